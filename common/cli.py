@@ -1,0 +1,130 @@
+"""The `lightning` command, also installed as `effclip` and run by `python -m common.cli`.
+
+Lightning ships LightningCLI but no command of that name, so this package does. The subcommand is decided
+before torch is imported, so that a mistyped command or path is answered at once. Another distribution may
+own a `lightning` command too (the cloud client does); what is not ours to run is handed to it.
+"""
+
+import importlib.metadata
+import importlib.resources
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+SIGTERM_EXIT_CODE = 128 + 15
+
+USAGE = """\
+usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] [--KEY VALUE ...]
+
+  -c FILE.yaml        a recipe, or changes to the recipes before it; a packaged one is found from any
+                      directory by its name, such as waveclip/embedded.yaml
+  --KEY VALUE         one changed setting, such as --trainer.max_steps 100 or --model.init_args.NAME VALUE
+  --print_config      print the whole configuration and stop
+  --ckpt_path FILE    continue from, or evaluate, a checkpoint; what the recipe or the command line says
+                      wins over what the checkpoint remembers
+  --help              after a subcommand: all settings
+
+environment: EFFCLIP_RUNS (folder of run directories, default runs), EFFCLIP_DEBUG=1 (tracebacks)"""
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run the command line `argv` (default: `sys.argv[1:]`) and return its exit code.
+
+    0 done, 1 a ValueError raised by this suite (printed as one message), 2 wrong usage, 143 stopped by
+    SIGTERM. Any other exception, and the SystemExit of `--help` or of a rejected setting, passes through.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] and argv[0] in SUBCOMMANDS:
+        return _run(argv)
+    if argv[:1] and argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    other = _other_lightning()
+    if other is not None:
+        return other.load()()
+    said = f"no subcommand {argv[0]!r}; it comes first on the line" if argv else "a subcommand is missing"
+    print(f"{USAGE}\n\nlightning: error: {said}", file=sys.stderr)
+    return 2
+
+
+def resolve_configs(argv: Sequence[str]) -> list[str]:
+    """A copy of `argv` in which the value of every `-c` and `--config` names an existing file.
+
+    A path is taken from the working directory first, then as `PACKAGE/FILE.yaml` inside the installed
+    packages. `sys.argv` stays as it was: the processes that DDP starts read it again.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    resolved = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("-c", "--config"):
+            continue
+        if equals:
+            resolved[i] = f"{flag}={_config_path(value)}"
+        elif i + 1 < len(argv):
+            resolved[i + 1] = _config_path(argv[i + 1])
+    return resolved
+
+
+def _config_path(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    package = Path(name).parts[:1]
+    if package and package[0] in PACKAGES:
+        packaged = importlib.resources.files(package[0]).joinpath(*Path(name).parts[1:])
+        if packaged.is_file():
+            return str(packaged)
+    raise ValueError(
+        f"no config file at {Path(name).absolute()}; give a local YAML file, or a packaged one such as "
+        "waveclip/embedded.yaml"
+    )
+
+
+def _other_lightning() -> importlib.metadata.EntryPoint | None:
+    """The `lightning` console script that another installed distribution declares, if there is one."""
+    scripts = importlib.metadata.entry_points(group="console_scripts", name="lightning")
+    return next((script for script in scripts if script.value != "common.cli:main"), None)
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        arguments = resolve_configs(argv)
+        # A console script does not see the working directory; appended, so that it can shadow nothing.
+        sys.path.append(os.getcwd())
+        return _train(arguments)
+    except ValueError as error:
+        if os.environ.get("EFFCLIP_DEBUG") or not _raised_here(error):
+            raise
+        print(f"lightning: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _train(arguments: list[str]) -> int:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from common.lightning_cli import RecipeCLI
+
+    try:
+        RecipeCLI(arguments)
+    except SIGTERMException:
+        # Lightning stops in good order and would report success; a scheduler must see that it was stopped.
+        return SIGTERM_EXIT_CODE
+    return 0
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the line that raised stands in one of this suite's packages: a message meant for the user."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    # __spec__, not __name__: under `python -m common.cli` this module's __name__ is __main__.
+    spec = frame.f_globals.get("__spec__")
+    return spec is not None and spec.name.partition(".")[0] in PACKAGES
+
+
+if __name__ == "__main__":
+    sys.exit(main())

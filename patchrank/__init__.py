@@ -1,0 +1,1 @@
+"""Patch Ranking: keep the image tokens that a learned ranking puts first."""

@@ -1,0 +1,40 @@
+"""Every recipe is accepted by the command that runs it.
+
+A YAML file directly in a package's folder is a recipe, or, when it names no model, an overlay for the recipes
+of its package (`-c mlip/yfcc15m.yaml -c mlip/smoke.yaml`).
+"""
+
+import pytest
+import yaml
+
+from common.cli import main
+from tests.readme import ROOT
+
+FILES = sorted(
+    path
+    for package in ("common", "waveclip", "mlip", "patchrank")
+    for path in (ROOT / package).glob("*.yaml")
+)
+RECIPES = [path for path in FILES if "model" in yaml.safe_load(path.read_text())]
+OVERLAYS = [path for path in FILES if path not in RECIPES]
+RUNS = [[recipe] for recipe in RECIPES] + [
+    [recipe, overlay] for overlay in OVERLAYS for recipe in RECIPES if recipe.parent == overlay.parent
+]
+
+
+@pytest.mark.parametrize(
+    "files", RUNS, ids=lambda files: "+".join(str(path.relative_to(ROOT)) for path in files)
+)
+def test_recipe_is_parsed_with_all_its_settings(files, capsys):
+    arguments = [argument for path in files for argument in ("-c", str(path))]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments, "--print_config"])
+    printed = capsys.readouterr()
+    assert stop.value.code in (0, None), printed.err
+    merged = yaml.safe_load(printed.out)
+    assert merged["model"]["class_path"]
+    assert merged["trainer"]
+
+
+def test_every_overlay_has_a_recipe_to_change():
+    assert {overlay.parent for overlay in OVERLAYS} <= {recipe.parent for recipe in RECIPES}

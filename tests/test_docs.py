@@ -1,0 +1,68 @@
+"""README commands name what exists, and the house rules that a machine can check hold."""
+
+import ast
+import re
+import shlex
+
+import pytest
+
+from common.cli import SUBCOMMANDS, main
+from tests.readme import NEEDS, ROOT, blocks
+
+README = ROOT / "README.md"
+FOLDERS = ("common", "waveclip", "mlip", "patchrank", "benchmarks", "tests")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+MAKE_TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
+
+
+def test_blocks_are_told_apart_by_the_comment_before_them():
+    text = (
+        "```bash\nmake test  # quick\n```\n<!-- needs: network, gpu -->\n\n```bash\na \\\n  b\n```\n"
+        "```python\nno()\n```\n<!-- a remark -->\n```bash\nc\n```\n"
+    )
+    found = blocks(text)
+    assert [block.commands() for block in found] == [["make test"], ["a b"], ["c"]]
+    assert [block.needs for block in found] == [set(), {"network", "gpu"}, set()]
+
+
+def _words(command: str) -> list[str]:
+    """The words of a shell command without the variables set before or after it (`SMOKE=1 make x ONLY=y`)."""
+    return [word for word in shlex.split(command) if not ASSIGNMENT.fullmatch(word)]
+
+
+def test_every_readme_command_names_what_exists():
+    readme_blocks = blocks(README.read_text())
+    assert any(not block.needs for block in readme_blocks), "the README shows nothing that CI runs"
+    for block in readme_blocks:
+        assert block.needs <= NEEDS, f"unknown need in {sorted(block.needs)}; one of {sorted(NEEDS)}"
+        for command in block.commands():
+            words = _words(command)
+            if words[:1] == ["make"]:
+                targets = [word for word in words[1:] if not word.startswith("-")]
+                assert set(targets) <= MAKE_TARGETS, f"the README's {command!r} is not in the Makefile"
+            if words[0] in ("lightning", "effclip") and words[1] in SUBCOMMANDS:
+                with pytest.raises(SystemExit) as stop:
+                    main([*words[1:], "--print_config"])
+                assert stop.value.code in (0, None), f"the README's {command!r} is not accepted"
+
+
+def test_blocks_that_ci_runs_do_not_install():
+    for block in blocks(README.read_text()):
+        installs = re.search(r"git clone|make setup|pip install", block.script)
+        assert block.needs or not installs, f"needs the network, so mark it:\n{block.script}"
+
+
+def test_make_help_explains_every_target():
+    explained = set(re.findall(r"^([a-z0-9-]+):.*## \S", (ROOT / "Makefile").read_text(), re.M))
+    assert explained == MAKE_TARGETS
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400, "one idea a file: split it"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines; split it"
