@@ -9,8 +9,8 @@ One fused multiply-add is one MAC; what the papers call GFLOPs are GMACs.
   kernel are not seen: 16.87 for the ViT-B/16 image tower.
 * ``gmacs``: the same with attention and Fourier transforms: 17.58.
 
-Elementwise operations, reductions, look-ups and copies cost nothing in either. An operation that is in neither
-group is an error, so that nothing expensive is left out in silence.
+Elementwise operations, reductions, look-ups and copies cost nothing in either. Any other operation is an
+error, so that nothing expensive is left out in silence.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _PRODUCTS = {
 _FREE = set(
     """
     abs acos add addcdiv addcmul adaptive_max_pool2d alias all amax amin any argmax argmin argsort
-    as_strided avg_pool2d avg_pool1d bernoulli bitwise_and bitwise_or broadcast_tensors broadcast_to bucketize
-    ceil clamp_max clamp_min clone complex concat conj cos cumsum diag diagonal
-    diagonal_copy diff div elu embedding empty_like erf exp expand_as expm1 exponential fill
-    fft_fftshift fft_ifftshift flip frobenius_norm gelu glu hardsigmoid hardswish hardtanh hypot imag index_add
-    index_copy index_fill index_put index_select isfinite isinf isnan is_nonzero item le leaky_relu
-    lerp lift_fresh linalg_vector_norm linspace log log1p log2 log_sigmoid log_softmax logical_and logical_not
-    logical_or logical_xor logsumexp lt masked_scatter masked_select max_pool2d maximum mean min minimum movedim
-    mul multiply ne neg new_ones new_tensor norm normal numpy_T numel one_hot ones_like pad pixel_shuffle
-    pixel_unshuffle pow prelu prod rand rand_like randn randn_like real reciprocal relu6 repeat
-    repeat_interleave resolve_conj resolve_neg round rsqrt rsub scalar_tensor scatter scatter_add sigmoid sign
-    silu sin softmax softplus sort sqrt square std sub subtract sum swapaxes take_along_dim tan tanh tensor
-    tensor_split tile topk tril triu true_divide unflatten unfold uniform unique_consecutive unsafe_chunk
-    unsafe_split var var_mean view_as view_as_complex view_as_real where zero
-""".split()
+    as_strided avg_pool2d avg_pool1d bernoulli bitwise_and bitwise_or broadcast_tensors broadcast_to
+    ceil clamp_max clamp_min clone complex concat conj cos cumsum diagonal diagonal_copy diff div elu
+    embedding empty_like erf exp expand_as expm1 exponential fill fft_fftshift fft_ifftshift flip
+    frobenius_norm gelu hardsigmoid hardswish hardtanh imag index_add index_copy index_fill index_put
+    index_select isfinite isinf isnan item le leaky_relu lerp lift_fresh linalg_vector_norm log log1p
+    log2 log_sigmoid log_softmax logical_and logical_not logical_or logical_xor logsumexp lt
+    masked_scatter masked_select max_pool2d maximum mean min minimum movedim mul multiply ne neg
+    new_ones norm normal numel ones_like pad pixel_shuffle pixel_unshuffle pow prelu prod rand rand_like
+    randn randn_like real reciprocal relu6 repeat repeat_interleave resolve_conj resolve_neg round rsqrt
+    rsub scalar_tensor scatter scatter_add sigmoid sign silu sin softmax softplus sort sqrt square std
+    sub subtract sum swapaxes take_along_dim tan tanh tensor tensor_split tile topk tril triu
+    true_divide unflatten unfold uniform unique_consecutive unsafe_chunk unsafe_split var var_mean
+    view_as view_as_complex view_as_real where zero
+    """.split()  # noqa: SIM905
 )
 
 
@@ -74,7 +74,7 @@ class Macs:
 def count_macs(module: nn.Module, *inputs: torch.Tensor) -> Macs:
     """The cost of ``module(*inputs)``, without gradients, in evaluation mode (the module's mode is restored).
 
-    The whole batch is counted: two pictures cost twice one. The module really runs, on real (not meta) tensors.
+    The whole batch is counted: two pictures cost twice one. The module really runs; meta tensors will not do.
     ValueError: an operation that may cost something and that this counter does not know.
     """
     analysis = FlopCountAnalysis(_Traced(module), inputs)
@@ -85,7 +85,7 @@ def count_macs(module: nn.Module, *inputs: torch.Tensor) -> Macs:
     unknown = {op for op in analysis.unsupported_ops() if op.removeprefix("aten::").rstrip("_") not in _FREE}
     if unknown:
         raise ValueError(
-            f"no cost is known for {', '.join(sorted(unknown))}; add a handle, or list it as free, in common/flops.py"
+            f"no cost is known for {', '.join(sorted(unknown))}; give it a handle or list it as free here"
         )
     total = counts[""]
     return Macs(
@@ -102,7 +102,7 @@ def count_macs(module: nn.Module, *inputs: torch.Tensor) -> Macs:
 
 
 def expected_macs(paths: Sequence[Macs], fractions: Sequence[float]) -> Macs:
-    """The mean cost of a model whose inputs take different paths, ``fractions[i]`` of them the path ``paths[i]``.
+    """The mean cost of a model whose inputs take different paths: ``fractions[i]`` of them take ``paths[i]``.
 
     ``params`` is the largest path's. ValueError: lengths differ, a negative fraction, or a sum other than 1.
     """
@@ -163,7 +163,7 @@ def _tensors(result) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def _inference(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients and without torch's fused multi-head attention, which hides its layers."""
+    """Evaluation mode, no gradients, and no fused multi-head attention of torch's, which hides its layers."""
     modes = {part: part.training for part in module.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -178,7 +178,7 @@ def _inference(module: nn.Module) -> Iterator[None]:
 
 
 def _product(contracted: int):
-    """Every product of matrices or vectors: one MAC for each value of the result and of the contracted dimension."""
+    """A product of matrices or vectors: result values times the contracted dimension."""
     return lambda inputs, outputs: math.prod(get_shape(outputs[0])) * get_shape(inputs[contracted])[-1]
 
 
@@ -189,7 +189,7 @@ def _attention(inputs, outputs) -> Counter:
 
 
 def _masked_product(inputs, outputs) -> Counter:
-    """``baddbmm``: how unfused attention adds its mask; fvcore does not see it, so it is not in ``gmacs_paper``."""
+    """``baddbmm``, how unfused attention adds its mask; unseen by fvcore, so not in ``gmacs_paper``."""
     return Counter(attention=_product(1)(inputs, outputs))
 
 

@@ -1,0 +1,133 @@
+"""Accuracy with its uncertainty, of anything that turns images into scores.
+
+Shapes: B images of a batch, M images in all, C classes, E joint dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from common.zeroshot import similarity
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 accuracy (fractions) on M images.
+
+    correct: bool [M], whether each image's first guess was right, in the loader's order; what paired intervals need.
+    interval: Wilson's 95 % interval of ``top1``.
+    keys: the samples' names where the batches carry them, else empty.
+    """
+
+    top1: float
+    top5: float
+    correct: Tensor
+    interval: tuple[float, float]
+    keys: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def accuracy(
+    scores: Callable[[Tensor], Tensor],
+    loader: Iterable[Mapping[str, Any]],
+    num_classes: int,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Accuracy:
+    """Accuracy of ``scores``: images [B,3,S,S] -> [B,C], over batches with "image" and "label" (and "key").
+
+    progress: draw a bar. With fewer than five classes ``top5`` is the accuracy over all of them.
+    ValueError: no batch, a batch without labels, or a label outside [0, C).
+    """
+    metrics = [
+        MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro").to(device) for k in (1, 5)
+    ]
+    correct, keys = [], []
+    for batch in track(loader, description="evaluating", disable=not progress):
+        if "label" not in batch:
+            raise ValueError(
+                f"a batch with {sorted(batch)} has no 'label'; evaluation needs labelled pictures"
+            )
+        labels = batch["label"].to(device)
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(f"labels from {labels.min()} to {labels.max()} do not fit {num_classes} classes")
+        guesses = scores(batch["image"].to(device)).float()
+        for metric in metrics:
+            metric.update(guesses, labels)
+        correct.append((guesses.argmax(-1) == labels).cpu())
+        keys += batch.get("key", [])
+    if not correct:
+        raise ValueError("the loader gave no batch; check the data path and that the split is not empty")
+    right = torch.cat(correct)
+    top1, top5 = (float(metric.compute()) for metric in metrics)
+    return Accuracy(top1, top5, right, wilson_interval(int(right.sum()), len(right)), tuple(keys))
+
+
+def zero_shot(
+    model: nn.Module,
+    loader: Iterable[Mapping[str, Any]],
+    classes: Tensor,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Accuracy:
+    """Zero-shot accuracy of a model with ``encode_image`` against class embeddings [C,E]; see ``accuracy``.
+
+    The model is moved to ``device`` and evaluated in evaluation mode, which is restored.
+    """
+    training = model.training
+    model.to(device).eval()
+    try:
+        return accuracy(
+            lambda images: similarity(model.encode_image(images), classes),
+            loader,
+            len(classes),
+            device,
+            progress,
+        )
+    finally:
+        model.train(training)
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (E. B. Wilson, 1927), within [0, 1] also at 0 and at all correct.
+
+    ValueError unless 0 <= correct <= total and total > 0.
+    """
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"{correct} correct of {total} is not a proportion")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, spread = correct / total, z * z / total
+    centre = share + spread / 2
+    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
+
+
+def paired_difference(
+    first: Tensor, second: Tensor, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Accuracy of ``first`` minus that of ``second`` (both bool [M], same images in order) -> (difference, low, high).
+
+    Percentile bootstrap over images. A resample only matters through how many images each model alone gets right,
+    and those counts are multinomial, so they are drawn as such: the same distribution without M draws each.
+    ValueError: different or no images.
+    """
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise ValueError(
+            f"correctness of shapes {tuple(first.shape)} and {tuple(second.shape)}; give one bool per image"
+        )
+    total = len(first)
+    gains, losses = int((first & ~second).sum()), int((second & ~first).sum())
+    shares = np.array([gains, losses, total - gains - losses]) / total
+    draws = np.random.default_rng(seed).multinomial(total, shares, size=resamples)
+    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / total, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return (gains - losses) / total, float(low), float(high)

@@ -1,0 +1,63 @@
+"""Zero-shot classification: prompt templates -> class embeddings -> scores.
+
+Shapes: B images, C classes, P templates, T text tokens, E joint dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGENET_NAMES: tuple[str, ...] = tuple(IMAGENET_CLASSNAMES)
+"""The 1,000 class names of ImageNet as open_clip curates them, in the order of the sorted WordNet ids."""
+
+IMAGENET_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+"""CLIP's 80 prompts for ImageNet, with ``{}`` where the class name goes."""
+
+PHOTO: tuple[str, ...] = ("a photo of a {}.",)
+"""The single prompt of quick evaluations."""
+
+
+@torch.no_grad()
+def class_embeddings(
+    text_tower: nn.Module | Callable[[Tensor], Tensor],
+    tokenizer: Callable[[list[str]], Tensor],
+    class_names: Sequence[str],
+    templates: Sequence[str] = PHOTO,
+    batch_size: int = 512,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """One unit vector [C,E] for each class: the normalised mean of its prompts' normalised embeddings.
+
+    text_tower: ids [B,T] -> [B,E], normalised or not.  tokenizer: texts -> ids [B,T].
+    templates: prompts with ``{}`` in place of the name.
+    batch_size: prompts at a time; all prompts of one class always go together.
+    device: where the ids go; None: to the tower's parameters.
+    ValueError: no names, no templates, or a template without ``{}``.
+    """
+    if not class_names or not templates:
+        raise ValueError(
+            f"{len(class_names)} class names and {len(templates)} templates; give one of each at least"
+        )
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"template {template!r} has no {{}} for the class name")
+    if device is None and isinstance(text_tower, nn.Module):
+        device = next(text_tower.parameters()).device
+    step = max(1, batch_size // len(templates))
+    embeddings = []
+    for start in range(0, len(class_names), step):
+        names = class_names[start : start + step]
+        prompts = [template.replace("{}", name) for name in names for template in templates]
+        z = F.normalize(text_tower(tokenizer(prompts).to(device)).float(), dim=-1)
+        embeddings.append(F.normalize(z.unflatten(0, (len(names), len(templates))).mean(1), dim=-1))
+    return torch.cat(embeddings)
+
+
+def similarity(image_embeddings: Tensor, classes: Tensor) -> Tensor:
+    """Cosine of every image [B,E], normalised here, with every unit class embedding [C,E], in fp32 -> [B,C]."""
+    return F.normalize(image_embeddings.float(), dim=-1) @ classes.float().to(image_embeddings.device).T

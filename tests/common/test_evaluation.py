@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from torch.nn import functional as F
+
+from common.clip import CLIP
+from common.evaluation import accuracy, paired_difference, wilson_interval, zero_shot
+
+
+def batches(images, labels, size):
+    for start in range(0, len(images), size):
+        rows = range(start, min(start + size, len(images)))
+        yield {
+            "image": images[start : start + size],
+            "label": labels[start : start + size],
+            "key": [f"{i}" for i in rows],
+        }
+
+
+def test_zero_shot_equals_the_plain_sum():
+    torch.manual_seed(0)
+    clip = CLIP.tiny().train()
+    images, labels = torch.randn(23, 3, 32, 32), torch.randint(0, 7, (23,))
+    classes = F.normalize(torch.randn(7, 32), dim=-1)
+    with torch.no_grad():
+        order = (clip.eval().encode_image(images) @ classes.T).argsort(-1, descending=True)
+    clip.train()
+    found = zero_shot(clip, batches(images, labels, 5), classes)
+    assert torch.equal(found.correct, order[:, 0] == labels)
+    assert found.top1 == pytest.approx((order[:, 0] == labels).float().mean().item())
+    assert found.top5 == pytest.approx((order[:, :5] == labels[:, None]).any(-1).float().mean().item())
+    assert found.interval == wilson_interval(int(found.correct.sum()), 23)
+    assert found.keys == tuple(str(i) for i in range(23))
+    assert clip.training
+
+
+def test_fewer_than_five_classes():
+    found = accuracy(lambda images: images, [{"image": torch.eye(3), "label": torch.tensor([0, 1, 0])}], 3)
+    assert (found.top1, found.top5) == (pytest.approx(2 / 3), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        ([], "no batch"),
+        ([{"image": torch.eye(3)}], "no 'label'"),
+        ([{"image": torch.eye(3), "label": torch.tensor([0, 1, 3])}], "do not fit 3 classes"),
+    ],
+)
+def test_unusable_data(loader, message):
+    with pytest.raises(ValueError, match=message):
+        accuracy(lambda images: images, loader, 3)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 10), (10, 10), (3, 17), (601, 1000), (13000, 20000)])
+def test_wilson_interval_against_scipy(correct, total):
+    expected = binomtest(correct, total).proportion_ci(method="wilson")
+    assert wilson_interval(correct, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_interval_refuses_nonsense():
+    for correct, total in ((1, 0), (5, 4), (-1, 4)):
+        with pytest.raises(ValueError, match="not a proportion"):
+            wilson_interval(correct, total)
+
+
+def test_paired_difference_is_the_bootstrap_over_images():
+    generator = np.random.default_rng(1)
+    first, second = (torch.from_numpy(generator.random(400) < share) for share in (0.7, 0.62))
+    difference, low, high = paired_difference(first, second)
+    assert difference == pytest.approx(first.float().mean().item() - second.float().mean().item())
+    steps = first.numpy().astype(float) - second.numpy()
+    plain = steps[generator.integers(0, 400, (10_000, 400))].mean(1)
+    assert (low, high) == pytest.approx(tuple(np.quantile(plain, [0.025, 0.975])), abs=0.006)
+    assert paired_difference(first, second) == (difference, low, high)
+    assert paired_difference(first, first) == (0, 0, 0)
+    with pytest.raises(ValueError, match="one bool per image"):
+        paired_difference(first, second[:5])

@@ -1,0 +1,47 @@
+import open_clip
+import pytest
+import torch
+from open_clip.zero_shot_classifier import build_zero_shot_classifier
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+from common.clip import CLIP
+from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES, class_embeddings, similarity
+
+ARCHITECTURE = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 1, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+
+
+@pytest.mark.parametrize("templates", [OPENAI_IMAGENET_TEMPLATES[:5], OPENAI_IMAGENET_TEMPLATES[:1]])
+def test_equals_open_clips_classifier(templates):
+    theirs = open_clip.CLIP(**ARCHITECTURE).eval()
+    ours = CLIP(ARCHITECTURE).eval()
+    ours.load_weights(theirs.state_dict())
+    names = list(IMAGENET_NAMES[:23])
+    expected = build_zero_shot_classifier(theirs, open_clip.get_tokenizer("ViT-B-16"), names, templates).T
+    prompts = [template("{}") for template in templates]
+    for batch_size in (1, 7, 512):
+        found = class_embeddings(ours.text_tower, ours.tokenizer, names, prompts, batch_size)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(23))
+    images = torch.randn(3, 32)
+    torch.testing.assert_close(
+        similarity(images, found), torch.cosine_similarity(images[:, None], found[None], dim=-1)
+    )
+
+
+def test_imagenet_names_and_prompts():
+    assert len(IMAGENET_NAMES) == 1000
+    assert (IMAGENET_NAMES[0], IMAGENET_NAMES[-1]) == ("tench", "toilet paper")
+    assert len(IMAGENET_TEMPLATES) == 80
+    assert IMAGENET_TEMPLATES[0].replace("{}", "tench") == OPENAI_IMAGENET_TEMPLATES[0]("tench")
+
+
+def test_bad_prompts_are_refused():
+    clip = CLIP.tiny()
+    with pytest.raises(ValueError, match="no {} for the class name"):
+        class_embeddings(clip.text_tower, clip.tokenizer, ["cat"], ["a cat"])
+    with pytest.raises(ValueError, match="0 class names"):
+        class_embeddings(clip.text_tower, clip.tokenizer, [])
