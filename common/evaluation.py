@@ -24,7 +24,7 @@ from common.zeroshot import similarity
 class Accuracy:
     """Top-1 and top-5 accuracy (fractions) on M images.
 
-    correct: bool [M], whether each image's first guess was right, in the loader's order; what paired intervals need.
+    correct: bool [M], whether each image's first guess was right, in the loader's order, for paired intervals.
     interval: Wilson's 95 % interval of ``top1``.
     keys: the samples' names where the batches carry them, else empty.
     """
@@ -99,7 +99,7 @@ def zero_shot(
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (E. B. Wilson, 1927), within [0, 1] also at 0 and at all correct.
+    """Wilson's score interval of a proportion (E. B. Wilson, 1927), which stays within [0, 1].
 
     ValueError unless 0 <= correct <= total and total > 0.
     """
@@ -117,13 +117,13 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Accuracy of ``first`` minus that of ``second`` (both bool [M], same images in order) -> (difference, low, high).
 
-    Percentile bootstrap over images. A resample only matters through how many images each model alone gets right,
-    and those counts are multinomial, so they are drawn as such: the same distribution without M draws each.
+    Percentile bootstrap over images. A resample matters only through how many images each model alone gets
+    right, and those counts are multinomial, so they are drawn as such: the same distribution, without M draws.
     ValueError: different or no images.
     """
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(
-            f"correctness of shapes {tuple(first.shape)} and {tuple(second.shape)}; give one bool per image"
+            f"shapes {tuple(first.shape)} and {tuple(second.shape)} differ; give one bool per image"
         )
     total = len(first)
     gains, losses = int((first & ~second).sum()), int((second & ~first).sum())

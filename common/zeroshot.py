@@ -59,5 +59,5 @@ def class_embeddings(
 
 
 def similarity(image_embeddings: Tensor, classes: Tensor) -> Tensor:
-    """Cosine of every image [B,E], normalised here, with every unit class embedding [C,E], in fp32 -> [B,C]."""
+    """Cosine of every image [B,E], normalised here, with every unit class embedding [C,E] -> fp32 [B,C]."""
     return F.normalize(image_embeddings.float(), dim=-1) @ classes.float().to(image_embeddings.device).T
