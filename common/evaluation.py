@@ -24,7 +24,7 @@ from common.zeroshot import similarity
 class Accuracy:
     """Top-1 and top-5 accuracy (fractions) on M images.
 
-    correct: bool [M], whether each image's first guess was right, in the loader's order, for paired intervals.
+    correct: bool [M], whether each image's first guess was right, in the loader's order.
     interval: Wilson's 95 % interval of ``top1``.
     keys: the samples' names where the batches carry them, else empty.
     """
@@ -115,10 +115,10 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 def paired_difference(
     first: Tensor, second: Tensor, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Accuracy of ``first`` minus that of ``second`` (both bool [M], same images in order) -> (difference, low, high).
+    """Accuracy of ``first`` minus that of ``second``, both bool [M] in one order -> (difference, low, high).
 
     Percentile bootstrap over images. A resample matters only through how many images each model alone gets
-    right, and those counts are multinomial, so they are drawn as such: the same distribution, without M draws.
+    right, and those counts are multinomial, so they are drawn as such: the same distribution in one draw.
     ValueError: different or no images.
     """
     if first.shape != second.shape or first.ndim != 1 or not len(first):
