@@ -1,0 +1,271 @@
+"""WebDataset shards -> batches, for one of several readers (a reader is one worker of one rank).
+
+webdataset takes the tar files apart; which shards a reader gets, their order, the decoding and the accounting of
+damage are ours, because its own stages repeat one order every epoch, look for the rank inside the worker, and
+decode pickles.
+
+Shapes: B samples, T tokens, H height, W width.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import torch
+from braceexpand import braceexpand
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.tariterators import base_plus_ext, tarfile_samples
+
+from common.data.transforms import Transform, to_batch
+from common.tokenizer import Tokenizer
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+WANTED = (*PICTURES, "txt", "json", "cls")
+
+_log = logging.getLogger(__name__)
+_GRACE = 1000  # a fraction of damage is judged over at least this many samples, or at the end of a pass
+
+
+class Shard(NamedTuple):
+    """A shard's path or URL and how many samples it holds (None: unknown)."""
+
+    url: str
+    samples: int | None
+
+
+def expand(pattern: str, allow_pipe: bool = False) -> list[str]:
+    """Paths and URLs of a pattern with ``{000..059}`` braces and ``${VARIABLES}``.
+
+    ValueError: a ``pipe:`` command that was not allowed, or local files that do not exist.
+    """
+    urls = list(braceexpand(os.path.expanduser(os.path.expandvars(pattern))))
+    if not allow_pipe and any(url.startswith("pipe:") for url in urls):
+        raise ValueError(
+            f"{pattern!r} runs a shell command; set allow_pipe: true if you trust this configuration"
+        )
+    missing = [url for url in urls if ":" not in url and not Path(url).is_file()]
+    if missing:
+        where = Path(missing[0]).absolute()
+        raise ValueError(f"{len(missing)} of {len(urls)} shards of {pattern!r} are missing, first {where}")
+    return urls
+
+
+def count_samples(urls: Sequence[str]) -> list[Shard]:
+    """Each shard with its number of samples: from ``manifest.json`` beside it, else from the tar file's headers.
+
+    A remote shard has no manifest beside it; its number stays None.
+    """
+    manifests = {}
+    for folder in {Path(url).parent for url in urls if ":" not in url}:
+        file = folder / "manifest.json"
+        manifests[folder] = json.loads(file.read_text())["shards"] if file.is_file() else {}
+    shards = []
+    for url in urls:
+        entry = manifests.get(Path(url).parent, {}).get(Path(url).name)
+        shards.append(Shard(url, entry["samples"] if entry else None if ":" in url else _count_headers(url)))
+    return shards
+
+
+def _count_headers(path: str) -> int:
+    keys = set()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            keys.update(base_plus_ext(member.name)[0] for member in tar if _wanted(member.name))
+    except tarfile.ReadError as error:  # a truncated shard: the reader will report what it misses
+        _log.warning("%s: %s", path, error)
+    return len(keys)
+
+
+def _wanted(name: str) -> bool:
+    return name.rsplit(".", 1)[-1].lower() in WANTED
+
+
+class Damage:
+    """Counts samples that could not be used and fails once they are more than a fraction of those seen."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.seen, self.bad = limit, 0, 0
+
+    def add(self, where: str, error: object, samples: int = 1) -> None:
+        """Count and log damage at ``where`` (a key or a shard). ValueError: more than the limit."""
+        self.bad += samples
+        if self.bad <= 10 or self.bad % 1000 == 0:
+            _log.warning("skipped %s: %s (%d skipped so far)", where, error, self.bad)
+        self.last = f"{where}: {error}"
+        self.check(_GRACE)
+
+    def check(self, at_least: int = 1) -> None:
+        """ValueError: more damaged samples than the limit allows among those seen (at least so many)."""
+        if self.bad > self.limit * max(self.seen, at_least):
+            raise ValueError(
+                f"{self.bad} of {self.seen} samples are damaged, above max_damaged={self.limit}; last {self.last}; "
+                "write the shards again, or raise max_damaged"
+            )
+
+
+def read_shard(shard: Shard, damage: Damage) -> Iterator[dict[str, Any]]:
+    """Undecoded samples of one shard: ``__key__`` and the bytes of the wanted members, nothing else.
+
+    What is wrong with the tar file, and samples that the shard should hold and does not, count as damage.
+    """
+    found = 0
+    try:
+        for sample in tarfile_samples(iter([{"url": shard.url}]), select_files=_wanted):
+            found += 1
+            damage.seen += 1
+            yield sample
+    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
+        damage.add(shard.url, error)
+    if shard.samples is not None and found < shard.samples:
+        damage.add(shard.url, f"holds {found} samples instead of {shard.samples}", shard.samples - found)
+
+
+def shuffled(samples: Iterator[Any], size: int, rng: Random) -> Iterator[Any]:
+    """The same samples in an order that is random within a buffer of ``size``."""
+    buffer: list[Any] = []
+    for sample in samples:
+        if len(buffer) < size:
+            buffer.append(sample)
+            continue
+        place = rng.randrange(size)
+        buffer[place], sample = sample, buffer[place]
+        yield sample
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+def caption_id(caption: str) -> int:
+    """A signed 64-bit hash: equal captions have equal ids, also across ranks."""
+    return int.from_bytes(blake2b(caption.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Bytes of one sample -> picture, token ids and label; the only formats are pictures, UTF-8 text and JSON."""
+
+    transform: Transform
+    tokenizer: Tokenizer
+
+    def __call__(self, sample: dict[str, Any], rng: Random) -> dict[str, Any]:
+        """{"image": uint8 [H,W,3], "ids": list, "caption_id", "key", and "label" where there is one}.
+
+        ValueError, OSError: a member is missing, damaged or empty.
+        """
+        picture = next((sample[extension] for extension in PICTURES if extension in sample), None)
+        if picture is None or "txt" not in sample:
+            members = sorted(name for name in sample if not name.startswith("__"))
+            raise ValueError(f"needs a picture and a txt, has {members}")
+        caption = sample["txt"].decode("utf-8").strip()
+        ids = self.tokenizer.ids(caption, truncate=True)  # refuses an empty caption
+        with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "WEBP")) as image:
+            pixels = self.transform(image, rng)
+        out = {"image": pixels, "ids": ids, "caption_id": caption_id(caption), "key": sample["__key__"]}
+        facts = json.loads(sample["json"]) if "json" in sample else {}
+        label = sample["cls"] if "cls" in sample else facts.get("label") if isinstance(facts, dict) else None
+        return out if label is None else {**out, "label": int(label)}
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
+    """Decoded samples -> a batch; ``text`` is padded to its longest caption, since a causal tower sees no padding.
+
+    "image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key": list of B strings,
+    "label": long [B] where every sample has one.
+    """
+    longest = max(len(sample["ids"]) for sample in samples)
+    batch = {
+        "image": to_batch([sample["image"] for sample in samples]),
+        "text": torch.tensor([sample["ids"] + [0] * (longest - len(sample["ids"])) for sample in samples]),
+        "caption_id": torch.tensor([sample["caption_id"] for sample in samples]),
+        "key": [sample["key"] for sample in samples],
+    }
+    if all("label" in sample for sample in samples):
+        batch["label"] = torch.tensor([sample["label"] for sample in samples])
+    return batch
+
+
+class ShardDataset(IterableDataset):
+    """Batches of the shards that fall to this worker of this rank.
+
+    Training (``batches`` given): each epoch permutes all shards by (seed, epoch), pads them by wrap-around to a
+    multiple of the readers, and every reader delivers exactly ``batches`` full batches, starting over in its shards
+    where they hold too few. Evaluation (``batches`` None): every sample once, in order, the last batch as it comes.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        decoder: Decoder,
+        batch_size: int,
+        *,
+        batches: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        shuffle_buffer: int = 1000,
+        max_damaged: float = 0.01,
+    ) -> None:
+        self.shards, self.decoder, self.batch_size, self.batches = list(shards), decoder, batch_size, batches
+        self.rank, self.world, self.seed = rank, world, seed
+        self.shuffle_buffer, self.max_damaged = shuffle_buffer, max_damaged
+        # In shared memory, so that workers which outlive an epoch see the next one's number under fork and spawn.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration delivers, in this process and in all its workers."""
+        self._epoch.fill_(epoch)
+
+    def reader_shards(self, epoch: int, worker: int, workers: int) -> list[Shard]:
+        """The shards of one worker of this rank, in reading order."""
+        shards = list(self.shards)
+        if self.batches is not None:
+            Random(f"{self.seed}/{epoch}").shuffle(shards)
+            shards += shards[: -len(shards) % (self.world * workers)]
+        return shards[self.rank :: self.world][worker::workers]
+
+    def __iter__(self) -> Iterator[dict[str, Tensor | list[str]]]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        epoch = int(self._epoch)
+        damage = Damage(self.max_damaged)
+        samples: list[dict[str, Any]] = []
+        delivered = 0
+        for raw in self._raw(epoch, worker, workers, damage):
+            try:
+                samples.append(self.decoder(raw, Random(f"{self.seed}/{epoch}/{raw['__key__']}")))
+            except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+                damage.add(raw["__key__"], error)
+            if len(samples) == self.batch_size:
+                yield collate(samples)
+                samples, delivered = [], delivered + 1
+                if delivered == self.batches:
+                    break
+        damage.check()
+        if samples:
+            yield collate(samples)
+
+    def _raw(self, epoch: int, worker: int, workers: int, damage: Damage) -> Iterator[dict[str, Any]]:
+        shards = self.reader_shards(epoch, worker, workers)
+        rng = Random(f"{self.seed}/{epoch}/{self.rank}/{worker}")
+        for _ in count():
+            before = damage.seen - damage.bad
+            stream = (sample for shard in shards for sample in read_shard(shard, damage))
+            if self.batches is None:
+                yield from stream
+                return
+            yield from shuffled(stream, self.shuffle_buffer, rng)
+            damage.check()
+            if damage.seen - damage.bad <= before:
+                raise ValueError(f"no usable sample in {len(shards)} shards, first {shards[0].url}")

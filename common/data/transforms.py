@@ -1,0 +1,125 @@
+"""Pictures -> uint8 arrays -> normalised tensors; every random choice comes from the generator that is handed in.
+
+Shapes: B images, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as TF
+
+Transform = Callable[[Image.Image, Random], np.ndarray]
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Channel means of OpenAI's CLIP, for pixel values in [0, 1]; used by every model of the suite."""
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Channel standard deviations that belong to MEAN."""
+
+
+def eval_transform(image_size: int) -> Transform:
+    """open_clip's evaluation picture: the shorter side to ``image_size`` (bicubic), then the central square.
+
+    The transform maps (image, rng) to uint8 [H,W,3] and leaves rng alone.
+    """
+    return partial(_resize_and_crop, image_size=image_size)
+
+
+def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0)) -> Transform:
+    """open_clip's training picture: a random box with ``scale`` of the area, resized bicubically to a square.
+
+    The transform maps (image, rng) to uint8 [H,W,3].
+    ValueError: ``scale`` is not an increasing pair within (0, 1].
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale {scale} must be an increasing pair within (0, 1], for instance (0.9, 1.0)")
+    return partial(_crop_and_resize, image_size=image_size, scale=scale)
+
+
+# Transforms are partial objects rather than closures: workers started by "spawn" receive them by pickling.
+def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.ndarray:
+    image = TF.resize(image.convert("RGB"), image_size, TF.InterpolationMode.BICUBIC)
+    return np.asarray(TF.center_crop(image, [image_size, image_size]))
+
+
+def _crop_and_resize(
+    image: Image.Image, rng: Random, image_size: int, scale: tuple[float, float]
+) -> np.ndarray:
+    image = image.convert("RGB")
+    box = random_box(*image.size, scale, rng)
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+
+
+def random_box(width: int, height: int, scale: tuple[float, float], rng: Random) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a box with a share of the area in ``scale`` and an aspect ratio in [3/4, 4/3].
+
+    A picture too long for such a box (ten tries) gives its central part with the nearest aspect ratio.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def center_view(image: Image.Image, rng: Random, *, image_size: int, view: int) -> np.ndarray:
+    """The central ``view`` x ``view`` pixels of a picture, at ``image_size``: uint8 [H,W,3]."""
+    left, top = (image.width - view) / 2, (image.height - view) / 2
+    box = (left, top, left + view, top + view)
+    return np.asarray(
+        image.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+    )
+
+
+def random_view(
+    image: Image.Image,
+    rng: Random,
+    *,
+    image_size: int,
+    view: int,
+    degrees: float = 10.0,
+    scale: tuple[float, float] = (0.9, 1.1),
+    shift: float = 3.0,
+) -> np.ndarray:
+    """The central view turned by up to ``degrees``, enlarged by ``scale``, moved by up to ``shift`` source pixels.
+
+    Crop, rotation, scale and shift are one affine map, so that the picture is interpolated once. What the view
+    shows beyond the picture's border takes the colour of its corner. Returns uint8 [H,W,3].
+    """
+    image = image.convert("RGB")
+    angle = math.radians(rng.uniform(-degrees, degrees))
+    step = view / image_size / rng.uniform(*scale)
+    cos, sin = step * math.cos(angle), step * math.sin(angle)
+    x0 = image.width / 2 + rng.uniform(-shift, shift) - (cos - sin) * image_size / 2
+    y0 = image.height / 2 + rng.uniform(-shift, shift) - (sin + cos) * image_size / 2
+    turned = image.transform(
+        (image_size, image_size),
+        Image.Transform.AFFINE,
+        (cos, -sin, x0, sin, cos, y0),
+        Image.Resampling.BICUBIC,
+        fillcolor=image.getpixel((0, 0)),
+    )
+    return np.asarray(turned)
+
+
+def to_batch(pictures: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [H,W,3] each -> normalised float [B,3,H,W]; one conversion for the whole batch."""
+    pixels = (
+        torch.from_numpy(np.stack(pictures))
+        .permute(0, 3, 1, 2)
+        .to(torch.float32, memory_format=torch.contiguous_format)
+    )
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return pixels.sub_(mean).div_(std)
