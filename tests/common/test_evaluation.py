@@ -59,7 +59,8 @@ def test_wilson_interval_by_its_definition(correct, total):
     for end, extreme in ((low, correct == 0), (high, correct == total)):
         distance, deviation = abs(correct / total - end), (end * (1 - end) / total) ** 0.5
         assert distance == pytest.approx(0 if extreme else 1.959964 * deviation, rel=1e-6, abs=1e-12)
-    assert 0 <= low <= correct / total <= high <= 1
+    assert 0 <= low <= correct / total + 1e-12
+    assert correct / total - 1e-12 <= high <= 1
 
 
 def test_wilson_interval_refuses_nonsense():
