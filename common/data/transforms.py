@@ -108,7 +108,7 @@ def random_view(
         (image_size, image_size),
         Image.Transform.AFFINE,
         (cos, -sin, x0, sin, cos, y0),
-        Image.Resampling.BICUBIC,
+        Image.Resampling.BILINEAR,
         fillcolor=image.getpixel((0, 0)),
     )
     return np.asarray(turned)
