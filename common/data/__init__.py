@@ -1,1 +1,1 @@
-"""Pictures and captions: WebDataset shards, the embedded benchmark, and the transforms between file and tensor."""
+"""Pictures and captions: WebDataset shards, the embedded benchmark, and transforms from file to tensor."""

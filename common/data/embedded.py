@@ -1,10 +1,10 @@
 """The embedded benchmark: Twemoji pictures with captions, a real image-text data set that needs pip alone.
 
-A picture shows one emoji at a random size, place and angle on a smooth random background, sometimes with a second,
-smaller one. Its caption names the emoji and, each with its own probability, the background's colour, the place, the
-size and the second emoji, so that retrieval and token alignment have words to align. Names are CLDR short names
-(embedded_names.tsv): every emoji of one code point that Twemoji draws, hence no country flags, keycaps, skin tones
-or joined sequences. Artwork: Twemoji, CC-BY 4.0.
+A picture shows one emoji at a random size, place and angle on a smooth random background, sometimes with a
+second, smaller one. Its caption names the emoji and, each with its own probability, the background's
+colour, the place, the size and the second emoji, so that retrieval and token alignment have words to align.
+Names are CLDR short names (embedded_names.tsv): every emoji of one code point that Twemoji draws, hence no
+country flags, keycaps, skin tones or joined sequences. Artwork: Twemoji, CC-BY 4.0.
 
 Labels number the names of ``class_names("all")``: first the seen ones, then the held-out ones.
 """
@@ -116,7 +116,7 @@ TEMPLATES = (prompt,)
 
 
 def vocabulary() -> list[int]:
-    """Byte-pair ids, ascending, that any caption of any name (held-out ones too) can contain, with both end marks."""
+    """Byte-pair ids, ascending, of all possible captions (held-out names too) and both end marks."""
     grammar = ["a an on background with", *COLOURS, *PHRASES.values(), *SIZES]
     return sorted({token for text in (*grammar, *class_names("all")) for token in encode(text)})
 
@@ -134,7 +134,7 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows: a background colour's name, its grid of colours, one emoji and perhaps a second."""
+    """All that a picture shows: a background colour's name, its shades, one emoji, perhaps a second."""
 
     colour: str
     grid: bytes
@@ -243,7 +243,7 @@ def _labels(split: str) -> range:
 
 
 def scene(split: str, index: int) -> tuple[Scene, str]:
-    """Picture ``index`` of a split and its caption; every run of as many pictures as names shows each name once."""
+    """Picture ``index`` of a split and its caption; each cycle of pictures shows every name once."""
     rng = Random(f"{split}/{index}")
     labels = _labels(split)
     cycle, place = divmod(index, len(labels))
@@ -289,7 +289,7 @@ def _write_shard(job: tuple[str, Path, list[int]]) -> dict[str, int | str]:
 
 
 def pack(split: str, root: Path | None = None) -> Path:
-    """The folder of a split's shards, written first where it is missing (all cores, complete or not at all)."""
+    """The folder of a split's shards; a missing one is written first, complete or not at all."""
     folder = (root or runs_directory() / "data") / f"embedded-{recipe_hash()}" / split
     if folder.exists():
         return folder
@@ -323,7 +323,7 @@ class EmbeddedDataModule(ShardDataModule):
     """The embedded benchmark's splits train, val, test, unseen and retrieval; packed when first asked for.
 
     Args:
-        architecture: open_clip model name or ``.json`` file; says the picture size, context length and vocabulary.
+        architecture: open_clip model name or ``.json`` file, for picture size, context length and vocabulary.
         batch_size: Pairs per batch on each device.
         num_workers: Worker processes per device; 0 reads in the training process.
         seed: Start of the loader's randomness (the stored pictures never change).
@@ -352,12 +352,9 @@ class EmbeddedDataModule(ShardDataModule):
 
     def prepare_data(self) -> None:
         """Pack what the trainer is about to read."""
-        fitting = self.trainer is None or self.trainer.state.fn == "fit"
-        for split in ("train", "val") if fitting else (self._evaluated(),):
+        task = self.trainer.state.fn.value if self.trainer else "fit"
+        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(task, ("test",)):
             pack(split, self.root)
-
-    def _evaluated(self) -> str:
-        return "val" if self.trainer.state.fn == "validate" else "test"
 
     def shard_urls(self, split: str) -> list[str]:
         """Paths of a split's shards, packed now where they are missing. ValueError: no such split."""

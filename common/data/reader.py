@@ -1,8 +1,8 @@
 """WebDataset shards -> batches, for one of several readers (a reader is one worker of one rank).
 
-webdataset takes the tar files apart; which shards a reader gets, their order, the decoding and the accounting of
-damage are ours, because its own stages repeat one order every epoch, look for the rank inside the worker, and
-decode pickles.
+webdataset takes the tar files apart; which shards a reader gets, their order, the decoding and the
+accounting of damage are ours, because its own stages repeat one order every epoch, look for the rank inside
+the worker, and decode pickles.
 
 Shapes: B samples, T tokens, H height, W width.
 """
@@ -17,7 +17,6 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -64,7 +63,7 @@ def expand(pattern: str, allow_pipe: bool = False) -> list[str]:
 
 
 def count_samples(urls: Sequence[str]) -> list[Shard]:
-    """Each shard with its number of samples: from ``manifest.json`` beside it, else from the tar file's headers.
+    """Each shard with its number of samples: from ``manifest.json`` beside it, else from the tar headers.
 
     A remote shard has no manifest beside it; its number stays None.
     """
@@ -97,22 +96,22 @@ class Damage:
     """Counts samples that could not be used and fails once they are more than a fraction of those seen."""
 
     def __init__(self, limit: float) -> None:
-        self.limit, self.seen, self.bad = limit, 0, 0
+        self.limit, self.seen, self.bad, self.last = limit, 0, 0, ""
 
     def add(self, where: str, error: object, samples: int = 1) -> None:
         """Count and log damage at ``where`` (a key or a shard). ValueError: more than the limit."""
         self.bad += samples
-        if self.bad <= 10 or self.bad % 1000 == 0:
-            _log.warning("skipped %s: %s (%d skipped so far)", where, error, self.bad)
         self.last = f"{where}: {error}"
+        if self.bad <= 10 or self.bad % 1000 == 0:
+            _log.warning("skipped %s (%d so far)", self.last, self.bad)
         self.check(_GRACE)
 
     def check(self, at_least: int = 1) -> None:
         """ValueError: more damaged samples than the limit allows among those seen (at least so many)."""
         if self.bad > self.limit * max(self.seen, at_least):
             raise ValueError(
-                f"{self.bad} of {self.seen} samples are damaged, above max_damaged={self.limit}; last {self.last}; "
-                "write the shards again, or raise max_damaged"
+                f"{self.bad} of {self.seen} samples are damaged, above max_damaged={self.limit}; "
+                f"last {self.last}; write the shards again, or raise max_damaged"
             )
 
 
@@ -154,7 +153,7 @@ def caption_id(caption: str) -> int:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Bytes of one sample -> picture, token ids and label; the only formats are pictures, UTF-8 text and JSON."""
+    """Bytes of one sample -> picture, token ids and label; formats: pictures, UTF-8 text, JSON."""
 
     transform: Transform
     tokenizer: Tokenizer
@@ -179,7 +178,7 @@ class Decoder:
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
-    """Decoded samples -> a batch; ``text`` is padded to its longest caption, since a causal tower sees no padding.
+    """Decoded samples -> a batch; ``text`` is as wide as its longest caption: a causal tower ignores padding.
 
     "image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key": list of B strings,
     "label": long [B] where every sample has one.
@@ -199,9 +198,10 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
 class ShardDataset(IterableDataset):
     """Batches of the shards that fall to this worker of this rank.
 
-    Training (``batches`` given): each epoch permutes all shards by (seed, epoch), pads them by wrap-around to a
-    multiple of the readers, and every reader delivers exactly ``batches`` full batches, starting over in its shards
-    where they hold too few. Evaluation (``batches`` None): every sample once, in order, the last batch as it comes.
+    Training (``batches`` given): each epoch permutes all shards by (seed, epoch), pads them by wrap-around
+    to a multiple of the readers, and every reader delivers exactly ``batches`` full batches, starting over
+    in its shards where they hold too few. Evaluation (``batches`` None): every sample once, in order, the
+    last batch as it comes.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class ShardDataset(IterableDataset):
         self.shards, self.decoder, self.batch_size, self.batches = list(shards), decoder, batch_size, batches
         self.rank, self.world, self.seed = rank, world, seed
         self.shuffle_buffer, self.max_damaged = shuffle_buffer, max_damaged
-        # In shared memory, so that workers which outlive an epoch see the next one's number under fork and spawn.
+        # Shared memory: workers that outlive an epoch see the next one's number, under fork and spawn alike.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -259,13 +259,13 @@ class ShardDataset(IterableDataset):
     def _raw(self, epoch: int, worker: int, workers: int, damage: Damage) -> Iterator[dict[str, Any]]:
         shards = self.reader_shards(epoch, worker, workers)
         rng = Random(f"{self.seed}/{epoch}/{self.rank}/{worker}")
-        for _ in count():
-            before = damage.seen - damage.bad
+        while True:
+            before = damage.seen
             stream = (sample for shard in shards for sample in read_shard(shard, damage))
             if self.batches is None:
                 yield from stream
                 return
             yield from shuffled(stream, self.shuffle_buffer, rng)
             damage.check()
-            if damage.seen - damage.bad <= before:
-                raise ValueError(f"no usable sample in {len(shards)} shards, first {shards[0].url}")
+            if damage.seen == before:
+                raise ValueError(f"no sample in {len(shards)} shards, first {shards[0].url}")

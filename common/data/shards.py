@@ -22,9 +22,9 @@ class ShardLoader:
     """Iterates over a ShardDataset in worker processes and knows its length.
 
     epoch: gives the number of the epoch that an iteration belongs to; without it iterations are counted.
-    length: batches of one iteration over all workers; None (remote shards without known counts): ``len`` fails.
+    length: batches of one iteration over all workers; None (remote shards of unknown size): ``len`` fails.
 
-    It wraps a DataLoader instead of being one, because Lightning takes a DataLoader apart and builds it again.
+    It wraps a DataLoader instead of being one, because Lightning may take a DataLoader apart and rebuild it.
     """
 
     def __init__(
@@ -57,24 +57,24 @@ class ShardLoader:
 
 
 class ShardDataModule(LightningDataModule):
-    """Image-text pairs from WebDataset shards (a picture, a ``.txt`` caption, optionally ``.json`` or ``.cls``).
+    """Image-text pairs from WebDataset shards (a picture, a ``.txt`` caption, perhaps ``.json`` or ``.cls``).
 
     Args:
         train_shards: Paths or URLs of the training shards, with ``{000..059}`` braces and ``${VARIABLES}``.
         val_shards: The same for validation.
         test_shards: The same for testing.
-        architecture: open_clip model name or ``.json`` file; says the picture size, context length and vocabulary.
+        architecture: open_clip model name or ``.json`` file, for picture size, context length and vocabulary.
         batch_size: Pairs per batch on each device.
         num_workers: Worker processes per device; 0 reads in the training process.
         train_num_samples: Training pairs in all shards; needed where no ``manifest.json`` stands beside them.
         seed: Start of all randomness, together with epoch, rank, worker and key.
         shuffle_buffer: Undecoded samples per worker among which the next one is drawn.
-        max_damaged: Fraction of samples that may be damaged, incomplete or without a caption before the run fails.
+        max_damaged: Fraction of damaged, incomplete or uncaptioned samples above which the run fails.
         allow_pipe: Whether ``pipe:`` URLs may run their shell command.
 
-    A batch is {"image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key": list[str]} and
-    "label": long [B] where the shards carry labels. ValueError: missing shards, fewer shards than readers, an unknown
-    number of training samples, or less than one batch for a reader.
+    A batch is {"image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key":
+    list[str]} and "label": long [B] where the shards carry labels. ValueError: missing shards, fewer shards
+    than readers, an unknown number of training samples, or less than one batch for a reader.
     """
 
     def __init__(
@@ -118,8 +118,10 @@ class ShardDataModule(LightningDataModule):
         return train_transform(size) if train else eval_transform(size)
 
     def dataloader(self, split: str, *, train: bool | None = None) -> ShardLoader:
-        """The loader of any split; ``train`` (default: whether it is "train") chooses endless shuffled reading with
-        the training transform, or every sample once, in order, with the evaluation transform."""
+        """The loader of any split, for training (shuffled, augmented) or evaluation (each sample once).
+
+        train: which of the two; by default training for the split "train" alone.
+        """
         train = split == "train" if train is None else train
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
@@ -162,8 +164,8 @@ class ShardDataModule(LightningDataModule):
         share = samples * -(-len(shards) // readers) // len(shards)
         if share < self.batch_size:
             raise ValueError(
-                f"{samples} samples give each of {readers} readers {share}, less than batch_size {self.batch_size}; "
-                "lower batch_size or num_workers"
+                f"{samples} samples give each of {readers} readers {share}, below batch_size "
+                f"{self.batch_size}; lower batch_size or num_workers"
             )
         return share // self.batch_size
 

@@ -1,4 +1,4 @@
-"""Pictures -> uint8 arrays -> normalised tensors; every random choice comes from the generator that is handed in.
+"""Pictures -> uint8 arrays -> normalised tensors; all randomness comes from the generator that is handed in.
 
 Shapes: B images, H height, W width.
 """
@@ -58,7 +58,7 @@ def _crop_and_resize(
 
 
 def random_box(width: int, height: int, scale: tuple[float, float], rng: Random) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a box with a share of the area in ``scale`` and an aspect ratio in [3/4, 4/3].
+    """(left, top, right, bottom) of a box: its area's share in ``scale``, width:height in [3/4, 4/3].
 
     A picture too long for such a box (ten tries) gives its central part with the nearest aspect ratio.
     """
@@ -93,10 +93,11 @@ def random_view(
     scale: tuple[float, float] = (0.9, 1.1),
     shift: float = 3.0,
 ) -> np.ndarray:
-    """The central view turned by up to ``degrees``, enlarged by ``scale``, moved by up to ``shift`` source pixels.
+    """The central view turned by up to ``degrees``, enlarged by ``scale``, moved by up to ``shift`` pixels.
 
-    Crop, rotation, scale and shift are one affine map, so that the picture is interpolated once. What the view
-    shows beyond the picture's border takes the colour of its corner. Returns uint8 [H,W,3].
+    Crop, rotation, scale and shift are one affine map, so that the picture is interpolated once; ``shift``
+    is in pixels of the given picture. What the view shows beyond the picture's border takes the colour of
+    its corner. Returns uint8 [H,W,3].
     """
     image = image.convert("RGB")
     angle = math.radians(rng.uniform(-degrees, degrees))
