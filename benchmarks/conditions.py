@@ -1,0 +1,44 @@
+"""What a result must say about how it came about."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_ROOT = Path(__file__).parent.parent
+
+
+def conditions(scale: str, **others: Any) -> dict[str, Any]:
+    """The conditions of a run that starts now.
+
+    scale: "paper" or "embedded".  others: seeds, dtype, batch, and what else the run depends on.
+    revision is None outside a git checkout; clean says that no tracked file differs from it, those aside that
+    benchmarks write themselves (benchmarks/results and benchmarks/weights).
+    """
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *_WRITTEN)
+    return {
+        "scale": scale,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "revision": _git("rev-parse", "HEAD"),
+        "clean": None if changes is None else not changes,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "threads": torch.get_num_threads(),
+        **others,
+    }
+
+
+_WRITTEN = (":!benchmarks/results", ":!benchmarks/weights")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
