@@ -81,7 +81,7 @@ def count_samples(urls: Sequence[str]) -> list[Shard]:
 def _count_headers(path: str) -> int:
     keys = set()
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path) as tar:
             keys.update(base_plus_ext(member.name)[0] for member in tar if _wanted(member.name))
     except tarfile.ReadError as error:  # a truncated shard: the reader will report what it misses
         _log.warning("%s: %s", path, error)
@@ -126,10 +126,21 @@ def read_shard(shard: Shard, damage: Damage) -> Iterator[dict[str, Any]]:
             found += 1
             damage.seen += 1
             yield sample
+        if not _ends_properly(shard.url):
+            raise tarfile.ReadError("truncated between two members")
     except (OSError, tarfile.TarError, ValueError, EOFError) as error:
         damage.add(shard.url, error)
     if shard.samples is not None and found < shard.samples:
         damage.add(shard.url, f"holds {found} samples instead of {shard.samples}", shard.samples - found)
+
+
+def _ends_properly(url: str) -> bool:
+    # tarfile takes the file's end for the archive's, but a complete archive closes with 1024 zero bytes.
+    if ":" in url or not url.endswith(".tar"):
+        return True
+    with open(url, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))
+        return file.read() == bytes(1024)
 
 
 def shuffled(samples: Iterator[Any], size: int, rng: Random) -> Iterator[Any]:

@@ -25,6 +25,7 @@ class ShardLoader:
     length: batches of one iteration over all workers; None (remote shards of unknown size): ``len`` fails.
 
     It wraps a DataLoader instead of being one, because Lightning may take a DataLoader apart and rebuild it.
+    Its dataset is called ``source`` because Lightning doubts the length of what has an iterable ``dataset``.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class ShardLoader:
         length: int | None,
         epoch: Callable[[], int] | None = None,
     ) -> None:
-        self.dataset, self.length = dataset, length
+        self.source, self.length = dataset, length
         self._epoch = epoch
         self._iterations = 0
         self._loader = DataLoader(
@@ -51,7 +52,7 @@ class ShardLoader:
         return self.length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.dataset.set_epoch(self._iterations if self._epoch is None else self._epoch())
+        self.source.set_epoch(self._iterations if self._epoch is None else self._epoch())
         self._iterations += 1
         return iter(self._loader)
 
@@ -99,6 +100,8 @@ class ShardDataModule(LightningDataModule):
         if not 0 <= max_damaged < 1:
             raise ValueError(f"max_damaged {max_damaged} must be a fraction in [0, 1)")
         self.architecture = load_architecture(architecture)
+        text = self.architecture["text_cfg"]
+        self.tokenizer = Tokenizer(text["context_length"], text.get("vocabulary"))
         self.batch_size, self.num_workers, self.train_num_samples = batch_size, num_workers, train_num_samples
         self.seed, self.shuffle_buffer, self.max_damaged = seed, max(1, shuffle_buffer), max_damaged
         patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
@@ -138,10 +141,9 @@ class ShardDataModule(LightningDataModule):
             )
         known = train and self.train_num_samples is not None
         shards = [Shard(url, None) for url in urls] if known else count_samples(urls)
-        text = self.architecture["text_cfg"]
         dataset = ShardDataset(
             shards,
-            Decoder(self.picture_transform(train), Tokenizer(text["context_length"], text.get("vocabulary"))),
+            Decoder(self.picture_transform(train), self.tokenizer),
             self.batch_size,
             batches=self._train_batches(shards, world * workers) if train else None,
             rank=rank,
