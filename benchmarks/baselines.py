@@ -156,8 +156,8 @@ BASELINES: dict[str, Baseline] = {
         "MobileCLIP-S2",
         "datacompdr",
         None,
-        "counted at 224 px like every row, with its training branches folded; at its native 256 px it is 7.82, "
-        "and the paper's 7.11 is neither",
+        "counted at 224 px like every row, with its training branches folded; at its native 256 px it is "
+        "7.82, and the paper's 7.11 is neither",
     ),
     TEACHER: Baseline(load_architecture("ViT-B-16-quickgelu"), "ViT-B-16-quickgelu openai (open_clip)", 197),
     "mobileclip-b": _mobileclip("MobileCLIP-B", "datacompdr", 197),
