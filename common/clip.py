@@ -1,0 +1,229 @@
+"""CLIP = image tower + text tower + logit scale; building it, and moving its weights in and out.
+
+Shapes: B images or texts, T text tokens, E joint dim.
+
+An architecture is a dictionary in open_clip's model-config format, named by an open_clip model or by a ``.json``
+file; ``text_cfg.vocabulary`` (ids kept of the byte-pair vocabulary) is this suite's one extension of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.tokenizer import Tokenizer
+from common.tower import ImageTower, TextTower
+
+_KEYS = {
+    "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
+    "vision_cfg": {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "vocabulary"},
+}
+_TEXT_KEYS = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
+_NORMALISATION = 1 / 0.07
+
+
+def load_architecture(name: str) -> dict[str, Any]:
+    """The architecture of an open_clip model name, or of a ``.json`` file in the same format.
+
+    ValueError: an unknown name, a missing file, or a part that CLIP's plain ViT family does not have.
+    """
+    import open_clip
+
+    if name.endswith(".json"):
+        path = Path(name) if Path(name).exists() else Path(__file__).parent.parent / name
+        if not path.exists():
+            raise ValueError(f"no architecture file at {Path(name).absolute()}")
+        architecture = json.loads(path.read_text())
+    else:
+        architecture = open_clip.get_model_config(name)
+        if architecture is None:
+            raise ValueError(f"{name!r} is neither an open_clip model name nor a .json file")
+    return check_architecture(architecture, name)
+
+
+def check_architecture(architecture: dict[str, Any], name: str = "architecture") -> dict[str, Any]:
+    """The same dictionary, or a ValueError that names the key this suite's towers do not implement."""
+    sections = {"": architecture, **{key: architecture.get(key, {}) for key in ("vision_cfg", "text_cfg")}}
+    for section, values in sections.items():
+        for key, value in values.items():
+            if key not in _KEYS[section] and value is not None:
+                where = f"{section}.{key}" if section else key
+                raise ValueError(f"{name}: {where} = {value!r} is not part of CLIP's plain ViT family")
+    vocabulary = architecture["text_cfg"].get("vocabulary")
+    if vocabulary is not None and len(vocabulary) != architecture["text_cfg"]["vocab_size"]:
+        raise ValueError(f"{name}: vocab_size {architecture['text_cfg']['vocab_size']} but {len(vocabulary)} ids kept")
+    return architecture
+
+
+class CLIP(nn.Module):
+    """A CLIP of the suite: ``image_tower``, ``text_tower``, ``logit_scale`` (a logarithm) and ``tokenizer``."""
+
+    def __init__(self, architecture: dict[str, Any]) -> None:
+        super().__init__()
+        self.architecture = check_architecture(architecture)
+        vision, text = dict(architecture["vision_cfg"]), dict(architecture["text_cfg"])
+        shared = {"embed_dim": architecture["embed_dim"], "quick_gelu": self.quick_gelu}
+        heads = vision["width"] // vision.pop("head_width", 64)
+        self.tokenizer = Tokenizer(text["context_length"], text.pop("vocabulary", None))
+        self.image_tower = ImageTower(**vision, heads=heads, **shared)
+        self.text_tower = TextTower(**text, **shared)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(_NORMALISATION)))
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the towers were trained with QuickGELU instead of GELU."""
+        return bool(self.architecture.get("quick_gelu", False))
+
+    @classmethod
+    def from_open_clip(cls, name: str = "ViT-B-16", weights: str | None = None, *, quick_gelu: bool | None = None) -> CLIP:
+        """A CLIP of a named architecture with random weights (None), an open_clip tag's, or a local file's.
+
+        quick_gelu: the activation that a local file was trained with; must be said for a file that does not
+            record it, since wrong activations load without a complaint and only lower the accuracy.
+        ValueError: unknown name, tag or file; keys or shapes that do not fit; an activation that does not match.
+        """
+        architecture = load_architecture(name)
+        native = bool(architecture.get("quick_gelu", False))
+        if weights is None:
+            return cls({**architecture, "quick_gelu": native if quick_gelu is None else quick_gelu})
+        if Path(weights).suffix or "/" in weights:
+            recorded = _recorded_architecture(weights)
+            if recorded is None and quick_gelu is None:
+                raise ValueError(f"{weights} does not record its activation; say quick_gelu true or false")
+            trained = quick_gelu if recorded is None else bool(recorded.get("quick_gelu", False))
+            state = read_state_dict(weights)
+        else:
+            trained, state = _hub_weights(name, weights)
+        wanted = native if quick_gelu is None else quick_gelu
+        if trained != wanted:
+            said = {True: "QuickGELU", False: "GELU"}
+            raise ValueError(
+                f"{weights} was trained with {said[trained]} but {name} with quick_gelu={quick_gelu} means "
+                f"{said[wanted]}; name the matching architecture (e.g. ViT-B-16-quickgelu) or quick_gelu={trained}"
+            )
+        model = cls({**architecture, "quick_gelu": trained})
+        model.load_weights(state, weights)
+        return model
+
+    @classmethod
+    def tiny(cls) -> CLIP:
+        """The small random CLIP of every test: 32 px, patch 8, 2 blocks of width 64; a vocabulary of 10 words."""
+        words = "a red green blue cat dog bird on the of"
+        from common.tokenizer import encode
+
+        vocabulary = sorted(set(encode(words)))
+        text = {"context_length": 16, "vocab_size": len(vocabulary), "vocabulary": vocabulary}
+        return cls(
+            {
+                "embed_dim": 32,
+                "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32},
+                "text_cfg": {**text, "width": 64, "heads": 2, "layers": 2},
+            }
+        )
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """images [B,3,S,S] -> embeddings [B,E], of length 1 unless told otherwise."""
+        z = self.image_tower(images)
+        return F.normalize(z, dim=-1) if normalize else z
+
+    def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
+        """ids [B,T] -> embeddings [B,E], of length 1 unless told otherwise."""
+        z = self.text_tower(ids)
+        return F.normalize(z, dim=-1) if normalize else z
+
+    def load_weights(self, state: dict[str, Tensor], source: str = "state dict") -> None:
+        """Load a state dict of open_clip's ViT family or of this class. ValueError names keys that do not fit."""
+        state = {_our_key(key): value for key, value in state.items() if key not in ("attn_mask", "context_length")}
+        own = self.state_dict()
+        wrong = [f"missing {key}" for key in own.keys() - state.keys()]
+        wrong += [f"unknown {key}" for key in state.keys() - own.keys()]
+        wrong += [
+            f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+            for key in own.keys() & state.keys()
+            if state[key].shape != own[key].shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            raise ValueError(f"{source} does not fit this architecture: {'; '.join(sorted(wrong)[:4])}{more}")
+        self.load_state_dict(state)
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights, architecture, activation and vocabulary as one safetensors file."""
+        save_model(self, path, {"architecture": {**self.architecture, "quick_gelu": self.quick_gelu}}, dtype)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CLIP:
+        """Read a file that ``save`` wrote. ValueError for a file without a recorded architecture."""
+        architecture = _recorded_architecture(str(path))
+        if architecture is None:
+            raise ValueError(f"{path} records no architecture; use CLIP.from_open_clip(name, {str(path)!r})")
+        model = cls(architecture)
+        model.load_weights(read_state_dict(str(path)), str(path))
+        return model
+
+
+def save_model(module: nn.Module, path: str | Path, record: dict[str, Any], dtype: torch.dtype) -> None:
+    """Write a module's weights as safetensors of one dtype, with ``record`` as JSON in the file's metadata."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().to("cpu", dtype).contiguous().clone() for key, value in module.state_dict().items()}
+    save_file(state, str(path), metadata={key: json.dumps(value) for key, value in record.items()})
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The JSON record in a safetensors file's metadata ({} for other files). ValueError when there is no file."""
+    if not Path(path).is_file():
+        raise ValueError(f"no weights at {Path(path).absolute()}")
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+    return {key: json.loads(value) for key, value in metadata.items() if key in ("architecture", "wave")}
+
+
+def _recorded_architecture(path: str) -> dict[str, Any] | None:
+    return read_record(path).get("architecture")
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    """Weights of a safetensors or torch file as fp32, without any code of the file being run.
+
+    ``{"state_dict": ...}`` is opened, and a common ``module.``, ``model.`` or ``clip.`` prefix taken off.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no weights at {Path(path).absolute()}")
+    if Path(path).suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+    for prefix in ("module.", "model.", "clip."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _hub_weights(name: str, tag: str) -> tuple[bool, dict[str, Tensor]]:
+    """Whether an open_clip tag's weights want QuickGELU, and the weights themselves (needs the network)."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise ValueError(f"{tag!r} is no weights tag of {name}; it has {tags}, or give a local file")
+    trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    return trained, open_clip.create_model(name, pretrained=tag, force_quick_gelu=trained).state_dict()
+
+
+def _our_key(key: str) -> str:
+    if key.startswith("visual."):
+        return "image_tower." + key.removeprefix("visual.")
+    return "text_tower." + key if key.startswith(_TEXT_KEYS) else key

@@ -1,0 +1,92 @@
+"""The contrastive loss of CLIP over all ranks.
+
+Shapes: B pairs on this rank, G = world size * B pairs on all ranks, E joint dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional as F
+
+MAX_LOG_SCALE = math.log(100)
+
+
+class _GatherRows(torch.autograd.Function):
+    """all_gather whose gradient is exact: every rank's gradient of my rows is summed back into them."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        distributed.all_reduce(gradient)
+        return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """rows [B,...] of every rank, in rank order -> [G,...]; without a process group, the rows themselves.
+
+    Differentiable. All ranks must hold the same B (drop the last incomplete batch).
+    """
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)
+
+
+def info_nce(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    *,
+    same: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    gather: bool = True,
+) -> Tensor:
+    """Symmetric InfoNCE of B pairs against the negatives of all ranks -> scalar.
+
+    image, text: [B,E], normalised. logit_scale: the multiplier (already exponentiated).
+    same: long [B], equal for pairs whose captions are equal. Their pictures fit each other's caption, so all of
+        them are positives together: the term of an anchor is -log of the probability mass on its positives, which
+        is the plain cross-entropy when it has one. None: each pair is its own only positive.
+    label_smoothing: share of the target spread evenly over all G candidates.
+    gather: take the negatives of all ranks; each rank computes its own rows, so that the mean gradient over the
+        ranks (what DDP makes) is the gradient of one process with the joined batch.
+    """
+    rank, world = 0, 1
+    all_image, all_text, all_same = image, text, same
+    if gather:
+        all_image, all_text = gather_rows(image), gather_rows(text)
+        world = len(all_image) // len(image)
+        rank = distributed.get_rank() if world > 1 else 0
+        all_same = None if same is None else gather_rows(same)
+    if same is None:
+        place = torch.arange(len(image), device=image.device) + rank * len(image)
+        positive = place[:, None] == torch.arange(len(all_image), device=image.device)
+    else:
+        positive = same[:, None] == all_same
+    return 0.5 * (
+        _joint_cross_entropy(logit_scale * image @ all_text.T, positive, label_smoothing)
+        + _joint_cross_entropy(logit_scale * text @ all_image.T, positive, label_smoothing)
+    )
+
+
+def _joint_cross_entropy(logits: Tensor, positive: Tensor, smoothing: float) -> Tensor:
+    """-log(sum of the positives' softmax), mean over the rows of logits [B,G]; positive: boolean [B,G]."""
+    log_probability = F.log_softmax(logits.float(), dim=1)
+    loss = -torch.logsumexp(log_probability.masked_fill(~positive, -torch.inf), dim=1)
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * log_probability.mean(dim=1)
+    return loss.mean()
+
+
+@torch.no_grad()
+def clamp_logit_scale(logit_scale: Tensor) -> None:
+    """Keep the logarithm of the scale within [0, ln 100] in place, as CLIP does after each step."""
+    logit_scale.clamp_(0, MAX_LOG_SCALE)

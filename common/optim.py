@@ -1,0 +1,54 @@
+"""AdamW parameter groups and the per-step schedule that every recipe of the suite uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The rate's factor at a step: linear from 1/warm-up to 1, then a half cosine to 0 at ``total_steps``."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def parameter_groups(
+    module: nn.Module, learning_rate: float, weight_decay: float, new: Iterable[nn.Parameter] = (), new_factor: float = 1.0
+) -> list[dict]:
+    """AdamW groups of the trainable parameters: matrices decay; gains, biases and single vectors do not.
+
+    new: parameters that start from nothing and take ``new_factor`` times the rate.
+    """
+    fresh = {id(p) for p in new}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim >= 2, id(parameter) in fresh), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * (new_factor if is_new else 1.0),
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (decays, is_new), parameters in groups.items()
+    ]
+
+
+def configure(groups: list[dict], warmup_steps: int, total_steps: int, betas: tuple[float, float] = (0.9, 0.98)) -> dict:
+    """What a LightningModule's ``configure_optimizers`` returns: AdamW with warm-up and cosine, stepped per batch.
+
+    ValueError when the run's length is unknown or shorter than its warm-up.
+    """
+    if total_steps <= 0 or math.isinf(total_steps):
+        raise ValueError("the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs")
+    if warmup_steps >= total_steps:
+        raise ValueError(f"warmup_steps {warmup_steps} is not below the run's {total_steps} steps; shorten the warm-up")
+    optimizer = AdamW(groups, betas=betas, eps=1e-6)
+    schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,73 @@
+"""Plain CLIP pretraining, the baseline of every table.
+
+Shapes: B pairs, T text tokens, E joint dim, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from common import optim
+from common.clip import CLIP
+from common.contrastive import clamp_logit_scale, info_nce
+
+
+class CLIPPretraining(LightningModule):
+    """Train a CLIP from scratch, or further, with InfoNCE over the batches of all ranks.
+
+    Args:
+        architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
+        weights: where to start: null (random), an open_clip tag, or a local weights file.
+        quick_gelu: the activation of a local weights file that does not record it.
+        learning_rate: peak rate of AdamW.
+        weight_decay: of matrices; gains, biases and vectors do not decay.
+        warmup_steps: steps of linear warm-up before the cosine.
+        label_smoothing: share of each target spread over all candidates, in [0, 1).
+        class_names: text file of class names, one a line (label = line number), for zero-shot validation.
+        template: the prompt of a class, {} standing for its name and {a} for "a" or "an".
+    """
+
+    def __init__(
+        self,
+        architecture: str = "ViT-B-16",
+        weights: str | None = None,
+        quick_gelu: bool | None = None,
+        learning_rate: float = 5e-4,
+        weight_decay: float = 0.2,
+        warmup_steps: int = 2000,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1)")
+        self.save_hyperparameters()
+        self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu)
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.label_smoothing = label_smoothing
+
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """images [B,3,S,S], ids [B,T] -> image and text embeddings [B,E], normalised."""
+        return self.clip.encode_image(images), self.clip.encode_text(ids)
+
+    def _loss(self, batch: dict) -> Tensor:
+        image, text = self(batch["image"], batch["text"])
+        scale = self.clip.logit_scale.exp()
+        return info_nce(image, text, scale, same=batch["caption_id"], label_smoothing=self.label_smoothing)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """InfoNCE of one batch; pairs whose captions are equal are positives of each other."""
+        loss = self._loss(batch)
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("logit_scale", self.clip.logit_scale.exp())
+        return loss
+
+    def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
+        """Keep the scale within CLIP's bounds."""
+        clamp_logit_scale(self.clip.logit_scale)
+
+    def configure_optimizers(self) -> dict:
+        """AdamW, per-step warm-up and cosine over the trainer's whole run."""
+        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)
+        return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)

@@ -1,0 +1,74 @@
+"""CLIP's byte-pair tokenizer, optionally cut to the ids that a small data set uses.
+
+Shapes: B texts, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=1)
+def _byte_pair_encoder():
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+@lru_cache(maxsize=65536)
+def _encode(text: str) -> tuple[int, ...]:
+    return tuple(_byte_pair_encoder().encode(text))
+
+
+def encode(text: str) -> list[int]:
+    """The full-vocabulary ids of a text, framed by start-of-text and end-of-text."""
+    bpe = _byte_pair_encoder()
+    return [bpe.sot_token_id, *_encode(text), bpe.eot_token_id]
+
+
+class Tokenizer:
+    """Text -> ids, with open_clip's byte-pair encoding.
+
+    vocabulary: the full-vocabulary ids that are kept, ascending; the id of a kept one is its place in the list, so
+        end-of-text stays the highest id, which is how the text tower finds it. None keeps all 49,408.
+    """
+
+    def __init__(self, context_length: int = 77, vocabulary: Sequence[int] | None = None) -> None:
+        if vocabulary is not None and list(vocabulary) != sorted(set(vocabulary)):
+            raise ValueError("a vocabulary must list its ids once each, in ascending order")
+        self.context_length = context_length
+        self._new_id = None if vocabulary is None else {old: new for new, old in enumerate(vocabulary)}
+
+    def ids(self, text: str, truncate: bool = False) -> list[int]:
+        """The unpadded ids of one text. ValueError: empty, too long (unless ``truncate``), or a word not kept."""
+        if not text.strip():
+            raise ValueError("an empty text has nothing to tokenise; give it words or leave the sample out")
+        ids = encode(text)
+        if len(ids) > self.context_length:
+            if not truncate:
+                raise ValueError(
+                    f"{len(ids)} tokens do not fit context_length {self.context_length}: {text!r}; shorten the text"
+                )
+            ids = ids[: self.context_length - 1] + ids[-1:]
+        if self._new_id is None:
+            return ids
+        missing = [_byte_pair_encoder().decode([i]).strip() for i in ids if i not in self._new_id]
+        if missing:
+            raise ValueError(f"{missing} in {text!r} is not in this model's vocabulary of {len(self._new_id)} ids")
+        return [self._new_id[i] for i in ids]
+
+    def __call__(self, texts: Sequence[str], truncate: bool = False, longest: bool = False) -> Tensor:
+        """texts -> long [B,T], zero after end-of-text; T is context_length, or the longest row with ``longest``.
+
+        truncate: cut long texts before end-of-text, as CLIP's pretraining does, instead of refusing them.
+        """
+        rows = [self.ids(text, truncate) for text in texts]
+        length = max(map(len, rows), default=0) if longest else self.context_length
+        out = torch.zeros(len(rows), length, dtype=torch.long)
+        for row, ids in zip(out, rows, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        return out

@@ -1,0 +1,240 @@
+"""Image and text towers of CLIP's ViT family, on the fused attention kernel.
+
+Shapes: B images or texts, N tokens, M cached tokens, D width, H heads, E joint dim, T text tokens.
+
+Parameter names are open_clip's, so that its state dicts load unchanged. Every tower is three public steps,
+``embed -> run_blocks -> pool``; a method replaces one of them and leaves the rest alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class KVCache:
+    """Keys and values of every block, for tokens that later tokens attend to but never change.
+
+    The tensors are never written in place: ``append`` joins, ``select`` gathers, so an older cache stays valid.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add ``key`` and ``value`` [B,H,N,D/H] of one block; returns all M+N of them, oldest first."""
+        if layer in self._layers:
+            past_key, past_value = self._layers[layer]
+            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        self._layers[layer] = (key, value)
+        return key, value
+
+    def select(self, rows: Tensor | None = None) -> KVCache:
+        """A cache of the batch rows ``rows`` (long [K]), or with None a cheap copy that can grow on its own."""
+        chosen = KVCache()
+        for layer, (key, value) in self._layers.items():
+            chosen._layers[layer] = (key, value) if rows is None else (key[rows], value[rows])
+        return chosen
+
+    @property
+    def tokens(self) -> int:
+        """M, the number of cached tokens (0 when empty)."""
+        return next(iter(self._layers.values()))[0].shape[2] if self._layers else 0
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with the parameters of ``nn.MultiheadAttention``, always through the fused kernel."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}")
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """x [B,N,D] -> [B,N,D]. With a cache the N new tokens also see its M tokens, and are added to it.
+
+        mask: boolean (True = may attend) or additive, broadcastable to [B,H,N,M+N].
+        """
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the activation of OpenAI's CLIP weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block in two public half steps, each with its residual."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, quick_gelu: bool = False) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, hidden))
+        self.mlp.add_module("gelu", QuickGELU() if quick_gelu else nn.GELU())
+        self.mlp.add_module("c_proj", nn.Linear(hidden, width))
+
+    def attend(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """x [B,N,D] + attention(ln_1(x)); see ``Attention.forward`` for mask and cache."""
+        return x + self.attn(self.ln_1(x), mask, cache, layer)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """x [B,N,D] + mlp(ln_2(x))."""
+        return x + self.mlp(self.ln_2(x))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """Both half steps, x [B,N,D] -> [B,N,D]."""
+        return self.feed_forward(self.attend(x, mask, cache, layer))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks under open_clip's name ``resblocks``, with CLIP's initial scales."""
+
+    def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, quick_gelu: bool) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(width, heads, mlp_ratio, quick_gelu) for _ in range(layers))
+        residual_std = width**-0.5 * (2 * layers) ** -0.5
+        for block in self.resblocks:
+            nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
+            nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+
+
+class _Tower(nn.Module):
+    """What both towers share: running their blocks."""
+
+    transformer: Transformer
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        start: int = 0,
+        stop: int | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """x [B,N,D] through blocks ``start`` to ``stop`` (exclusive; None: to the last) -> [B,N,D].
+
+        mask and cache: see ``Attention.forward``; each block has its own place in the cache.
+        """
+        blocks = self.transformer.resblocks
+        for layer in range(len(blocks))[start:stop]:
+            x = blocks[layer](x, mask, cache, layer)
+        return x
+
+
+class ImageTower(_Tower):
+    """CLIP's vision transformer: patches and a class token -> blocks -> joint embedding of the class token."""
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        embed_dim: int,
+        mlp_ratio: float = 4.0,
+        quick_gelu: bool = False,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            near = max(image_size // patch_size, 1) * patch_size
+            raise ValueError(
+                f"image_size {image_size} is not divisible by patch_size {patch_size}; "
+                f"use {near} or {near + patch_size}"
+            )
+        self.image_size, self.patch_size, self.grid = image_size, patch_size, image_size // patch_size
+        scale = width**-0.5
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(self.grid**2 + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, mlp_ratio, quick_gelu)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> tokens [B,1+S²/P²,D], class token first, after positions and ``ln_pre``.
+
+        ValueError when the pictures are not S×S.
+        """
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"pictures of {tuple(images.shape[-2:])} pixels given to a tower for {self.image_size}; resize them"
+            )
+        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        class_token = self.class_embedding.expand(len(images), 1, -1).to(patches.dtype)
+        return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """x [B,N,D] -> joint embedding [B,E] of its first (class) token (all are normed, as in published counts)."""
+        return self.ln_post(x)[:, 0] @ self.proj
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> z [B,E], not normalised."""
+        return self.pool(self.run_blocks(self.embed(images)))
+
+
+class TextTower(_Tower):
+    """CLIP's causal text transformer, read out at the end-of-text token (the highest id of each row)."""
+
+    def __init__(
+        self,
+        context_length: int,
+        vocab_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        embed_dim: int,
+        mlp_ratio: float = 4.0,
+        quick_gelu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.context_length, self.vocab_size = context_length, vocab_size
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(context_length, width))
+        self.transformer = Transformer(width, layers, heads, mlp_ratio, quick_gelu)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
+        causal = torch.ones(context_length, context_length, dtype=torch.bool).tril()
+        self.register_buffer("causal_mask", causal, persistent=False)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids [B,T], T <= context_length -> tokens [B,T,D]. ValueError for longer rows."""
+        length = ids.shape[1]
+        if length > self.context_length:
+            raise ValueError(f"{length} text tokens given to a tower of context_length {self.context_length}")
+        return self.token_embedding(ids) + self.positional_embedding[:length]
+
+    def pool(self, x: Tensor, ids: Tensor) -> Tensor:
+        """x [B,T,D] -> joint embedding [B,E] of each row's end-of-text token."""
+        return self.ln_final(x)[torch.arange(len(x), device=x.device), ids.argmax(-1)] @ self.text_projection
+
+    def forward(self, ids: Tensor, return_tokens: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """ids [B,T] -> z [B,E]; with ``return_tokens`` also [B,T,E], after the last norm and projection.
+
+        The mask is causal, so rows may be cut after the batch's longest text without changing z.
+        """
+        length = ids.shape[1]
+        x = self.run_blocks(self.embed(ids), mask=self.causal_mask[:length, :length])
+        z = self.pool(x, ids)
+        return (z, self.ln_final(x) @ self.text_projection) if return_tokens else z
