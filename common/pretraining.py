@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from common import optim
 from common.clip import CLIP
 from common.contrastive import clamp_logit_scale, info_nce
+from common.zeroshot import embed_prompts
 
 
 class CLIPPretraining(LightningModule):
@@ -25,8 +27,6 @@ class CLIPPretraining(LightningModule):
         weight_decay: of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
-        class_names: text file of class names, one a line (label = line number), for zero-shot validation.
-        template: the prompt of a class, {} standing for its name and {a} for "a" or "an".
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class CLIPPretraining(LightningModule):
         self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu)
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.label_smoothing = label_smoothing
+        self.validation_top1 = MeanMetric()
+        self._classes: Tensor | None = None
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """images [B,3,S,S], ids [B,T] -> image and text embeddings [B,E], normalised."""
@@ -66,6 +68,26 @@ class CLIPPretraining(LightningModule):
     def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
         """Keep the scale within CLIP's bounds."""
         clamp_logit_scale(self.clip.logit_scale)
+
+    def on_validation_epoch_start(self) -> None:
+        """Embed the data's class prompts, where it has classes."""
+        prompts = self.trainer.datamodule.class_prompts
+        self._classes = None if prompts is None else embed_prompts(self.clip, prompts)
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Zero-shot accuracy by class prompt where there are labels; the loss of the pairs otherwise."""
+        if self._classes is None:
+            self.log("val_loss", self._loss(batch), sync_dist=True, batch_size=len(batch["image"]))
+            return
+        guess = (self.clip.encode_image(batch["image"]) @ self._classes.T).argmax(1)
+        self.validation_top1.update((guess == batch["label"]).float())
+        self.log("val_top1", self.validation_top1, prog_bar=True)
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        """The same on the test split."""
+        self.validation_step(batch, batch_idx)
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def configure_optimizers(self) -> dict:
         """AdamW, per-step warm-up and cosine over the trainer's whole run."""

@@ -61,3 +61,11 @@ def class_embeddings(
 def similarity(image_embeddings: Tensor, classes: Tensor) -> Tensor:
     """Cosine of every image [B,E], normalised here, with every unit class embedding [C,E] -> fp32 [B,C]."""
     return F.normalize(image_embeddings.float(), dim=-1) @ classes.float().to(image_embeddings.device).T
+
+
+@torch.no_grad()
+def embed_prompts(clip: nn.Module, prompts: Sequence[str], batch_size: int = 512) -> Tensor:
+    """The normalised embeddings [C,E] of one prompt a class, by a CLIP with ``encode_text`` and ``tokenizer``."""
+    device = next(clip.parameters()).device
+    batches = (prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size))
+    return torch.cat([clip.encode_text(clip.tokenizer(batch, longest=True).to(device)) for batch in batches])

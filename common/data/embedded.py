@@ -360,6 +360,11 @@ class EmbeddedDataModule(ShardDataModule):
         """Paths of a split's shards, packed now where they are missing. ValueError: no such split."""
         return [str(path) for path in sorted(pack(split, self.root).glob("*.tar"))]
 
+    @property
+    def class_prompts(self) -> list[str]:
+        """The caption of each seen class, in the order of the labels: what zero-shot validation classifies by."""
+        return [prompt(name) for name in class_names("seen")]
+
     def picture_transform(self, train: bool) -> Transform:
         """Random view of the stored canvas for training, its centre otherwise."""
         size = self.architecture["vision_cfg"]["image_size"]

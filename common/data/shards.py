@@ -115,6 +115,11 @@ class ShardDataModule(LightningDataModule):
             )
         return self._urls[split]
 
+    @property
+    def class_prompts(self) -> list[str] | None:
+        """One prompt a class, in the order of the labels; None where the pairs have no classes."""
+        return None
+
     def picture_transform(self, train: bool) -> Transform:
         """(PIL image, Random) -> uint8 [H,W,3]: open_clip's training or evaluation transform."""
         size = self.architecture["vision_cfg"]["image_size"]
