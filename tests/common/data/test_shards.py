@@ -1,7 +1,6 @@
 """The shard loader: who reads what and when, exact counts, damage, and members that must never be decoded."""
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -11,39 +10,14 @@ from random import Random
 from types import SimpleNamespace
 
 import lightning
-import numpy as np
 import pytest
 import torch
 import webdataset
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.data.reader import Damage, Shard, ShardDataset, caption_id, expand, shuffled
 from common.data.shards import ShardDataModule
-
-
-def jpeg(seed):
-    pixels = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=95)
-    return file.getvalue()
-
-
-def write(folder, shards, samples, manifest=False, **members):
-    """``shards`` tar files of ``samples`` pairs, keys s<shard>-<sample>; members: functions of the number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(shards):
-        with webdataset.TarWriter(str(folder / f"{shard:03d}.tar"), encoder=False, mtime=0) as tar:
-            for sample in range(samples):
-                number = shard * samples + sample
-                entry = {"jpg": jpeg(number), "txt": f"picture number {number}".encode()}
-                entry |= {name: make(number) for name, make in members.items()}
-                entry = {name: value for name, value in entry.items() if value is not None}
-                tar.write({"__key__": f"s{shard}-{sample}", **entry})
-    if manifest:
-        entries = {f"{shard:03d}.tar": {"samples": samples, "sha256": ""} for shard in range(shards)}
-        (folder / "manifest.json").write_text(json.dumps({"samples": shards * samples, "shards": entries}))
-    return f"{folder}/{{000..{shards - 1:03d}}}.tar"
+from common.testing import jpeg, write_shards
 
 
 @pytest.fixture
@@ -100,7 +74,7 @@ def test_training_covers_every_shard_every_epoch_in_a_new_seeded_order(world, wo
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2, 4])
 def test_evaluation_reads_every_sample_exactly_once(tmp_path, module, world, workers):
-    pattern = write(tmp_path / "val", 9, 3)
+    pattern = write_shards(tmp_path / "val", 9, 3)
     found = []
     for rank in range(world):
         loader = module(val=pattern, rank=rank, world=world, num_workers=workers).val_dataloader()
@@ -111,14 +85,14 @@ def test_evaluation_reads_every_sample_exactly_once(tmp_path, module, world, wor
 
 
 def test_spawned_workers_keep_their_rank(tmp_path, module):
-    dataset = module(val=write(tmp_path / "val", 4, 2), rank=1, world=2).val_dataloader().source
+    dataset = module(val=write_shards(tmp_path / "val", 4, 2), rank=1, world=2).val_dataloader().source
     batches = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
     assert sorted(keys(batches)) == ["s1-0", "s1-1", "s3-0", "s3-1"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_length_is_true_and_epochs_differ_but_repeat(tmp_path, module, workers):
-    pattern = write(tmp_path / "train", 5, 7, manifest=True)
+    pattern = write_shards(tmp_path / "train", 5, 7, manifest=True)
     loader, twin = (module(pattern, num_workers=workers).train_dataloader() for _ in range(2))
     epochs = [keys(loader) for _ in range(3)]  # with workers: the same processes, told the new epoch
     assert {len(epoch) for epoch in epochs} == {4 * len(loader)}
@@ -128,12 +102,12 @@ def test_training_length_is_true_and_epochs_differ_but_repeat(tmp_path, module, 
 
 
 def test_a_reader_short_of_samples_starts_over_to_deliver_its_batches(tmp_path, module):
-    pattern = write(tmp_path / "train", 2, 4)
+    pattern = write_shards(tmp_path / "train", 2, 4)
     assert len(keys(module(pattern, train_num_samples=20).train_dataloader())) == 20
 
 
 def test_the_random_view_depends_on_epoch_and_key_alone(tmp_path, module):
-    pattern = write(tmp_path / "train", 4, 4)
+    pattern = write_shards(tmp_path / "train", 4, 4)
 
     def pictures(epoch, **options):
         loader = module(pattern, **options).train_dataloader()
@@ -162,12 +136,12 @@ def test_the_trainer_says_the_epoch(tmp_path, module):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    data = module(write(tmp_path / "train", 4, 4))
+    data = module(write_shards(tmp_path / "train", 4, 4))
     model = Recorder()
     lightning.Trainer(
         max_steps=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     ).fit(model, data)
-    expected = ShardDataModule.train_dataloader(module(write(tmp_path / "again", 4, 4)))
+    expected = ShardDataModule.train_dataloader(module(write_shards(tmp_path / "again", 4, 4)))
     assert model.epochs == {epoch: keys(expected) for epoch in range(3)}
 
 
@@ -184,7 +158,9 @@ def test_a_batch(tmp_path, module):
     def caption(number):
         return b"a cat" if number % 2 else b"a rather long caption that has to be cut at eight"
 
-    pattern = write(tmp_path / "val", 1, 6, txt=caption, json=lambda n: json.dumps({"label": n}).encode())
+    pattern = write_shards(
+        tmp_path / "val", 1, 6, txt=caption, json=lambda n: json.dumps({"label": n}).encode()
+    )
     batch, rest = module(val=pattern).val_dataloader()
     assert batch["image"].shape == (4, 3, 8, 8) and batch["image"].dtype == torch.float32
     assert batch["text"].shape == (4, 8) and batch["text"][1].tolist() == [
@@ -203,14 +179,17 @@ def test_a_batch(tmp_path, module):
 
 
 def test_text_is_as_wide_as_the_longest_caption(tmp_path, module):
-    (batch,) = module(val=write(tmp_path / "val", 1, 3, txt=lambda n: b"a cat")).val_dataloader()
+    (batch,) = module(val=write_shards(tmp_path / "val", 1, 3, txt=lambda n: b"a cat")).val_dataloader()
     assert batch["text"].shape == (3, 4)
 
 
 def test_labels_come_from_cls_too_and_not_from_other_json(tmp_path, module):
-    (batch,) = module(val=write(tmp_path / "a", 1, 3, cls=lambda n: str(n).encode())).val_dataloader()
+    pattern = write_shards(tmp_path / "a", 1, 3, cls=lambda n: str(n).encode())
+    (batch,) = module(val=pattern).val_dataloader()
     assert batch["label"].tolist() == [0, 1, 2]
-    (batch,) = module(val=write(tmp_path / "b", 1, 3, json=lambda n: b'{"width": 12}')).val_dataloader()
+    (batch,) = module(
+        val=write_shards(tmp_path / "b", 1, 3, json=lambda n: b'{"width": 12}')
+    ).val_dataloader()
     assert "label" not in batch
 
 
@@ -218,19 +197,19 @@ def test_labels_come_from_cls_too_and_not_from_other_json(tmp_path, module):
 
 
 def test_missing_shards_fail_at_once(tmp_path, module):
-    write(tmp_path / "train", 2, 2)
+    write_shards(tmp_path / "train", 2, 2)
     with pytest.raises(ValueError, match=r"2 of 4 shards .* are missing, first .*002\.tar"):
         module(f"{tmp_path}/train/{{000..003}}.tar")
 
 
 def test_variables_are_expanded(tmp_path, monkeypatch):
-    write(tmp_path / "train", 2, 1)
+    write_shards(tmp_path / "train", 2, 1)
     monkeypatch.setenv("SHARDS", str(tmp_path))
     assert expand("${SHARDS}/train/{000..001}.tar") == [f"{tmp_path}/train/00{i}.tar" for i in (0, 1)]
 
 
 def test_pipes_only_where_they_are_allowed(tmp_path, module):
-    write(tmp_path / "train", 1, 4)
+    write_shards(tmp_path / "train", 1, 4)
     pattern = f"pipe:cat {tmp_path}/train/000.tar"
     with pytest.raises(ValueError, match="allow_pipe"):
         module(pattern)
@@ -239,7 +218,7 @@ def test_pipes_only_where_they_are_allowed(tmp_path, module):
 
 
 def test_fewer_shards_than_readers(tmp_path, module):
-    pattern = write(tmp_path / "train", 3, 4)
+    pattern = write_shards(tmp_path / "train", 3, 4)
     with pytest.raises(ValueError, match="cannot feed 1 processes x 4 workers; use at most 3 workers"):
         module(pattern, num_workers=4).train_dataloader()
     with pytest.raises(ValueError, match="smaller shards"):
@@ -270,7 +249,7 @@ def test_senseless_options(module, options, message):
 
 def test_a_batch_larger_than_a_readers_share(tmp_path, module):
     with pytest.raises(ValueError, match="below batch_size 4"):
-        module(write(tmp_path / "train", 2, 3), num_workers=2).train_dataloader()
+        module(write_shards(tmp_path / "train", 2, 3), num_workers=2).train_dataloader()
     with pytest.raises(ValueError, match="no shards for split 'val'"):
         module().val_dataloader()
 
@@ -292,7 +271,7 @@ def test_a_batch_larger_than_a_readers_share(tmp_path, module):
     ids=["cut picture", "other bytes", "no picture", "empty caption", "not utf-8", "no caption", "cut json"],
 )
 def test_a_damaged_sample_is_skipped_and_logged_or_fails_the_run(tmp_path, module, caplog, damage):
-    pattern = write(tmp_path / "val", 2, 4, **damage)
+    pattern = write_shards(tmp_path / "val", 2, 4, **damage)
     with caplog.at_level(logging.WARNING):
         found = keys(module(val=pattern, max_damaged=0.2).val_dataloader())
     assert len(found) == 7 and "s0-3" not in found
@@ -308,7 +287,7 @@ def test_a_damaged_sample_is_skipped_and_logged_or_fails_the_run(tmp_path, modul
     "size", [7 * 512, 7 * 512 + 100, 8 * 512 + 40], ids=["between", "in a header", "in a picture"]
 )
 def test_a_truncated_shard(tmp_path, module, caplog, manifest, size):
-    pattern = write(tmp_path / "val", 2, 8, manifest=manifest)
+    pattern = write_shards(tmp_path / "val", 2, 8, manifest=manifest)
     with open(tmp_path / "val" / "000.tar", "r+b") as file:
         file.truncate(os.path.getsize(file.name) // 2)
     found = keys(module(val=pattern, max_damaged=0.9).val_dataloader())
@@ -319,7 +298,7 @@ def test_a_truncated_shard(tmp_path, module, caplog, manifest, size):
 
 
 def test_shards_without_samples_do_not_loop_forever(tmp_path, module):
-    pattern = write(tmp_path / "train", 1, 0)
+    pattern = write_shards(tmp_path / "train", 1, 0)
     with pytest.raises(ValueError, match="no sample in 1 shards"):
         list(module(pattern, train_num_samples=8).train_dataloader())
 
@@ -347,7 +326,9 @@ class Payload:
 def test_a_pickle_is_never_decoded(tmp_path, module):
     fired = str(tmp_path / "fired")
     attack = pickle.dumps(Payload(fired))
-    pattern = write(tmp_path / "val", 1, 2, pyd=lambda n: attack, pth=lambda n: attack, pkl=lambda n: attack)
+    pattern = write_shards(
+        tmp_path / "val", 1, 2, pyd=lambda n: attack, pth=lambda n: attack, pkl=lambda n: attack
+    )
     assert len(keys(module(val=pattern).val_dataloader())) == 2
     assert len(keys(module(pattern, batch_size=2).train_dataloader())) == 2
     assert not os.path.exists(fired)
