@@ -139,10 +139,10 @@ def wave_accuracies(
     Every picture is seen once, at both levels; for a share p the round(pM) pictures of least margin take the
     fine answer. That is the margin gate at the threshold given with the result, which is set without labels.
     clip: the teacher, for the logit scale.  classes: [C,E].
-    ValueError: a student of more or fewer levels.
+    ValueError: a student of more wavelet levels.
     """
-    if wave.levels != 1:
-        raise ValueError(f"this student has {wave.levels} levels; the table's rows are of one")
+    if wave.steps != 2:
+        raise ValueError(f"this student answers at {wave.steps} steps; the table's rows are of two")
     wave.to(device).eval()
     gate, scale = MarginGate(0.0), clip.logit_scale.exp()
     margins, correct = [], []

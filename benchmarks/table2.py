@@ -121,8 +121,8 @@ def paper_scale_markdown(block: dict[str, Any]) -> str:
         lines.append(
             f"| {row['method']} | {_number(row['paper_tokens'])} | {_number(row['tokens'])} "
             f"| {row['paper_gflops']:.2f} "
-            f"| {row['gmacs_paper']:.2f} ({row['difference_paper']:+.1f} %) "
-            f"| {row['gmacs']:.2f} ({row['difference']:+.1f} %) "
+            f"| {row['gmacs_paper']:.2f} ({_percent(row['difference_paper'])}) "
+            f"| {row['gmacs']:.2f} ({_percent(row['difference'])}) "
             f"| {row['paper_accuracy']:.1f} | {_accuracy(row['accuracy'])} |"
         )
     return "\n".join([*lines, "", *_notes(block)]) + "\n"
@@ -130,6 +130,10 @@ def paper_scale_markdown(block: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _percent(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f} %"  # the sum turns -0.0 into 0.0
 
 
 def _accuracy(found: dict[str, Any] | None) -> str:

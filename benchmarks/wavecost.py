@@ -43,7 +43,7 @@ class WavePath(nn.Module):
 
 def exit_costs(wave: WaveTower, image_size: int) -> list[Cost]:
     """The cost of stopping at each level, coarsest first, for one image of ``image_size`` pixels."""
-    return [cost(WavePath(wave, steps), image_size) for steps in range(wave.levels + 1)]
+    return [cost(WavePath(wave, steps), image_size) for steps in range(wave.steps)]
 
 
 def cost(model: nn.Module, image_size: int) -> Cost:

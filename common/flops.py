@@ -43,12 +43,12 @@ _FREE = set(
     index_select isfinite isinf isnan item le leaky_relu lerp lift_fresh linalg_vector_norm log log1p
     log2 log_sigmoid log_softmax logical_and logical_not logical_or logical_xor logsumexp lt
     masked_scatter masked_select max_pool2d maximum mean min minimum movedim mul multiply ne neg
-    new_ones norm normal numel ones_like pad pixel_shuffle pixel_unshuffle pow prelu prod rand rand_like
-    randn randn_like real reciprocal relu6 repeat repeat_interleave resolve_conj resolve_neg round rsqrt
-    rsub scalar_tensor scatter scatter_add sigmoid sign silu sin softmax softplus sort sqrt square std
-    sub subtract sum swapaxes take_along_dim tan tanh tensor tensor_split tile topk tril triu
+    new_ones norm normal numel numpy_T ones_like pad pixel_shuffle pixel_unshuffle pow prelu prod rand
+    rand_like randn randn_like real reciprocal relu6 repeat repeat_interleave resolve_conj resolve_neg
+    round rsqrt rsub scalar_tensor scatter scatter_add sigmoid sign silu sin softmax softplus sort sqrt
+    square std sub subtract sum swapaxes take_along_dim tan tanh tensor tensor_split tile topk tril triu
     true_divide unflatten unfold uniform unique_consecutive unsafe_chunk unsafe_split var var_mean
-    view_as view_as_complex view_as_real where zero
+    view_as view_as_complex view_as_real where zero mT
     """.split()  # noqa: SIM905
 )
 

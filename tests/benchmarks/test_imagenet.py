@@ -78,7 +78,7 @@ def filled(small_rows, tmp_path_factory):
             scores[name] = model.encode_image(images, normalize=True) @ classifier
     teacher = small_rows[TEACHER].build(weights / f"{TEACHER}.pt")
     wave = WaveTower.from_image_tower(teacher.image_tower, levels=1).eval()
-    wave.save(weights / f"{WAVECLIP}.safetensors")
+    wave.save(weights / f"{WAVECLIP}.safetensors", teacher.architecture)
     return root, weights, scores, wave, teacher
 
 
