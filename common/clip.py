@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +102,10 @@ class CLIP(nn.Module):
             if recorded is None and quick_gelu is None:
                 raise ValueError(f"{weights} does not record its activation; say quick_gelu true or false")
             trained = quick_gelu if recorded is None else bool(recorded.get("quick_gelu", False))
-            state = read_state_dict(weights)
+            read = partial(read_state_dict, weights)
         else:
-            trained, state = _hub_weights(name, weights)
+            trained = _tag_quick_gelu(name, weights)
+            read = partial(_tag_state_dict, name, weights, trained)
         wanted = native if quick_gelu is None else quick_gelu
         if trained != wanted:
             said = {True: "QuickGELU", False: "GELU"}
@@ -111,7 +114,7 @@ class CLIP(nn.Module):
                 f"{said[wanted]}; name the matching architecture (e.g. ViT-B-16-quickgelu) or quick_gelu={trained}"
             )
         model = cls({**architecture, "quick_gelu": trained})
-        model.load_weights(state, weights)
+        model.load_weights(read(), weights)
         return model
 
     @classmethod
@@ -204,7 +207,13 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{path} is no file of plain tensors, and opening it otherwise could run its code; save its "
+                "state dict alone, best as safetensors"
+            ) from error
         state = state.get("state_dict", state)
     for prefix in ("module.", "model.", "clip."):
         if all(key.startswith(prefix) for key in state):
@@ -212,15 +221,21 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-def _hub_weights(name: str, tag: str) -> tuple[bool, dict[str, Tensor]]:
-    """Whether an open_clip tag's weights want QuickGELU, and the weights themselves (needs the network)."""
+def _tag_quick_gelu(name: str, tag: str) -> bool:
+    """Whether an open_clip tag's weights were trained with QuickGELU. ValueError: no such tag (asks no network)."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise ValueError(f"{tag!r} is no weights tag of {name}; it has {tags}, or give a local file")
-    trained = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-    return trained, open_clip.create_model(name, pretrained=tag, force_quick_gelu=trained).state_dict()
+    return bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+
+
+def _tag_state_dict(name: str, tag: str, quick_gelu: bool) -> dict[str, Tensor]:
+    """The weights of an open_clip tag, from its cache or over the network."""
+    import open_clip
+
+    return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu).state_dict()
 
 
 def _our_key(key: str) -> str:

@@ -117,8 +117,8 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
 
 
-class _Tower(nn.Module):
-    """What both towers share: running their blocks."""
+class BlockTower(nn.Module):
+    """What every tower shares: a stack of blocks, run in part or whole."""
 
     transformer: Transformer
 
@@ -140,7 +140,7 @@ class _Tower(nn.Module):
         return x
 
 
-class ImageTower(_Tower):
+class ImageTower(BlockTower):
     """CLIP's vision transformer: patches and a class token -> blocks -> joint embedding of the class token."""
 
     def __init__(
@@ -193,7 +193,7 @@ class ImageTower(_Tower):
         return self.pool(self.run_blocks(self.embed(images)))
 
 
-class TextTower(_Tower):
+class TextTower(BlockTower):
     """CLIP's causal text transformer, read out at the end-of-text token (the highest id of each row)."""
 
     def __init__(

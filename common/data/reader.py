@@ -164,25 +164,31 @@ def caption_id(caption: str) -> int:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Bytes of one sample -> picture, token ids and label; formats: pictures, UTF-8 text, JSON."""
+    """Bytes of one sample -> picture, token ids and label; formats: pictures, UTF-8 text, JSON.
+
+    captions: False leaves texts unread, so that pictures without one (labelled sets) are complete samples.
+    """
 
     transform: Transform
     tokenizer: Tokenizer
+    captions: bool = True
 
     def __call__(self, sample: dict[str, Any], rng: Random) -> dict[str, Any]:
-        """{"image": uint8 [H,W,3], "ids": list, "caption_id", "key", and "label" where there is one}.
+        """{"image": uint8 [H,W,3], "key", "ids" and "caption_id" with captions, "label" where there is one}.
 
         ValueError, OSError: a member is missing, damaged or empty.
         """
         picture = next((sample[extension] for extension in PICTURES if extension in sample), None)
-        if picture is None or "txt" not in sample:
+        if picture is None or (self.captions and "txt" not in sample):
             members = sorted(name for name in sample if not name.startswith("__"))
-            raise ValueError(f"needs a picture and a txt, has {members}")
-        caption = sample["txt"].decode("utf-8").strip()
-        ids = self.tokenizer.ids(caption, truncate=True)  # refuses an empty caption
+            raise ValueError(f"needs a picture{' and a txt' if self.captions else ''}, has {members}")
+        out: dict[str, Any] = {"key": sample["__key__"]}
+        if self.captions:
+            caption = sample["txt"].decode("utf-8").strip()
+            out["ids"] = self.tokenizer.ids(caption, truncate=True)  # refuses an empty caption
+            out["caption_id"] = caption_id(caption)
         with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "WEBP")) as image:
-            pixels = self.transform(image, rng)
-        out = {"image": pixels, "ids": ids, "caption_id": caption_id(caption), "key": sample["__key__"]}
+            out["image"] = self.transform(image, rng)
         facts = json.loads(sample["json"]) if "json" in sample else {}
         label = sample["cls"] if "cls" in sample else facts.get("label") if isinstance(facts, dict) else None
         return out if label is None else {**out, "label": int(label)}
@@ -191,16 +197,17 @@ class Decoder:
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
     """Decoded samples -> a batch; ``text`` is as wide as its longest caption: a causal tower ignores padding.
 
-    "image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key": list of B strings,
-    "label": long [B] where every sample has one.
+    "image": normalised float [B,3,H,W], "key": list of B strings; "text": long [B,T] and "caption_id": long [B]
+    where captions are read; "label": long [B] where every sample has one.
     """
-    longest = max(len(sample["ids"]) for sample in samples)
-    batch = {
+    batch: dict[str, Tensor | list[str]] = {
         "image": to_batch([sample["image"] for sample in samples]),
-        "text": torch.tensor([sample["ids"] + [0] * (longest - len(sample["ids"])) for sample in samples]),
-        "caption_id": torch.tensor([sample["caption_id"] for sample in samples]),
         "key": [sample["key"] for sample in samples],
     }
+    if "ids" in samples[0]:
+        longest = max(len(sample["ids"]) for sample in samples)
+        batch["text"] = torch.tensor([sample["ids"] + [0] * (longest - len(sample["ids"])) for sample in samples])
+        batch["caption_id"] = torch.tensor([sample["caption_id"] for sample in samples])
     if all("label" in sample for sample in samples):
         batch["label"] = torch.tensor([sample["label"] for sample in samples])
     return batch

@@ -72,6 +72,7 @@ class ShardDataModule(LightningDataModule):
         shuffle_buffer: Undecoded samples per worker among which the next one is drawn.
         max_damaged: Fraction of damaged, incomplete or uncaptioned samples above which the run fails.
         allow_pipe: Whether ``pipe:`` URLs may run their shell command.
+        captions: Whether samples have captions; False reads pictures and labels alone.
 
     A batch is {"image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key":
     list[str]} and "label": long [B] where the shards carry labels. ValueError: missing shards, fewer shards
@@ -92,6 +93,7 @@ class ShardDataModule(LightningDataModule):
         shuffle_buffer: int = 1000,
         max_damaged: float = 0.01,
         allow_pipe: bool = False,
+        captions: bool = True,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -104,6 +106,7 @@ class ShardDataModule(LightningDataModule):
         self.tokenizer = Tokenizer(text["context_length"], text.get("vocabulary"))
         self.batch_size, self.num_workers, self.train_num_samples = batch_size, num_workers, train_num_samples
         self.seed, self.shuffle_buffer, self.max_damaged = seed, max(1, shuffle_buffer), max_damaged
+        self.captions = captions
         patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
         self._urls = {split: expand(pattern, allow_pipe) for split, pattern in patterns.items() if pattern}
 
@@ -148,7 +151,7 @@ class ShardDataModule(LightningDataModule):
         shards = [Shard(url, None) for url in urls] if known else count_samples(urls)
         dataset = ShardDataset(
             shards,
-            Decoder(self.picture_transform(train), self.tokenizer),
+            Decoder(self.picture_transform(train), self.tokenizer, self.captions),
             self.batch_size,
             batches=self._train_batches(shards, world * workers) if train else None,
             rank=rank,

@@ -1,0 +1,16 @@
+"""WAVECLIP: coarse-to-fine wavelet tokens, a block-causal cache, and early exit behind a confidence gate."""
+
+from waveclip.distillation import WaveCLIPDistillation
+from waveclip.gating import MarginGate, MaxProbabilityGate, margin_threshold
+from waveclip.progressive import Prediction, ProgressiveClassifier
+from waveclip.tower import WaveTower
+
+__all__ = [
+    "MarginGate",
+    "MaxProbabilityGate",
+    "Prediction",
+    "ProgressiveClassifier",
+    "WaveCLIPDistillation",
+    "WaveTower",
+    "margin_threshold",
+]

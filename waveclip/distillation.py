@@ -1,0 +1,213 @@
+"""Training a WaveTower from a frozen CLIP teacher (WAVECLIP, section 3.1), with documented additions.
+
+Shapes: B images, T text tokens, C classes or captions, E joint dim, D width, L levels, g grid of the coarse level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from common import optim
+from common.clip import CLIP
+from common.contrastive import info_nce
+from common.zeroshot import embed_prompts
+from waveclip.tokenizer import Start
+from waveclip.tower import WaveTower
+
+
+def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of 1 - cos over the rows of student and teacher [B,E]."""
+    return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
+
+
+def distribution_distance(student: Tensor, teacher: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """KL(teacher || student) of the softmax over texts [C,E], mean over the rows of student and teacher [B,E]."""
+    log_p, log_q = (
+        F.log_softmax(scale * F.normalize(z, dim=-1) @ texts.T, dim=-1) for z in (teacher, student)
+    )
+    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+
+def token_distance(wave: WaveTower, student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cos between what student and teacher make of each location, before ``ln_post``.
+
+    student: tokens of all steps [B,N,D]; teacher: its tokens [B,1+G²,D]. A location is a cell of the coarse grid
+    g: there the student's four bands (of the coarsest level) are averaged, and so are the teacher's patches in it,
+    since a band's token sees the whole cell and has no single patch for a counterpart.
+    """
+    cells = wave.tokens_in(0) - 1
+    grid = round(cells**0.5)
+    first = wave.tokens_in(0) + 1
+    bands = torch.cat([student[:, 1 : 1 + cells], student[:, first : first + 3 * cells]], dim=1)
+    own = bands.unflatten(1, (4, cells)).mean(1)
+    side = round((teacher.shape[1] - 1) ** 0.5)
+    patches = teacher[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    target = F.avg_pool2d(patches, side // grid).flatten(2).transpose(1, 2)
+    return cosine_distance(own.flatten(0, 1), target.flatten(0, 1))
+
+
+class WaveCLIPDistillation(LightningModule):
+    """Distil a frozen CLIP teacher into a WaveTower that starts as its copy; the text tower stays the teacher's.
+
+    The loss is the cosine distance to the teacher's full-resolution embedding, averaged over the levels. The paper
+    states neither the levels' weights nor which parameters train; the mean and both choices of ``train`` are ours.
+
+    Args:
+        teacher: an open_clip model name (ViT-B-16) or a .json architecture file.
+        weights: the teacher's weights: null (random), an open_clip tag, or a local file.
+        quick_gelu: the activation of a local weights file that does not record it.
+        levels: wavelet levels, 1 at 224 px and patch 16.
+        wavelet: an orthogonal wavelet by its PyWavelets name.
+        transform: conv (grouped strided convolution) or ptwt (haar only).
+        shared_class_token: one class token for all levels instead of one each.
+        start: whether tokenizer, positions and class tokens start from the teacher's or at random.
+        detail_scale: the scale of the teacher's filter that detail bands start from.
+        train: all parameters, or only the new ones (tokenizer with its embeddings, and class tokens).
+        learning_rate: peak rate of AdamW.
+        new_rate_factor: how many times that rate the new parameters take.
+        weight_decay: of matrices.
+        warmup_steps: steps of linear warm-up before the cosine.
+        distribution_weight: weight of the KL divergence between teacher's and student's class probabilities: over
+            the data's class prompts where it has classes, else over the batch's captions. 0 leaves it out.
+        contrastive_weight: weight of InfoNCE between the student and the teacher's text embeddings. 0: none.
+        token_weight: weight of the cosine distance between student's and teacher's last tokens. 0: none.
+        fine_first_steps: steps at the beginning in which only the last level's loss counts.
+    """
+
+    def __init__(
+        self,
+        teacher: str = "ViT-B-16",
+        weights: str | None = None,
+        quick_gelu: bool | None = None,
+        levels: int = 1,
+        wavelet: str = "haar",
+        transform: Literal["conv", "ptwt"] = "conv",
+        shared_class_token: bool = False,
+        start: Start = "teacher",
+        detail_scale: float = 4.0,
+        train: Literal["all", "new"] = "all",
+        learning_rate: float = 1e-4,
+        new_rate_factor: float = 4.0,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 500,
+        distribution_weight: float = 0.0,
+        contrastive_weight: float = 0.0,
+        token_weight: float = 0.0,
+        fine_first_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        terms = {"distribution": distribution_weight, "contrastive": contrastive_weight, "token": token_weight}
+        for name, value in terms.items():
+            if value < 0:
+                raise ValueError(f"{name}_weight {value} is negative; 0 leaves the term out")
+        self.save_hyperparameters()
+        self.teacher = CLIP.from_open_clip(teacher, weights, quick_gelu=quick_gelu).requires_grad_(False).eval()
+        self.wave = WaveTower.from_image_tower(
+            self.teacher.image_tower,
+            levels,
+            wavelet,
+            shared_class_token,
+            transform=transform,
+            start=start,
+            detail_scale=detail_scale,
+        )
+        self.wave.requires_grad_(train == "all")
+        self.wave.tokenizer.requires_grad_(True)
+        self.learning_rate, self.new_rate_factor = learning_rate, new_rate_factor
+        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+        self.term_weights, self.fine_first_steps = terms, fine_first_steps
+        self.validation_top1 = nn.ModuleList(MeanMetric() for _ in range(self.wave.steps))
+        self._classes: Tensor | None = None
+
+    def train(self, mode: bool = True) -> WaveCLIPDistillation:
+        """The usual switch, which the frozen teacher does not follow."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """images [B,3,S,S] -> (z_0, ..., z_L), each [B,E]."""
+        return self.wave(images)
+
+    def _embed_classes(self) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        prompts = None if datamodule is None else datamodule.class_prompts
+        self._classes = None if prompts is None else embed_prompts(self.teacher, prompts)
+
+    def on_fit_start(self) -> None:
+        """Embed the class prompts once: the text tower is frozen."""
+        self._embed_classes()
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """The distillation loss of one batch, each term logged apart."""
+        images = batch["image"]
+        with torch.no_grad():
+            target_tokens = self.teacher.image_tower.run_blocks(self.teacher.image_tower.embed(images))
+            target = self.teacher.image_tower.pool(target_tokens)
+        tokens = self.wave.run_blocks(self.wave.embed(images), mask=self.wave.mask)
+        levels = self.wave.pool(tokens)
+        counted = levels[-1:] if self.global_step < self.fine_first_steps else levels
+        terms = {"cosine": _mean([cosine_distance(z, target) for z in counted])}
+        if self.term_weights["token"]:
+            terms["token"] = token_distance(self.wave, tokens, target_tokens)
+        terms.update(self._text_terms(batch, counted, target))
+        loss = sum(value * self.term_weights.get(name, 1.0) for name, value in terms.items())
+        self.log_dict({f"train_{name}": value for name, value in terms.items()})
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def _text_terms(self, batch: dict, levels: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
+        """The terms that read the student against the teacher's texts, as far as their weights ask for them."""
+        scale, terms = self.teacher.logit_scale.exp(), {}
+        captions = None
+        if self.term_weights["contrastive"] or (self.term_weights["distribution"] and self._classes is None):
+            with torch.no_grad():
+                captions = self.teacher.encode_text(batch["text"])
+        if self.term_weights["distribution"]:
+            texts = captions if self._classes is None else self._classes
+            terms["distribution"] = _mean([distribution_distance(z, target, texts, scale) for z in levels])
+        if self.term_weights["contrastive"]:
+            losses = [info_nce(F.normalize(z, dim=-1), captions, scale, same=batch["caption_id"]) for z in levels]
+            terms["contrastive"] = _mean(losses)
+        return terms
+
+    def on_validation_epoch_start(self) -> None:
+        """Embed the class prompts, also when validation runs without a fit."""
+        self._embed_classes()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Zero-shot accuracy of every level where there are classes; the cosine distance otherwise."""
+        levels = self.wave(batch["image"])
+        if self._classes is None:
+            target = self.teacher.encode_image(batch["image"])
+            for level, z in enumerate(levels):
+                distance = cosine_distance(z, target)
+                self.log(f"val_cosine_{level}", distance, sync_dist=True, batch_size=len(z))
+            return
+        for level, (z, metric) in enumerate(zip(levels, self.validation_top1, strict=True)):
+            guess = (F.normalize(z, dim=-1) @ self._classes.T).argmax(1)
+            metric.update((guess == batch["label"]).float())
+            self.log(f"val_top1_{level}", metric, prog_bar=True)
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        """As validation, on the test split."""
+        self.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with a higher rate for new parameters, per-step warm-up and cosine over the trainer's whole run."""
+        new = list(self.wave.tokenizer.parameters())
+        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay, new, self.new_rate_factor)
+        return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()

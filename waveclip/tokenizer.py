@@ -1,0 +1,138 @@
+"""Wavelet tokenizer (WAVECLIP, section 3.1): a picture as groups of tokens, coarse to fine.
+
+Shapes: B images, S image size, P patch size, D width, L levels, g = S / (2^l P) grid of level l, n tokens a step.
+
+Step 0 holds one token per P x P patch of LL_L; step s the tokens of the H, V and D bands of level L-s+1, one per
+location and band, since tokens of one location and several colour channels are merged by one linear map.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.tower import ImageTower
+from waveclip.wavelet import Transform, filters, wavedec2
+
+Start = Literal["teacher", "random"]
+
+# ITU-R BT.601, the JPEG matrix, without its constant offsets. Rows: Y, Cb, Cr; columns: R, G, B.
+YCBCR = torch.tensor(
+    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64
+)
+
+
+def check_size(image_size: int, patch_size: int, levels: int) -> None:
+    """ValueError, with the nearest valid sizes, unless every level's grid is whole."""
+    if levels < 1:
+        raise ValueError(f"levels {levels}: a wavelet tokenizer decomposes at least once")
+    unit = patch_size * 2**levels
+    if image_size % unit:
+        below = image_size // unit * unit
+        valid = f"{below} or {below + unit}" if below else f"{unit}"
+        raise ValueError(
+            f"image_size {image_size} with patch_size {patch_size} and levels {levels} needs a multiple of {unit}; "
+            f"use {valid} pixels, or fewer levels"
+        )
+
+
+class WaveletTokenizer(nn.Module):
+    """RGB -> YCbCr -> DWT -> patches of every sub-band -> tokens, with positions, bands and class tokens.
+
+    The colour map is applied after CLIP's normalisation, to the same pictures that every other tower takes: it
+    is then linear without an offset, so that its inverse folds exactly into the teacher's patch filter (the
+    offsets of YCbCr would need a bias that CLIP's patch embedding does not have).
+
+    Coefficients of level l are divided by 2^l, which puts them in pixel units: the orthonormal LL_l is 2^l times
+    the mean of 2^l x 2^l pixels.
+
+    Start from the teacher: with M the colour matrix and W the teacher's filter on RGB, the filter of LL is W M^-1,
+    for W M^-1 (M x) = W x with x the block mean of the picture. So step 0 is the teacher's own embedding of the
+    picture at resolution S / 2^L (for haar exactly; a longer low-pass filter only smooths differently). Bands of
+    detail start from the same filter times ``detail_scale``: they carry less energy than LL, and
+    tokens that start small are ignored in training. Positions are the teacher's, averaged over the cells
+    that a token covers and shared by the bands of a location, which a learned band embedding tells apart.
+    """
+
+    def __init__(
+        self,
+        tower: ImageTower,
+        levels: int = 1,
+        wavelet: str = "haar",
+        shared_class_token: bool = False,
+        transform: Transform = "conv",
+        start: Start = "teacher",
+        detail_scale: float = 4.0,
+    ) -> None:
+        super().__init__()
+        check_size(tower.image_size, tower.patch_size, levels)
+        filters(wavelet)
+        self.image_size, self.patch_size, self.levels = tower.image_size, tower.patch_size, levels
+        self.wavelet, self.transform = wavelet, transform
+        self.register_buffer("colour", YCBCR.float(), persistent=False)
+        width = tower.conv1.out_channels
+        teacher = torch.einsum("dcij,ck->dkij", tower.conv1.weight.detach().double().cpu(), YCBCR.inverse())
+        teacher = teacher.to(tower.conv1.weight)
+        spread = width**-0.5
+
+        def projection(scale: float, bands: int) -> nn.Parameter:
+            weight = torch.stack([scale * teacher] * bands)
+            if start == "random":
+                weight = torch.randn_like(weight) * teacher[0].numel() ** -0.5
+            return nn.Parameter(weight)
+
+        self.coarse = projection(1.0, 1)
+        self.details = nn.ParameterList(projection(detail_scale, 3) for _ in range(levels))
+        self.band_embedding = nn.Parameter(torch.cat([torch.zeros(1, width), spread * torch.randn(3 * levels, width)]))
+        positions = tower.positional_embedding.detach()
+        class_token = tower.class_embedding.detach() + positions[0]
+        if start == "random":
+            class_token, positions = spread * torch.randn(width), spread * torch.randn_like(positions)
+        self.class_tokens = nn.Parameter(class_token.repeat(1 if shared_class_token else levels + 1, 1))
+        self.positions = nn.Parameter(positions[1:].clone())
+
+    @property
+    def steps(self) -> int:
+        """S + 1 = L + 1, the number of token groups."""
+        return self.levels + 1
+
+    def tokens_in(self, step: int) -> int:
+        """n, the tokens of one step, its class token included."""
+        grid = self.image_size // (self.patch_size * 2 ** self._level(step))
+        return 1 + (3 if step else 1) * grid**2
+
+    def decompose(self, images: Tensor) -> list[Tensor]:
+        """images [B,3,S,S] -> the bands of every step in pixel units: [B,1,3,h,h], then [B,3,3,h,h] each."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"pictures of {tuple(images.shape[-2:])} pixels given to a tokenizer for {self.image_size}; resize them"
+            )
+        ycbcr = F.conv2d(images, self.colour.to(images)[:, :, None, None])
+        coarse, *details = wavedec2(ycbcr, self.levels, self.wavelet, self.transform)
+        bands = [coarse.unsqueeze(1), *details]
+        return [band / 2 ** self._level(step) for step, band in enumerate(bands)]
+
+    def embed(self, bands: Tensor, step: int) -> Tensor:
+        """bands of one step [B,1 or 3,3,h,h] -> its tokens [B,n,D], class token first, before ``ln_pre``."""
+        weight = self.details[step - 1] if step else self.coarse
+        count = len(weight)
+        patches = F.conv2d(bands.flatten(1, 2), weight.flatten(0, 1), stride=self.patch_size, groups=count)
+        patches = patches.unflatten(1, (count, -1)).flatten(3).transpose(2, 3)  # [B,count,g²,D]
+        first = 1 + 3 * (step - 1) if step else 0
+        offset = self._pooled_positions(step) + self.band_embedding[first : first + count].unsqueeze(1)
+        class_token = self.class_tokens[min(step, len(self.class_tokens) - 1)]
+        class_token = class_token.expand(len(bands), 1, -1).to(patches.dtype)
+        return torch.cat([class_token, (patches + offset).flatten(1, 2)], dim=1)
+
+    def _level(self, step: int) -> int:
+        """The wavelet level of a step's bands: L for steps 0 and 1, then one finer each."""
+        return self.levels - max(step - 1, 0)
+
+    def _pooled_positions(self, step: int) -> Tensor:
+        """The teacher's positions averaged over the 2^l x 2^l cells of each token: [g²,D]."""
+        grid = self.image_size // self.patch_size
+        cells = self.positions.T.reshape(1, -1, grid, grid)
+        return F.avg_pool2d(cells, 2 ** self._level(step)).flatten(2)[0].T

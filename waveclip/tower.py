@@ -1,0 +1,140 @@
+"""CLIP's image tower on wavelet tokens: one block-causal pass, or level by level over a cache (section 3.2).
+
+Shapes: B images, S image size, N tokens of all steps, n tokens of one step, D width, E joint dim, K chosen rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.tower import BlockTower, ImageTower, KVCache
+from waveclip.tokenizer import Start, WaveletTokenizer
+from waveclip.wavelet import Transform
+
+
+@dataclass(frozen=True)
+class WaveState:
+    """What a refinement needs: the steps done, their keys and values, and the bands not yet embedded."""
+
+    done: int
+    cache: KVCache
+    bands: tuple[Tensor, ...]
+
+
+class WaveTower(BlockTower):
+    """A copy of an image tower that reads wavelet tokens, coarse first, with a class token at every level.
+
+    Tokens of a step attend to each other and to all earlier steps, never to later ones, so an earlier embedding
+    does not change when detail is added, and its keys and values can be kept.
+    """
+
+    def __init__(self, tokenizer: WaveletTokenizer, tower: ImageTower) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.ln_pre, self.transformer, self.ln_post = (
+            copy.deepcopy(part) for part in (tower.ln_pre, tower.transformer, tower.ln_post)
+        )
+        self.proj = nn.Parameter(tower.proj.detach().clone())
+        step = torch.cat([torch.full((tokenizer.tokens_in(s),), s) for s in range(tokenizer.steps)])
+        self.register_buffer("mask", step[:, None] >= step[None, :], persistent=False)
+
+    @classmethod
+    def from_image_tower(
+        cls,
+        tower: ImageTower,
+        levels: int = 1,
+        wavelet: str = "haar",
+        shared_class_token: bool = False,
+        *,
+        transform: Transform = "conv",
+        start: Start = "teacher",
+        detail_scale: float = 4.0,
+    ) -> WaveTower:
+        """A WaveTower that starts as ``tower``; see ``WaveletTokenizer`` for the arguments.
+
+        ValueError: a size that ``levels`` halvings and the patch do not divide, or an unfit wavelet.
+        """
+        arguments = (levels, wavelet, shared_class_token, transform, start, detail_scale)
+        return cls(WaveletTokenizer(tower, *arguments), tower)
+
+    @property
+    def steps(self) -> int:
+        """S + 1, the number of embeddings, coarse to fine."""
+        return self.tokenizer.steps
+
+    def tokens_in(self, step: int) -> int:
+        """n, the tokens that enter at one step, its class token included."""
+        return self.tokenizer.tokens_in(step)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> tokens of all steps [B,N,D], coarse first, after ``ln_pre``."""
+        bands = self.tokenizer.decompose(images)
+        return self.ln_pre(torch.cat([self.tokenizer.embed(band, step) for step, band in enumerate(bands)], dim=1))
+
+    def pool(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x [B,N,D] -> one embedding [B,E] of each step's class token."""
+        first, places = 0, []
+        for step in range(self.steps):
+            places.append(first)
+            first += self.tokens_in(step)
+        return tuple((self.ln_post(x[:, places]) @ self.proj).unbind(1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """images [B,3,S,S] -> (z_0, ..., z_S), each [B,E], by one pass under the block-causal mask."""
+        return self.pool(self.run_blocks(self.embed(images), mask=self.mask))
+
+    def begin(self, images: Tensor) -> tuple[Tensor, WaveState]:
+        """images [B,3,S,S] -> z_0 [B,E] from the coarse tokens alone, and the state to refine."""
+        return self._advance(WaveState(0, KVCache(), tuple(self.tokenizer.decompose(images))))
+
+    def refine(self, state: WaveState, rows: Tensor | None = None) -> tuple[Tensor, WaveState]:
+        """The next level's z [K,E] and state, computed for its new tokens only.
+
+        rows: long [K], which of the state's live rows go on; None: all. The given state stays valid.
+        ValueError past the last level.
+        """
+        if not state.bands:
+            raise ValueError(f"all {self.steps} levels of this state are done; begin with the pictures again")
+        bands = state.bands if rows is None else tuple(band[rows] for band in state.bands)
+        return self._advance(WaveState(state.done, state.cache.select(rows), bands))
+
+    def _advance(self, state: WaveState) -> tuple[Tensor, WaveState]:
+        """Embed and run the next step's tokens; the state's cache grows in place."""
+        band, *rest = state.bands
+        x = self.ln_pre(self.tokenizer.embed(band, state.done))
+        x = self.run_blocks(x, cache=state.cache)
+        return self.ln_post(x[:, 0]) @ self.proj, WaveState(state.done + 1, state.cache, tuple(rest))
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """images [B,3,S,S] -> the last level's embedding [B,E], of length 1 unless told otherwise."""
+        z, state = self.begin(images)
+        while state.bands:
+            z, state = self.refine(state)
+        return F.normalize(z, dim=-1) if normalize else z
+
+    def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
+        """Write a self-describing safetensors file. architecture: that of the CLIP whose image tower this copies."""
+        tokenizer = self.tokenizer
+        wave = {
+            "levels": tokenizer.levels,
+            "wavelet": tokenizer.wavelet,
+            "shared_class_token": len(tokenizer.class_tokens) == 1,
+        }
+        save_model(self, path, {"architecture": architecture, "wave": wave}, dtype)
+
+    @classmethod
+    def load(cls, path: str | Path) -> WaveTower:
+        """Read a file that ``save`` wrote. ValueError for any other."""
+        record = read_record(path)
+        if not {"architecture", "wave"} <= record.keys():
+            raise ValueError(f"{path} does not describe a WaveTower; convert its training checkpoint first")
+        model = cls.from_image_tower(CLIP(record["architecture"]).image_tower, **record["wave"])
+        model.load_state_dict(read_state_dict(str(path)))
+        return model
