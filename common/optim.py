@@ -49,6 +49,6 @@ def configure(groups: list[dict], warmup_steps: int, total_steps: int, betas: tu
         raise ValueError("the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs")
     if warmup_steps >= total_steps:
         raise ValueError(f"warmup_steps {warmup_steps} is not below the run's {total_steps} steps; shorten the warm-up")
-    optimizer = AdamW(groups, betas=betas, eps=1e-6)
+    optimizer = AdamW(groups, betas=betas, eps=1e-6, fused=True)
     schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -53,16 +53,16 @@ RECIPE = {
     "canvas": CANVAS,
     "colours": COLOURS,
     "grid": 4,  # random background colours each way
-    "contrast": 36,  # their greatest distance from the named colour, per channel
-    "scale": (0.40, 0.85),  # of the view
-    "crowded_scale": (0.40, 0.60),  # with a second emoji
-    "medium": 0.54,
-    "large": 0.69,
+    "contrast": 24,  # their greatest distance from the named colour, per channel
+    "scale": (0.50, 0.95),  # of the view
+    "crowded_scale": (0.45, 0.65),  # with a second emoji
+    "medium": 0.65,
+    "large": 0.80,
     "degrees": 20,
     "second": 0.2,
     "second_scale": (0.35, 0.50),  # of the first emoji
     "overhang": 0.1,  # of the emoji, beyond the view
-    "mention": 0.35,
+    "mention": 0.20,
     "quality": 95,
 }
 SPLITS = {  # pictures, pictures per shard
