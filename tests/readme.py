@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDS = {"network", "data", "gpu"}
+NEEDS = {"network", "data", "gpu", "time"}
 
 _BLOCK = re.compile(
     r"(?:<!--\s*needs:(?P<needs>[^>]*?)-->[ \t]*\n\s*)?^```bash[ \t]*\n(?P<script>.*?)^```", re.M | re.S

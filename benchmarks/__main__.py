@@ -1,0 +1,112 @@
+"""`python -m benchmarks NAME`: run a benchmark and write what it found to benchmarks/results.
+
+A benchmark is a module with ``run(smoke) -> result``, plain values, and
+``render(result) -> {"md", "figures"}``, its Markdown and matplotlib figures by file name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from common.paths import runs_directory
+
+RESULTS = Path(__file__).parent / "results"
+BENCHMARKS = {
+    "table2": "WAVECLIP's Table 2: tokens, multiply-adds, accuracy; then the embedded benchmark",
+    "waveclip-table1": "its Table 1: tokens at every level",
+    "waveclip-fig1": "its Figure 1: accuracy against multiply-adds",
+    "waveclip-fig3": "its Figure 3: cached against naive re-encoding",
+    "waveclip-fig4": "its Figure 4: margin against maximum probability as the gate",
+    "speed": "our towers against open_clip's on this machine",
+}
+ACTIONS = {
+    "retrain": "train the embedded models again (--list; ONLY=NAME)",
+    "report": "write the README's tables from benchmarks/results",
+}
+
+
+def module_of(name: str) -> Any:
+    """The module of a benchmark or action, imported when it is asked for."""
+    return import_module("benchmarks." + name.replace("-", "_"))
+
+
+def smoke() -> bool:
+    """Whether SMOKE asks for benchmarks at their smallest."""
+    return os.environ.get("SMOKE", "0") not in ("", "0")
+
+
+def write(result: dict[str, Any], rendered: dict[str, Any], folder: Path) -> list[Path]:
+    """Write <name>.json, <name>.md and each figure's PNG into ``folder``; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{result['name']}.json", folder / f"{result['name']}.md"]
+    paths[0].write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    paths[1].write_text(rendered["md"])
+    for name, figure in rendered["figures"].items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=110, metadata={"Software": None})
+    return paths
+
+
+def run_one(name: str, console: Console) -> None:
+    """Run one benchmark, print its table, and write its files.
+
+    A smoke run's numbers mean nothing, so they go to the run directory and never over the results.
+    """
+    folder = runs_directory() / "smoke" if smoke() else RESULTS
+    console.rule(name)
+    start = time.monotonic()
+    module = module_of(name)
+    result = module.run(smoke=smoke())
+    rendered = module.render(result)
+    paths = write(result, rendered, folder)
+    console.print(Markdown(rendered["md"]))
+    written = ", ".join(os.path.relpath(path) for path in paths)
+    console.print(f"[dim]{time.monotonic() - start:.0f} s; wrote {written}[/dim]", highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 when everything was done, 1 when a benchmark could not be run."""
+    lines = [f"  {name:<18}{text}" for name, text in (BENCHMARKS | ACTIONS).items()]
+    lines.append(f"  {'all':<18}every benchmark, in one process")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="The papers' tables and figures, each beside ours.\n\n" + "\n".join(lines),
+        epilog="environment: SMOKE=1 (smallest runs, written to the run directory), IMAGENET and WEIGHTS "
+        "(table2's accuracies at paper scale), ONLY and CONFIG (retrain), EFFCLIP_RUNS (run directory)",
+    )
+    parser.add_argument("name", choices=[*BENCHMARKS, *ACTIONS, "all"], metavar="NAME")
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.name not in ACTIONS:
+        parser.error(f"{arguments.name} takes no {' '.join(rest)}")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if arguments.name in ACTIONS:
+        return _reported(lambda: module_of(arguments.name).main(rest), arguments.name, console)
+    names = list(BENCHMARKS) if arguments.name == "all" else [arguments.name]
+    return max(_reported(lambda name=name: run_one(name, console), name, console) for name in names)
+
+
+def _reported(call: Any, name: str, console: Console) -> int:
+    """Call; a user's mistake becomes one line, so that with `all` the other benchmarks still run."""
+    try:
+        return call() or 0
+    except ValueError as error:
+        if os.environ.get("EFFCLIP_DEBUG"):
+            raise
+        console.print(f"benchmarks: error: {name}: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Checks that stored numbers still come out: the first losses of a recipe, and a part of the test pictures.
+
+A recipe's first losses are taken on ``val``'s pictures in the training view, since packing ``train`` takes
+longer than the check; model, data pipeline, seeds, optimiser and schedule are the recipe's.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from benchmarks.embedded import PART, batches, counts, models, observe
+from common.data.embedded import EmbeddedDataModule
+
+STEPS = 3
+PARTS = 4
+_ROOT = Path(__file__).parent.parent
+
+
+class _ValAsTrain(EmbeddedDataModule):
+    """The embedded data with ``val`` in the place of ``train``."""
+
+    def prepare_data(self) -> None:
+        """Nothing: a split is packed when its loader is made."""
+
+    def train_dataloader(self):
+        """Shuffled, augmented batches of ``val``."""
+        return self.dataloader("val", train=True)
+
+
+class _Losses(Callback):
+    """Keeps the first losses and then ends the run."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.values = steps, []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Keep one more loss."""
+        self.values.append(float(outputs["loss"]))
+        trainer.should_stop = len(self.values) >= self.steps
+
+
+def first_losses(recipe: str, steps: int = STEPS) -> list[float]:
+    """The losses of the first steps of an embedded recipe, a YAML file's path from the checkout's root."""
+    settings = yaml.safe_load((_ROOT / recipe).read_text())
+    seed_everything(settings["seed_everything"])
+    data = _ValAsTrain(**settings["data"]["init_args"] | {"num_workers": 0})
+    package, _, name = settings["model"]["class_path"].rpartition(".")
+    module = getattr(import_module(package), name)(**_rooted(settings["model"]["init_args"]))
+    losses = _Losses(steps)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=settings["trainer"]["max_steps"],
+        gradient_clip_val=settings["trainer"].get("gradient_clip_val"),
+        max_epochs=-1,
+        limit_val_batches=0,
+        callbacks=[losses],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return losses.values
+
+
+def _rooted(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The weights' path from the checkout's root, wherever the check runs."""
+    weights = arguments.get("weights")
+    return arguments | ({"weights": str(_ROOT / weights)} if weights else {})
+
+
+def part_counts(parts: int = PARTS) -> dict[str, list[int]]:
+    """Right answers of the committed weights among the first ``parts`` × 500 test pictures."""
+    prompts = EmbeddedDataModule().class_prompts
+    return counts(observe(*models(), batches("test", parts * PART), prompts))

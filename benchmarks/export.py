@@ -1,0 +1,72 @@
+"""From a training checkpoint to the weights that are committed, with a card that says whence they come."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule
+
+from common.clip import CLIP
+
+_ROOT = Path(__file__).parent.parent
+
+
+def from_checkpoint(path: Path, recipe: str) -> LightningModule:
+    """The LightningModule that a recipe names, with a checkpoint's arguments and weights.
+
+    ValueError: the checkpoint does not remember its arguments.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if "hyper_parameters" not in checkpoint:
+        raise ValueError(f"{path} remembers no arguments; give a checkpoint that `lightning fit` wrote")
+    package, _, name = yaml.safe_load((_ROOT / recipe).read_text())["model"]["class_path"].rpartition(".")
+    remembered = checkpoint["hyper_parameters"]
+    arguments = {key: value for key, value in remembered.items() if not key.startswith("_")}
+    module = getattr(import_module(package), name)(**arguments)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module.eval()
+
+
+def save(module: LightningModule, path: Path) -> None:
+    """Write a module's trained model, a CLIP or a WaveTower, as fp16 safetensors."""
+    if hasattr(module, "wave"):
+        module.wave.save(path, module.teacher.architecture, torch.float16)
+    else:
+        model: CLIP = module.clip
+        model.save(path, torch.float16)
+
+
+def card(path: Path, result: dict[str, Any]) -> str:
+    """The Markdown card of committed weights. result: what retrain writes of the run."""
+    stated = result["conditions"]
+    tree = "clean tree" if stated["clean"] else "tree with changes"
+    lines = [
+        f"# {path.name}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| command | `{result['command']}` (`make retrain ONLY={result['name']}`) |",
+        f"| seed | {stated['seed']} |",
+        f"| revision at the start | {stated['revision']} ({tree}) |",
+        f"| trained | {stated['date']}, {result['minutes']:.0f} minutes on {stated['device']}, "
+        f"{stated['threads']} threads, torch {stated['torch']} |",
+        f"| file | fp16 safetensors, {path.stat().st_size / 1e6:.1f} MB |",
+    ]
+    for split in ("val", "test"):
+        for level, found in result[split].items():
+            low, high = found["interval"]
+            lines.append(
+                f"| {split}, {level} | {100 * found['accuracy']:.2f} % [{100 * low:.2f}, {100 * high:.2f}] "
+                f"of {found['pictures']:,} pictures, zero-shot among {result['names']:,} names |"
+            )
+    attribution = (
+        "Trained on the embedded benchmark. Its pictures are drawn from Twemoji artwork, copyright Twitter, "
+        "Inc and other contributors, licensed under CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/) "
+        "and changed: scaled, turned and placed on backgrounds. Names are Unicode CLDR short names (Unicode "
+        "License v3)."
+    )
+    return "\n".join([*lines, "", attribution]) + "\n"

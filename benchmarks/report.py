@@ -1,0 +1,44 @@
+"""The README's tables, written from the result files: no number in it is typed by hand.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a benchmark's, or "retrain".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.__main__ import BENCHMARKS, RESULTS, module_of
+
+README = Path(__file__).parent.parent / "README.md"
+_TABLE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- /table -->)", re.S)
+
+
+def table(name: str) -> str:
+    """The Markdown of a benchmark's stored result. ValueError: no such benchmark, or it was not run."""
+    if name == "retrain":
+        return module_of(name).table()
+    if name not in BENCHMARKS:
+        raise ValueError(f"the README asks for table {name!r}; there are {[*BENCHMARKS, 'retrain']}")
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing in {RESULTS}; run `python -m benchmarks {name}` first")
+    return module_of(name).render(json.loads(path.read_text()))["md"]
+
+
+def fill(text: str, tables: Callable[[str], str] = table) -> str:
+    """``text`` with everything between the marks replaced by the tables they name."""
+    return _TABLE.sub(lambda mark: f"{mark[1]}\n{tables(mark[2]).strip()}\n\n{mark[3]}", text)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Write the README's tables, and the Markdown beside each result, anew."""
+    for name in BENCHMARKS:
+        if (RESULTS / f"{name}.json").is_file():
+            (RESULTS / f"{name}.md").write_text(table(name))
+    text = README.read_text()
+    README.write_text(fill(text))
+    print(f"{len(_TABLE.findall(text))} tables written to {README.name}")
+    return 0

@@ -1,0 +1,223 @@
+"""Trains the embedded models again, each by its recipe: `python -m benchmarks retrain` (`--list`: the runs).
+
+Every run has a folder in $EFFCLIP_RUNS/retrain: it goes on from the last checkpoint there, and is skipped
+when its result stands there. Its result is written as soon as it is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from benchmarks.conditions import conditions
+from benchmarks.drift import first_losses
+from benchmarks.embedded import STUDENT, TEACHER, batches, observe
+from benchmarks.export import card, from_checkpoint, save
+from common.clip import CLIP
+from common.data.embedded import EmbeddedDataModule, class_names
+from common.evaluation import wilson_interval, zero_shot
+from common.paths import runs_directory
+from common.zeroshot import embed_prompts
+from waveclip import WaveTower
+
+RESULTS = Path(__file__).parent / "results" / "retrain"
+_ROOT = Path(__file__).parent.parent
+RECIPES = {"common/embedded_clip.yaml": 30, "waveclip/embedded.yaml": 60}
+"""The recipes, and how many minutes their whole length takes on 2 cores."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a recipe, or a part of its length with some settings changed.
+
+    minutes: on 2 cores. A shorter run has a whole schedule of its own, its warm-up a tenth of it.
+    output: where the weights go if they are committed.
+    """
+
+    name: str
+    recipe: str
+    minutes: int
+    seed: int = 0
+    settings: tuple[str, ...] = ()
+    output: Path | None = None
+
+    def arguments(self, overlay: str | None = None) -> list[str]:
+        """What follows `lightning fit`."""
+        arguments = ["-c", self.recipe]
+        if self.minutes < RECIPES[self.recipe]:
+            whole = yaml.safe_load((_ROOT / self.recipe).read_text())["trainer"]["max_steps"]
+            steps = round(whole * self.minutes / RECIPES[self.recipe])
+            arguments += ["--trainer.max_steps", str(steps)]
+            arguments += ["--model.init_args.warmup_steps", str(steps // 10)]
+        if self.seed:
+            arguments += ["--seed_everything", str(self.seed), "--data.init_args.seed", str(self.seed)]
+        overlays = ["-c", overlay] if overlay else []
+        return [*arguments[:2], *overlays, *arguments[2:], *self.settings]
+
+
+_WAVE = "waveclip/embedded.yaml"
+RUNS = (
+    Run("teacher", "common/embedded_clip.yaml", 30, output=TEACHER),
+    Run("waveclip", _WAVE, 60, output=STUDENT),
+    *(Run(f"waveclip-seed{seed}", _WAVE, 15, seed) for seed in range(3)),
+    Run("waveclip-short", _WAVE, 3),
+    Run("waveclip-new-only", _WAVE, 3, settings=("--model.init_args.train", "new")),
+    Run("waveclip-random-start", _WAVE, 3, settings=("--model.init_args.start", "random")),
+)
+
+
+def chosen(only: str | None) -> list[Run]:
+    """The run of that name, or all. ValueError: there is none."""
+    runs = [run for run in RUNS if only in (None, "", run.name)]
+    if not runs:
+        raise ValueError(f"ONLY={only} is no run; there are {', '.join(run.name for run in RUNS)}")
+    return runs
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Train what is not finished. ONLY=NAME: that run; CONFIG=FILE: an overlay on the recipes.
+
+    With an overlay the runs have folders of their own, where weights and results stay. A smoke run lists.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks retrain", description=main.__doc__)
+    parser.add_argument("--list", action="store_true", help="the runs with their minutes on 2 cores (LIST=1)")
+    listing = parser.parse_args(arguments).list or any(os.environ.get(name) for name in ("LIST", "SMOKE"))
+    overlay = os.environ.get("CONFIG") or None
+    if overlay and not Path(overlay).is_file():
+        raise ValueError(f"CONFIG={overlay}: no file at {Path(overlay).absolute()}")
+    console = Console()
+    for run in chosen(os.environ.get("ONLY")):
+        folder = runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
+        state = "finished" if (folder / "result.json").is_file() else f"about {run.minutes} min"
+        typed = shlex.join(command(run, overlay))
+        console.print(f"{run.name:<24}{state:<14}{typed}", markup=False, highlight=False, soft_wrap=True)
+        if not listing and state != "finished":
+            train(run, folder, overlay)
+    return 0
+
+
+def command(run: Run, overlay: str | None = None) -> list[str]:
+    """The command line that a reader would type."""
+    return ["lightning", "fit", *run.arguments(overlay)]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest ``last.ckpt`` of a run that was interrupted."""
+    return max(folder.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
+    """Train in a process of its own, export, evaluate, write the result. ValueError: the training failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stated = folder / "conditions.json"  # of the start, also when the run goes on later
+    if not stated.is_file():
+        stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed)))
+    before = json.loads(stated.read_text())
+    start = time.monotonic()
+    arguments = [*run.arguments(overlay), "--trainer.default_root_dir", str(folder)]
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        arguments += ["--ckpt_path", str(checkpoint)]
+    done = subprocess.run([sys.executable, "-m", "common.cli", "fit", *arguments], cwd=_ROOT)
+    if done.returncode:
+        raise ValueError(f"run {run.name} ended with code {done.returncode}; the same command continues it")
+    minutes = (time.monotonic() - start) / 60
+    committed = run.output if run.output and not overlay else None
+    weights = committed or folder / "weights.safetensors"
+    save(from_checkpoint(last_checkpoint(folder), run.recipe), weights)
+    result = {
+        "name": run.name,
+        "command": shlex.join(command(run, overlay)),
+        "conditions": before,
+        "minutes": minutes,
+        "resumed": checkpoint is not None,
+        **evaluate(weights),
+    }
+    if committed:
+        result["first_losses"] = first_losses(run.recipe)
+        committed.with_suffix(".md").write_text(card(committed, result))
+    places = [folder] if overlay else [RESULTS, folder]  # the folder's last: it says "finished"
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / ("result.json" if place == folder else f"{run.name}.json")
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+def evaluate(weights: Path) -> dict[str, Any]:
+    """Accuracy by name on ``val`` and ``test`` of a teacher's weights, or by level of a student's."""
+    prompts = EmbeddedDataModule().class_prompts
+    found: dict[str, Any] = {"names": len(class_names("seen"))}
+    with torch.no_grad():
+        for split in ("val", "test"):
+            if weights.name == TEACHER.name:
+                clip = CLIP.load(weights).eval()
+                levels = {"top1": zero_shot(clip, batches(split, None), embed_prompts(clip, prompts)).correct}
+            else:
+                clip, wave = CLIP.load(TEACHER).eval(), WaveTower.load(weights).eval()
+                seen = observe(clip, wave, batches(split, None), prompts)
+                levels = {"coarse": seen.coarse, "fine": seen.fine}
+            found[split] = {
+                name: {
+                    "accuracy": right.double().mean().item(),
+                    "interval": wilson_interval(int(right.sum()), len(right)),
+                    "pictures": len(right),
+                }
+                for name, right in levels.items()
+            }
+    return found
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """The stored result of every run that was made."""
+    paths = {run.name: RESULTS / f"{run.name}.json" for run in RUNS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+
+
+def table() -> str:
+    """All runs as a Markdown table; what was not run says so."""
+    known = results()
+    lines = ["| run | minutes | coarse, test | fine, test | command |", "|---|---:|---:|---:|---|"]
+    for run in RUNS:
+        made = known.get(run.name)
+        typed = f"`{shlex.join(command(run))}`"
+        if made is None:
+            lines.append(f"| {run.name} | – | not run | not run | `make retrain ONLY={run.name}` |")
+            continue
+        test = made["test"]
+        coarse, fine = (_cell(test.get(name)) for name in ("coarse", "fine" if "fine" in test else "top1"))
+        lines.append(f"| {run.name} | {made['minutes']:.0f} | {coarse} | {fine} | {typed} |")
+    note = f"Top-1 among {len(class_names('seen')):,} names; the teacher has one level. {_spread(known)}"
+    return "\n".join([*lines, "", note.strip()]) + "\n"
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    low, high = found["interval"]
+    return f"{100 * found['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _spread(known: dict[str, dict[str, Any]]) -> str:
+    """The range over the training seeds of the 15-minute runs."""
+    seeds = [made["test"] for name, made in known.items() if name.startswith("waveclip-seed")]
+    if len(seeds) < 2:
+        return ""
+    said = []
+    for level in ("coarse", "fine"):
+        values = [100 * test[level]["accuracy"] for test in seeds]
+        said.append(f"{level} {min(values):.1f} to {max(values):.1f}")
+    return f"Over {len(seeds)} training seeds of the 15-minute runs: {', '.join(said)}."

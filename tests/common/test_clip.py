@@ -1,0 +1,170 @@
+"""Building a CLIP, moving weights in and out, and what is refused by name."""
+
+import json
+import pickle
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from common import clip as clip_module
+from common.clip import CLIP, load_architecture, read_record
+from common.testing import tiny_architecture
+from common.tokenizer import encode
+
+
+@pytest.fixture
+def architecture(tmp_path):
+    return tiny_architecture(tmp_path)
+
+
+def embeddings(clip):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 32, 32, generator=generator)
+    with torch.no_grad():
+        return clip.encode_image(images), clip.encode_text(clip.tokenizer(["a red cat", "the dog on a bird"]))
+
+
+def test_tiny():
+    clip = CLIP.tiny()
+    image, text = embeddings(clip)
+    assert image.shape == text.shape == (2, 32)
+    for z in (image, text):
+        torch.testing.assert_close(z.norm(dim=-1), torch.ones(2))
+    assert torch.isclose(clip.logit_scale.exp(), torch.tensor(1 / 0.07))
+    assert len(clip.image_tower.transformer.resblocks) == len(clip.text_tower.transformer.resblocks) == 2
+    assert clip.image_tower.transformer.resblocks[0].attn.heads == 2 and not clip.quick_gelu
+    assert clip.tokenizer.context_length == 16 and sum(p.numel() for p in clip.parameters()) < 300_000
+
+
+def test_save_and_load(tmp_path, architecture):
+    clip = CLIP.from_open_clip(architecture, quick_gelu=True)
+    clip.save(tmp_path / "new" / "a.safetensors")
+    loaded = CLIP.load(tmp_path / "new" / "a.safetensors")
+    assert loaded.architecture == {**clip.architecture, "quick_gelu": True} and loaded.quick_gelu
+    assert loaded.state_dict().keys() == clip.state_dict().keys()
+    for key, value in clip.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    for found, expected in zip(embeddings(loaded), embeddings(clip), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_small_file_is_read_back_as_fp32(tmp_path):
+    clip = CLIP.tiny()
+    clip.save(tmp_path / "half.safetensors", torch.float16)
+    loaded = CLIP.load(tmp_path / "half.safetensors")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    for found, expected in zip(embeddings(loaded), embeddings(clip), strict=True):
+        torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("wrapped", ["", "module.", "model.", "clip."])
+def test_foreign_files_of_open_clips_keys(tmp_path, suffix, wrapped):
+    text = {"context_length": 6, "vocab_size": 9, "width": 64, "heads": 2, "layers": 1}
+    architecture = {**CLIP.tiny().architecture, "text_cfg": text, "quick_gelu": True}
+    (tmp_path / "a.json").write_text(json.dumps(architecture))
+    theirs = open_clip.CLIP(**architecture).eval()
+    state = {wrapped + key: value.clone() for key, value in theirs.state_dict().items()}
+    file = str(tmp_path / f"weights.{suffix}")
+    if suffix == "pt":
+        torch.save({"state_dict": state, "epoch": 3} if wrapped else state, file)
+    else:
+        save_file(state, file)
+    with pytest.raises(ValueError, match="does not record its activation; say quick_gelu true or false"):
+        CLIP.from_open_clip(str(tmp_path / "a.json"), file)
+    ours = CLIP.from_open_clip(str(tmp_path / "a.json"), file, quick_gelu=True)
+    images, ids = torch.randn(2, 3, 32, 32), torch.tensor([[7, 1, 8, 0, 0, 0]])
+    with torch.no_grad():
+        found, expected = ours.encode_image(images, False), theirs.encode_image(images)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        found, expected = ours.encode_text(ids, False), theirs.encode_text(ids)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_recorded_activation_needs_no_word_and_allows_no_other(tmp_path, architecture):
+    file = str(tmp_path / "a.safetensors")
+    CLIP.from_open_clip(architecture).save(file)
+    assert not CLIP.from_open_clip(architecture, file).quick_gelu
+    with pytest.raises(ValueError, match="trained with GELU but .* with quick_gelu=True means QuickGELU"):
+        CLIP.from_open_clip(architecture, file, quick_gelu=True)
+
+
+def test_keys_and_shapes_that_do_not_fit_are_named():
+    clip = CLIP.tiny()
+    state = clip.state_dict()
+    state["image_tower.extra"] = state.pop("image_tower.ln_post.bias")
+    state["text_tower.text_projection"] = torch.zeros(3, 32)
+    with pytest.raises(ValueError) as refused:
+        clip.load_weights(state, "x.pt")
+    said = str(refused.value)
+    assert said.startswith("x.pt does not fit this architecture")
+    assert "missing image_tower.ln_post.bias" in said and "unknown image_tower.extra" in said
+    assert "text_tower.text_projection has shape (3, 32), expected (64, 32)" in said
+    with pytest.raises(ValueError, match="and .* more"):
+        clip.load_weights({})
+
+
+def test_an_architecture_is_found_by_name_or_file_or_refused(tmp_path, architecture):
+    assert load_architecture(architecture) == CLIP.tiny().architecture
+    assert load_architecture("common/embedded_clip.json")["embed_dim"] == 128
+    assert CLIP.from_open_clip(architecture, quick_gelu=True).quick_gelu
+    with pytest.raises(ValueError, match="'ViT-Z-99' is neither an open_clip model name nor a .json file"):
+        CLIP.from_open_clip("ViT-Z-99")
+    with pytest.raises(ValueError, match=f"no architecture file at {tmp_path}/none.json"):
+        load_architecture(f"{tmp_path}/none.json")
+    with pytest.raises(ValueError, match=r"MobileCLIP-S2: vision_cfg.timm_model_name = 'fastvit_mci2'"):
+        load_architecture("MobileCLIP-S2")
+
+
+def test_a_vocabulary_must_have_the_stated_size():
+    described = CLIP.tiny().architecture
+    short = {**described, "text_cfg": {**described["text_cfg"], "vocabulary": encode("a")}}
+    with pytest.raises(ValueError, match="vocab_size 12 but 3 ids kept"):
+        CLIP(short)
+
+
+def test_files_that_are_missing_or_unsafe(tmp_path, architecture):
+    with pytest.raises(ValueError, match=f"no weights at {tmp_path}/none.pt"):
+        CLIP.from_open_clip(architecture, f"{tmp_path}/none.pt", quick_gelu=False)
+    fired = tmp_path / "fired"
+    (tmp_path / "bad.pt").write_bytes(pickle.dumps({"state_dict": Payload(fired)}))
+    with pytest.raises(ValueError, match=r"bad\.pt is no file of plain tensors"):
+        CLIP.from_open_clip(architecture, f"{tmp_path}/bad.pt", quick_gelu=False)
+    assert not fired.exists()
+    save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    with pytest.raises(
+        ValueError, match=r"bare\.safetensors records no architecture; use CLIP.from_open_clip"
+    ):
+        CLIP.load(tmp_path / "bare.safetensors")
+    assert read_record(tmp_path / "bare.safetensors") == {}
+
+
+class Payload:
+    """Unpickling one of these would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "quick_gelu", "message"),
+    [
+        ("ViT-B-16", "laion9b", None, r"'laion9b' is no weights tag of ViT-B-16; it has \['openai', "),
+        ("ViT-B-16", "openai", None, "openai was trained with QuickGELU but ViT-B-16 .* name the matching"),
+        ("ViT-B-16-quickgelu", "openai", False, "openai was trained with QuickGELU but"),
+        ("ViT-B-16", "laion2b_s34b_b88k", True, "laion2b_s34b_b88k was trained with GELU but"),
+    ],
+)
+def test_a_tag_that_cannot_fit_is_refused_before_anything_is_fetched(
+    name, tag, quick_gelu, message, monkeypatch
+):
+    monkeypatch.setattr(clip_module, "_tag_state_dict", None)
+    monkeypatch.setattr(CLIP, "__init__", None)
+    with pytest.raises(ValueError, match=message):
+        CLIP.from_open_clip(name, tag, quick_gelu=quick_gelu)

@@ -1,0 +1,106 @@
+"""Plain pretraining through the Trainer, on tiny shards."""
+
+import io
+import json
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data.shards import ShardDataModule
+from common.pretraining import CLIPPretraining
+from common.testing import TINY_CAPTIONS, tiny_architecture, write_shards
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def picture(number):
+    """A plain picture whose colour tells its caption."""
+    colour = np.random.default_rng(number % len(TINY_CAPTIONS)).integers(0, 256, 3, dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.broadcast_to(colour, (32, 32, 3))).save(file, "PNG")
+    return file.getvalue()
+
+
+def caption(number):
+    return TINY_CAPTIONS[number % len(TINY_CAPTIONS)].encode()
+
+
+def label(number):
+    return json.dumps({"label": number % len(TINY_CAPTIONS)}).encode()
+
+
+class LabelledShards(ShardDataModule):
+    """Shards whose labels are the captions' places, so that validation classifies by caption."""
+
+    @property
+    def class_prompts(self):
+        return list(TINY_CAPTIONS)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Makes module and data; options go to the module."""
+    architecture = tiny_architecture(tmp_path)
+    members = {"jpg": lambda number: None, "png": picture, "txt": caption, "json": label}
+    pattern = write_shards(tmp_path / "shards", 2, 12, **members)
+
+    def make(data=LabelledShards, **options):
+        lightning.seed_everything(0, verbose=False)
+        options = {"architecture": architecture, "learning_rate": 3e-3, "warmup_steps": 4, **options}
+        return CLIPPretraining(**options), data(
+            pattern, pattern, pattern, architecture=architecture, batch_size=12, num_workers=0
+        )
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_learns_pairs_with_equal_captions_and_its_checkpoint_is_plain(tmp_path, parts):
+    module, data = parts()
+    trainer = lightning.Trainer(max_steps=60, enable_checkpointing=False, **QUIET)
+    trainer.fit(module, data)
+    # Each caption stands twice in the batch: were the twins negatives, the loss could not fall below log 2.
+    assert trainer.callback_metrics["train_loss"] < 0.3
+    assert trainer.callback_metrics["val_top1"] == 1.0
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0  # the cosine ended with the run
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["learning_rate"] == 3e-3
+    again = CLIPPretraining.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    images = next(iter(data.val_dataloader()))["image"]
+    with torch.no_grad():
+        assert torch.equal(again.clip.encode_image(images), module.cpu().clip.encode_image(images))
+    (metrics,) = trainer.test(module, data, verbose=False)
+    assert metrics == {"val_top1": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_classes_validation_is_the_loss(parts):
+    module, data = parts(data=ShardDataModule)
+    (metrics,) = lightning.Trainer(**QUIET).validate(module, data, verbose=False)
+    losses = []
+    with torch.no_grad():
+        for batch in data.val_dataloader():
+            losses.append(module._loss(batch).item())
+    assert metrics["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_scale_is_clamped_after_a_step(parts):
+    module, data = parts()
+    with torch.no_grad():
+        module.clip.logit_scale.fill_(9.0)
+    lightning.Trainer(max_steps=5, enable_checkpointing=False, limit_val_batches=0, **QUIET).fit(module, data)
+    assert module.clip.logit_scale <= torch.tensor(100.0).log()
+
+
+def test_refused_settings(parts):
+    for smoothing in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"label_smoothing {smoothing} is not in"):
+            parts(label_smoothing=smoothing)
+    module, data = parts(warmup_steps=9)
+    with pytest.raises(ValueError, match="warmup_steps 9 is not below the run's 8 steps"):
+        lightning.Trainer(max_steps=8, enable_checkpointing=False, **QUIET).fit(module, data)
