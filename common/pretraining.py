@@ -89,6 +89,10 @@ class CLIPPretraining(LightningModule):
 
     on_test_epoch_start = on_validation_epoch_start
 
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """The keys of a batch and its normalised image embeddings [B,E]."""
+        return {"key": batch["key"], "embedding": self.clip.encode_image(batch["image"])}
+
     def configure_optimizers(self) -> dict:
         """AdamW, per-step warm-up and cosine over the trainer's whole run."""
         groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)

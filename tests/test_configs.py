@@ -1,6 +1,6 @@
 """Every recipe is accepted by the command that runs it.
 
-A YAML file directly in a package's folder is a recipe, or, when it names no model, an overlay for the recipes
+A YAML file directly in a package's folder is a recipe, or, when it names no class of model, an overlay for the recipes
 of its package (`-c mlip/yfcc15m.yaml -c mlip/smoke.yaml`).
 """
 
@@ -15,7 +15,7 @@ FILES = sorted(
     for package in ("common", "waveclip", "mlip", "patchrank")
     for path in (ROOT / package).glob("*.yaml")
 )
-RECIPES = [path for path in FILES if "model" in yaml.safe_load(path.read_text())]
+RECIPES = [path for path in FILES if "class_path" in yaml.safe_load(path.read_text()).get("model", {})]
 OVERLAYS = [path for path in FILES if path not in RECIPES]
 RUNS = [[recipe] for recipe in RECIPES] + [
     [recipe, overlay] for overlay in OVERLAYS for recipe in RECIPES if recipe.parent == overlay.parent

@@ -202,6 +202,10 @@ class WaveCLIPDistillation(LightningModule):
         """As validation, on the test split."""
         self.validation_step(batch, batch_idx)
 
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """The keys of a batch and the normalised embeddings [B,E] of its pictures, last level."""
+        return {"key": batch["key"], "embedding": self.wave.encode_image(batch["image"])}
+
     def configure_optimizers(self) -> dict:
         """AdamW with a higher rate for new parameters, per-step warm-up and cosine over the trainer's whole run."""
         new = list(self.wave.tokenizer.parameters())

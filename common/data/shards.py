@@ -196,3 +196,7 @@ class ShardDataModule(LightningDataModule):
     def test_dataloader(self) -> ShardLoader:
         """Every test pair once over all ranks."""
         return self.dataloader("test")
+
+    def predict_dataloader(self) -> ShardLoader:
+        """The test split, for embeddings."""
+        return self.test_dataloader()
