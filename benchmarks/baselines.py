@@ -61,9 +61,7 @@ class Baseline:
 
     def transform(self) -> Callable[..., Tensor]:
         """PIL picture -> [3,S,S]: shorter side to S, centre crop, the released weights' normalisation."""
-        return image_transform_v2(
-            PreprocessCfg(size=self.image_size, **(self.preprocess or {})), is_train=False
-        )
+        return image_transform_v2(PreprocessCfg(size=self.image_size, **(self.preprocess or {})), is_train=False)
 
     def build(self, weights: Path | None = None) -> CLIP | MobileCLIP:
         """The model in evaluation mode, with random weights (None) or a file's.

@@ -59,9 +59,7 @@ def batches(split: str, pictures: int | None) -> Iterable[Mapping[str, Any]]:
 
 
 @torch.no_grad()
-def observe(
-    teacher: CLIP, student: WaveTower, loader: Iterable[Mapping[str, Any]], prompts: list[str]
-) -> Outcomes:
+def observe(teacher: CLIP, student: WaveTower, loader: Iterable[Mapping[str, Any]], prompts: list[str]) -> Outcomes:
     """One pass over batches with "image" [B,3,S,S] and "label" [B]: what both models say about every picture.
 
     prompts: one a class, in the order of the labels. ValueError: a student of more than one level.
@@ -101,10 +99,7 @@ def costs(teacher: CLIP, student: WaveTower) -> tuple[Cost, list[Cost]]:
 
 def counts(of: Outcomes) -> dict[str, list[int]]:
     """Right answers among each PART consecutive pictures."""
-    return {
-        name: [int(part.sum()) for part in getattr(of, name).split(PART)]
-        for name in ("teacher", "coarse", "fine")
-    }
+    return {name: [int(part.sum()) for part in getattr(of, name).split(PART)] for name in ("teacher", "coarse", "fine")}
 
 
 def measure(shares: Mapping[str, float], smoke: bool = False) -> dict[str, Any]:
@@ -128,8 +123,7 @@ def measure(shares: Mapping[str, float], smoke: bool = False) -> dict[str, Any]:
     val, test = outcomes("val", smoke), outcomes("test", smoke)
     dense, exits = costs(teacher, student)
     thresholds = {
-        name: threshold_for(val.margin, share)
-        for name, share in {"coarse-only": 0.0, **shares, "full": 1.0}.items()
+        name: threshold_for(val.margin, share) for name, share in {"coarse-only": 0.0, **shares, "full": 1.0}.items()
     }
     rows = [{"method": "teacher (dense)", "refined": None} | _row(test.teacher, test, dense)]
     for name, threshold in thresholds.items():
@@ -178,10 +172,7 @@ def throughput(
     rates: list[dict[str, float]] = [{} for _ in calls]
     for batch, total in ((1, 8), (64, 64)) if smoke else ((1, 128), (64, 448)):
         parts = pictures[:total].split(batch)
-        timed = {
-            name: lambda call=call, parts=parts: [call(part) for part in parts]
-            for name, call in calls.items()
-        }
+        timed = {name: lambda call=call, parts=parts: [call(part) for part in parts] for name, call in calls.items()}
         for rate, taken in zip(rates, seconds(timed, 1 if smoke else 7).values(), strict=True):
             rate[str(batch)] = total / taken
     return rates
@@ -199,13 +190,8 @@ def markdown(block: dict[str, Any]) -> str:
         low, high = row["interval"]
         change, least, most = row["against_teacher"]
         refined = "–" if row["refined"] is None else f"{100 * row['refined']:.1f} %"
-        against = (
-            "–" if row["refined"] is None else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]"
-        )
-        speed = [
-            f"{row['images_per_second'][batch]:.0f} (×{row['speed_ratio'][batch]:.2f})"
-            for batch in ("1", "64")
-        ]
+        against = "–" if row["refined"] is None else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]"
+        speed = [f"{row['images_per_second'][batch]:.0f} (×{row['speed_ratio'][batch]:.2f})" for batch in ("1", "64")]
         accuracy = f"{100 * row['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         lines.append(
             f"| {row['method']} | {refined} | {accuracy} | {against} | {row['tokens']:.1f} "

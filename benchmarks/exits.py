@@ -61,9 +61,7 @@ def threshold_for(confidence: Tensor, share: float) -> float:
     return NEVER if refined == len(confidence) else float(ordered[refined - 1 : refined + 1].mean())
 
 
-def frontier(
-    confidence: Tensor, coarse: Tensor, fine: Tensor, points: int = 51
-) -> tuple[list[float], list[float]]:
+def frontier(confidence: Tensor, coarse: Tensor, fine: Tensor, points: int = 51) -> tuple[list[float], list[float]]:
     """Shares of refined pictures, spread over [0, 1], and the accuracy when the least confident are refined.
 
     confidence [M]; coarse, fine: bool [M].

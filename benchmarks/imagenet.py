@@ -60,9 +60,7 @@ class ImageNetValidation(Dataset):
             if path.suffix.lower() in IMG_EXTENSIONS
         ]
         if not self.samples:
-            raise ValueError(
-                f"the folders of {self.root} hold no pictures {IMG_EXTENSIONS}; unpack them there"
-            )
+            raise ValueError(f"the folders of {self.root} hold no pictures {IMG_EXTENSIONS}; unpack them there")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -158,9 +156,7 @@ def wave_accuracies(
         answers = torch.cat([right[:refined, 1], right[refined:, 0]])
         # Half-way between the last picture that is refined and the first that is not.
         below, above = [0.0, *margin][refined], [*margin, 1.0][refined]
-        outcomes.append(
-            _outcome(answers) | {"threshold": (below + above) / 2, "refined": refined / len(order)}
-        )
+        outcomes.append(_outcome(answers) | {"threshold": (below + above) / 2, "refined": refined / len(order)})
     return outcomes
 
 

@@ -39,9 +39,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     imagenet, weights = os.environ.get("IMAGENET"), os.environ.get("WEIGHTS")
     if bool(imagenet) != bool(weights):
         raise ValueError(f"IMAGENET={imagenet} and WEIGHTS={weights}: set both or neither")
-    stated = conditions(
-        "paper", seeds=None, dtype="float32", batch=1, weights=weights or "random (costs only)"
-    )
+    stated = conditions("paper", seeds=None, dtype="float32", batch=1, weights=weights or "random (costs only)")
     block = paper_scale(imagenet, weights)
     shares = {
         row["method"].split()[0].removeprefix("WAVECLIP-"): row["refined"]

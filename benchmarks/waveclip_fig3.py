@@ -55,9 +55,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     """
     stated = conditions("paper and embedded", seeds=None, dtype="float32", weights="random; committed")
     printed = paper()
-    shares = {
-        row["method"]: row["refined"] for row in printed["table2"] + printed["prose"] if "refined" in row
-    }
+    shares = {row["method"]: row["refined"] for row in printed["table2"] + printed["prose"] if "refined" in row}
     tower = BASELINES[TEACHER].build().image_tower
     big = compare(WaveTower.from_image_tower(tower).eval(), 224, 1 if smoke else 8, 1 if smoke else 5)
     teacher, student = models()

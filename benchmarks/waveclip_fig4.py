@@ -74,7 +74,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         middle, low, high = (100 * value for value in point["difference"])
         lines.append(f"| {100 * point['refined']:.1f} % | {middle:+.2f} [{low:+.2f}, {high:+.2f}] |")
     note = (
-        f"Embedded scale, {result['pictures']:,} test pictures; at each share the least confident are refined. "
+        f"Embedded scale, {result['pictures']:,} test pictures, the least confident of them refined. "
         "Brackets: paired bootstrap intervals at 95 %. The paper draws this comparison without numbers."
     )
     return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
@@ -93,12 +93,8 @@ def _draw(result: dict[str, Any]) -> Figure:
         )
         for outcome, colour in (("right", "tab:green"), ("wrong", "tab:red")):
             values = gate["histograms"][outcome]
-            panel.bar(
-                edges, values, 1 / BINS, align="edge", alpha=0.55, color=colour, label=f"coarse {outcome}"
-            )
-        panel.set(
-            title=f"{GATES[name]} (AUROC {gate['auroc_right']:.3f})", xlabel=GATES[name], ylabel="pictures"
-        )
+            panel.bar(edges, values, 1 / BINS, align="edge", alpha=0.55, color=colour, label=f"coarse {outcome}")
+        panel.set(title=f"{GATES[name]} (AUROC {gate['auroc_right']:.3f})", xlabel=GATES[name], ylabel="pictures")
         panel.legend(fontsize=8)
     curve.set(title="frontier", xlabel="refined, %", ylabel="top-1, %")
     curve.legend(fontsize=8)

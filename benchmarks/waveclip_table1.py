@@ -38,9 +38,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "name": "waveclip-table1",
         "conditions": stated,
         "paper_full": paper()["table1"]["full"],
-        "patches_needed": {
-            str(size): size / 4 / architecture["vision_cfg"]["patch_size"] for size in (192, 224, 256)
-        },
+        "patches_needed": {str(size): size / 4 / architecture["vision_cfg"]["patch_size"] for size in (192, 224, 256)},
         "rows": rows,
     }
 
@@ -69,8 +67,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     need = result["patches_needed"]
     notes = [
         f"Tokens and costs add up over the steps of one cached run. The paper prints {result['paper_full']} "
-        "for the full set of one level, which counts one class token; with one at each level, as its loss has "
-        "it, the set is 198. The other numbers of its Table 1 are not legible in the text that we have.",
+        "for the full set of one level, which counts one class token; with one at each level, as its loss "
+        "has it, the set is 198. The other numbers of its Table 1 are not legible in the text that we have.",
         f"Two levels leave {need['224']:g} patches a side at 224 px, which is not whole; 192 px "
         f"({need['192']:g}) or 256 px ({need['256']:g}) fit; our tower refuses the others and names these. "
         "Scale: paper, random weights.",

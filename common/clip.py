@@ -86,7 +86,9 @@ class CLIP(nn.Module):
         return bool(self.architecture.get("quick_gelu", False))
 
     @classmethod
-    def from_open_clip(cls, name: str = "ViT-B-16", weights: str | None = None, *, quick_gelu: bool | None = None) -> CLIP:
+    def from_open_clip(
+        cls, name: str = "ViT-B-16", weights: str | None = None, *, quick_gelu: bool | None = None
+    ) -> CLIP:
         """A CLIP of a named architecture with random weights (None), an open_clip tag's, or a local file's.
 
         quick_gelu: the activation that a local file was trained with; must be said for a file that does not

@@ -49,15 +49,11 @@ def accuracy(
     progress: draw a bar. With fewer than five classes ``top5`` is the accuracy over all of them.
     ValueError: no batch, a batch without labels, or a label outside [0, C).
     """
-    metrics = [
-        MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro").to(device) for k in (1, 5)
-    ]
+    metrics = [MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro").to(device) for k in (1, 5)]
     correct, keys = [], []
     for batch in track(loader, description="evaluating", disable=not progress):
         if "label" not in batch:
-            raise ValueError(
-                f"a batch with {sorted(batch)} has no 'label'; evaluation needs labelled pictures"
-            )
+            raise ValueError(f"a batch with {sorted(batch)} has no 'label'; evaluation needs labelled pictures")
         labels = batch["label"].to(device)
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"labels from {labels.min()} to {labels.max()} do not fit {num_classes} classes")
@@ -122,9 +118,7 @@ def paired_difference(
     ValueError: different or no images.
     """
     if first.shape != second.shape or first.ndim != 1 or not len(first):
-        raise ValueError(
-            f"shapes {tuple(first.shape)} and {tuple(second.shape)} differ; give one bool per image"
-        )
+        raise ValueError(f"shapes {tuple(first.shape)} and {tuple(second.shape)} differ; give one bool per image")
     total = len(first)
     gains, losses = int((first & ~second).sum()), int((second & ~first).sum())
     shares = np.array([gains, losses, total - gains - losses]) / total

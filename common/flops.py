@@ -84,9 +84,7 @@ def count_macs(module: nn.Module, *inputs: torch.Tensor) -> Macs:
         counts = analysis.by_module_and_operator()
     unknown = {op for op in analysis.unsupported_ops() if op.removeprefix("aten::").rstrip("_") not in _FREE}
     if unknown:
-        raise ValueError(
-            f"no cost is known for {', '.join(sorted(unknown))}; give it a handle or list it as free here"
-        )
+        raise ValueError(f"no cost is known for {', '.join(sorted(unknown))}; give it a handle or list it as free here")
     total = counts[""]
     return Macs(
         gmacs=sum(total.values()) / 1e9,
@@ -107,9 +105,7 @@ def expected_macs(paths: Sequence[Macs], fractions: Sequence[float]) -> Macs:
     ``params`` is the largest path's. ValueError: lengths differ, a negative fraction, or a sum other than 1.
     """
     if len(paths) != len(fractions) or not paths:
-        raise ValueError(
-            f"{len(paths)} paths and {len(fractions)} fractions; give one fraction for each path"
-        )
+        raise ValueError(f"{len(paths)} paths and {len(fractions)} fractions; give one fraction for each path")
     if min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise ValueError(f"fractions {list(fractions)} must be at least 0 and sum to 1")
     pairs = list(zip(paths, fractions, strict=True))
@@ -118,9 +114,7 @@ def expected_macs(paths: Sequence[Macs], fractions: Sequence[float]) -> Macs:
         gmacs=sum(path.gmacs * share for path, share in pairs),
         gmacs_paper=sum(path.gmacs_paper * share for path, share in pairs),
         gmacs_fft=sum(path.gmacs_fft * share for path, share in pairs),
-        by_module={
-            name: sum(path.by_module.get(name, 0.0) * share for path, share in pairs) for name in names
-        },
+        by_module={name: sum(path.by_module.get(name, 0.0) * share for path, share in pairs) for name in names},
         params=max(path.params for path in paths),
     )
 
@@ -205,9 +199,7 @@ def _einsum(inputs, outputs) -> int:
     equation = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
     shapes = [get_shape(operand) for operand in inputs[1].node().inputs()]
     if len(equation) != 2 or "." in "".join(equation):
-        raise ValueError(
-            f"einsum {','.join(equation)!r}: only two operands without '...' are counted; use matmul"
-        )
+        raise ValueError(f"einsum {','.join(equation)!r}: only two operands without '...' are counted; use matmul")
     sizes = {
         label: size
         for term, shape in zip(equation, shapes, strict=True)

@@ -19,7 +19,11 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def parameter_groups(
-    module: nn.Module, learning_rate: float, weight_decay: float, new: Iterable[nn.Parameter] = (), new_factor: float = 1.0
+    module: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    new: Iterable[nn.Parameter] = (),
+    new_factor: float = 1.0,
 ) -> list[dict]:
     """AdamW groups of the trainable parameters: matrices decay; gains, biases and single vectors do not.
 
@@ -40,7 +44,9 @@ def parameter_groups(
     ]
 
 
-def configure(groups: list[dict], warmup_steps: int, total_steps: int, betas: tuple[float, float] = (0.9, 0.98)) -> dict:
+def configure(
+    groups: list[dict], warmup_steps: int, total_steps: int, betas: tuple[float, float] = (0.9, 0.98)
+) -> dict:
     """What a LightningModule's ``configure_optimizers`` returns: AdamW with warm-up and cosine, stepped per batch.
 
     ValueError when the run's length is unknown or shorter than its warm-up.

@@ -5,7 +5,6 @@ Shapes: B pairs, T text tokens, E joint dim, C classes.
 
 from __future__ import annotations
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric

@@ -16,9 +16,7 @@ from PIL import Image
 
 from common.clip import CLIP
 
-TINY_CAPTIONS = tuple(
-    f"a {colour} {animal}" for colour in ("red", "green", "blue") for animal in ("cat", "dog")
-)
+TINY_CAPTIONS = tuple(f"a {colour} {animal}" for colour in ("red", "green", "blue") for animal in ("cat", "dog"))
 """Six captions that the tiny CLIP's vocabulary can spell."""
 
 

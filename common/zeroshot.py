@@ -40,9 +40,7 @@ def class_embeddings(
     ValueError: no names, no templates, or a template without ``{}``.
     """
     if not class_names or not templates:
-        raise ValueError(
-            f"{len(class_names)} class names and {len(templates)} templates; give one of each at least"
-        )
+        raise ValueError(f"{len(class_names)} class names and {len(templates)} templates; give one of each at least")
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} for the class name")

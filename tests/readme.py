@@ -50,9 +50,7 @@ def main() -> int:
             continue
         start = time.monotonic()
         print(f"--- README:\n{block.script}", flush=True)
-        code = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.script], cwd=ROOT, env=os.environ
-        ).returncode
+        code = subprocess.run(["bash", "-euo", "pipefail", "-c", block.script], cwd=ROOT, env=os.environ).returncode
         print(f"--- exit code {code} after {time.monotonic() - start:.0f} s", flush=True)
         failed += code != 0
     return int(failed > 0)

@@ -11,9 +11,7 @@ from common.cli import main
 from tests.readme import ROOT
 
 FILES = sorted(
-    path
-    for package in ("common", "waveclip", "mlip", "patchrank")
-    for path in (ROOT / package).glob("*.yaml")
+    path for package in ("common", "waveclip", "mlip", "patchrank") for path in (ROOT / package).glob("*.yaml")
 )
 RECIPES = [path for path in FILES if "class_path" in yaml.safe_load(path.read_text()).get("model", {})]
 OVERLAYS = [path for path in FILES if path not in RECIPES]
@@ -22,9 +20,7 @@ RUNS = [[recipe] for recipe in RECIPES] + [
 ]
 
 
-@pytest.mark.parametrize(
-    "files", RUNS, ids=lambda files: "+".join(str(path.relative_to(ROOT)) for path in files)
-)
+@pytest.mark.parametrize("files", RUNS, ids=lambda files: "+".join(str(path.relative_to(ROOT)) for path in files))
 def test_recipe_is_parsed_with_all_its_settings(files, capsys):
     arguments = [argument for path in files for argument in ("-c", str(path))]
     with pytest.raises(SystemExit) as stop:

@@ -29,9 +29,7 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 def distribution_distance(student: Tensor, teacher: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     """KL(teacher || student) of the softmax over texts [C,E], mean over the rows of student and teacher [B,E]."""
-    log_p, log_q = (
-        F.log_softmax(scale * F.normalize(z, dim=-1) @ texts.T, dim=-1) for z in (teacher, student)
-    )
+    log_p, log_q = (F.log_softmax(scale * F.normalize(z, dim=-1) @ texts.T, dim=-1) for z in (teacher, student))
     return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
@@ -103,7 +101,11 @@ class WaveCLIPDistillation(LightningModule):
         fine_first_steps: int = 0,
     ) -> None:
         super().__init__()
-        terms = {"distribution": distribution_weight, "contrastive": contrastive_weight, "token": token_weight}
+        terms = {
+            "distribution": distribution_weight,
+            "contrastive": contrastive_weight,
+            "token": token_weight,
+        }
         for name, value in terms.items():
             if value < 0:
                 raise ValueError(f"{name}_weight {value} is negative; 0 leaves the term out")

@@ -181,9 +181,7 @@ class Scene:
     def render(self) -> Image.Image:
         """The stored picture, RGB, CANVAS x CANVAS."""
         side = RECIPE["grid"]
-        canvas = Image.frombytes("RGB", (side, side), self.grid).resize(
-            (CANVAS, CANVAS), Image.Resampling.BICUBIC
-        )
+        canvas = Image.frombytes("RGB", (side, side), self.grid).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
         for emoji in filter(None, (self.second, self.main)):
             drawn = _artwork(emoji.label).rotate(emoji.angle, Image.Resampling.BICUBIC, expand=True)
             width = round(drawn.width * emoji.size / _artwork(emoji.label).width)
@@ -222,9 +220,7 @@ def draw_scene(rng: Random, label: int, others: range) -> Scene:
         return Scene(colour, grid, main, None)
     other = rng.choice([candidate for candidate in others if candidate != label])
     size = main.size * rng.uniform(*RECIPE["second_scale"])
-    apart = (
-        main.size + size
-    ) / 2  # nearer centres overlap: take the first of some places that does not, or the best
+    apart = (main.size + size) / 2  # nearer centres overlap: take the first of some places that does not, or the best
     places = [_draw_emoji(rng, other, size) for _ in range(12)]
     second = max(places, key=lambda e: min(apart, ((e.x - main.x) ** 2 + (e.y - main.y) ** 2) ** 0.5))
     return Scene(colour, grid, main, second)
@@ -282,9 +278,7 @@ def _write_shard(job: tuple[str, Path, list[int]]) -> dict[str, int | str]:
             drawn.render().save(jpeg, "JPEG", quality=RECIPE["quality"], subsampling=0)
             facts = json.dumps(drawn.facts())
             key = f"{split}-{index:06d}"
-            tar.write(
-                {"__key__": key, "jpg": jpeg.getvalue(), "txt": caption.encode(), "json": facts.encode()}
-            )
+            tar.write({"__key__": key, "jpg": jpeg.getvalue(), "txt": caption.encode(), "json": facts.encode()})
     return {"samples": len(pictures), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
@@ -300,9 +294,7 @@ def pack(split: str, root: Path | None = None) -> Path:
     jobs = [(split, unfinished / f"{number:03d}.tar", part) for number, part in enumerate(parts)]
     try:
         with ProcessPoolExecutor() as pool:
-            entries = list(
-                track(pool.map(_write_shard, jobs), f"packing {split} ({len(pictures)})", len(jobs))
-            )
+            entries = list(track(pool.map(_write_shard, jobs), f"packing {split} ({len(pictures)})", len(jobs)))
         manifest = {
             "source": "Twemoji, CC-BY 4.0",
             "date": date.today().isoformat(),

@@ -52,9 +52,7 @@ def expand(pattern: str, allow_pipe: bool = False) -> list[str]:
     """
     urls = list(braceexpand(os.path.expanduser(os.path.expandvars(pattern))))
     if not allow_pipe and any(url.startswith("pipe:") for url in urls):
-        raise ValueError(
-            f"{pattern!r} runs a shell command; set allow_pipe: true if you trust this configuration"
-        )
+        raise ValueError(f"{pattern!r} runs a shell command; set allow_pipe: true if you trust this configuration")
     missing = [url for url in urls if ":" not in url and not Path(url).is_file()]
     if missing:
         where = Path(missing[0]).absolute()

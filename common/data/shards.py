@@ -113,9 +113,7 @@ class ShardDataModule(LightningDataModule):
     def shard_urls(self, split: str) -> list[str]:
         """Paths or URLs of a split's shards. ValueError: there is no such split."""
         if split not in self._urls:
-            raise ValueError(
-                f"no shards for split {split!r}; give {split}_shards (there are {sorted(self._urls)})"
-            )
+            raise ValueError(f"no shards for split {split!r}; give {split}_shards (there are {sorted(self._urls)})")
         return self._urls[split]
 
     @property
@@ -139,11 +137,7 @@ class ShardDataModule(LightningDataModule):
         workers = max(1, self.num_workers)
         urls = self.shard_urls(split)
         if len(urls) < world * workers:
-            mend = (
-                f"use at most {len(urls) // world} workers"
-                if len(urls) >= world
-                else "write more, smaller shards"
-            )
+            mend = f"use at most {len(urls) // world} workers" if len(urls) >= world else "write more, smaller shards"
             raise ValueError(
                 f"{len(urls)} shards of {split!r} cannot feed {world} processes x {workers} workers; {mend}"
             )

@@ -49,9 +49,7 @@ def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.nda
     return np.asarray(TF.center_crop(image, [image_size, image_size]))
 
 
-def _crop_and_resize(
-    image: Image.Image, rng: Random, image_size: int, scale: tuple[float, float]
-) -> np.ndarray:
+def _crop_and_resize(image: Image.Image, rng: Random, image_size: int, scale: tuple[float, float]) -> np.ndarray:
     image = image.convert("RGB")
     box = random_box(*image.size, scale, rng)
     return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
@@ -78,9 +76,7 @@ def center_view(image: Image.Image, rng: Random, *, image_size: int, view: int) 
     """The central ``view`` x ``view`` pixels of a picture, at ``image_size``: uint8 [H,W,3]."""
     left, top = (image.width - view) / 2, (image.height - view) / 2
     box = (left, top, left + view, top + view)
-    return np.asarray(
-        image.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
-    )
+    return np.asarray(image.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
 
 
 def random_view(

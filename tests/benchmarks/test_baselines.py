@@ -51,9 +51,7 @@ def test_tinyclip_layout(name, tmp_path):
     ids = ours.tokenizer(["a photo of a cat.", "two words"])
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        torch.testing.assert_close(
-            ours.image_tower(images), theirs.encode_image(images), atol=1e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(ours.image_tower(images), theirs.encode_image(images), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(ours.text_tower(ids), theirs.encode_text(ids), atol=1e-5, rtol=1e-4)
     assert torch.equal(ours.logit_scale, theirs.logit_scale)
 
@@ -76,9 +74,7 @@ def test_mobileclip_is_folded_without_changing_its_answers(tmp_path):
     architecture = copy.deepcopy(BASELINES["mobileclip-s2"].architecture)
     architecture["vision_cfg"]["image_size"] = 64
     architecture["text_cfg"] = SMALL_TEXT
-    theirs = open_clip.CustomTextCLIP(
-        **{key: architecture[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
-    )
+    theirs = open_clip.CustomTextCLIP(**{key: architecture[key] for key in ("embed_dim", "vision_cfg", "text_cfg")})
     images = torch.randn(2, 3, 64, 64)
     theirs.train()(images, torch.zeros(2, 77, dtype=torch.long))  # moves the batch statistics off their start
     torch.save(theirs.state_dict(), tmp_path / "mobileclip-s2.pt")

@@ -46,9 +46,7 @@ def theirs(row):
     """The row as open_clip builds it, with random weights that separate pictures and classes."""
     torch.manual_seed(3)
     keys = ("embed_dim", "vision_cfg", "text_cfg")
-    family = (
-        open_clip.CustomTextCLIP if "timm_model_name" in row.architecture["vision_cfg"] else open_clip.CLIP
-    )
+    family = open_clip.CustomTextCLIP if "timm_model_name" in row.architecture["vision_cfg"] else open_clip.CLIP
     return family(
         **{key: row.architecture[key] for key in keys}, quick_gelu=row.architecture.get("quick_gelu", False)
     ).eval()
@@ -115,14 +113,8 @@ def test_every_row_is_filled(filled, small_rows, monkeypatch):
         if row["model"] == WAVECLIP:
             gate = MarginGate(result["threshold"])
             answer = ProgressiveClassifier(wave, classes, teacher.logit_scale.exp(), gate)(images)
-            assert result["top1"] == pytest.approx(
-                100 * (answer.scores.argmax(-1) == labels).float().mean().item()
-            )
-            assert (
-                (answer.exit_step == 1).float().mean().item()
-                == result["refined"]
-                == round(16 * row["refined"]) / 16
-            )
+            assert result["top1"] == pytest.approx(100 * (answer.scores.argmax(-1) == labels).float().mean().item())
+            assert (answer.exit_step == 1).float().mean().item() == result["refined"] == round(16 * row["refined"]) / 16
 
 
 def test_scores_equal_open_clips(filled, small_rows):

@@ -232,9 +232,7 @@ def test_what_is_not_ours_goes_to_the_other_owner_of_the_name(monkeypatch, capsy
 def test_the_installed_commands_answer_without_importing_torch():
     scripts = Path(sys.executable).parent
     for command in ([scripts / "effclip"], [sys.executable, "-X", "importtime", "-m", "common.cli"]):
-        answer = subprocess.run(
-            [*command, "fit", "-c", "missing.yaml"], capture_output=True, text=True, timeout=60
-        )
+        answer = subprocess.run([*command, "fit", "-c", "missing.yaml"], capture_output=True, text=True, timeout=60)
         assert answer.returncode == 1
         assert "missing.yaml" in answer.stderr
         assert " torch" not in answer.stderr

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import open_clip
@@ -88,7 +89,7 @@ def test_a_recorded_activation_needs_no_word_and_allows_no_other(tmp_path, archi
     file = str(tmp_path / "a.safetensors")
     CLIP.from_open_clip(architecture).save(file)
     assert not CLIP.from_open_clip(architecture, file).quick_gelu
-    with pytest.raises(ValueError, match="trained with GELU but .* with quick_gelu=True means QuickGELU"):
+    with pytest.raises(ValueError, match=r"trained with GELU but .* with quick_gelu=True means QuickGELU"):
         CLIP.from_open_clip(architecture, file, quick_gelu=True)
 
 
@@ -97,13 +98,13 @@ def test_keys_and_shapes_that_do_not_fit_are_named():
     state = clip.state_dict()
     state["image_tower.extra"] = state.pop("image_tower.ln_post.bias")
     state["text_tower.text_projection"] = torch.zeros(3, 32)
-    with pytest.raises(ValueError) as refused:
+    wrong = (
+        "x.pt does not fit this architecture: missing image_tower.ln_post.bias; "
+        "text_tower.text_projection has shape (3, 32), expected (64, 32); unknown image_tower.extra"
+    )
+    with pytest.raises(ValueError, match=re.escape(wrong)):
         clip.load_weights(state, "x.pt")
-    said = str(refused.value)
-    assert said.startswith("x.pt does not fit this architecture")
-    assert "missing image_tower.ln_post.bias" in said and "unknown image_tower.extra" in said
-    assert "text_tower.text_projection has shape (3, 32), expected (64, 32)" in said
-    with pytest.raises(ValueError, match="and .* more"):
+    with pytest.raises(ValueError, match=r"and \d+ more"):
         clip.load_weights({})
 
 
@@ -111,7 +112,7 @@ def test_an_architecture_is_found_by_name_or_file_or_refused(tmp_path, architect
     assert load_architecture(architecture) == CLIP.tiny().architecture
     assert load_architecture("common/embedded_clip.json")["embed_dim"] == 128
     assert CLIP.from_open_clip(architecture, quick_gelu=True).quick_gelu
-    with pytest.raises(ValueError, match="'ViT-Z-99' is neither an open_clip model name nor a .json file"):
+    with pytest.raises(ValueError, match="'ViT-Z-99' is neither an open_clip model name nor"):
         CLIP.from_open_clip("ViT-Z-99")
     with pytest.raises(ValueError, match=f"no architecture file at {tmp_path}/none.json"):
         load_architecture(f"{tmp_path}/none.json")
@@ -135,9 +136,7 @@ def test_files_that_are_missing_or_unsafe(tmp_path, architecture):
         CLIP.from_open_clip(architecture, f"{tmp_path}/bad.pt", quick_gelu=False)
     assert not fired.exists()
     save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    with pytest.raises(
-        ValueError, match=r"bare\.safetensors records no architecture; use CLIP.from_open_clip"
-    ):
+    with pytest.raises(ValueError, match=r"bare\.safetensors records no architecture; use CLIP"):
         CLIP.load(tmp_path / "bare.safetensors")
     assert read_record(tmp_path / "bare.safetensors") == {}
 
@@ -161,10 +160,8 @@ class Payload:
         ("ViT-B-16", "laion2b_s34b_b88k", True, "laion2b_s34b_b88k was trained with GELU but"),
     ],
 )
-def test_a_tag_that_cannot_fit_is_refused_before_anything_is_fetched(
-    name, tag, quick_gelu, message, monkeypatch
-):
-    monkeypatch.setattr(clip_module, "_tag_state_dict", None)
+def test_a_tag_that_cannot_fit_is_refused_before_anything_is_fetched(name, tag, quick_gelu, message, monkeypatch):
+    monkeypatch.setattr(clip_module, "_tag_state_dict", lambda *_: pytest.fail("fetched"))
     monkeypatch.setattr(CLIP, "__init__", None)
     with pytest.raises(ValueError, match=message):
         CLIP.from_open_clip(name, tag, quick_gelu=quick_gelu)

@@ -26,9 +26,7 @@ def test_one_positive_is_cross_entropy(smoothing, ids):
     image, text, _ = pairs()
     same = torch.tensor([9, -4, 2, 7, 2**62, 0]) if ids else None
     logits, target = 20 * image @ text.T, torch.arange(6)
-    expected = (
-        sum(F.cross_entropy(side, target, label_smoothing=smoothing) for side in (logits, logits.T)) / 2
-    )
+    expected = sum(F.cross_entropy(side, target, label_smoothing=smoothing) for side in (logits, logits.T)) / 2
     found = info_nce(image, text, torch.tensor(20.0), same=same, label_smoothing=smoothing)
     assert math.isclose(found, expected, rel_tol=1e-5)
 

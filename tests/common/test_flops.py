@@ -13,17 +13,13 @@ from common.flops import count_macs, expected_macs
 from common.tower import Block, ImageTower, KVCache, TextTower
 
 
-def tower_macs(
-    tokens: int, width: int, layers: int, embed_dim: int, patch_inputs: int = 0
-) -> tuple[int, int]:
+def tower_macs(tokens: int, width: int, layers: int, embed_dim: int, patch_inputs: int = 0) -> tuple[int, int]:
     """(gmacs_paper, gmacs) of a CLIP tower as integers, written out term by term."""
     qkv, out = tokens * width * 3 * width, tokens * width * width
     mlp = 2 * tokens * width * 4 * width
     norms = 2 * 5 * tokens * width
     attention = 2 * tokens * tokens * width
-    ends = (
-        tokens * 5 * width + width * embed_dim
-    )  # the last norm, over every token, and the projection of one
+    ends = tokens * 5 * width + width * embed_dim  # the last norm, over every token, and the projection of one
     if patch_inputs:
         ends += (tokens - 1) * patch_inputs * width + 5 * tokens * width  # patches (no class token), ln_pre
     paper = layers * (qkv + out + mlp + norms) + ends

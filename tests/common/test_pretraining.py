@@ -49,7 +49,7 @@ def parts(tmp_path):
 
     def make(data=LabelledShards, **options):
         lightning.seed_everything(0, verbose=False)
-        options = {"architecture": architecture, "learning_rate": 3e-3, "warmup_steps": 4, **options}
+        options = {"architecture": architecture, "learning_rate": 5e-4, "warmup_steps": 4, **options}
         return CLIPPretraining(**options), data(
             pattern, pattern, pattern, architecture=architecture, batch_size=12, num_workers=0
         )
@@ -60,15 +60,15 @@ def parts(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_it_learns_pairs_with_equal_captions_and_its_checkpoint_is_plain(tmp_path, parts):
     module, data = parts()
-    trainer = lightning.Trainer(max_steps=60, enable_checkpointing=False, **QUIET)
+    trainer = lightning.Trainer(max_steps=20, check_val_every_n_epoch=10, enable_checkpointing=False, **QUIET)
     trainer.fit(module, data)
     # Each caption stands twice in the batch: were the twins negatives, the loss could not fall below log 2.
-    assert trainer.callback_metrics["train_loss"] < 0.3
+    assert trainer.callback_metrics["train_loss"] < 0.4
     assert trainer.callback_metrics["val_top1"] == 1.0
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0  # the cosine ended with the run
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    assert checkpoint["hyper_parameters"]["learning_rate"] == 3e-3
+    assert checkpoint["hyper_parameters"]["learning_rate"] == 5e-4
     again = CLIPPretraining.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     images = next(iter(data.val_dataloader()))["image"]
     with torch.no_grad():

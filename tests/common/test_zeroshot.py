@@ -27,9 +27,7 @@ def test_equals_open_clips_classifier(templates):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(23))
     images = torch.randn(3, 32)
-    torch.testing.assert_close(
-        similarity(images, found), torch.cosine_similarity(images[:, None], found[None], dim=-1)
-    )
+    torch.testing.assert_close(similarity(images, found), torch.cosine_similarity(images[:, None], found[None], dim=-1))
 
 
 def test_imagenet_names_and_prompts():

@@ -101,10 +101,7 @@ def test_a_full_caption_says_the_facts():
     drawn = embedded.Scene("orange", bytes(48), main, other)
     assert drawn.caption() == "a large owl on the left on an orange background with an ant"
     assert drawn.caption(False, False, False, False) == "an owl"
-    assert (
-        embedded.Scene("blue", bytes(48), main, None).caption(place=False)
-        == "a large owl on a blue background"
-    )
+    assert embedded.Scene("blue", bytes(48), main, None).caption(place=False) == "a large owl on a blue background"
     assert drawn.facts() == {
         "label": main.label,
         "name": "owl",
@@ -137,10 +134,7 @@ def test_a_second_emoji_is_another_one_and_mostly_apart():
     scenes = [embedded.draw_scene(Random(i), i % 50, labels) for i in range(800)]
     crowded = [drawn for drawn in scenes if drawn.second]
     assert 0.15 < len(crowded) / len(scenes) < 0.25
-    gaps = [
-        np.hypot(s.main.x - s.second.x, s.main.y - s.second.y) / (s.main.size + s.second.size) * 2
-        for s in crowded
-    ]
+    gaps = [np.hypot(s.main.x - s.second.x, s.main.y - s.second.y) / (s.main.size + s.second.size) * 2 for s in crowded]
     assert all(s.second.label != s.main.label for s in crowded)
     assert np.mean(np.array(gaps) >= 0.99) > 0.9
 
@@ -149,9 +143,7 @@ def test_scenes_are_reproducible_and_each_cycle_shows_every_name():
     assert scene("train", 7) == scene("train", 7) != scene("train", 8)
     assert scene("train", 7)[0] != scene("val", 7)[0]
     labels = [embedded._order("train", cycle) for cycle in (0, 1)]
-    assert labels[0] != labels[1] and all(
-        Counter(order) == Counter(range(len(class_names()))) for order in labels
-    )
+    assert labels[0] != labels[1] and all(Counter(order) == Counter(range(len(class_names()))) for order in labels)
     held_out = {scene("unseen", index)[0].main.label for index in range(len(class_names("unseen")))}
     assert held_out == set(range(len(class_names()), len(class_names("all"))))
 

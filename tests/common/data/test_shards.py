@@ -56,9 +56,7 @@ def test_training_covers_every_shard_every_epoch_in_a_new_seeded_order(world, wo
 
     def epoch_of(epoch, seed=0):
         readers = [
-            ShardDataset(shards, None, 4, batches=1, rank=rank, world=world, seed=seed).reader_shards(
-                epoch, w, workers
-            )
+            ShardDataset(shards, None, 4, batches=1, rank=rank, world=world, seed=seed).reader_shards(epoch, w, workers)
             for rank in range(world)
             for w in range(workers)
         ]
@@ -113,9 +111,7 @@ def test_the_random_view_depends_on_epoch_and_key_alone(tmp_path, module):
         loader = module(pattern, **options).train_dataloader()
         loader.source.set_epoch(epoch)
         batches = iter(loader.source)
-        return {
-            key: image for batch in batches for key, image in zip(batch["key"], batch["image"], strict=True)
-        }
+        return {key: image for batch in batches for key, image in zip(batch["key"], batch["image"], strict=True)}
 
     first, same, later = pictures(0), pictures(0, batch_size=2, shuffle_buffer=16), pictures(1)
     assert first.keys() == same.keys() and all(torch.equal(first[key], same[key]) for key in first)
@@ -158,9 +154,7 @@ def test_a_batch(tmp_path, module):
     def caption(number):
         return b"a cat" if number % 2 else b"a rather long caption that has to be cut at eight"
 
-    pattern = write_shards(
-        tmp_path / "val", 1, 6, txt=caption, json=lambda n: json.dumps({"label": n}).encode()
-    )
+    pattern = write_shards(tmp_path / "val", 1, 6, txt=caption, json=lambda n: json.dumps({"label": n}).encode())
     batch, rest = module(val=pattern).val_dataloader()
     assert batch["image"].shape == (4, 3, 8, 8) and batch["image"].dtype == torch.float32
     assert batch["text"].shape == (4, 8) and batch["text"][1].tolist() == [
@@ -187,9 +181,7 @@ def test_labels_come_from_cls_too_and_not_from_other_json(tmp_path, module):
     pattern = write_shards(tmp_path / "a", 1, 3, cls=lambda n: str(n).encode())
     (batch,) = module(val=pattern).val_dataloader()
     assert batch["label"].tolist() == [0, 1, 2]
-    (batch,) = module(
-        val=write_shards(tmp_path / "b", 1, 3, json=lambda n: b'{"width": 12}')
-    ).val_dataloader()
+    (batch,) = module(val=write_shards(tmp_path / "b", 1, 3, json=lambda n: b'{"width": 12}')).val_dataloader()
     assert "label" not in batch
 
 
@@ -283,9 +275,7 @@ def test_a_damaged_sample_is_skipped_and_logged_or_fails_the_run(tmp_path, modul
 
 
 @pytest.mark.parametrize("manifest", [True, False])
-@pytest.mark.parametrize(
-    "size", [7 * 512, 7 * 512 + 100, 8 * 512 + 40], ids=["between", "in a header", "in a picture"]
-)
+@pytest.mark.parametrize("size", [7 * 512, 7 * 512 + 100, 8 * 512 + 40], ids=["between", "in a header", "in a picture"])
 def test_a_truncated_shard(tmp_path, module, caplog, manifest, size):
     pattern = write_shards(tmp_path / "val", 2, 8, manifest=manifest)
     with open(tmp_path / "val" / "000.tar", "r+b") as file:
@@ -326,9 +316,7 @@ class Payload:
 def test_a_pickle_is_never_decoded(tmp_path, module):
     fired = str(tmp_path / "fired")
     attack = pickle.dumps(Payload(fired))
-    pattern = write_shards(
-        tmp_path / "val", 1, 2, pyd=lambda n: attack, pth=lambda n: attack, pkl=lambda n: attack
-    )
+    pattern = write_shards(tmp_path / "val", 1, 2, pyd=lambda n: attack, pth=lambda n: attack, pkl=lambda n: attack)
     assert len(keys(module(val=pattern).val_dataloader())) == 2
     assert len(keys(module(pattern, batch_size=2).train_dataloader())) == 2
     assert not os.path.exists(fired)

@@ -1,0 +1,24 @@
+"""Stored numbers still come out: committed weights on a part of test, and the first losses of each recipe."""
+
+import json
+
+import pytest
+
+from benchmarks.__main__ import RESULTS
+from benchmarks.drift import PARTS, first_losses, part_counts
+from benchmarks.embedded import PART, STUDENT, TEACHER, digest
+from benchmarks.retrain import RUNS
+
+
+def test_committed_weights_give_the_stored_accuracy():
+    stored = json.loads((RESULTS / "table2.json").read_text())["embedded"]
+    assert stored["conditions"]["weights"] == {path.name: digest(path) for path in (TEACHER, STUDENT)}
+    for name, found in part_counts().items():
+        expected = sum(stored["counts"][name][:PARTS])
+        assert abs(sum(found) - expected) <= 0.001 * PARTS * PART, f"{name}: {sum(found)}, stored {expected}"
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run.output], ids=lambda run: run.name)
+def test_recipes_start_with_the_stored_losses(run):
+    stored = json.loads((RESULTS / "retrain" / f"{run.name}.json").read_text())["first_losses"]
+    assert first_losses(run.recipe, len(stored)) == pytest.approx(stored, rel=0.02)

@@ -1,0 +1,82 @@
+"""The README's tables are the result files', and the runner writes where it says."""
+
+import json
+
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks import __main__ as runner
+from benchmarks.report import README, fill, table
+
+
+def test_readme_holds_what_the_result_files_say():
+    text = README.read_text()
+    assert "<!-- table: table2 -->" in text
+    assert fill(text) == text, "the README differs from benchmarks/results; run `make report`"
+
+
+def test_markdown_beside_each_result_is_its_rendering():
+    for path in runner.RESULTS.glob("*.json"):
+        assert path.with_suffix(".md").read_text() == table(path.stem), f"{path.name}: run `make report`"
+
+
+def test_tables_are_replaced_between_their_marks():
+    text = "a\n<!-- table: x -->\nold\n<!-- /table -->\nb\n<!-- table: y -->\n<!-- /table -->\n"
+    filled = fill(text, lambda name: f"| {name} |\n")
+    assert "old" not in filled and "| x |" in filled and "| y |" in filled
+    assert filled.startswith("a\n") and fill(filled, lambda name: f"| {name} |\n") == filled
+
+
+def test_unknown_table_is_named():
+    with pytest.raises(ValueError, match="table 'tabel2'"):
+        table("tabel2")
+
+
+class _Module:
+    @staticmethod
+    def run(smoke):
+        return {"name": "table2", "smoke": smoke}
+
+    @staticmethod
+    def render(result):
+        return {"md": "| a |\n|---|\n", "figures": {"drawn": Figure()}}
+
+
+def test_smoke_runs_never_touch_the_results(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "module_of", lambda name: _Module)
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("SMOKE", "1")
+    runner.run_one("table2", Console(quiet=True))
+    assert not (tmp_path / "results").exists()
+    assert json.loads((tmp_path / "runs/smoke/table2.json").read_text())["smoke"] is True
+    monkeypatch.setenv("SMOKE", "0")
+    runner.run_one("table2", Console(quiet=True))
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        "table2.json",
+        "table2.md",
+        "drawn.png",
+    }
+
+
+def test_a_users_mistake_is_one_line_and_the_others_still_run(monkeypatch, capsys):
+    ran = []
+
+    def run_one(name, console):
+        ran.append(name)
+        if name == "table2":
+            raise ValueError("set both or neither")
+
+    monkeypatch.setattr(runner, "run_one", run_one)
+    monkeypatch.delenv("EFFCLIP_DEBUG", raising=False)
+    assert runner.main(["all"]) == 1
+    assert ran == list(runner.BENCHMARKS)
+    assert "benchmarks: error: table2: set both or neither" in capsys.readouterr().out
+
+
+def test_help_lists_every_name(capsys):
+    with pytest.raises(SystemExit):
+        runner.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*runner.BENCHMARKS, *runner.ACTIONS, "all", "SMOKE"))

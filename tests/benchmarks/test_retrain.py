@@ -1,0 +1,140 @@
+"""Runs as command lines, what is resumed and skipped, and checkpoints turned into weights."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from benchmarks import export, retrain
+from benchmarks.retrain import RUNS, Run, chosen, last_checkpoint
+from common.cli import main as lightning
+from common.clip import CLIP
+from common.pretraining import CLIPPretraining
+from common.testing import tiny_architecture
+from waveclip import WaveCLIPDistillation, WaveTower
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_every_run_is_a_command_that_lightning_accepts(run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        lightning(["fit", *run.arguments(), "--print_config"])
+    assert stop.value.code in (0, None), capsys.readouterr().err
+
+
+def test_all_runs_together_keep_to_the_budget():
+    assert sum(run.minutes for run in RUNS) <= 150
+    assert len({run.name for run in RUNS}) == len(RUNS)
+
+
+def test_shorter_runs_have_a_shorter_schedule():
+    run = Run("x", "waveclip/embedded.yaml", 15, seed=2)
+    arguments = run.arguments("more.yaml")
+    assert arguments[:4] == ["-c", "waveclip/embedded.yaml", "-c", "more.yaml"]
+    steps = int(arguments[arguments.index("--trainer.max_steps") + 1])
+    assert int(arguments[arguments.index("--model.init_args.warmup_steps") + 1]) == steps // 10
+    assert arguments[-4:] == ["--seed_everything", "2", "--data.init_args.seed", "2"]
+
+
+def test_unknown_run_is_named():
+    with pytest.raises(ValueError, match="ONLY=teecher is no run; there are teacher"):
+        chosen("teecher")
+
+
+def test_listing_trains_nothing_and_marks_what_is_finished(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    monkeypatch.delenv("ONLY", raising=False)
+    monkeypatch.delenv("CONFIG", raising=False)
+    (tmp_path / "retrain/teacher").mkdir(parents=True)
+    (tmp_path / "retrain/teacher/result.json").write_text("{}")
+    monkeypatch.setattr(retrain, "train", lambda *arguments: pytest.fail("it trained"))
+    assert retrain.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "teacher                 finished" in printed
+    assert "about 60 min" in printed
+    monkeypatch.setenv("ONLY", "teacher")  # finished: skipped without --list too
+    monkeypatch.delenv("SMOKE", raising=False)
+    assert retrain.main([]) == 0
+
+
+def test_the_newest_checkpoint_is_the_one_to_go_on_from(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for version in range(2):
+        folder = tmp_path / f"version_{version}"
+        folder.mkdir()
+        (folder / "last.ckpt").touch()
+    assert last_checkpoint(tmp_path).parent.name == "version_1"
+
+
+def saved(module, path):
+    """A checkpoint as `lightning fit` writes it."""
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+
+
+def test_checkpoint_becomes_weights(tmp_path):
+    architecture = tiny_architecture(tmp_path)
+    teacher = CLIPPretraining(architecture)
+    saved(teacher, tmp_path / "teacher.ckpt")
+    export.save(
+        export.from_checkpoint(tmp_path / "teacher.ckpt", "common/embedded_clip.yaml"),
+        tmp_path / "t.safetensors",
+    )
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = teacher.clip.eval().encode_image(images)
+        torch.testing.assert_close(
+            CLIP.load(tmp_path / "t.safetensors").eval().encode_image(images), expected, atol=5e-3, rtol=0
+        )
+        student = WaveCLIPDistillation(architecture, weights=str(tmp_path / "t.safetensors"))
+        saved(student, tmp_path / "student.ckpt")
+        module = export.from_checkpoint(tmp_path / "student.ckpt", "waveclip/embedded.yaml")
+        export.save(module, tmp_path / "w.safetensors")
+        loaded = WaveTower.load(tmp_path / "w.safetensors").eval()
+        torch.testing.assert_close(
+            loaded.encode_image(images), student.wave.eval().encode_image(images), atol=5e-3, rtol=0
+        )
+
+
+def test_card_says_where_the_weights_come_from(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"0" * 1000)
+    found = {"top1": {"accuracy": 0.61, "interval": [0.6, 0.62], "pictures": 20656}}
+    stated = {
+        "clean": True,
+        "seed": 0,
+        "revision": "abc",
+        "date": "2026",
+        "device": "CPU",
+        "threads": 2,
+        "torch": "2",
+    }
+    result = {
+        "name": "teacher",
+        "command": "lightning fit",
+        "conditions": stated,
+        "minutes": 29.6,
+        "names": 1291,
+    }
+    text = export.card(path, json.loads(json.dumps(result | {"val": found, "test": found})))
+    for words in (
+        "lightning fit",
+        "abc (clean tree)",
+        "61.00 % [60.00, 62.00] of 20,656",
+        "CC-BY 4.0",
+        "CLDR",
+    ):
+        assert words in text
+
+
+def test_table_says_what_was_not_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(retrain, "RESULTS", tmp_path)
+    for seed, fine in enumerate((0.55, 0.57)):
+        level = {"accuracy": fine, "interval": [fine - 0.01, fine + 0.01]}
+        made = {"minutes": 15.2, "test": {"coarse": level, "fine": level}}
+        (tmp_path / f"waveclip-seed{seed}.json").write_text(json.dumps(made))
+    text = retrain.table()
+    assert text.count("not run |") == 2 * (len(RUNS) - 2)
+    assert "| waveclip-seed0 | 15 | 55.0 [54.0, 56.0] | 55.0 [54.0, 56.0] |" in text
+    assert "fine 55.0 to 57.0" in text

@@ -1,0 +1,74 @@
+"""Each recipe's real model, optimiser and schedule, built at its full size on the meta device.
+
+Weights that a recipe starts from are neither fetched nor read here, but their tag, architecture and activation
+are checked as in a real run.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule
+
+from common import clip as clip_module
+from common.clip import CLIP
+from tests.readme import ROOT
+
+FILES = [path for package in ("common", "waveclip", "mlip", "patchrank") for path in (ROOT / package).glob("*.yaml")]
+RECIPES = sorted(path for path in FILES if "model" in yaml.safe_load(path.read_text()))
+
+
+@pytest.fixture
+def without_weights(monkeypatch):
+    """Take weights as fitting, and a local file that no run has written yet as one of the activation asked for."""
+    monkeypatch.setattr(clip_module, "_tag_state_dict", lambda *_: {})
+    monkeypatch.setattr(clip_module, "read_state_dict", lambda *_: {})
+    monkeypatch.setattr(clip_module, "_recorded_architecture", lambda path: {})
+    monkeypatch.setattr(CLIP, "load_weights", lambda *_: None)
+
+
+def build(recipe):
+    """The recipe's model on the meta device, in a trainer that knows only the run's length."""
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningModule, "model")
+    chosen = parser.parse_object({"model": recipe["model"]})
+    with torch.device("meta"):
+        module = parser.instantiate_classes(chosen).model
+    module.trainer = SimpleNamespace(estimated_stepping_batches=recipe["trainer"]["max_steps"])
+    return module
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_model_optimiser_and_schedule_of_the_real_run(path, without_weights):
+    recipe = yaml.safe_load(path.read_text())
+    module = build(recipe)
+    configured = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+
+    trained = {id(p) for p in module.parameters() if p.requires_grad}
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert trained and sorted(grouped) == sorted(trained)
+    for group in optimizer.param_groups:
+        decays = {p.ndim >= 2 for p in group["params"]}
+        assert decays == {group["weight_decay"] > 0}, "matrices decay; gains, biases and vectors do not"
+
+    total, warmup = recipe["trainer"]["max_steps"], module.hparams.warmup_steps
+    peak = float(module.hparams.learning_rate)
+    assert configured["lr_scheduler"]["interval"] == "step" and 0 < warmup <= 0.2 * total
+    assert peak in [pytest.approx(group["initial_lr"]) for group in optimizer.param_groups]
+    for factor in schedule.lr_lambdas:
+        assert factor(0) == pytest.approx(1 / warmup)
+        assert factor(warmup - 1) == factor(warmup) == 1
+        assert 0 < factor(total - 1) < 1e-4 and factor(total) == 0
+
+
+def test_the_meta_device_builds_what_a_real_one_does(without_weights):
+    shapes = []
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            clip = CLIP.from_open_clip("common/embedded_clip.json")
+        shapes.append({key: value.shape for key, value in clip.state_dict().items()})
+        assert {p.device.type for p in clip.parameters()} == {device}
+    assert shapes[0] == shapes[1]
