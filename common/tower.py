@@ -70,11 +70,25 @@ class Attention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the activation of OpenAI's CLIP weights."""
+class GELU(nn.Module):
+    """x Φ(x). Overwrites its input (always a fresh product) when no gradient is recorded."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the activation of OpenAI's CLIP weights. Overwrites its input as ``GELU`` does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(1.702 * x)
+        return x * gate if torch.is_grad_enabled() else x.mul_(gate)
+
+
+def _residual(x: Tensor, change: Tensor) -> Tensor:
+    """x + change; into ``change`` when no gradient is recorded and autocast has not made it a narrower type."""
+    in_place = not torch.is_grad_enabled() and change.dtype == x.dtype
+    return change.add_(x) if in_place else x + change
 
 
 class Block(nn.Module):
@@ -88,16 +102,16 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, hidden))
-        self.mlp.add_module("gelu", QuickGELU() if quick_gelu else nn.GELU())
+        self.mlp.add_module("gelu", QuickGELU() if quick_gelu else GELU())
         self.mlp.add_module("c_proj", nn.Linear(hidden, width))
 
     def attend(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """x [B,N,D] + attention(ln_1(x)); see ``Attention.forward`` for mask and cache."""
-        return x + self.attn(self.ln_1(x), mask, cache, layer)
+        return _residual(x, self.attn(self.ln_1(x), mask, cache, layer))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """x [B,N,D] + mlp(ln_2(x))."""
-        return x + self.mlp(self.ln_2(x))
+        return _residual(x, self.mlp(self.ln_2(x)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """Both half steps, x [B,N,D] -> [B,N,D]."""
