@@ -1,6 +1,7 @@
 """Runs as command lines, what is resumed and skipped, and checkpoints turned into weights."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -63,6 +64,7 @@ def test_the_newest_checkpoint_is_the_one_to_go_on_from(tmp_path):
         folder = tmp_path / f"version_{version}"
         folder.mkdir()
         (folder / "last.ckpt").touch()
+        os.utime(folder / "last.ckpt", (version, version))
     assert last_checkpoint(tmp_path).parent.name == "version_1"
 
 

@@ -67,6 +67,8 @@ def test_table_says_what_was_not_run(block):
 
 def test_run_is_json_and_wants_both_folders(block, monkeypatch):
     monkeypatch.setattr(table2, "paper_scale", lambda imagenet, weights: block)
+    monkeypatch.setattr(table2, "measure", lambda shares, smoke: {"shares": shares})
+    monkeypatch.setattr(table2, "markdown", lambda measured: "the embedded block\n")
     monkeypatch.delenv("IMAGENET", raising=False)
     monkeypatch.delenv("WEIGHTS", raising=False)
     result = json.loads(json.dumps(run(smoke=True)))
@@ -82,6 +84,8 @@ def test_run_is_json_and_wants_both_folders(block, monkeypatch):
         "batch",
         "date",
     } <= set(result["conditions"])
+    assert result["embedded"]["shares"] == {"low": 0.148, "mid": 0.264, "high": 0.743}
+    assert render(result)["md"].endswith("the embedded block\n")
     assert render(result)["figures"] == {}
     monkeypatch.setenv("IMAGENET", "somewhere")
     with pytest.raises(ValueError, match="set both or neither"):
