@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.tokenizer import Tokenizer
+from common.tokenizer import Tokenizer, encode
 from common.tower import ImageTower, TextTower
 
 _KEYS = {
@@ -30,7 +30,7 @@ _KEYS = {
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "vocabulary"},
 }
 _TEXT_KEYS = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
-_NORMALISATION = 1 / 0.07
+_INITIAL_SCALE = 1 / 0.07
 
 
 def load_architecture(name: str) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class CLIP(nn.Module):
         self.tokenizer = Tokenizer(text["context_length"], text.pop("vocabulary", None))
         self.image_tower = ImageTower(**vision, heads=heads, **shared)
         self.text_tower = TextTower(**text, **shared)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(_NORMALISATION)))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(_INITIAL_SCALE)))
 
     @property
     def quick_gelu(self) -> bool:
@@ -122,10 +122,7 @@ class CLIP(nn.Module):
     @classmethod
     def tiny(cls) -> CLIP:
         """The small random CLIP of every test: 32 px, patch 8, 2 blocks of width 64; a vocabulary of 10 words."""
-        words = "a red green blue cat dog bird on the of"
-        from common.tokenizer import encode
-
-        vocabulary = sorted(set(encode(words)))
+        vocabulary = sorted(set(encode("a red green blue cat dog bird on the of")))
         text = {"context_length": 16, "vocab_size": len(vocabulary), "vocabulary": vocabulary}
         return cls(
             {
