@@ -54,12 +54,36 @@ class Run:
     settings: tuple[str, ...] = ()
     output: Path | None = None
 
+    @property
+    def steps(self) -> int:
+        """Training steps: the recipe's, or the same share of them as of its minutes.
+
+        ``last.ckpt`` is the last step only where its interval divides the steps (Lightning saves at the end of
+        a training only what was never saved before), so a part is cut to a multiple of it.
+        ValueError: the interval does not divide the whole recipe's steps.
+        """
+        trainer = yaml.safe_load((_ROOT / self.recipe).read_text())["trainer"]
+        whole = trainer["max_steps"]
+        (every,) = (
+            callback["init_args"]["every_n_train_steps"]
+            for callback in trainer["callbacks"]
+            if "every_n_train_steps" in callback.get("init_args", {})
+        )
+        if self.minutes == RECIPES[self.recipe]:
+            if whole % every:
+                raise ValueError(
+                    f"{self.recipe} saves every {every} of {whole} steps, so its last checkpoint is not its last "
+                    "step; let every_n_train_steps divide max_steps"
+                )
+            return whole
+        steps = round(whole * self.minutes / RECIPES[self.recipe])
+        return steps // every * every or steps
+
     def arguments(self, overlay: str | None = None) -> list[str]:
         """What follows `lightning fit`."""
         arguments = ["-c", self.recipe]
         if self.minutes < RECIPES[self.recipe]:
-            whole = yaml.safe_load((_ROOT / self.recipe).read_text())["trainer"]["max_steps"]
-            steps = round(whole * self.minutes / RECIPES[self.recipe])
+            steps = self.steps
             arguments += ["--trainer.max_steps", str(steps)]
             arguments += ["--model.init_args.warmup_steps", str(steps // 10)]
         if self.seed:
@@ -121,10 +145,11 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
     """Train in a process of its own, export, evaluate, write the result. ValueError: the training failed."""
+    steps = None if overlay else run.steps  # an overlay may change them
     folder.mkdir(parents=True, exist_ok=True)
     stated = folder / "conditions.json"  # of the start, also when the run goes on later
     if not stated.is_file():
-        stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed)))
+        stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
     before = json.loads(stated.read_text())
     start = time.monotonic()
     arguments = [*run.arguments(overlay), "--trainer.default_root_dir", str(folder)]

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 
 from benchmarks import export, retrain
@@ -13,6 +14,7 @@ from common.cli import main as lightning
 from common.clip import CLIP
 from common.pretraining import CLIPPretraining
 from common.testing import tiny_architecture
+from tests.readme import ROOT
 from waveclip import WaveCLIPDistillation, WaveTower
 
 
@@ -35,6 +37,14 @@ def test_shorter_runs_have_a_shorter_schedule():
     steps = int(arguments[arguments.index("--trainer.max_steps") + 1])
     assert int(arguments[arguments.index("--model.init_args.warmup_steps") + 1]) == steps // 10
     assert arguments[-4:] == ["--seed_everything", "2", "--data.init_args.seed", "2"]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_the_last_step_is_saved(run):
+    """Lightning writes last.ckpt at its interval, and at the end only if it never did before."""
+    trainer = yaml.safe_load((ROOT / run.recipe).read_text())["trainer"]
+    every = trainer["callbacks"][-1]["init_args"]["every_n_train_steps"]
+    assert run.steps % every == 0 or run.steps < every
 
 
 def test_unknown_run_is_named():
