@@ -1,9 +1,10 @@
 """Each recipe's real model, optimiser and schedule, built at its full size on the meta device.
 
-Weights that a recipe starts from are neither fetched nor read here, but their tag, architecture and activation
-are checked as in a real run.
+Weights that a recipe starts from are neither fetched nor read here, but their tag, architecture and
+activation are checked as in a real run.
 """
 
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -15,14 +16,12 @@ from lightning.pytorch import LightningModule
 from common import clip as clip_module
 from common.clip import CLIP
 from tests.readme import ROOT
-
-FILES = [path for package in ("common", "waveclip", "mlip", "patchrank") for path in (ROOT / package).glob("*.yaml")]
-RECIPES = sorted(path for path in FILES if "model" in yaml.safe_load(path.read_text()))
+from tests.test_configs import RECIPES
 
 
 @pytest.fixture
 def without_weights(monkeypatch):
-    """Take weights as fitting, and a local file that no run has written yet as one of the activation asked for."""
+    """Take any weights as fitting, and a local file, even one still to be trained, as recording plain GELU."""
     monkeypatch.setattr(clip_module, "_tag_state_dict", lambda *_: {})
     monkeypatch.setattr(clip_module, "read_state_dict", lambda *_: {})
     monkeypatch.setattr(clip_module, "_recorded_architecture", lambda path: {})
@@ -33,9 +32,11 @@ def build(recipe):
     """The recipe's model on the meta device, in a trainer that knows only the run's length."""
     parser = ArgumentParser()
     parser.add_subclass_arguments(LightningModule, "model")
-    chosen = parser.parse_object({"model": recipe["model"]})
+    chosen = parser.parse_object({"model": recipe["model"]})  # typed and checked as on the command line
+    package, _, name = chosen.model.class_path.rpartition(".")
+    model_class = getattr(import_module(package), name)
     with torch.device("meta"):
-        module = parser.instantiate_classes(chosen).model
+        module = model_class(**chosen.model.init_args.as_dict())
     module.trainer = SimpleNamespace(estimated_stepping_batches=recipe["trainer"]["max_steps"])
     return module
 

@@ -74,8 +74,8 @@ class WaveletTokenizer(nn.Module):
         self.wavelet, self.transform = wavelet, transform
         self.register_buffer("colour", YCBCR.float(), persistent=False)
         width = tower.conv1.out_channels
-        teacher = torch.einsum("dcij,ck->dkij", tower.conv1.weight.detach().double().cpu(), YCBCR.inverse())
-        teacher = teacher.to(tower.conv1.weight)
+        weight = tower.conv1.weight.detach()
+        teacher = torch.einsum("dcij,ck->dkij", weight.double(), YCBCR.inverse().to(weight.device)).to(weight)
         spread = width**-0.5
 
         def projection(scale: float, bands: int) -> nn.Parameter:

@@ -33,8 +33,9 @@ def filters(wavelet: str) -> Tensor:
     filter_bank = pywt.Wavelet(wavelet)
     if not filter_bank.orthogonal:
         raise ValueError(f"wavelet {wavelet!r} is not orthogonal; use haar, dbN, symN or coifN")
-    low = torch.tensor(filter_bank.dec_lo, dtype=torch.float64).flip(0)
-    high = torch.tensor(filter_bank.dec_hi, dtype=torch.float64).flip(0)
+    # On the CPU whatever the default device is, since the cache outlives it.
+    low = torch.tensor(filter_bank.dec_lo, dtype=torch.float64, device="cpu").flip(0)
+    high = torch.tensor(filter_bank.dec_hi, dtype=torch.float64, device="cpu").flip(0)
     return torch.stack([torch.outer(rows, columns) for rows in (low, high) for columns in (low, high)])[[0, 2, 1, 3]]
 
 

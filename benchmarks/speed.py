@@ -1,0 +1,147 @@
+"""What our image tower and wavelet transform take on this machine, beside open_clip's and ptwt's.
+
+Shapes: B images, S pixels.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+
+from benchmarks.conditions import conditions
+from common.clip import CLIP, load_architecture
+from common.flops import count_macs
+from waveclip.wavelet import dwt2
+
+BATCH, SIZE = 8, 224
+ROUNDS = 7
+MATMUL = (1576, 768, 3072)
+"""Rows, inner and outer width of the reference product: the first linear map of ViT-B/16's MLP at batch 8."""
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """Speeds as medians over alternating rounds, all in this process.
+
+    smoke: two rounds of two blocks of width 64 at 32 px; the numbers mean nothing.
+    """
+    rounds, batch, size = (2, 2, 32) if smoke else (ROUNDS, BATCH, SIZE)
+    architecture = CLIP.tiny().architecture if smoke else load_architecture("ViT-B-16")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    stated = conditions("paper", seeds=None, dtype="float32, bfloat16", batch=batch, rounds=rounds, pixels=size)
+    return {
+        "name": "speed",
+        "conditions": stated,
+        "towers": [towers(architecture, batch, dtype, device, rounds) for dtype in (torch.float32, torch.bfloat16)],
+        "wavelet": [wavelet(batch, size, dtype, device, rounds) for dtype in (torch.float32, torch.bfloat16)],
+    }
+
+
+@torch.inference_mode()
+def towers(architecture: dict[str, Any], batch: int, dtype: torch.dtype, device: str, rounds: int) -> dict[str, Any]:
+    """Images/s of both image towers with the same random weights of one dtype, all tokens computed.
+
+    ``share`` is the tower's multiply-adds per second over those of the ``MATMUL`` product in the same dtype.
+    """
+    theirs = open_clip.CLIP(**architecture).eval()
+    ours = CLIP(architecture).eval()
+    ours.load_weights(theirs.state_dict())
+    size = architecture["vision_cfg"]["image_size"]
+    macs = count_macs(ours.image_tower, torch.zeros(1, 3, size, size)).gmacs * 1e9
+    images = torch.randn(batch, 3, size, size, device=device, dtype=dtype)
+    forwards = {
+        "ours": ours.image_tower.to(device, dtype),
+        "open_clip": theirs.visual.to(device, dtype),
+    }
+    rows, inner, outer = MATMUL
+    left, right = (torch.randn(shape, device=device, dtype=dtype) for shape in ((rows, inner), (inner, outer)))
+    calls = {name: lambda forward=forward: forward(images) for name, forward in forwards.items()}
+    measured = alternate({**calls, "matmul": lambda: left @ right}, rounds)
+    rate = rows * inner * outer / measured["matmul"]["seconds"]
+    found: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "matmul_gmacs_per_second": rate / 1e9}
+    for name in forwards:
+        speed = batch / measured[name]["seconds"]
+        found[name] = {"images_per_second": speed, "share": speed * macs / rate, **measured[name]}
+    return {**found, "ratio": measured["open_clip"]["seconds"] / measured["ours"]["seconds"]}
+
+
+@torch.inference_mode()
+def wavelet(batch: int, size: int, dtype: torch.dtype, device: str, rounds: int) -> dict[str, Any]:
+    """Seconds of one haar analysis by our strided convolution and by ptwt's call, and their ratio."""
+    images = torch.randn(batch, 3, size, size, device=device, dtype=dtype)
+    calls = {name: lambda name=name: dwt2(images, "haar", name) for name in ("conv", "ptwt")}
+    measured = alternate(calls, rounds, repeats=10)
+    ratio = measured["ptwt"]["seconds"] / measured["conv"]["seconds"]
+    return {"dtype": str(dtype).removeprefix("torch."), **measured, "ratio": ratio}
+
+
+def alternate(
+    calls: dict[str, Callable[[], Tensor | tuple[Tensor, ...]]], rounds: int, repeats: int = 1
+) -> dict[str, dict[str, Any]]:
+    """Each call's median ``seconds`` over rounds in which all take turns, after one round that does not count.
+
+    Of ``repeats`` calls in a round the mean is taken. On CUDA the device is waited for before and after, and
+    ``peak_bytes`` is the most memory that a call needed; elsewhere it is None.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    peaks: dict[str, int | None] = dict.fromkeys(calls)
+    cuda = torch.cuda.is_available()
+    for round_number in range(rounds + 1):
+        for name, call in calls.items():
+            if cuda:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            if cuda:
+                torch.cuda.synchronize()
+                peaks[name] = torch.cuda.max_memory_allocated()
+            if round_number:
+                times[name].append((time.perf_counter() - start) / repeats)
+    return {
+        name: {
+            "seconds": statistics.median(spent),
+            "fastest": min(spent),
+            "slowest": max(spent),
+            "peak_bytes": peaks[name],
+        }
+        for name, spent in times.items()
+    }
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {}}."""
+    stated = result["conditions"]
+    lines = [
+        "| image tower | weights | images/s | of the matrix rate | open_clip images/s | of the matrix rate | ratio |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["towers"]:
+        sides = [
+            f"{row[name]['images_per_second']:.1f}{_peak(row[name])} | {100 * row[name]['share']:.0f} %"
+            for name in ("ours", "open_clip")
+        ]
+        lines.append(f"| ViT-B/16 | {row['dtype']} | {' | '.join(sides)} | {row['ratio']:.2f} |")
+    lines += ["", "| haar transform | convolution, ms | ptwt's call, ms | ratio |", "|---|---:|---:|---:|"]
+    for row in result["wavelet"]:
+        sides = [f"{1e3 * row[name]['seconds']:.2f}" for name in ("conv", "ptwt")]
+        lines.append(f"| {row['dtype']} | {' | '.join(sides)} | {row['ratio']:.1f} |")
+    rates = ", ".join(f"{row['matmul_gmacs_per_second']:.0f} ({row['dtype']})" for row in result["towers"])
+    lines += [
+        "",
+        f"Medians of {stated['rounds']} alternating rounds in one process, batch {stated['batch']}, "
+        f"{stated['pixels']} px, all tokens; {stated['device']}, {stated['threads']} threads, torch "
+        f"{stated['torch']}. The matrix rate is that of a {'x'.join(map(str, MATMUL))} product, in 10⁹ "
+        f"multiply-adds per second: {rates}.",
+    ]
+    return {"md": "\n".join(lines) + "\n", "figures": {}}
+
+
+def _peak(measured: dict[str, Any]) -> str:
+    return "" if measured["peak_bytes"] is None else f" ({measured['peak_bytes'] / 2**20:.0f} MiB)"
