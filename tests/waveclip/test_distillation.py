@@ -1,0 +1,229 @@
+"""The losses against their formulas, what trains and what does not, and a short run of the Trainer."""
+
+import json
+
+import lightning
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common.data.shards import ShardDataModule
+from common.testing import TINY_CAPTIONS, tiny_architecture, write_shards
+from waveclip import WaveCLIPDistillation
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+PLACES = 4  # cells of the coarse grid: 32 px, patch 8, one level
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a module whose logged values stand in ``logged``, and a batch of six captioned pictures."""
+    architecture = tiny_architecture(tmp_path)
+
+    def build(**options):
+        torch.manual_seed(0)
+        module = WaveCLIPDistillation(architecture, **options)
+        module.logged = {}
+        module.log = lambda name, value, **_: module.logged.update({name: value.detach()})
+        module.log_dict = lambda values: [module.log(*item) for item in values.items()]
+        text = module.teacher.tokenizer(list(TINY_CAPTIONS[:6]))
+        ids = torch.tensor([0, 1, 2, 3, 4, 0])  # the last caption counts as the first
+        return module, {"image": torch.randn(6, 3, 32, 32), "text": text, "caption_id": ids}
+
+    return build
+
+
+def embeddings(module, batch):
+    """Unit vectors: the student's levels, the teacher's target and its texts."""
+    with torch.no_grad():
+        levels = [F.normalize(z, dim=-1) for z in module(batch["image"])]
+        return levels, module.teacher.encode_image(batch["image"]), module.teacher.encode_text(batch["text"])
+
+
+def cosine_terms(levels, target):
+    """1 - cos of each level, mean over the pictures."""
+    return [1 - (z * target).sum(-1).mean() for z in levels]
+
+
+def test_the_plain_loss_is_the_cosine_distance_averaged_over_levels(make):
+    module, batch = make(levels=2)
+    levels, target, _ = embeddings(module, batch)
+    expected = torch.stack(cosine_terms(levels, target)).mean()
+    torch.testing.assert_close(module.training_step(batch, 0).detach(), expected)
+    assert module.logged.keys() == {"train_cosine", "train_loss"}
+
+
+def test_fine_first_counts_the_last_level_alone(make):
+    module, batch = make(fine_first_steps=1)
+    levels, target, _ = embeddings(module, batch)
+    torch.testing.assert_close(module.training_step(batch, 0).detach(), cosine_terms(levels, target)[-1])
+
+
+def test_the_distribution_term_is_the_divergence_over_the_captions(make):
+    module, batch = make(distribution_weight=0.5)
+    levels, target, texts = embeddings(module, batch)
+    scale = module.teacher.logit_scale.exp()
+    p = (scale * target @ texts.T).softmax(-1)
+    q = [(scale * z @ texts.T).softmax(-1) for z in levels]
+    expected = torch.stack([(p * (p / one).log()).sum(-1).mean() for one in q]).mean()
+    loss = module.training_step(batch, 0).detach()
+    torch.testing.assert_close(module.logged["train_distribution"], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(loss, module.logged["train_cosine"] + 0.5 * expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_contrastive_term_takes_equal_captions_together(make):
+    module, batch = make(contrastive_weight=2.0)
+    levels, _, texts = embeddings(module, batch)
+    same = batch["caption_id"][:, None] == batch["caption_id"]
+    expected = []
+    for z in levels:
+        odds = (module.teacher.logit_scale.exp() * z @ texts.T).exp()
+        expected += [-((side * same).sum(1) / side.sum(1)).log().mean() for side in (odds, odds.T)]
+    expected = torch.stack(expected).mean()
+    loss = module.training_step(batch, 0).detach()
+    torch.testing.assert_close(module.logged["train_contrastive"], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(loss, module.logged["train_cosine"] + 2 * expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_token_term_compares_places(make):
+    module, batch = make(token_weight=3.0)
+    images, tower = batch["image"], module.teacher.image_tower
+    student = module.wave.run_blocks(module.wave.embed(images), mask=module.wave.mask)
+    teacher = tower.run_blocks(tower.embed(images))
+    distances = []
+    for place in range(PLACES):
+        row, column = divmod(place, 2)
+        # The class tokens stand at 0 and 5; the teacher's grid is 4 x 4 behind its class token.
+        own = student[:, [1 + place] + [6 + band * PLACES + place for band in range(3)]].mean(1)
+        patches = [1 + 4 * (2 * row + i) + 2 * column + j for i in range(2) for j in range(2)]
+        distances.append(1 - F.cosine_similarity(own, teacher[:, patches].mean(1)))
+    expected = torch.stack(distances).mean()
+    loss = module.training_step(batch, 0)
+    torch.testing.assert_close(module.logged["train_token"], expected)
+    torch.testing.assert_close(loss, module.logged["train_cosine"] + 3 * expected)
+
+
+@pytest.mark.parametrize("term", ["distribution", "contrastive", "token"])
+def test_a_negative_weight_is_refused(make, term):
+    with pytest.raises(ValueError, match=rf"{term}_weight -1\.0 is negative; 0 leaves the term out"):
+        make(**{f"{term}_weight": -1.0})
+
+
+def test_a_step_under_bf16_autocast_has_finite_gradients(make):
+    module, batch = make(distribution_weight=1.0, contrastive_weight=1.0, token_weight=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.training_step(batch, 0)
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in module.wave.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_the_teacher_stays_in_evaluation_and_without_gradients(make):
+    module, batch = make()
+    module.train()
+    assert module.wave.training and not module.teacher.training
+    module.training_step(batch, 0).backward()
+    assert all(parameter.grad is None for parameter in module.teacher.parameters())
+
+
+class LabelledShards(ShardDataModule):
+    """Shards whose labels are the captions' places."""
+
+    @property
+    def class_prompts(self):
+        return list(TINY_CAPTIONS)
+
+
+@pytest.fixture
+def fit(tmp_path):
+    """Runs a few steps; gives the module, its weights before the run, the trainer and the data."""
+    architecture = tiny_architecture(tmp_path)
+    members = {
+        "txt": lambda number: TINY_CAPTIONS[number % len(TINY_CAPTIONS)].encode(),
+        "json": lambda number: json.dumps({"label": number % len(TINY_CAPTIONS)}).encode(),
+    }
+    pattern = write_shards(tmp_path / "shards", 1, 12, **members)
+
+    def run(data=LabelledShards, steps=3, **options):
+        lightning.seed_everything(0, verbose=False)
+        module = WaveCLIPDistillation(architecture, learning_rate=1e-2, warmup_steps=1, **options)
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        loader = data(pattern, pattern, pattern, architecture=architecture, batch_size=6, num_workers=0)
+        trainer = lightning.Trainer(max_steps=steps, enable_checkpointing=False, **QUIET)
+        trainer.fit(module, loader)
+        return module, before, trainer, loader
+
+    return run
+
+
+def changed(module, before):
+    """The top-level parts whose weights a run has moved."""
+    after = module.state_dict()
+    moved = [key for key in before if not torch.equal(after[key], before[key])]
+    return {".".join(key.split(".")[:2]) for key in moved if not key.startswith("validation")}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_all_trains_the_copy_and_never_the_teacher(fit):
+    module, before, trainer, _ = fit(distribution_weight=1.0)
+    parts = ("tokenizer", "ln_pre", "transformer", "ln_post", "proj")
+    assert changed(module, before) == {f"wave.{part}" for part in parts}
+    assert {"val_top1_0", "val_top1_1", "train_distribution"} <= trainer.callback_metrics.keys()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_new_trains_the_tokenizer_alone(fit):
+    module, before, _, _ = fit(train="new")
+    assert changed(module, before) == {"wave.tokenizer"}
+    for name, _ in module.wave.tokenizer.named_parameters():
+        key = f"wave.tokenizer.{name}"
+        assert not torch.equal(module.state_dict()[key], before[key]), key
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_classes_validation_is_the_cosine_distance_of_each_level(fit):
+    module, _, trainer, data = fit(data=ShardDataModule)
+    (metrics,) = trainer.validate(module, data, verbose=False)
+    (first, second) = data.val_dataloader()
+    batch = {"image": torch.cat([first["image"], second["image"]]), "text": first["text"]}
+    levels, target, _ = embeddings(module, batch)
+    for level, expected in enumerate(cosine_terms(levels, target)):
+        assert metrics[f"val_cosine_{level}"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_accuracy_of_each_level_is_the_share_of_right_answers(fit):
+    module, _, trainer, data = fit()
+    (metrics,) = trainer.test(module, data, verbose=False)
+    classes = module.teacher.encode_text(module.teacher.tokenizer(list(TINY_CAPTIONS)))
+    right = [[], []]
+    with torch.no_grad():
+        for batch in data.test_dataloader():
+            for level, z in enumerate(module(batch["image"])):
+                right[level].append((z @ classes.T).argmax(1) == batch["label"])
+    for level, answers in enumerate(right):
+        assert metrics[f"val_top1_{level}"] == pytest.approx(torch.cat(answers).float().mean().item())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_new_parameters_take_the_higher_rate(fit):
+    module, _, trainer, _ = fit(new_rate_factor=4.0, steps=2)
+    new = {id(parameter) for parameter in module.wave.tokenizer.parameters()}
+    for group in trainer.optimizers[0].param_groups:
+        fresh = {id(parameter) in new for parameter in group["params"]}
+        assert fresh == {group["initial_lr"] == 4e-2}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_is_plain_and_comes_back(tmp_path, fit):
+    module, _, trainer, _ = fit(levels=2, fine_first_steps=2)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["levels"] == 2
+    again = WaveCLIPDistillation.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for found, expected in zip(again(images), module(images), strict=True):
+            assert torch.equal(found, expected)
