@@ -78,11 +78,15 @@ class GELU(nn.Module):
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), the activation of OpenAI's CLIP weights. Overwrites its input as ``GELU`` does."""
+    """x sigmoid(1.702 x), the activation of OpenAI's CLIP weights. Overwrites its input as ``GELU`` does.
+
+    Written as silu(1.702 x) / 1.702, one fused kernel in place of three.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = torch.sigmoid(1.702 * x)
-        return x * gate if torch.is_grad_enabled() else x.mul_(gate)
+        if torch.is_grad_enabled():
+            return F.silu(1.702 * x) / 1.702
+        return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
 
 
 def _residual(x: Tensor, change: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 
 from common import optim
 from common.clip import CLIP
-from common.contrastive import info_nce
+from common.contrastive import info_nce, scaled_cosines
 from common.zeroshot import embed_prompts
 from waveclip.tokenizer import Start
 from waveclip.tower import WaveTower
@@ -29,7 +29,9 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 def distribution_distance(student: Tensor, teacher: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     """KL(teacher || student) of the softmax over texts [C,E], mean over the rows of student and teacher [B,E]."""
-    log_p, log_q = (F.log_softmax(scale * F.normalize(z, dim=-1) @ texts.T, dim=-1) for z in (teacher, student))
+    log_p, log_q = (
+        F.log_softmax(scaled_cosines(F.normalize(z, dim=-1), texts, scale), dim=-1) for z in (teacher, student)
+    )
     return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 

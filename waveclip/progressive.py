@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.contrastive import scaled_cosines
 from waveclip.tower import WaveTower
 
 
@@ -46,8 +47,7 @@ class ProgressiveClassifier(nn.Module):
 
     def probabilities(self, z: Tensor) -> Tensor:
         """z [A,E] -> softmax of the scaled cosines, [A,C] (eq. 2), at least in fp32."""
-        logits = self.logit_scale * F.normalize(z, dim=-1) @ self.class_embeddings.T
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
+        return scaled_cosines(F.normalize(z, dim=-1), self.class_embeddings, self.logit_scale).softmax(dim=-1)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Prediction:

@@ -42,13 +42,15 @@ def filters(wavelet: str) -> Tensor:
 def dwt2(x: Tensor, wavelet: str = "haar", transform: Transform = "conv") -> tuple[Tensor, Tensor]:
     """One level of analysis: x [B,C,S,S] -> LL [B,C,S/2,S/2] and details [B,3,C,S/2,S/2] (H, V, D).
 
-    ValueError: odd S, a filter longer than S, or ptwt asked for another filter than haar.
+    ValueError: odd S, a filter longer than S, or ptwt asked for another filter than haar or a half precision.
     """
     size = min(x.shape[-2:])
     if x.shape[-1] % 2 or x.shape[-2] % 2:
         raise ValueError(f"a picture of {tuple(x.shape[-2:])} pixels cannot be halved; use even sizes")
     if transform == "ptwt":
         _require_haar(wavelet)
+        if x.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(f"ptwt does not take {x.dtype}; use transform: conv, or full precision")
         coarse, details = ptwt.wavedec2(x, wavelet, level=1, mode="zero")
         return coarse, torch.stack(tuple(details), dim=1)
     kernel, channels = filters(wavelet).to(x), x.shape[1]
