@@ -361,3 +361,13 @@ class EmbeddedDataModule(ShardDataModule):
         """Random view of the stored canvas for training, its centre otherwise."""
         size = self.architecture["vision_cfg"]["image_size"]
         return partial(random_view if train else center_view, image_size=size, view=VIEW)
+
+
+def main() -> None:
+    """`make data`: pack every split that is not there yet."""
+    for split in SPLITS:
+        print(pack(split))
+
+
+if __name__ == "__main__":
+    main()
