@@ -54,6 +54,7 @@ def card(path: Path, result: dict[str, Any]) -> str:
         f"| revision at the start | {stated['revision']} ({tree}) |",
         f"| trained | {stated['date']}, {result['minutes']:.0f} minutes on {stated['device']}, "
         f"{stated['threads']} threads, torch {stated['torch']} |",
+        f"| steps | {result['steps']:,} |",
         f"| file | fp16 safetensors, {path.stat().st_size / 1e6:.1f} MB |",
     ]
     for split in ("val", "test"):

@@ -151,24 +151,24 @@ def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
     if not stated.is_file():
         stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
     before = json.loads(stated.read_text())
-    start = time.monotonic()
     arguments = [*run.arguments(overlay), "--trainer.default_root_dir", str(folder)]
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         arguments += ["--ckpt_path", str(checkpoint)]
-    done = subprocess.run([sys.executable, "-m", "common.cli", "fit", *arguments], cwd=_ROOT)
-    if done.returncode:
-        raise ValueError(f"run {run.name} ended with code {done.returncode}; the same command continues it")
-    minutes = (time.monotonic() - start) / 60
+    minutes, code = _timed([sys.executable, "-m", "common.cli", "fit", *arguments], folder / "minutes.json")
+    if code:
+        raise ValueError(f"run {run.name} ended with code {code}; the same command continues it")
+    checkpoint = last_checkpoint(folder)
     committed = run.output if run.output and not overlay else None
     weights = committed or folder / "weights.safetensors"
-    save(from_checkpoint(last_checkpoint(folder), run.recipe), weights)
+    save(from_checkpoint(checkpoint, run.recipe), weights)
     result = {
         "name": run.name,
         "command": shlex.join(command(run, overlay)),
         "conditions": before,
-        "minutes": minutes,
-        "resumed": checkpoint is not None,
+        "minutes": sum(minutes),
+        "legs": len(minutes),
+        "steps": steps_of(checkpoint),
         **evaluate(weights),
     }
     if committed:
@@ -180,6 +180,23 @@ def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
         path = place / ("result.json" if place == folder else f"{run.name}.json")
         path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The optimiser steps behind a checkpoint."""
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+
+
+def _timed(line: list[str], record: Path) -> tuple[list[float], int]:
+    """Run a command line; the minutes of all its runs so far, kept in ``record``, and its exit code."""
+    legs = json.loads(record.read_text()) if record.is_file() else []
+    start = time.monotonic()
+    try:
+        code = subprocess.run(line, cwd=_ROOT).returncode
+    finally:
+        legs.append((time.monotonic() - start) / 60)
+        record.write_text(json.dumps(legs))
+    return legs, code
 
 
 def evaluate(weights: Path) -> dict[str, Any]:

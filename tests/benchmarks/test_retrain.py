@@ -127,6 +127,7 @@ def test_card_says_where_the_weights_come_from(tmp_path):
         "command": "lightning fit",
         "conditions": stated,
         "minutes": 29.6,
+        "steps": 3000,
         "names": 1291,
     }
     text = export.card(path, json.loads(json.dumps(result | {"val": found, "test": found})))
