@@ -1,4 +1,4 @@
-"""The README's commands: which blocks it has, and (as `python -m tests.readme`) running them.
+"""The README's commands: which blocks it has, and (as `python tests/readme.py`) running them.
 
 A fenced `bash` block is to be run as it stands, unless the line before it (blank lines aside) is a comment
 such as `<!-- needs: network, gpu -->`.
