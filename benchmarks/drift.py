@@ -55,6 +55,7 @@ def first_losses(recipe: str, steps: int = STEPS) -> list[float]:
     trainer = Trainer(
         accelerator="cpu",
         max_steps=settings["trainer"]["max_steps"],
+        precision=settings["trainer"].get("precision"),
         gradient_clip_val=settings["trainer"].get("gradient_clip_val"),
         max_epochs=-1,
         limit_val_batches=0,

@@ -55,6 +55,7 @@ def configure(
         raise ValueError("the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs")
     if warmup_steps >= total_steps:
         raise ValueError(f"warmup_steps {warmup_steps} is not below the run's {total_steps} steps; shorten the warm-up")
-    optimizer = AdamW(groups, betas=betas, eps=1e-6, fused=True)
+    # Not fused: Lightning refuses to clip what a fused optimiser steps under mixed precision.
+    optimizer = AdamW(groups, betas=betas, eps=1e-6, foreach=True)
     schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

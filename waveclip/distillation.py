@@ -65,7 +65,7 @@ class WaveCLIPDistillation(LightningModule):
         quick_gelu: the activation of a local weights file that does not record it.
         levels: wavelet levels, 1 at 224 px and patch 16.
         wavelet: an orthogonal wavelet by its PyWavelets name.
-        transform: conv (grouped strided convolution) or ptwt (haar only).
+        transform: conv (one strided convolution) or ptwt (haar only).
         shared_class_token: one class token for all levels instead of one each.
         start: whether tokenizer, positions and class tokens start from the teacher's or at random.
         detail_scale: the scale of the teacher's filter that detail bands start from.

@@ -119,8 +119,11 @@ class WaveletTokenizer(nn.Module):
         """bands of one step [B,1 or 3,3,h,h] -> its tokens [B,n,D], class token first, before ``ln_pre``."""
         weight = self.details[step - 1] if step else self.coarse
         count = len(weight)
-        patches = F.conv2d(bands.flatten(1, 2), weight.flatten(0, 1), stride=self.patch_size, groups=count)
-        patches = patches.unflatten(1, (count, -1)).flatten(3).transpose(2, 3)  # [B,count,g²,D]
+        grid = bands.shape[-1] // self.patch_size
+        cells = bands.unflatten(4, (grid, -1)).unflatten(3, (grid, -1))  # [B,count,3,g,P,g,P]
+        cells = cells.permute(1, 0, 3, 5, 2, 4, 6).reshape(count, len(bands) * grid**2, -1)
+        patches = torch.bmm(cells, weight.flatten(2).transpose(1, 2))  # a grouped convolution, but twice as fast
+        patches = patches.unflatten(1, (len(bands), -1)).transpose(0, 1)  # [B,count,g²,D]
         first = 1 + 3 * (step - 1) if step else 0
         offset = self._pooled_positions(step) + self.band_embedding[first : first + count].unsqueeze(1)
         class_token = self.class_tokens[min(step, len(self.class_tokens) - 1)]

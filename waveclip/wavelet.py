@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Transform = Literal["conv", "ptwt"]
-"""The grouped strided convolution, or ptwt's own call (haar only: other filters change ptwt's sizes)."""
+"""One strided convolution, or ptwt's own call (haar only: other filters change ptwt's sizes)."""
 
 
 @lru_cache
@@ -39,6 +39,17 @@ def filters(wavelet: str) -> Tensor:
     return torch.stack([torch.outer(rows, columns) for rows in (low, high) for columns in (low, high)])[[0, 2, 1, 3]]
 
 
+@lru_cache
+def _dense(wavelet: str, channels: int) -> Tensor:
+    """The analysis as one convolution kernel [4C,C,L,L], zero between channels.
+
+    On pixels whose channels are adjacent it is faster than a grouped convolution, which does fewer products but
+    none of them in vectors.
+    """
+    kernel, channel = filters(wavelet), torch.eye(channels, dtype=torch.float64, device="cpu")
+    return torch.einsum("bij,cd->bcdij", kernel, channel).flatten(0, 1)
+
+
 def dwt2(x: Tensor, wavelet: str = "haar", transform: Transform = "conv") -> tuple[Tensor, Tensor]:
     """One level of analysis: x [B,C,S,S] -> LL [B,C,S/2,S/2] and details [B,3,C,S/2,S/2] (H, V, D).
 
@@ -53,14 +64,14 @@ def dwt2(x: Tensor, wavelet: str = "haar", transform: Transform = "conv") -> tup
             raise ValueError(f"ptwt does not take {x.dtype}; use transform: conv, or full precision")
         coarse, details = ptwt.wavedec2(x, wavelet, level=1, mode="zero")
         return coarse, torch.stack(tuple(details), dim=1)
-    kernel, channels = filters(wavelet).to(x), x.shape[1]
-    pad = kernel.shape[-1] // 2 - 1
+    channels = x.shape[1]
+    pad = filters(wavelet).shape[-1] // 2 - 1
     if pad > size:
         raise ValueError(f"wavelet {wavelet!r} is longer than a picture of {size} pixels; use a shorter one")
     if pad:
         x = F.pad(x, (pad, pad, pad, pad), mode="circular")
-    bands = F.conv2d(x, kernel.unsqueeze(1).repeat(channels, 1, 1, 1), stride=2, groups=channels)
-    bands = bands.unflatten(1, (channels, 4)).transpose(1, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
+    bands = F.conv2d(x, _dense(wavelet, channels).to(x), stride=2).unflatten(1, (4, channels))
     return bands[:, 0], bands[:, 1:]
 
 

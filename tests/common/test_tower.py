@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from common.clip import CLIP, load_architecture
-from common.tower import ImageTower, KVCache, TextTower
+from common.tower import ImageTower, KVCache, TextTower, fused_attention
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 16}
 GROUPS = [(17,), (5, 12), (5, 4, 8), (1, 1, 15)]
@@ -70,6 +70,17 @@ def test_gradients_equal_open_clips():
         if key != "logit_scale":
             their_key = key.replace("image_tower.", "visual.").replace("text_tower.", "")
             torch.testing.assert_close(parameter.grad, expected[their_key], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_that_records_gradients_on_a_cpu_computes_in_fp32(autocast):
+    inputs = [x.bfloat16().requires_grad_() for x in torch.randn(3, 2, 2, 37, 64)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = fused_attention(*inputs)
+    exact = F.scaled_dot_product_attention(*(x.float() for x in inputs))
+    torch.testing.assert_close(found, exact.bfloat16(), atol=0, rtol=0)
+    rounded = F.scaled_dot_product_attention(*inputs)
+    assert not torch.equal(rounded, found), "the positive control: the kernel for bf16 rounds otherwise"
 
 
 def test_without_gradient_the_result_is_the_same_and_the_input_untouched():
