@@ -35,7 +35,7 @@ from waveclip import WaveTower
 
 RESULTS = Path(__file__).parent / "results" / "retrain"
 _ROOT = Path(__file__).parent.parent
-RECIPES = {"common/embedded_clip.yaml": 36, "waveclip/embedded.yaml": 25}
+RECIPES = {"common/embedded_clip.yaml": 36, "waveclip/embedded.yaml": 45}
 """The recipes, and how many minutes their whole length takes on 2 cores."""
 
 
@@ -43,7 +43,8 @@ RECIPES = {"common/embedded_clip.yaml": 36, "waveclip/embedded.yaml": 25}
 class Run:
     """One training: a recipe, or a part of its length with some settings changed.
 
-    minutes: on 2 cores. A shorter run has a whole schedule of its own, its warm-up a tenth of it.
+    minutes: on 2 cores. A shorter run has a whole schedule of its own: every number of steps in the model's
+        settings is the same share of the recipe's.
     output: where the weights go if they are committed.
     """
 
@@ -62,7 +63,7 @@ class Run:
         a training only what was never saved before), so a part is cut to a multiple of it.
         ValueError: the interval does not divide the whole recipe's steps.
         """
-        trainer = yaml.safe_load((_ROOT / self.recipe).read_text())["trainer"]
+        trainer = self._settings()["trainer"]
         whole = trainer["max_steps"]
         (every,) = (
             callback["init_args"]["every_n_train_steps"]
@@ -79,13 +80,19 @@ class Run:
         steps = round(whole * self.minutes / RECIPES[self.recipe])
         return steps // every * every or steps
 
+    def _settings(self) -> dict[str, Any]:
+        return yaml.safe_load((_ROOT / self.recipe).read_text())
+
     def arguments(self, overlay: str | None = None) -> list[str]:
         """What follows `lightning fit`."""
         arguments = ["-c", self.recipe]
         if self.minutes < RECIPES[self.recipe]:
-            steps = self.steps
+            settings, steps = self._settings(), self.steps
             arguments += ["--trainer.max_steps", str(steps)]
-            arguments += ["--model.init_args.warmup_steps", str(steps // 10)]
+            for name, value in settings["model"]["init_args"].items():
+                if name.endswith("_steps"):
+                    part = round(value * steps / settings["trainer"]["max_steps"])
+                    arguments += [f"--model.init_args.{name}", str(part)]
         if self.seed:
             arguments += ["--seed_everything", str(self.seed), "--data.init_args.seed", str(self.seed)]
         overlays = ["-c", overlay] if overlay else []
@@ -95,7 +102,7 @@ class Run:
 _WAVE = "waveclip/embedded.yaml"
 RUNS = (
     Run("teacher", "common/embedded_clip.yaml", 36, output=TEACHER),
-    Run("waveclip", _WAVE, 25, output=STUDENT),
+    Run("waveclip", _WAVE, 45, output=STUDENT),
     *(Run(f"waveclip-seed{seed}", _WAVE, 15, seed) for seed in range(3)),
     Run("waveclip-short", _WAVE, 3),
     Run("waveclip-new-only", _WAVE, 3, settings=("--model.init_args.train", "new")),

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
 
 class KVCache:
     """Keys and values of every block, for tokens that later tokens attend to but never change.
@@ -56,6 +58,26 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W^T + b: x [...,D], weight [K,D], bias [K] -> [...,K].
+
+    Inference in bf16 on a CPU calls oneDNN's linear map, since ``F.linear`` there writes the bias into every row of
+    its result before it multiplies. A tracer cannot record that call and gets ``F.linear``.
+    """
+    narrow = x.device.type == "cpu" and x.dtype == weight.dtype == bias.dtype == torch.bfloat16
+    if narrow and _ONEDNN and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by the function ``linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [...,D] -> [...,K]."""
+        return linear(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with the parameters of ``nn.MultiheadAttention``, always through the fused kernel."""
 
@@ -66,7 +88,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -75,7 +97,7 @@ class Attention(nn.Module):
 
         mask: boolean (True = may attend) or additive, broadcastable to [B,H,N,M+N].
         """
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             key, value = cache.append(layer, key, value)
@@ -118,9 +140,9 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, hidden))
+        self.mlp.add_module("c_fc", Linear(width, hidden))
         self.mlp.add_module("gelu", QuickGELU() if quick_gelu else GELU())
-        self.mlp.add_module("c_proj", nn.Linear(hidden, width))
+        self.mlp.add_module("c_proj", Linear(hidden, width))
 
     def attend(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """x [B,N,D] + attention(ln_1(x)); see ``Attention.forward`` for mask and cache."""

@@ -172,6 +172,8 @@ class WaveCLIPDistillation(LightningModule):
         scale, terms = self.teacher.logit_scale.exp(), {}
         captions = None
         if self.term_weights["contrastive"] or (self.term_weights["distribution"] and self._classes is None):
+            if "text" not in batch:
+                raise ValueError("a term compares with captions the data does not have; set its captions: true")
             with torch.no_grad():
                 captions = self.teacher.encode_text(batch["text"])
         if self.term_weights["distribution"]:

@@ -321,6 +321,7 @@ class EmbeddedDataModule(ShardDataModule):
         seed: Start of the loader's randomness (the stored pictures never change).
         max_damaged: Fraction of damaged samples that is tolerated.
         root: Folder for the packed shards; default: ``data`` in $EFFCLIP_RUNS.
+        captions: Whether batches have captions; False saves their encoding where labels are enough.
     """
 
     def __init__(
@@ -331,6 +332,7 @@ class EmbeddedDataModule(ShardDataModule):
         seed: int = 0,
         max_damaged: float = 0.0,
         root: str | None = None,
+        captions: bool = True,
     ) -> None:
         super().__init__(
             architecture=architecture,
@@ -339,6 +341,7 @@ class EmbeddedDataModule(ShardDataModule):
             seed=seed,
             shuffle_buffer=4000,
             max_damaged=max_damaged,
+            captions=captions,
         )
         self.root = Path(root) if root else None
 

@@ -35,7 +35,11 @@ def test_shorter_runs_have_a_shorter_schedule():
     arguments = run.arguments("more.yaml")
     assert arguments[:4] == ["-c", "waveclip/embedded.yaml", "-c", "more.yaml"]
     steps = int(arguments[arguments.index("--trainer.max_steps") + 1])
-    assert int(arguments[arguments.index("--model.init_args.warmup_steps") + 1]) == steps // 10
+    recipe = yaml.safe_load((ROOT / run.recipe).read_text())
+    whole = recipe["trainer"]["max_steps"]
+    for name in ("warmup_steps", "fine_first_steps"):
+        part = int(arguments[arguments.index(f"--model.init_args.{name}") + 1])
+        assert part / recipe["model"]["init_args"][name] == pytest.approx(steps / whole, rel=0.1)
     assert arguments[-4:] == ["--seed_everything", "2", "--data.init_args.seed", "2"]
 
 

@@ -51,6 +51,11 @@ def test_our_vit_b_16_towers():
     assert blocks == pytest.approx(macs.by_module["transformer.resblocks"])
 
 
+def test_precision_does_not_change_the_count():
+    tower, images = ImageTower(32, 8, 64, 2, 1, 32), torch.zeros(2, 3, 32, 32)
+    assert integers(count_macs(tower.bfloat16(), images.bfloat16())) == integers(count_macs(tower.float(), images))
+
+
 def test_open_clips_towers_count_the_same():
     class Text(nn.Module):
         def __init__(self, clip):

@@ -110,6 +110,12 @@ def test_a_negative_weight_is_refused(make, term):
         make(**{f"{term}_weight": -1.0})
 
 
+def test_a_term_over_captions_asks_for_them(make):
+    module, batch = make(contrastive_weight=1.0)
+    with pytest.raises(ValueError, match="captions the data does not have; set its captions: true"):
+        module.training_step({"image": batch["image"], "label": batch["caption_id"]}, 0)
+
+
 def test_a_step_under_bf16_autocast_has_finite_gradients(make):
     module, batch = make(distribution_weight=1.0, contrastive_weight=1.0, token_weight=1.0)
     with torch.autocast("cpu", torch.bfloat16):
