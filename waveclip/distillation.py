@@ -76,7 +76,10 @@ class WaveCLIPDistillation(LightningModule):
         warmup_steps: steps of linear warm-up before the cosine.
         distribution_weight: weight of the KL divergence between teacher's and student's class probabilities: over
             the data's class prompts where it has classes, else over the batch's captions. 0 leaves it out.
-        contrastive_weight: weight of InfoNCE between the student and the teacher's text embeddings. 0: none.
+        distribution_scale: factor on the teacher's logit scale in that term; above 1 it asks more for the order of
+            the likeliest classes than for the tail.
+        contrastive_weight: weight of InfoNCE between the student and the teacher's text embeddings: the class
+            prompts where the data has classes (cross-entropy with the label), else the batch's captions. 0: none.
         token_weight: weight of the cosine distance between student's and teacher's last tokens. 0: none.
         fine_first_steps: steps at the beginning in which only the last level's loss counts.
     """
@@ -98,6 +101,7 @@ class WaveCLIPDistillation(LightningModule):
         weight_decay: float = 0.05,
         warmup_steps: int = 500,
         distribution_weight: float = 0.0,
+        distribution_scale: float = 1.0,
         contrastive_weight: float = 0.0,
         token_weight: float = 0.0,
         fine_first_steps: int = 0,
@@ -111,7 +115,10 @@ class WaveCLIPDistillation(LightningModule):
         for name, value in terms.items():
             if value < 0:
                 raise ValueError(f"{name}_weight {value} is negative; 0 leaves the term out")
+        if distribution_scale <= 0:
+            raise ValueError(f"distribution_scale {distribution_scale} must be positive; 1 keeps the teacher's scale")
         self.save_hyperparameters()
+        self.distribution_scale = distribution_scale
         self.teacher = CLIP.from_open_clip(teacher, weights, quick_gelu=quick_gelu).requires_grad_(False).eval()
         self.wave = WaveTower.from_image_tower(
             self.teacher.image_tower,
@@ -170,19 +177,25 @@ class WaveCLIPDistillation(LightningModule):
     def _text_terms(self, batch: dict, levels: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
         """The terms that read the student against the teacher's texts, as far as their weights ask for them."""
         scale, terms = self.teacher.logit_scale.exp(), {}
-        captions = None
-        if self.term_weights["contrastive"] or (self.term_weights["distribution"] and self._classes is None):
-            if "text" not in batch:
-                raise ValueError("a term compares with captions the data does not have; set its captions: true")
-            with torch.no_grad():
-                captions = self.teacher.encode_text(batch["text"])
+        wanted = self.term_weights["contrastive"] or self.term_weights["distribution"]
+        texts = self._classes if self._classes is not None or not wanted else self._captions(batch)
         if self.term_weights["distribution"]:
-            texts = captions if self._classes is None else self._classes
-            terms["distribution"] = _mean([distribution_distance(z, target, texts, scale) for z in levels])
+            sharp = self.distribution_scale * scale
+            terms["distribution"] = _mean([distribution_distance(z, target, texts, sharp) for z in levels])
         if self.term_weights["contrastive"]:
-            losses = [info_nce(F.normalize(z, dim=-1), captions, scale, same=batch["caption_id"]) for z in levels]
-            terms["contrastive"] = _mean(losses)
+            terms["contrastive"] = _mean([self._contrast(F.normalize(z, dim=-1), texts, scale, batch) for z in levels])
         return terms
+
+    def _captions(self, batch: dict) -> Tensor:
+        if "text" not in batch:
+            raise ValueError("a term compares with captions the data does not have; set its captions: true")
+        with torch.no_grad():
+            return self.teacher.encode_text(batch["text"])
+
+    def _contrast(self, z: Tensor, texts: Tensor, scale: Tensor, batch: dict) -> Tensor:
+        if self._classes is None:
+            return info_nce(z, texts, scale, same=batch["caption_id"])
+        return F.cross_entropy(scaled_cosines(z, texts, scale), batch["label"])
 
     def on_validation_epoch_start(self) -> None:
         """Embed the class prompts, also when validation runs without a fit."""

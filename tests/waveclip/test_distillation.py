@@ -85,6 +85,28 @@ def test_the_contrastive_term_takes_equal_captions_together(make):
     torch.testing.assert_close(loss, module.logged["train_cosine"] + 2 * expected, atol=1e-5, rtol=1e-4)
 
 
+def test_where_there_are_classes_the_text_terms_read_their_prompts(make):
+    module, batch = make(contrastive_weight=2.0, distribution_weight=1.0, distribution_scale=3.0)
+    levels, target, texts = embeddings(module, batch)
+    classes, labels = texts[:5], batch["caption_id"]
+    module._classes, batch["label"] = classes, labels
+    scale = module.teacher.logit_scale.exp()
+    right = [(scale * z @ classes.T).softmax(-1)[range(6), labels] for z in levels]
+    p, *q = ((3 * scale * z @ classes.T).softmax(-1) for z in (target, *levels))
+    module.training_step(batch, 0)
+    expected = {
+        "train_contrastive": torch.stack([-one.log().mean() for one in right]).mean(),
+        "train_distribution": torch.stack([(p * (p / one).log()).sum(-1).mean() for one in q]).mean(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(module.logged[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_distribution_scale_of_nothing_is_refused(make):
+    with pytest.raises(ValueError, match=r"distribution_scale 0\.0 must be positive; 1 keeps the teacher's scale"):
+        make(distribution_scale=0.0)
+
+
 @torch.no_grad()
 def test_the_token_term_compares_places(make):
     module, batch = make(token_weight=3.0)
