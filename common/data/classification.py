@@ -6,10 +6,12 @@ Shapes: B pictures of a batch, M pictures in all, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from scipy.io.matlab import MatReadError
 
 from common.data import catalogue
 from common.data.catalogue import METRICS, Entry
@@ -52,6 +54,13 @@ class ClassificationSet(PictureSet):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.picture(index), self.labels[index]
 
+    def subset(self, indices: Sequence[int]) -> ClassificationSet:
+        """The same classes with these pictures alone, such as those of ``few_shot(dataset.labels, 16)``."""
+        part = copy(self)
+        for name in ("pictures", "labels", "keys"):
+            setattr(part, name, [getattr(self, name)[index] for index in indices])
+        return part
+
 
 def classification_set(
     entry: Entry | str,
@@ -89,7 +98,8 @@ def classification_set(
         labels = [label for part in samples for label in part.labels]
         whole = Samples(pictures, labels, samples[0].names)
         return ClassificationSet(whole, root, names, entry.templates, entry.metric, f"{split}/")
-    except (ValueError, RuntimeError, OSError, KeyError) as error:  # torchvision's for missing or strange files
+    # What torchvision and scipy raise over missing and damaged files.
+    except (ValueError, RuntimeError, OSError, KeyError, MatReadError) as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{entry.title} ({split}) in {root}: {reason}. It needs {entry.get}") from error
 

@@ -71,6 +71,14 @@ def test_cifar(name, kind, class_names, tmp_path, monkeypatch):
         classification_set(of, tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 20])
+def test_a_damaged_matlab_file_is_explained(content, tmp_path):
+    miniature.write_stanford_cars(tmp_path)
+    (tmp_path / "stanford_cars/cars_test_annos_withlabels.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"Stanford Cars \(test\).*It needs cars_train.tgz"):
+        classification_set(small(entry("stanford_cars"), TWO, 2), tmp_path)
+
+
 def test_an_unknown_pickle_is_never_opened(tmp_path, monkeypatch):
     """torchvision unpickles CIFAR's batches, so it must be by checksum alone."""
     miniature.write_cifar(tmp_path, monkeypatch, CIFAR10)
@@ -79,12 +87,16 @@ def test_an_unknown_pickle_is_never_opened(tmp_path, monkeypatch):
         classification_set(small(entry("cifar10"), TWO, 2), tmp_path)
 
 
-@pytest.mark.parametrize("place", ["val", "imagenet/val", "imagenet/images/val"])
-def test_imagenet(place, tmp_path):
-    written = miniature.write_imagenet(tmp_path / place)
+def test_imagenet_wherever_it_stands(tmp_path):
+    written = miniature.write_imagenet(tmp_path / "val")
     of = small(entry("imagenet"), written, 1000)
     check(of, tmp_path, written, list(IMAGENET_NAMES))
-    shutil.rmtree(tmp_path / place / "n01440764")
+    place = tmp_path / "val"
+    for new in (tmp_path / "imagenet/val", tmp_path / "imagenet/images/val"):
+        new.parent.mkdir()
+        place = place.rename(new)
+        assert classification_set(of, tmp_path).keys[0].startswith(str(new.relative_to(tmp_path)))
+    shutil.rmtree(place / "n01440764")
     with pytest.raises(ValueError, match=r"999 folders .* not the classes of imagenet-1k"):
         classification_set(of, tmp_path)
 

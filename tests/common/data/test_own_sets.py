@@ -36,6 +36,15 @@ def test_names_and_prompts_of_ones_own(folder, tmp_path):
     assert (found.templates, found.metric) == (("{} here", "{} there"), "mean_per_class")
 
 
+def test_a_subset_keeps_pictures_labels_and_keys_together(folder):
+    whole = own_set(folder)
+    part = whole.subset([3, 0])
+    assert grays(part) == [(4, 1), (1, 0)] and part.keys == [whole.keys[3], whole.keys[0]]
+    assert part.class_names == whole.class_names and len(whole) == 4
+    (batch,) = loader(part, image_size=4, batch_size=8)
+    assert batch["label"].tolist() == [1, 0] and batch["key"] == part.keys
+
+
 @pytest.mark.parametrize(("end", "comma"), [("csv", ","), ("tsv", "\t")])
 def test_tables_of_paths(end, comma, folder, tmp_path):
     rows = [("own/b_cat/3.png", 0, "cat"), ("own/a_dog/1.png", 1, "dog"), ("own/b_cat/4.png", 0, "cat")]
