@@ -1,1 +1,1 @@
-"""Pictures and captions: WebDataset shards, the embedded benchmark, and transforms from file to tensor."""
+"""Pictures and captions: WebDataset shards, evaluation sets, the embedded benchmark; from file to tensor."""

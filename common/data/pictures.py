@@ -1,0 +1,97 @@
+"""Pictures with names, and the loader that gives each of them exactly once.
+
+Shapes: B pictures of a batch, S picture size, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from common.data.sources import missing_files
+from common.data.transforms import Transform, eval_transform, to_batch
+
+
+class PictureSet(Dataset):
+    """Pictures that lie in files or in one array.
+
+    pictures: paths, or uint8 [H,W] or [H,W,3].  root: where the paths begin.
+    labels: one a picture, or None.  keys: each picture's path below the root, or ``prefix`` and its number.
+    ValueError: no pictures, files that are not there, or a file that is listed twice.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[str | np.ndarray],
+        root: str | Path,
+        labels: list[int] | None = None,
+        prefix: str = "",
+    ) -> None:
+        if not len(pictures):
+            raise ValueError(f"no pictures in {root}")
+        self.pictures, self.labels = pictures, labels
+        if isinstance(pictures[0], str):
+            missing = missing_files(pictures)
+            if missing:
+                raise ValueError(f"{len(missing)} of {len(pictures)} pictures are missing, such as {missing[0]}")
+            start = f"{root}/"
+            self.keys = [path.removeprefix(start) for path in pictures]
+        else:
+            self.keys = [f"{prefix}{index:06d}" for index in range(len(pictures))]
+        if len(set(self.keys)) < len(self.keys):
+            raise ValueError(f"{len(self.keys) - len(set(self.keys))} pictures in {root} are listed more than once")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def picture(self, index: int) -> Image.Image:
+        """A picture in RGB. ValueError: its file cannot be decoded."""
+        stored = self.pictures[index]
+        if not isinstance(stored, str):
+            return Image.fromarray(np.asarray(stored)).convert("RGB")
+        try:
+            with Image.open(stored) as image:
+                return image.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"{stored} is no picture that can be read ({error}); unpack it again") from error
+
+
+class _Prepared(Dataset):
+    def __init__(self, pictures: PictureSet, transform: Transform) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = {
+            "image": self.transform(self.pictures.picture(index), Random(0)),  # evaluation draws nothing
+            "key": self.pictures.keys[index],
+        }
+        return item if self.pictures.labels is None else item | {"label": self.pictures.labels[index]}
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    batch = {"image": to_batch([item["image"] for item in items]), "key": [item["key"] for item in items]}
+    if "label" in items[0]:
+        batch["label"] = torch.tensor([item["label"] for item in items])
+    return batch
+
+
+def loader(dataset: PictureSet, image_size: int, batch_size: int = 64, num_workers: int = 0) -> DataLoader:
+    """Batches {"image": normalised float [B,3,S,S], "key": list[str]} and "label": long [B] where there are labels.
+
+    Every picture comes exactly once, in the order of the data set, by open_clip's evaluation transform.
+    image_size: S.  num_workers: processes; 0 reads in the calling one.
+    """
+    prepared = _Prepared(dataset, eval_transform(image_size))
+    return DataLoader(
+        prepared, batch_size, num_workers=num_workers, collate_fn=_collate, pin_memory=torch.cuda.is_available()
+    )

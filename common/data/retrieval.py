@@ -1,0 +1,69 @@
+"""Pictures with several captions each, for retrieval both ways.
+
+Shapes: M pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from common.data import catalogue
+from common.data.catalogue import Entry
+from common.data.pictures import PictureSet
+
+
+class RetrievalSet(PictureSet):
+    """M pictures, each once: item i is (PIL image in RGB, its captions).
+
+    captions: M lists of one or more strings.  keys: M names, unique. For batches see ``pictures.loader``.
+    """
+
+    def __init__(self, pictures: list[str], captions: list[list[str]], root: Path) -> None:
+        super().__init__(pictures, root)
+        self.captions = captions
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, list[str]]:
+        return self.picture(index), self.captions[index]
+
+
+def retrieval_set(entry: Entry | str, root: str | Path, karpathy_json: str | Path, split: str = "test") -> RetrievalSet:
+    """A retrieval set of the catalogue in Karpathy's split, complete or not at all.
+
+    entry: its name or an Entry.  root: the folder with the pictures, as ``Entry.get`` says.
+    karpathy_json: Karpathy's file of captions, such as ``dataset_coco.json``.
+    ValueError: an unknown set or split; a file that is missing or of another set; missing pictures.
+    """
+    if isinstance(entry, str):
+        entry = catalogue.entry(entry)
+    if entry.task != "retrieval":
+        raise ValueError(f"{entry.title} has no captions; {', '.join(catalogue.names('retrieval'))} have")
+    if split not in entry.splits:
+        raise ValueError(f"{entry.title} has the splits {list(entry.splits)}, not {split!r}")
+    root, file = (Path(path).expanduser().absolute() for path in (root, karpathy_json))
+    try:
+        return _read(entry, root, file, split)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{entry.title} ({split}) in {root}, {file}: {reason}. It needs {entry.get}") from error
+
+
+def _read(entry: Entry, root: Path, file: Path, split: str) -> RetrievalSet:
+    data = json.loads(file.read_text())
+    if data.get("dataset", entry.name) != entry.name:
+        raise ValueError(f"these are the captions of {data['dataset']!r}")
+    parts, count = entry.splits[split].options["parts"], entry.splits[split].count
+    items = [item for item in data["images"] if item["split"] in parts]
+    if len(items) != count:
+        raise ValueError(f"{len(items)} pictures of {split!r} are listed where {count} belong")
+    names = [f"{item['filepath']}/{item['filename']}" if item.get("filepath") else item["filename"] for item in items]
+    captions = [[sentence["raw"].strip() for sentence in item["sentences"]] for item in items]
+    bare = [name for name, texts in zip(names, captions, strict=True) if not texts or not all(texts)]
+    if bare:
+        raise ValueError(f"{bare[0]} has no caption or an empty one")
+    folder = next((root / place for place in entry.options["pictures"] if (root / place / names[0]).is_file()), None)
+    if folder is None:
+        raise ValueError(f"{names[0]} is in none of the folders {', '.join(entry.options['pictures'])}")
+    return RetrievalSet([str(folder / name) for name in names], captions, root)

@@ -1,0 +1,219 @@
+"""Readers of the on-disk formats in which labelled pictures are published.
+
+A reader takes the root folder and an entry's options and lists pictures, labels and class names; it opens no
+picture. Whatever is missing or damaged is a ValueError (or an error of torchvision's that the caller turns
+into one) which names the place that was looked at.
+
+Shapes: M pictures, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import inspect
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torchvision
+from timm.data import ImageNetInfo
+from torchvision.datasets import ImageFolder
+
+
+@dataclass(frozen=True)
+class Samples:
+    """M labelled pictures in the order of the data set.
+
+    pictures: a path each, or the pixels as uint8 [H,W] or [H,W,3] where the set is stored as one array.
+    labels: in [0, C).  names: the C class names as the data has them.
+    """
+
+    pictures: Sequence[str | np.ndarray]
+    labels: list[int]
+    names: list[str]
+
+
+def few_shot(labels: Sequence[int], shots: int, seed: int = 0) -> list[int]:
+    """Indices, ascending, of ``shots`` random samples of each class (all of them where a class has fewer).
+
+    Drawn class by class, so that the 2 shots of a seed contain its 1 shot, the 4 its 2, and so on.
+    ValueError: fewer than one shot.
+    """
+    if shots < 1:
+        raise ValueError(f"{shots} shots leave nothing to learn from; take 1, 2, 4, 8 or 16")
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    chosen = []
+    for label, indices in members.items():
+        Random(f"{seed}/{label}").shuffle(indices)
+        chosen += indices[:shots]
+    return sorted(chosen)
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those of the paths that are not there; each folder is listed once instead of asking for every file."""
+    paths = list(paths)
+    present: set[str] = set()
+    for folder in {os.path.dirname(path) for path in paths}:
+        if os.path.isdir(folder):
+            present.update(os.path.join(folder, name) for name in os.listdir(folder))
+    return [path for path in paths if path not in present]
+
+
+def first_there(root: Path, places: Sequence[str]) -> Path:
+    """The first of several places under ``root`` that exists. ValueError: none does."""
+    for place in places:
+        if (root / place).exists():
+            return root / place
+    raise ValueError(f"there is no {' nor '.join(places)} in {root}")
+
+
+def read_torchvision(root: Path, *, dataset: str, download: bool = False, **arguments: Any) -> Samples:
+    """A torchvision class that opens pictures one by one (by its ``loader``) or holds them as one array."""
+    kind = getattr(torchvision.datasets, dataset)
+    if "loader" in inspect.signature(kind).parameters:
+        data = kind(root, download=download, loader=str, **arguments)  # a "picture" is then its path
+        samples = [data[index] for index in range(len(data))]
+        return Samples([path for path, _ in samples], [int(label) for _, label in samples], list(data.classes))
+    data = kind(root, download=download, **arguments)
+    if hasattr(data, "data"):
+        return Samples(data.data, data.targets, data.classes)
+    # The pets have neither, and no public way to a label that does not decode the picture.
+    return Samples([str(path) for path in data._images], data._labels, data.classes)
+
+
+def read_folder(
+    root: Path,
+    *,
+    pictures: Sequence[str],
+    folders: str | None = None,
+    shots: int | None = None,
+    take: str = "all",
+    seed: int = 0,
+) -> Samples:
+    """One folder a class, labelled in the order of their names.
+
+    folders: a class list of timm's whose ids the folders must be, such as "imagenet-1k".
+    shots, take: "sampled" takes that many of each class at random, "rest" the others, "all" everything.
+    """
+    data = ImageFolder(str(first_there(root, pictures)), loader=str)
+    if folders and data.classes != list(ImageNetInfo(folders).label_names()):
+        raise ValueError(
+            f"{data.root} has {len(data.classes)} folders ({', '.join(data.classes[:3])}, ...), "
+            f"which are not the classes of {folders}"
+        )
+    samples = data.samples
+    if take != "all":
+        chosen = set(few_shot(data.targets, shots, seed))
+        samples = [sample for index, sample in enumerate(samples) if (index in chosen) == (take == "sampled")]
+    return Samples([path for path, _ in samples], [label for _, label in samples], data.classes)
+
+
+def read_lists(root: Path, *, file: Sequence[str], classes: Sequence[str], pictures: Sequence[str]) -> Samples:
+    """SUN397: a text file of pictures such as /a/arch/sun_x.jpg, whose folder is one of those in ``classes``.
+
+    A folder /a/apartment_building/outdoor is called "outdoor apartment_building".
+    """
+    folders = first_there(root, classes).read_text().split()
+    labels = {folder: label for label, folder in enumerate(folders)}
+    paths = first_there(root, file).read_text().split()
+    unknown = [path for path in paths if os.path.dirname(path) not in labels]
+    if unknown:
+        raise ValueError(f"{unknown[0]} in {first_there(root, file)} belongs to no class of {classes[0]}")
+    base = first_there(root, pictures)
+    return Samples(
+        [str(base / path.lstrip("/")) for path in paths],
+        [labels[os.path.dirname(path)] for path in paths],
+        [" ".join(reversed(folder.split("/")[2:])) for folder in folders],
+    )
+
+
+def read_split_json(root: Path, *, file: Sequence[str], pictures: Sequence[str], split: str) -> Samples:
+    """CoOp's ``split_zhou_*.json``: {split: [[path, label, class name], ...]}."""
+    path = first_there(root, file)
+    data = json.loads(path.read_text())
+    names = {label: name for rows in data.values() for _, label, name in rows}
+    if split not in data or sorted(names) != list(range(len(names))):
+        raise ValueError(f"{path} has the splits {list(data)} and {len(names)} labels up to {max(names, default=None)}")
+    base = first_there(root, pictures)
+    return Samples(
+        [str(base / picture) for picture, _, _ in data[split]],
+        [label for _, label, _ in data[split]],
+        [names[label] for label in range(len(names))],
+    )
+
+
+def read_idx(root: Path, *, dataset: str, prefix: str, download: bool = False) -> Samples:
+    """Idx files of an MNIST-like set in ``<dataset>/raw`` or in the root itself, each with or without ``.gz``."""
+    kind = getattr(torchvision.datasets, dataset)
+    if download:
+        kind(root, download=True)
+    names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+    folders = (f"{dataset}/raw/", "")
+    images, labels = (
+        _idx(first_there(root, [f"{folder}{name}{end}" for folder in folders for end in ("", ".gz")]), dimensions)
+        for name, dimensions in zip(names, (3, 1), strict=True)
+    )
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} pictures of {prefix!r} in {root} have {len(labels)} labels")
+    return Samples(images, labels.tolist(), list(kind.classes))
+
+
+def _idx(path: Path, dimensions: int) -> np.ndarray:
+    try:
+        data = (gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    head = 4 + 4 * dimensions
+    magic, *shape = struct.unpack(f">{dimensions + 1}I", data[:head].ljust(head, b"\0"))
+    if magic != 0x800 + dimensions or math.prod(shape) != len(data) - head:  # 8: bytes
+        raise ValueError(f"{path} is no whole idx file of bytes in {dimensions} dimensions")
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+
+
+def read_csv(path: Path, names: list[str] | None) -> Samples:
+    """A CSV (or .tsv) whose header has "path" and either "label" (a number) or "class" (a name).
+
+    Paths are relative to the file. names: the classes in the order of the labels, needed for "label"; for
+    "class" they are by default those that occur, sorted.
+    """
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    columns = set(rows[0]) if rows else set()
+    if not {"path"} <= columns or not {"label", "class"} & columns:
+        raise ValueError(f"{path} needs rows under a header with 'path' and 'label' or 'class', not {sorted(columns)}")
+    column = "label" if "label" in columns else "class"
+    values = [row[column] for row in rows]
+    for line, row in enumerate(rows, 2):
+        if not row["path"] or not row[column]:
+            raise ValueError(f"line {line} of {path} has no path or no {column}")
+    if column == "label" and names is None:
+        raise ValueError(f"{path} has numbers for labels; give a file with one class name a line")
+    names = sorted(set(values)) if names is None else names
+    order = {str(label) if column == "label" else name: label for label, name in enumerate(names)}
+    strangers = sorted({str(value) for value in values if value not in order})
+    if strangers:
+        raise ValueError(f"{path} uses {', '.join(strangers[:3])}, not among the {len(names)} classes")
+    return Samples([str(path.parent / row["path"]) for row in rows], [order[value] for value in values], names)
+
+
+READERS: dict[str, Callable[..., Samples]] = {
+    "torchvision": read_torchvision,
+    "folder": read_folder,
+    "lists": read_lists,
+    "split_json": read_split_json,
+    "idx": read_idx,
+}
+"""What an entry of the catalogue may name as its reader."""
+DOWNLOADS = ("torchvision", "idx")
+"""Readers that can fetch the data themselves when asked."""

@@ -1,0 +1,102 @@
+"""A user's own pictures, and the few shots that are drawn from any labels."""
+
+from collections import Counter
+
+import pytest
+
+from common.data.classification import few_shot, loader, own_set
+from common.zeroshot import PHOTO
+from tests.common.data.miniature import paint, write_text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, grays in {"b_cat": [3, 4], "a_dog": [1, 2]}.items():
+        for gray in grays:
+            paint(tmp_path / f"own/{name}/{gray}.png", gray)
+    return tmp_path / "own"
+
+
+def grays(found):
+    return [(image.getpixel((0, 0))[0], label) for image, label in (found[index] for index in range(len(found)))]
+
+
+def test_folders_are_classes_in_alphabetical_order(folder):
+    found = own_set(folder)
+    assert grays(found) == [(1, 0), (2, 0), (3, 1), (4, 1)] and found.keys[0] == "a_dog/1.png"
+    assert (found.class_names, found.templates, found.metric) == (["a dog", "b cat"], PHOTO, "accuracy")
+    (batch,) = loader(found, image_size=4, batch_size=8)
+    assert batch["label"].tolist() == [0, 0, 1, 1] and batch["image"].shape == (4, 3, 4, 4)
+
+
+def test_names_and_prompts_of_ones_own(folder, tmp_path):
+    write_text(tmp_path / "names.txt", "hot_dog", "", "cat")
+    found = own_set(folder, tmp_path / "names.txt", ["{} here", "{} there"], "mean_per_class")
+    assert found.class_names == ["hot_dog", "cat"]
+    assert (found.templates, found.metric) == (("{} here", "{} there"), "mean_per_class")
+
+
+def test_a_subset_keeps_pictures_labels_and_keys_together(folder):
+    whole = own_set(folder)
+    part = whole.subset([3, 0])
+    assert grays(part) == [(4, 1), (1, 0)] and part.keys == [whole.keys[3], whole.keys[0]]
+    assert part.class_names == whole.class_names and len(whole) == 4
+    (batch,) = loader(part, image_size=4, batch_size=8)
+    assert batch["label"].tolist() == [1, 0] and batch["key"] == part.keys
+
+
+@pytest.mark.parametrize(("end", "comma"), [("csv", ","), ("tsv", "\t")])
+def test_tables_of_paths(end, comma, folder, tmp_path):
+    rows = [("own/b_cat/3.png", 0, "cat"), ("own/a_dog/1.png", 1, "dog"), ("own/b_cat/4.png", 0, "cat")]
+    table = tmp_path / f"table.{end}"
+    write_text(tmp_path / "names.txt", "cat", "dog", "bird")
+    write_text(table, comma.join(("path", "label")), *(f"{path}{comma}{label}" for path, label, _ in rows))
+    found = own_set(table, tmp_path / "names.txt")
+    assert grays(found) == [(3, 0), (1, 1), (4, 0)] and found.class_names == ["cat", "dog", "bird"]
+    assert found.keys[0] == "own/b_cat/3.png"
+    write_text(table, comma.join(("class", "path")), *(f"{name}{comma}{path}" for path, _, name in rows))
+    assert own_set(table).class_names == ["cat", "dog"] and own_set(table).labels == [0, 1, 0]
+    write_text(tmp_path / "names.txt", "dog", "cat")
+    assert own_set(table, tmp_path / "names.txt").labels == [1, 0, 1]
+
+
+def test_mistakes_are_explained(folder, tmp_path):
+    names, table = tmp_path / "names.txt", tmp_path / "table.csv"
+    write_text(names, "dog", "cat", "bird")
+
+    def refused(message, *arguments, **options):
+        with pytest.raises(ValueError, match=message):
+            own_set(*arguments, **options)
+
+    refused("3 class names do not fit the 2 classes", folder, names)
+    refused("the metrics are .* not 'top1'", folder, metric="top1")
+    refused("there is no class-name file", folder, tmp_path / "none.txt")
+    refused("neither a folder of class folders nor a .csv", tmp_path / "none.csv")
+    refused("should hold one folder a class", folder / "a_dog")
+    write_text(table, "own/a_dog/1.png,0")
+    refused("header with 'path' and 'label' or 'class'", table)
+    write_text(table, "path,label", "own/a_dog/1.png,0")
+    refused("give a file with one class name a line", table)
+    write_text(table, "path,label", "own/a_dog/1.png,3", "own/a_dog/2.png,one")
+    refused("uses 3, one, not among the 3 classes", table, names)
+    write_text(table, "path,class", "own/a_dog/1.png,wolf")
+    refused("uses wolf, not among", table, names)
+    write_text(table, "path,class", "own/a_dog/9.png,dog")
+    refused(r"1 of 1 pictures are missing, such as .*own/a_dog/9.png", table, names)
+    write_text(table, "path,class", "own/a_dog/1.png,")
+    refused("line 2 of .*table.csv has no path or no class", table)
+    write_text(table, "class,path", "dog")
+    refused("line 2 of", table)
+
+
+def test_few_shots_are_seeded_and_nested():
+    labels = [index % 5 for index in range(100)] + [5, 5, 5]
+    drawn = {shots: few_shot(labels, shots, seed=1) for shots in (1, 2, 4, 8, 16)}
+    for shots, indices in drawn.items():
+        assert indices == sorted(set(indices)) == few_shot(labels, shots, seed=1)
+        expected = dict.fromkeys(range(5), shots) | {5: min(shots, 3)}
+        assert Counter(labels[index] for index in indices) == expected
+        assert shots == 16 or set(indices) < set(drawn[2 * shots])
+    assert drawn[4] != few_shot(labels, 4, seed=2)
+    with pytest.raises(ValueError, match="0 shots"):
+        few_shot(labels, 0)
