@@ -22,7 +22,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from benchmarks.conditions import conditions
+from common.conditions import conditions
 from benchmarks.drift import first_losses
 from benchmarks.embedded import STUDENT, TEACHER, batches, observe
 from benchmarks.export import card, from_checkpoint, save

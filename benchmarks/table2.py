@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from benchmarks.baselines import BASELINES, TEACHER, WAVECLIP
-from benchmarks.conditions import conditions
+from common.conditions import conditions
 from benchmarks.embedded import markdown, measure
 from benchmarks.imagenet import row_accuracies
 from benchmarks.wavecost import Cost, exit_costs, expected

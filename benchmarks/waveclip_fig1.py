@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.conditions import conditions
+from common.conditions import conditions
 from benchmarks.embedded import costs, models, outcomes
 from benchmarks.exits import frontier
 from benchmarks.table2 import paper

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from benchmarks.baselines import BASELINES, TEACHER
-from benchmarks.conditions import conditions
+from common.conditions import conditions
 from benchmarks.embedded import models
 from benchmarks.table2 import paper
 from benchmarks.timing import seconds

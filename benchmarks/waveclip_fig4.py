@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.conditions import conditions
+from common.conditions import conditions
 from benchmarks.embedded import outcomes
 from benchmarks.exits import Outcomes, frontier, separation, threshold_for
 from common.evaluation import paired_difference

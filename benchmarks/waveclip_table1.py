@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.baselines import BASELINES, TEACHER
-from benchmarks.conditions import conditions
+from common.conditions import conditions
 from benchmarks.table2 import paper
 from benchmarks.wavecost import cost, exit_costs
 from common.clip import CLIP
