@@ -17,11 +17,11 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from common.conditions import conditions, digest
 from benchmarks.exits import Outcomes, headline, headline_lines, threshold_for
 from benchmarks.timing import seconds
 from benchmarks.wavecost import Cost, cost, exit_costs, expected
 from common.clip import CLIP
+from common.conditions import conditions, digest
 from common.data.embedded import EmbeddedDataModule, class_names
 from common.evaluation import paired_difference, wilson_interval
 from common.zeroshot import embed_prompts

@@ -52,7 +52,7 @@ def accuracy(
     the class listed first counts as the guess.
     ValueError: no batch, a batch without labels, or a label outside [0, C).
     """
-    metrics = [MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro").to(device) for k in (1, 5)]
+    five = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
     per_class = MulticlassStatScores(num_classes, average="none").to(device)
     correct, keys = [], []
     for batch in track(loader, description="evaluating", disable=not progress):
@@ -62,18 +62,19 @@ def accuracy(
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"labels from {labels.min()} to {labels.max()} do not fit {num_classes} classes")
         guesses = scores(batch["image"].to(device)).float()
-        for metric in (*metrics, per_class):
-            metric.update(guesses, labels)
+        five.update(guesses, labels)
+        per_class.update(guesses, labels)
         correct.append((guesses.argmax(-1) == labels).cpu())
         keys += batch.get("key", [])
     if not correct:
         raise ValueError("the loader gave no batch; check the data path and that the split is not empty")
     right, keys = _of_all_processes(torch.cat(correct), keys)
-    top1, top5 = (float(metric.compute()) for metric in metrics)
     hits, *_, shown = per_class.compute().double().unbind(-1)
     mean_per_class = float((hits[shown > 0] / shown[shown > 0]).mean())
     interval = wilson_interval(int(right.sum()), len(right))
-    return Accuracy(top1, top5, right, interval, tuple(keys), mean_per_class)
+    return Accuracy(
+        float(hits.sum() / shown.sum()), float(five.compute()), right, interval, tuple(keys), mean_per_class
+    )
 
 
 def _of_all_processes(correct: Tensor, keys: list[str]) -> tuple[Tensor, list[str]]:

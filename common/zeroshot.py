@@ -72,9 +72,7 @@ def similarity(image_embeddings: Tensor, classes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def embed_prompts(
-    clip: nn.Module, prompts: Sequence[str], batch_size: int = 512, truncate: bool = False
-) -> Tensor:
+def embed_prompts(clip: nn.Module, prompts: Sequence[str], batch_size: int = 512, truncate: bool = False) -> Tensor:
     """The normalised embeddings [C,E] of texts, one a class or a caption, by ``encode_text`` and ``tokenizer``.
 
     truncate: cut texts that are too long instead of refusing them.
