@@ -32,6 +32,7 @@ BENCHMARKS = {
 }
 ACTIONS = {
     "retrain": "train the embedded models again (--list; ONLY=NAME)",
+    "evaluations": "tables of the results of `effclip evaluate` in some folders (DIR ... [--out FILE])",
     "report": "write the README's tables from benchmarks/results",
 }
 

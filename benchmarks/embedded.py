@@ -7,7 +7,6 @@ Thresholds are chosen on ``val``; ``test`` gives the numbers and nothing else.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import islice
@@ -18,11 +17,11 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.conditions import conditions
 from benchmarks.exits import Outcomes, headline, headline_lines, threshold_for
 from benchmarks.timing import seconds
 from benchmarks.wavecost import Cost, cost, exit_costs, expected
 from common.clip import CLIP
+from common.conditions import conditions, digest
 from common.data.embedded import EmbeddedDataModule, class_names
 from common.evaluation import paired_difference, wilson_interval
 from common.zeroshot import embed_prompts
@@ -45,11 +44,6 @@ def models() -> tuple[CLIP, WaveTower]:
         if not path.is_file():
             raise ValueError(f"no weights at {path}; `make retrain` trains them")
     return CLIP.load(TEACHER).eval(), WaveTower.load(STUDENT).eval()
-
-
-def digest(path: Path) -> str:
-    """The first 16 hex digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def batches(split: str, pictures: int | None) -> Iterable[Mapping[str, Any]]:

@@ -22,11 +22,11 @@ import torch
 import yaml
 from rich.console import Console
 
-from benchmarks.conditions import conditions
 from benchmarks.drift import first_losses
 from benchmarks.embedded import STUDENT, TEACHER, batches, observe
 from benchmarks.export import card, from_checkpoint, save
 from common.clip import CLIP
+from common.conditions import conditions
 from common.data.embedded import EmbeddedDataModule, class_names
 from common.evaluation import wilson_interval, zero_shot
 from common.paths import runs_directory

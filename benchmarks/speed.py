@@ -14,8 +14,8 @@ import open_clip
 import torch
 from torch import Tensor
 
-from benchmarks.conditions import conditions
 from common.clip import CLIP, load_architecture
+from common.conditions import conditions
 from common.flops import count_macs
 from waveclip.wavelet import dwt2
 

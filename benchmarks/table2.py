@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from benchmarks.baselines import BASELINES, TEACHER, WAVECLIP
-from benchmarks.conditions import conditions
 from benchmarks.embedded import markdown, measure
 from benchmarks.imagenet import row_accuracies
 from benchmarks.wavecost import Cost, exit_costs, expected
+from common.conditions import conditions
 from common.flops import count_macs
 from waveclip.tower import WaveTower
 

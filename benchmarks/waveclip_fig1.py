@@ -9,11 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.conditions import conditions
 from benchmarks.embedded import costs, models, outcomes
 from benchmarks.exits import frontier
 from benchmarks.table2 import paper
 from benchmarks.wavecost import expected
+from common.conditions import conditions
 
 FLOOR = 61
 """The right panel's lowest accuracy; what lies below is written at its edge."""

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from benchmarks.baselines import BASELINES, TEACHER
-from benchmarks.conditions import conditions
 from benchmarks.embedded import models
 from benchmarks.table2 import paper
 from benchmarks.timing import seconds
 from benchmarks.wavecost import WavePath, cost
+from common.conditions import conditions
 from waveclip.tower import WaveTower
 
 

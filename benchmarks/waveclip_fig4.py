@@ -11,9 +11,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.conditions import conditions
 from benchmarks.embedded import outcomes
 from benchmarks.exits import Outcomes, frontier, separation, threshold_for
+from common.conditions import conditions
 from common.evaluation import paired_difference
 
 BINS = 25

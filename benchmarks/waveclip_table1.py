@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.baselines import BASELINES, TEACHER
-from benchmarks.conditions import conditions
 from benchmarks.table2 import paper
 from benchmarks.wavecost import cost, exit_costs
 from common.clip import CLIP
+from common.conditions import conditions
 from waveclip.tower import WaveTower
 
 SIZES = {1: 224, 2: 256}

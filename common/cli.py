@@ -5,20 +5,24 @@ before torch is imported, so that a mistyped command or path is answered at once
 own a `lightning` command too (the cloud client does); what is not ours to run is handed to it.
 """
 
+import importlib
 import importlib.metadata
 import importlib.resources
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = {"evaluate": "common.evaluate"}
+"""Our own commands beside Lightning's, each a module with ``main(arguments) -> exit code``."""
 SIGTERM_EXIT_CODE = 128 + 15
 
 USAGE = """\
 usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] [--KEY VALUE ...]
+       effclip evaluate --model FILE --data NAME [--tasks TASK,...]
 
   -c FILE.yaml        a recipe, or changes to the recipes before it; a packaged one is found from any
                       directory by its name, such as waveclip/embedded.yaml
@@ -26,7 +30,7 @@ usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] 
   --print_config      print the whole configuration and stop
   --ckpt_path FILE    continue from, or evaluate, a checkpoint; what the recipe or the command line says
                       wins over what the checkpoint remembers
-  --help              after a subcommand: all settings
+  --help              after a subcommand, or after evaluate: all settings
 
 environment: EFFCLIP_RUNS (folder of run directories, default runs), EFFCLIP_DEBUG=1 (tracebacks)"""
 
@@ -39,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] and argv[0] in SUBCOMMANDS:
-        return _run(argv)
+        return _answered(lambda: _train(argv))
+    if argv[:1] and argv[0] in COMMANDS:
+        return _answered(lambda: importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]))
     if argv[:1] and argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -92,12 +98,10 @@ def _other_lightning() -> importlib.metadata.EntryPoint | None:
     return next((script for script in scripts if script.value != "common.cli:main"), None)
 
 
-def _run(argv: list[str]) -> int:
+def _answered(call: Callable[[], int]) -> int:
+    """The exit code of ``call``; a ValueError of this suite becomes one line and 1."""
     try:
-        arguments = resolve_configs(argv)
-        # A console script does not see the working directory; appended, so that it can shadow nothing.
-        sys.path.append(os.getcwd())
-        return _train(arguments)
+        return call()
     except ValueError as error:
         if os.environ.get("EFFCLIP_DEBUG") or not _raised_here(error):
             raise
@@ -105,7 +109,10 @@ def _run(argv: list[str]) -> int:
         return 1
 
 
-def _train(arguments: list[str]) -> int:
+def _train(argv: list[str]) -> int:
+    arguments = resolve_configs(argv)
+    # A console script does not see the working directory; appended, so that it can shadow nothing.
+    sys.path.append(os.getcwd())
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from common.lightning_cli import RecipeCLI

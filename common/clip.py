@@ -106,7 +106,7 @@ class CLIP(nn.Module):
             trained = quick_gelu if recorded is None else bool(recorded.get("quick_gelu", False))
             read = partial(read_state_dict, weights)
         else:
-            trained = _tag_quick_gelu(name, weights)
+            trained = tag_quick_gelu(name, weights)
             read = partial(_tag_state_dict, name, weights, trained)
         wanted = native if quick_gelu is None else quick_gelu
         if trained != wanted:
@@ -181,14 +181,19 @@ def save_model(module: nn.Module, path: str | Path, record: dict[str, Any], dtyp
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The JSON record in a safetensors file's metadata ({} for other files). ValueError when there is no file."""
+    """The record in a safetensors file's metadata, its JSON objects; {} where there is none.
+
+    "architecture" is a CLIP's; a model of another registered type adds a section named by that type.
+    ValueError when there is no file.
+    """
     if not Path(path).is_file():
         raise ValueError(f"no weights at {Path(path).absolute()}")
     if Path(path).suffix != ".safetensors":
         return {}
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
-    return {key: json.loads(value) for key, value in metadata.items() if key in ("architecture", "wave")}
+    # Other writers put plain words there ("format": "pt"), which are no record of ours.
+    return {key: json.loads(value) for key, value in metadata.items() if value.startswith("{")}
 
 
 def _recorded_architecture(path: str) -> dict[str, Any] | None:
@@ -220,7 +225,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-def _tag_quick_gelu(name: str, tag: str) -> bool:
+def tag_quick_gelu(name: str, tag: str) -> bool:
     """Whether an open_clip tag's weights were trained with QuickGELU. ValueError: no such tag (asks no network)."""
     import open_clip
 

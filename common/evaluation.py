@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
-from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from torch import Tensor, distributed, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
 from common.zeroshot import similarity
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 and top-5 accuracy (fractions) on M images.
+    """Top-1 and top-5 accuracy (fractions) on M images, those of all processes.
 
+    mean_per_class: the mean over those classes that the images show of each one's top-1.
     correct: bool [M], whether each image's first guess was right, in the loader's order.
     interval: Wilson's 95 % interval of ``top1``.
     keys: the samples' names where the batches carry them, else empty.
@@ -34,6 +35,7 @@ class Accuracy:
     correct: Tensor
     interval: tuple[float, float]
     keys: tuple[str, ...] = ()
+    mean_per_class: float = math.nan
 
 
 @torch.no_grad()
@@ -46,10 +48,12 @@ def accuracy(
 ) -> Accuracy:
     """Accuracy of ``scores``: images [B,3,S,S] -> [B,C], over batches with "image" and "label" (and "key").
 
-    progress: draw a bar. With fewer than five classes ``top5`` is the accuracy over all of them.
+    progress: draw a bar. With fewer than five classes ``top5`` is the accuracy over all of them. Of equal scores
+    the class listed first counts as the guess.
     ValueError: no batch, a batch without labels, or a label outside [0, C).
     """
-    metrics = [MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro").to(device) for k in (1, 5)]
+    five = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
+    per_class = MulticlassStatScores(num_classes, average="none").to(device)
     correct, keys = [], []
     for batch in track(loader, description="evaluating", disable=not progress):
         if "label" not in batch:
@@ -58,15 +62,28 @@ def accuracy(
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"labels from {labels.min()} to {labels.max()} do not fit {num_classes} classes")
         guesses = scores(batch["image"].to(device)).float()
-        for metric in metrics:
-            metric.update(guesses, labels)
+        five.update(guesses, labels)
+        per_class.update(guesses, labels)
         correct.append((guesses.argmax(-1) == labels).cpu())
         keys += batch.get("key", [])
     if not correct:
         raise ValueError("the loader gave no batch; check the data path and that the split is not empty")
-    right = torch.cat(correct)
-    top1, top5 = (float(metric.compute()) for metric in metrics)
-    return Accuracy(top1, top5, right, wilson_interval(int(right.sum()), len(right)), tuple(keys))
+    right, keys = _of_all_processes(torch.cat(correct), keys)
+    hits, *_, shown = per_class.compute().double().unbind(-1)
+    mean_per_class = float((hits[shown > 0] / shown[shown > 0]).mean())
+    interval = wilson_interval(int(right.sum()), len(right))
+    return Accuracy(
+        float(hits.sum() / shown.sum()), float(five.compute()), right, interval, tuple(keys), mean_per_class
+    )
+
+
+def _of_all_processes(correct: Tensor, keys: list[str]) -> tuple[Tensor, list[str]]:
+    """What every process found, one after the other; torchmetrics gathers its own counts."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return correct, keys
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, (correct, keys))
+    return torch.cat([part for part, _ in found]), [key for _, part in found for key in part]
 
 
 def zero_shot(

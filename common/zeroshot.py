@@ -22,35 +22,45 @@ PHOTO: tuple[str, ...] = ("a photo of a {}.",)
 """The single prompt of quick evaluations."""
 
 
+Template = str | Callable[[str], str]
+"""A prompt with ``{}`` in place of the class name, or a function of the name."""
+
+
+def fill(template: Template, name: str) -> str:
+    """The prompt of one class. ValueError: a template without ``{}``."""
+    if callable(template):
+        return template(name)
+    if "{}" not in template:
+        raise ValueError(f"template {template!r} has no {{}} for the class name")
+    return template.replace("{}", name)
+
+
 @torch.no_grad()
 def class_embeddings(
     text_tower: nn.Module | Callable[[Tensor], Tensor],
     tokenizer: Callable[[list[str]], Tensor],
     class_names: Sequence[str],
-    templates: Sequence[str] = PHOTO,
+    templates: Sequence[Template] = PHOTO,
     batch_size: int = 512,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """One unit vector [C,E] for each class: the normalised mean of its prompts' normalised embeddings.
 
     text_tower: ids [B,T] -> [B,E], normalised or not.  tokenizer: texts -> ids [B,T].
-    templates: prompts with ``{}`` in place of the name.
+    templates: prompts with ``{}`` in place of the name, or functions of the name.
     batch_size: prompts at a time; all prompts of one class always go together.
     device: where the ids go; None: to the tower's parameters.
     ValueError: no names, no templates, or a template without ``{}``.
     """
     if not class_names or not templates:
         raise ValueError(f"{len(class_names)} class names and {len(templates)} templates; give one of each at least")
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"template {template!r} has no {{}} for the class name")
     if device is None and isinstance(text_tower, nn.Module):
         device = next(text_tower.parameters()).device
     step = max(1, batch_size // len(templates))
     embeddings = []
     for start in range(0, len(class_names), step):
         names = class_names[start : start + step]
-        prompts = [template.replace("{}", name) for name in names for template in templates]
+        prompts = [fill(template, name) for name in names for template in templates]
         z = F.normalize(text_tower(tokenizer(prompts).to(device)).float(), dim=-1)
         embeddings.append(F.normalize(z.unflatten(0, (len(names), len(templates))).mean(1), dim=-1))
     return torch.cat(embeddings)
@@ -62,8 +72,11 @@ def similarity(image_embeddings: Tensor, classes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def embed_prompts(clip: nn.Module, prompts: Sequence[str], batch_size: int = 512) -> Tensor:
-    """The normalised embeddings [C,E] of one prompt a class, by a CLIP with ``encode_text`` and ``tokenizer``."""
+def embed_prompts(clip: nn.Module, prompts: Sequence[str], batch_size: int = 512, truncate: bool = False) -> Tensor:
+    """The normalised embeddings [C,E] of texts, one a class or a caption, by ``encode_text`` and ``tokenizer``.
+
+    truncate: cut texts that are too long instead of refusing them.
+    """
     device = next(clip.parameters()).device
     batches = (prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size))
-    return torch.cat([clip.encode_text(clip.tokenizer(batch, longest=True).to(device)) for batch in batches])
+    return torch.cat([clip.encode_text(clip.tokenizer(batch, truncate, longest=True).to(device)) for batch in batches])

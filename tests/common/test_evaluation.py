@@ -1,6 +1,10 @@
+import os
+import socket
+
 import numpy as np
 import pytest
 import torch
+from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
 from common.clip import CLIP
@@ -32,6 +36,47 @@ def test_zero_shot_equals_the_plain_sum():
     assert found.interval == wilson_interval(int(found.correct.sum()), 23)
     assert found.keys == tuple(str(i) for i in range(23))
     assert clip.training
+
+
+def test_mean_per_class_leaves_out_what_is_not_shown():
+    labels = torch.tensor([0, 0, 0, 2, 2, 5])
+    guesses = torch.tensor([0, 0, 1, 2, 4, 3])
+    found = accuracy(lambda images: images, [{"image": F.one_hot(guesses, 7), "label": labels}], 7)
+    assert found.top1 == pytest.approx(3 / 6)
+    assert found.mean_per_class == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+
+
+def _scores(images):
+    return images.flatten(1)[:, :7]
+
+
+def _pictures():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(41, 3, 4, 4, generator=generator), torch.randint(0, 7, (41,), generator=generator)
+
+
+def _one_of_two(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    images, labels = (part[:30] if rank == 0 else part[30:] for part in _pictures())
+    found = accuracy(_scores, batches(images, labels, 8), 7)
+    torch.save([found.top1, found.top5, found.mean_per_class, *found.interval, found.correct], f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_batch_size_and_processes_do_not_matter(tmp_path):
+    (images, labels), whole = _pictures(), []
+    for size in (1, 8, 41):
+        found = accuracy(_scores, batches(images, labels, size), 7)
+        whole.append([found.top1, found.top5, found.mean_per_class, *found.interval, found.correct])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(_one_of_two, (port, str(tmp_path)), nprocs=2, start_method="fork")
+    whole += [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for other in whole[1:]:
+        assert other[:-1] == pytest.approx(whole[0][:-1])
+        assert torch.equal(other[-1], whole[0][-1])
 
 
 def test_fewer_than_five_classes():

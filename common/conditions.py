@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -31,6 +32,12 @@ def conditions(scale: str, **others: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **others,
     }
+
+
+def digest(path: str | Path) -> str:
+    """The first 16 hex digits of a file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 _WRITTEN = (":!benchmarks/results", ":!benchmarks/weights")

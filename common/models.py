@@ -1,0 +1,208 @@
+"""Any model of the suite, or of open_clip, as the commands see it: ``encode_image``, perhaps ``encode_text``.
+
+Shapes: B images or texts, T text tokens, E joint dim, S image size.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.clip import read_record, read_state_dict, tag_quick_gelu
+from common.conditions import digest
+from common.data.transforms import MEAN, STD
+
+GROUP = "effclip.models"
+"""The entry-point group that names the model types which may be loaded."""
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    type: its registered name, or "open_clip".  image_size: S in pixels.
+    images: has ``encode_image(images [B,3,S,S]) -> [B,E]``, pictures normalised by CLIP's mean and deviation.
+    texts: has ``encode_text(ids [B,T]) -> [B,E]`` and ``tokenizer``; None for an image tower alone.
+    weights: a hash of each side's weights (and of an open_clip model's name), {"image": ..., "text": ...}.
+    files: the hash of each file that was read, by its name.
+    """
+
+    name: str
+    type: str
+    image_size: int
+    images: nn.Module
+    texts: nn.Module | None
+    weights: dict[str, str]
+    files: dict[str, str]
+
+    def text_encoder(self) -> nn.Module:
+        """``texts``, or a ValueError that says how to give the model a text tower."""
+        if self.texts is None:
+            raise ValueError(
+                f"{self.name} (type {self.type}) has no text tower; name the CLIP that it was distilled from "
+                "with --text-model FILE, or ask for --tasks linear-probe alone"
+            )
+        return self.texts
+
+
+def registered() -> dict[str, importlib.metadata.EntryPoint]:
+    """The model types that may be loaded, by name: entry points of the group ``effclip.models``."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def load_model(
+    model: str, weights: str | None = None, quick_gelu: bool | None = None, text_model: str | None = None
+) -> Model:
+    """A model in evaluation mode from a file or folder of this suite, or by an open_clip name.
+
+    model: a safetensors file with this suite's record, a folder with one, or an open_clip model name.
+    weights: for an open_clip name, one of its tags or a local file.
+    quick_gelu: for a local file of open_clip weights, the activation that it was trained with.
+    text_model: a file, folder or name whose text tower is taken, for types that have none.
+    ValueError: nothing there, no record, a type that is not registered, or arguments that do not go together.
+    """
+    path = _weights_path(model)
+    if path is not None and (weights is not None or quick_gelu is not None):
+        raise ValueError(f"{path} records its architecture; --weights and --quick-gelu belong to open_clip names")
+    loaded = _of_open_clip(model, weights, quick_gelu) if path is None else _of_this_suite(model, path)
+    if text_model is None:
+        return loaded
+    other = load_model(text_model)
+    return Model(
+        loaded.name,
+        loaded.type,
+        loaded.image_size,
+        loaded.images,
+        other.text_encoder(),
+        {"image": loaded.weights["image"], "text": other.weights["text"]},
+        loaded.files | other.files,
+    )
+
+
+def model_type(record: dict[str, Any], path: Path) -> str:
+    """The registered type that a file's record states: the section beside "architecture", or CLIP without one.
+
+    ValueError: no record, or a type that is not registered.
+    """
+    if "architecture" not in record:
+        raise ValueError(
+            f"{path} records no architecture; for open_clip's weights give --model NAME --weights {path}, and a "
+            "training checkpoint is exported first"
+        )
+    sections = sorted(record.keys() - {"architecture"})
+    kind = sections[0] if sections else "CLIP"
+    if len(sections) > 1 or kind not in registered():
+        raise ValueError(f"{path} is of type {sections or kind}; registered are {sorted(registered())}")
+    return kind
+
+
+def _weights_path(model: str) -> Path | None:
+    """The weights file that ``model`` names; None where it is no path."""
+    path = Path(model)
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if len(files) != 1:
+            raise ValueError(f"{path.absolute()} has {len(files)} safetensors files; name one of them")
+        return files[0]
+    if path.is_file() or path.suffix in _SUFFIXES or "/" in model:
+        return path
+    return None
+
+
+def _of_this_suite(model: str, path: Path) -> Model:
+    record = read_record(path)  # refuses a file that is not there
+    kind = model_type(record, path)
+    module = registered()[kind].load().load(path).eval()
+    size = record["architecture"]["vision_cfg"]["image_size"]
+    found = digest(path)
+    name = Path(model).name.removesuffix(".safetensors")
+    texts = module if hasattr(module, "encode_text") else None
+    return Model(name, kind, size, module, texts, {"image": found, "text": found}, {path.name: found})
+
+
+class OpenClip(nn.Module):
+    """A model of open_clip with the interface of ``common.clip.CLIP``."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        super().__init__()
+        self.model, self._tokenizer = model, tokenizer
+        preprocess = model.visual.preprocess_cfg
+        mean, std, own_mean, own_std = (
+            torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD, preprocess["mean"], preprocess["std"])
+        )
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """images [B,3,S,S], normalised as CLIP's, -> [B,E]; they get this model's own normalisation here."""
+        return self.model.encode_image(images * self.scale + self.shift, normalize=normalize)
+
+    def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
+        """ids [B,T] -> embeddings [B,E], of length 1 unless told otherwise."""
+        return self.model.encode_text(ids, normalize=normalize)
+
+    def tokenizer(self, texts: Sequence[str], truncate: bool = True, longest: bool = False) -> Tensor:
+        """texts -> ids [B,T] of the full context; open_clip's tokenizers always truncate."""
+        return self._tokenizer(list(texts))
+
+
+def _of_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> Model:
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(
+            f"{name!r} is no file or folder here and no open_clip model; `python -c 'import open_clip; "
+            "print(open_clip.list_models())'` lists those"
+        )
+    if weights is None:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(f"{name} without weights is random; give --weights with one of {tags} or a local file")
+    path = Path(weights)
+    if path.suffix in _SUFFIXES or "/" in weights:
+        if quick_gelu is None:
+            raise ValueError(f"{weights} does not record its activation; say --quick-gelu yes or --quick-gelu no")
+        state, trained = read_state_dict(weights), quick_gelu
+    else:
+        state, trained = None, tag_quick_gelu(name, weights)
+    native = bool(config.get("quick_gelu", False))
+    if quick_gelu not in (None, trained) or native > trained or (state is None and native != trained):
+        said = {True: "QuickGELU", False: "GELU"}
+        raise ValueError(
+            f"{weights} was trained with {said[trained]}; {name} has {said[native]}"
+            f"{'' if quick_gelu is None else f' and --quick-gelu says {said[quick_gelu]}'}; name the matching "
+            f"architecture, such as ViT-B-16 or ViT-B-16-quickgelu"
+        )
+    model = open_clip.create_model(name, pretrained=weights if state is None else None, force_quick_gelu=trained)
+    if state is not None:
+        try:
+            model.load_state_dict(open_clip.convert.convert_state_dict(model, state))
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not fit {name}: {str(error)[:400]}") from error
+    wrapped = OpenClip(model, open_clip.get_tokenizer(name)).eval()
+    size = model.visual.image_size
+    if not isinstance(size, int):
+        if size[0] != size[1]:
+            raise ValueError(f"{name} reads pictures of {size}; evaluation gives square ones")
+        size = size[0]
+    found = state_digest(model, f"{name} {trained}")
+    files = {path.name: digest(path)} if state is not None else {}
+    return Model(f"{name} {path.stem}", "open_clip", size, wrapped, wrapped, {"image": found, "text": found}, files)
+
+
+def state_digest(module: nn.Module, salt: str) -> str:
+    """16 hex digits that change with any weight, with a name in the state dict, and with ``salt``."""
+    found = sha256(salt.encode())
+    for key, value in sorted(module.state_dict().items()):
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]

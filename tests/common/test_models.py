@@ -1,0 +1,134 @@
+"""What the commands may load: types by their registered names, open_clip's models, and refusals of the rest."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+
+from common import models
+from common.clip import CLIP, save_model
+from common.data.transforms import MEAN, STD
+from common.models import OpenClip, load_model, registered
+from waveclip import WaveTower
+
+SMALL = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 1, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """The tiny CLIP and the file it was saved to."""
+    clip = CLIP.tiny().eval()
+    clip.save(tmp_path / "tiny.safetensors")
+    return clip, tmp_path / "tiny.safetensors"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The name of a small architecture that open_clip knows, a model of it, and its weights' file."""
+    (tmp_path / "evaluated-small.json").write_text(json.dumps(SMALL))
+    open_clip.add_model_config(tmp_path / "evaluated-small.json")
+    model = open_clip.create_model("evaluated-small").eval()
+    torch.save(model.state_dict(), tmp_path / "small.pt")
+    return "evaluated-small", model, str(tmp_path / "small.pt")
+
+
+@torch.no_grad()
+def test_a_file_or_a_folder_of_this_suite(clip, tmp_path):
+    ours, file = clip
+    images = torch.randn(2, 3, 32, 32)
+    for where in (file, tmp_path):
+        found = load_model(str(where))
+        assert (found.type, found.image_size, found.name) == ("CLIP", 32, where.name.removesuffix(".safetensors"))
+        assert found.weights["image"] == found.weights["text"] == found.files["tiny.safetensors"]
+        torch.testing.assert_close(found.images.encode_image(images), ours.encode_image(images))
+    ours.save(tmp_path / "other.safetensors", torch.float16)
+    with pytest.raises(ValueError, match="has 2 safetensors files"):
+        load_model(str(tmp_path))
+    assert load_model(str(tmp_path / "other.safetensors")).weights != found.weights
+
+
+def test_an_image_tower_alone_borrows_a_text_tower(clip, tmp_path):
+    ours, file = clip
+    wave = tmp_path / "wave.safetensors"
+    WaveTower.from_image_tower(ours.image_tower).save(wave, ours.architecture)
+    alone = load_model(str(wave))
+    assert alone.type == "wave" and alone.texts is None
+    with pytest.raises(ValueError, match=r"wave .type wave. has no text tower.*--text-model"):
+        alone.text_encoder()
+    both = load_model(str(wave), text_model=str(file))
+    assert isinstance(both.text_encoder(), CLIP) and isinstance(both.images, WaveTower)
+    assert both.weights == {"image": alone.weights["image"], "text": load_model(str(file)).weights["text"]}
+    assert set(both.files) == {"wave.safetensors", "tiny.safetensors"}
+
+
+def test_only_registered_types_are_loaded(clip, tmp_path):
+    ours, _ = clip
+    file = tmp_path / "strange.safetensors"
+    save_model(ours, file, {"architecture": ours.architecture, "os.system": {}}, torch.float32)
+    with pytest.raises(ValueError, match=r"of type \['os.system'\]; registered are \['CLIP', .*'wave'"):
+        load_model(str(file))
+    assert {"CLIP", "wave"} <= registered().keys()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_local_weights_of_an_open_clip_model(small, quick_gelu, tmp_path):
+    name, model, file = small
+    theirs = open_clip.create_model(name, force_quick_gelu=quick_gelu).eval()
+    theirs.load_state_dict(model.state_dict())
+    found = load_model(name, file, quick_gelu)
+    assert (found.type, found.image_size, found.name) == ("open_clip", 32, f"{name} small")
+    images, texts = torch.randn(2, 3, 32, 32), ["a cat", "a diagram"]
+    torch.testing.assert_close(found.images.encode_image(images), theirs.encode_image(images, normalize=True))
+    ids = found.texts.tokenizer(texts, longest=True)
+    assert torch.equal(ids, open_clip.get_tokenizer(name)(texts))
+    torch.testing.assert_close(found.texts.encode_text(ids), theirs.encode_text(ids, normalize=True))
+    assert found.weights != load_model(name, file, not quick_gelu).weights
+
+
+@torch.no_grad()
+def test_pictures_get_the_models_own_normalisation(small):
+    _, model, _ = small
+    model.visual.preprocess_cfg = {**model.visual.preprocess_cfg, "mean": (0.5, 0.4, 0.0), "std": (0.5, 1.0, 0.25)}
+    pixels = torch.rand(2, 3, 32, 32)
+    clips, own = (
+        (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        for mean, std in ((MEAN, STD), ((0.5, 0.4, 0.0), (0.5, 1.0, 0.25)))
+    )
+    found = OpenClip(model, None).encode_image(clips, normalize=False)
+    torch.testing.assert_close(found, model.encode_image(own), atol=1e-5, rtol=1e-5)
+
+
+def test_refusals_before_anything_is_fetched(small, clip, tmp_path, monkeypatch):
+    name, _, file = small
+    torch.save({"visual.proj": torch.zeros(1)}, tmp_path / "wrong.pt")
+    cases = {
+        (f"{tmp_path}/none.safetensors",): f"no weights at {tmp_path}/none.safetensors",
+        (file,): "records no architecture",
+        (str(clip[1]), "openai"): "belong to open_clip names",
+        ("ViT-Z-99",): "'ViT-Z-99' is no file or folder here and no open_clip model",
+        ("ViT-B-16",): r"without weights is random; give --weights with one of \['openai'",
+        ("ViT-B-16", "laion9b"): "'laion9b' is no weights tag of ViT-B-16",
+        ("ViT-B-16", "openai"): "trained with QuickGELU; ViT-B-16 has GELU; name the matching",
+        ("ViT-B-16-quickgelu", "openai", False): "--quick-gelu says GELU",
+        (name, file): "say --quick-gelu yes or --quick-gelu no",
+        (name, f"{tmp_path}/wrong.pt", False): "does not fit evaluated-small",
+        (name, f"{tmp_path}/none.pt", False): "no weights at",
+    }
+    for arguments, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_model(*arguments)
+
+
+def test_any_changed_weight_changes_the_digest():
+    layer = torch.nn.Linear(3, 2)
+    before = models.state_digest(layer, "a")
+    assert before == models.state_digest(layer, "a") != models.state_digest(layer, "b")
+    with torch.no_grad():
+        layer.bias[1] += 1e-3
+    assert models.state_digest(layer, "a") != before
