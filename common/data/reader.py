@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import base_plus_ext, tarfile_samples
 
+from common.data.packing import read_manifest
 from common.data.transforms import Transform, to_batch
 from common.tokenizer import Tokenizer
 
@@ -65,15 +66,18 @@ def count_samples(urls: Sequence[str]) -> list[Shard]:
 
     A remote shard has no manifest beside it; its number stays None.
     """
-    manifests = {}
-    for folder in {Path(url).parent for url in urls if ":" not in url}:
-        file = folder / "manifest.json"
-        manifests[folder] = json.loads(file.read_text())["shards"] if file.is_file() else {}
     shards = []
+    found = manifests(urls)
     for url in urls:
-        entry = manifests.get(Path(url).parent, {}).get(Path(url).name)
+        entry = found.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name)
         shards.append(Shard(url, entry["samples"] if entry else None if ":" in url else _count_headers(url)))
     return shards
+
+
+def manifests(urls: Sequence[str]) -> dict[Path, dict[str, Any]]:
+    """The manifest of every folder of local shards that has one."""
+    folders = {Path(url).parent for url in urls if ":" not in url}
+    return {folder: manifest for folder in sorted(folders) if (manifest := read_manifest(folder)) is not None}
 
 
 def _count_headers(path: str) -> int:
