@@ -109,7 +109,7 @@ def test_the_random_view_depends_on_epoch_and_key_alone(tmp_path, module):
 
     def pictures(epoch, **options):
         loader = module(pattern, **options).train_dataloader()
-        loader.source.set_epoch(epoch)
+        loader.source.set_position(epoch)
         batches = iter(loader.source)
         return {key: image for batch in batches for key, image in zip(batch["key"], batch["image"], strict=True)}
 
