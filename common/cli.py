@@ -10,7 +10,7 @@ import importlib.resources
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
@@ -99,9 +99,10 @@ def _run(argv: list[str]) -> int:
         sys.path.append(os.getcwd())
         return _train(arguments)
     except ValueError as error:
-        if os.environ.get("EFFCLIP_DEBUG") or not _raised_here(error):
+        ours = next(filter(_raised_here, _causes(error)), None)
+        if os.environ.get("EFFCLIP_DEBUG") or ours is None:
             raise
-        print(f"lightning: error: {error}", file=sys.stderr)
+        print(f"lightning: error: {ours}", file=sys.stderr)
         return 1
 
 
@@ -116,6 +117,13 @@ def _train(arguments: list[str]) -> int:
         # Lightning stops in good order and would report success; a scheduler must see that it was stopped.
         return SIGTERM_EXIT_CODE
     return 0
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from: the parser wraps what the constructor of the data says."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -343,6 +343,11 @@ class EmbeddedDataModule(ShardDataModule):
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(task, ("test",)):
             pack(split, self.root)
 
+    @property
+    def splits(self) -> list[str]:
+        """All splits; each is packed when its shards are asked for."""
+        return list(SPLITS)
+
     def shard_urls(self, split: str) -> list[str]:
         """Paths of a split's shards, packed now where they are missing. ValueError: no such split."""
         return [str(path) for path in sorted(pack(split, self.root).glob("*.tar"))]

@@ -181,6 +181,11 @@ class ShardDataModule(LightningDataModule):
                 f"them, or say that you train on these: --data.train_num_samples {samples}"
             )
 
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have shards."""
+        return list(self._urls)
+
     def shard_urls(self, split: str) -> list[str]:
         """Paths or URLs of a split's shards. ValueError: there is no such split."""
         if split not in self._urls:
