@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test smoke data retrain reproduce speed report \
+.PHONY: help setup lint test smoke data data-check retrain reproduce speed report \
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
 	reproduce-waveclip-fig4
 
@@ -21,7 +21,7 @@ help: ## explain every target and variable
 ## = IMAGENET=DIR     ImageNet's val folder: fills the accuracies of paper scale
 ## = WEIGHTS=DIR      one weights file per row of the table, for the same
 ## = ONLY=NAME        retrain this run alone
-## = CONFIG=FILE      an overlay on the recipes of retrain
+## = CONFIG=FILE      the recipe of data-check, or an overlay on the recipes of retrain
 ## = EFFCLIP_RUNS=DIR run directories and caches (default runs)
 ## = PYTHON, VENV     the Python that makes the environment (python3), and where it is made (.venv)
 
@@ -30,7 +30,7 @@ setup: $(READY) ## make the environment with everything the other targets need
 # The stamp is written last, so that an interrupted installation is done again.
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -e '.[dev,embedded]'
+	$(PY) -m pip install -e '.[dev,embedded,data]'
 	touch $@
 
 lint: $(READY) ## ruff's rules and formatting
@@ -45,6 +45,9 @@ smoke: $(READY) ## every benchmark at its smallest, in one process
 
 data: $(READY) ## draw and pack the embedded benchmark's pictures now (otherwise on first use)
 	$(PY) -m common.data.embedded
+
+data-check: $(READY) ## is a recipe's data all there? (CONFIG=FILE.yaml; exit code 1 when something is wrong)
+	$(PY) -m common.data.check $(CONFIG)
 
 retrain: $(READY) ## train the embedded models again (ONLY=NAME for one; resumes, skips what is finished)
 	$(PY) -m benchmarks retrain

@@ -11,7 +11,7 @@ import importlib.resources
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
@@ -103,9 +103,10 @@ def _answered(call: Callable[[], int]) -> int:
     try:
         return call()
     except ValueError as error:
-        if os.environ.get("EFFCLIP_DEBUG") or not _raised_here(error):
+        ours = next(filter(_raised_here, _causes(error)), None)
+        if os.environ.get("EFFCLIP_DEBUG") or ours is None:
             raise
-        print(f"lightning: error: {error}", file=sys.stderr)
+        print(f"lightning: error: {ours}", file=sys.stderr)
         return 1
 
 
@@ -123,6 +124,13 @@ def _train(argv: list[str]) -> int:
         # Lightning stops in good order and would report success; a scheduler must see that it was stopped.
         return SIGTERM_EXIT_CODE
     return 0
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from: the parser wraps what the constructor of the data says."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -38,6 +38,11 @@ class RecipeCLI(LightningCLI):
             args=self._arguments,
         )
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the data be built before the model: missing data is said before weights are fetched."""
+        super().add_core_arguments_to_parser(parser)
+        parser._actions.sort(key=lambda action: action.dest == "model")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parse `args`, which always come from `main`, without the base class's warning about sys.argv."""
         self.config = parser.parse_args(args)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import webdataset
 from PIL import Image
 
 from common.clip import CLIP
+from common.data.packing import write_manifest, write_tar
 
 TINY_CAPTIONS = tuple(f"a {colour} {animal}" for colour in ("red", "green", "blue") for animal in ("cat", "dog"))
 """Six captions that the tiny CLIP's vocabulary can spell."""
@@ -42,18 +42,20 @@ def write_shards(
 
     members: what another extension, or ``jpg`` and ``txt`` themselves, hold for the n-th sample (None:
         it has no such member). Keys are ``s<shard>-<sample>``.
-    manifest: write ``manifest.json`` with the number of samples beside them.
+    manifest: write ``manifest.json`` beside them.
     """
+
+    def sample(shard: int, place: int) -> dict[str, bytes | str]:
+        number = shard * samples + place
+        entry = {"jpg": jpeg(number), "txt": f"picture number {number}".encode()}
+        entry |= {name: make(number) for name, make in members.items()}
+        return {"__key__": f"s{shard}-{place}"} | {name: value for name, value in entry.items() if value is not None}
+
     folder.mkdir(parents=True, exist_ok=True)
+    entries = {}
     for shard in range(shards):
-        with webdataset.TarWriter(str(folder / f"{shard:03d}.tar"), encoder=False, mtime=0) as tar:
-            for sample in range(samples):
-                number = shard * samples + sample
-                entry = {"jpg": jpeg(number), "txt": f"picture number {number}".encode()}
-                entry |= {name: make(number) for name, make in members.items()}
-                entry = {name: value for name, value in entry.items() if value is not None}
-                tar.write({"__key__": f"s{shard}-{sample}", **entry})
+        name = f"{shard:03d}.tar"
+        entries[name] = write_tar(folder / name, (sample(shard, place) for place in range(samples)))
     if manifest:
-        entries = {f"{shard:03d}.tar": {"samples": samples, "sha256": ""} for shard in range(shards)}
-        (folder / "manifest.json").write_text(json.dumps({"samples": shards * samples, "shards": entries}))
+        write_manifest(folder, entries, "noise")
     return f"{folder}/{{000..{shards - 1:03d}}}.tar"

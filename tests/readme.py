@@ -1,4 +1,4 @@
-"""The README's commands: which blocks it has, and (as `python tests/readme.py`) running them.
+"""The commands of README.md and docs/*.md: their blocks, and (as `python tests/readme.py`) running them.
 
 A fenced `bash` block is to be run as it stands, unless the line before it (blank lines aside) is a comment
 such as `<!-- needs: network, gpu -->`.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {"network", "data", "gpu", "time"}
 
 _BLOCK = re.compile(
@@ -45,11 +46,10 @@ def blocks(text: str) -> list[Block]:
 def main() -> int:
     """Run every block that needs nothing special from the checkout's root; 1 if any failed."""
     failed = 0
-    for block in blocks((ROOT / "README.md").read_text()):
-        if block.needs:
-            continue
+    runnable = [(page, block) for page in PAGES for block in blocks(page.read_text()) if not block.needs]
+    for page, block in runnable:
         start = time.monotonic()
-        print(f"--- README:\n{block.script}", flush=True)
+        print(f"--- {page.name}:\n{block.script}", flush=True)
         code = subprocess.run(["bash", "-euo", "pipefail", "-c", block.script], cwd=ROOT, env=os.environ).returncode
         print(f"--- exit code {code} after {time.monotonic() - start:.0f} s", flush=True)
         failed += code != 0

@@ -1,15 +1,15 @@
-"""README commands name what exists, and the house rules that a machine can check hold."""
+"""The commands of README and docs name what exists, and the house rules that a machine can check hold."""
 
 import ast
+import importlib.util
 import re
 import shlex
 
 import pytest
 
 from common.cli import SUBCOMMANDS, main
-from tests.readme import NEEDS, ROOT, blocks
+from tests.readme import NEEDS, PAGES, ROOT, blocks
 
-README = ROOT / "README.md"
 FOLDERS = ("common", "waveclip", "mlip", "patchrank", "benchmarks", "tests")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 MAKE_TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
@@ -31,26 +31,30 @@ def _words(command: str) -> list[str]:
     return [word for word in shlex.split(command) if not ASSIGNMENT.fullmatch(word)]
 
 
-def test_every_readme_command_names_what_exists():
-    readme_blocks = blocks(README.read_text())
-    assert any(not block.needs for block in readme_blocks), "the README shows nothing that CI runs"
-    for block in readme_blocks:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_names_what_exists(page):
+    page_blocks = blocks(page.read_text())
+    assert any(not block.needs for block in page_blocks), f"{page.name} shows nothing that CI runs"
+    for block in page_blocks:
         assert block.needs <= NEEDS, f"unknown need in {sorted(block.needs)}; one of {sorted(NEEDS)}"
         for command in block.commands():
             words = _words(command)
             if words[:1] == ["make"]:
                 targets = [word for word in words[1:] if not word.startswith("-")]
-                assert set(targets) <= MAKE_TARGETS, f"the README's {command!r} is not in the Makefile"
+                assert set(targets) <= MAKE_TARGETS, f"{command!r} is not in the Makefile"
+            if words[:2] == ["python", "-m"]:
+                assert importlib.util.find_spec(words[2]), f"{command!r} names no module"
             if words[0] in ("lightning", "effclip") and words[1] in SUBCOMMANDS:
                 with pytest.raises(SystemExit) as stop:
                     main([*words[1:], "--print_config"])
-                assert stop.value.code in (0, None), f"the README's {command!r} is not accepted"
+                assert stop.value.code in (0, None), f"{command!r} is not accepted"
 
 
 def test_blocks_that_ci_runs_do_not_install():
-    for block in blocks(README.read_text()):
-        installs = re.search(r"git clone|make setup|pip install", block.script)
-        assert block.needs or not installs, f"needs the network, so mark it:\n{block.script}"
+    for page in PAGES:
+        for block in blocks(page.read_text()):
+            installs = re.search(r"git clone|make setup|pip install", block.script)
+            assert block.needs or not installs, f"needs the network, so mark it:\n{block.script}"
 
 
 def test_make_help_explains_every_target():

@@ -19,7 +19,6 @@ import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import date
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
@@ -27,8 +26,8 @@ from random import Random
 
 from PIL import Image
 from rich.progress import track
-from webdataset import TarWriter
 
+from common.data.packing import Entry, write_manifest, write_tar
 from common.data.shards import ShardDataModule
 from common.data.transforms import Transform, center_view, random_view
 from common.paths import runs_directory
@@ -269,17 +268,18 @@ def recipe_hash() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _write_shard(job: tuple[str, Path, list[int]]) -> dict[str, int | str]:
+def _sample(split: str, index: int) -> dict[str, str | bytes]:
+    drawn, caption = scene(split, index)
+    jpeg = io.BytesIO()
+    drawn.render().save(jpeg, "JPEG", quality=RECIPE["quality"], subsampling=0)
+    facts = json.dumps(drawn.facts())
+    key = f"{split}-{index:06d}"
+    return {"__key__": key, "jpg": jpeg.getvalue(), "txt": caption.encode(), "json": facts.encode()}
+
+
+def _write_shard(job: tuple[str, Path, list[int]]) -> Entry:
     split, path, pictures = job
-    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-        for index in pictures:
-            drawn, caption = scene(split, index)
-            jpeg = io.BytesIO()
-            drawn.render().save(jpeg, "JPEG", quality=RECIPE["quality"], subsampling=0)
-            facts = json.dumps(drawn.facts())
-            key = f"{split}-{index:06d}"
-            tar.write({"__key__": key, "jpg": jpeg.getvalue(), "txt": caption.encode(), "json": facts.encode()})
-    return {"samples": len(pictures), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return write_tar(path, (_sample(split, index) for index in pictures))
 
 
 def pack(split: str, root: Path | None = None) -> Path:
@@ -295,13 +295,8 @@ def pack(split: str, root: Path | None = None) -> Path:
     try:
         with ProcessPoolExecutor() as pool:
             entries = list(track(pool.map(_write_shard, jobs), f"packing {split} ({len(pictures)})", len(jobs)))
-        manifest = {
-            "source": "Twemoji, CC-BY 4.0",
-            "date": date.today().isoformat(),
-            "samples": len(pictures),
-            "shards": {job[1].name: entry for job, entry in zip(jobs, entries, strict=True)},
-        }
-        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        shards = {job[1].name: entry for job, entry in zip(jobs, entries, strict=True)}
+        write_manifest(unfinished, shards, "Twemoji, CC-BY 4.0")
         unfinished.rename(folder)
     except OSError:
         if not folder.exists():  # otherwise another process was faster, and its shards are equal
@@ -350,6 +345,11 @@ class EmbeddedDataModule(ShardDataModule):
         task = self.trainer.state.fn.value if self.trainer else "fit"
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(task, ("test",)):
             pack(split, self.root)
+
+    @property
+    def splits(self) -> list[str]:
+        """All splits; each is packed when its shards are asked for."""
+        return list(SPLITS)
 
     def shard_urls(self, split: str) -> list[str]:
         """Paths of a split's shards, packed now where they are missing. ValueError: no such split."""

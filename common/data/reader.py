@@ -13,10 +13,13 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -28,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import base_plus_ext, tarfile_samples
 
+from common.data.packing import read_manifest
 from common.data.transforms import Transform, to_batch
 from common.tokenizer import Tokenizer
 
@@ -48,8 +52,11 @@ class Shard(NamedTuple):
 def expand(pattern: str, allow_pipe: bool = False) -> list[str]:
     """Paths and URLs of a pattern with ``{000..059}`` braces and ``${VARIABLES}``.
 
-    ValueError: a ``pipe:`` command that was not allowed, or local files that do not exist.
+    ValueError: a variable is not set, a ``pipe:`` command was not allowed, or local files do not exist.
     """
+    unset = [name for name in re.findall(r"\$\{(\w+)\}", pattern) if name not in os.environ]
+    if unset:
+        raise ValueError(f"{pattern!r}: set the environment variable {unset[0]} to the folder of the shards")
     urls = list(braceexpand(os.path.expanduser(os.path.expandvars(pattern))))
     if not allow_pipe and any(url.startswith("pipe:") for url in urls):
         raise ValueError(f"{pattern!r} runs a shell command; set allow_pipe: true if you trust this configuration")
@@ -65,15 +72,18 @@ def count_samples(urls: Sequence[str]) -> list[Shard]:
 
     A remote shard has no manifest beside it; its number stays None.
     """
-    manifests = {}
-    for folder in {Path(url).parent for url in urls if ":" not in url}:
-        file = folder / "manifest.json"
-        manifests[folder] = json.loads(file.read_text())["shards"] if file.is_file() else {}
     shards = []
+    found = manifests(urls)
     for url in urls:
-        entry = manifests.get(Path(url).parent, {}).get(Path(url).name)
+        entry = found.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name)
         shards.append(Shard(url, entry["samples"] if entry else None if ":" in url else _count_headers(url)))
     return shards
+
+
+def manifests(urls: Sequence[str]) -> dict[Path, dict[str, Any]]:
+    """The manifest of every folder of local shards that has one."""
+    folders = {Path(url).parent for url in urls if ":" not in url}
+    return {folder: manifest for folder in sorted(folders) if (manifest := read_manifest(folder)) is not None}
 
 
 def _count_headers(path: str) -> int:
@@ -216,8 +226,10 @@ class ShardDataset(IterableDataset):
 
     Training (``batches`` given): each epoch permutes all shards by (seed, epoch), pads them by wrap-around
     to a multiple of the readers, and every reader delivers exactly ``batches`` full batches, starting over
-    in its shards where they hold too few. Evaluation (``batches`` None): every sample once, in order, the
-    last batch as it comes.
+    in its shards where they hold too few. A batch is the next ``batch_size`` samples of the undecoded stream;
+    a damaged one gives its place to a sound one of the same batch. So what a batch holds follows from its
+    number alone, and an epoch is continued after any batch without decoding what came before.
+    Evaluation (``batches`` None): every sample once, in order, the last batch as it comes.
     """
 
     def __init__(
@@ -237,11 +249,14 @@ class ShardDataset(IterableDataset):
         self.rank, self.world, self.seed = rank, world, seed
         self.shuffle_buffer, self.max_damaged = shuffle_buffer, max_damaged
         # Shared memory: workers that outlive an epoch see the next one's number, under fork and spawn alike.
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self._position = torch.zeros(2, dtype=torch.long).share_memory_()
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration delivers, in this process and in all its workers."""
-        self._epoch.fill_(epoch)
+    def set_position(self, epoch: int, done: int = 0) -> None:
+        """The epoch that the next iteration delivers, in this process and in all its workers.
+
+        done: batches of that epoch, over all workers of this rank, that are left out because they were delivered.
+        """
+        self._position.copy_(torch.tensor([epoch, done]))
 
     def reader_shards(self, epoch: int, worker: int, workers: int) -> list[Shard]:
         """The shards of one worker of this rank, in reading order."""
@@ -254,23 +269,30 @@ class ShardDataset(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Tensor | list[str]]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        epoch = int(self._epoch)
+        epoch, done = self._position.tolist()
+        # Workers deliver in turn, the first one first: it takes the part of the one whose turn it would be.
+        worker = (worker + done) % workers
+        number = (done - worker + workers - 1) // workers  # batches that this part had delivered
         damage = Damage(self.max_damaged)
-        samples: list[dict[str, Any]] = []
-        delivered = 0
-        for raw in self._raw(epoch, worker, workers, damage):
-            try:
-                samples.append(self.decoder(raw, Random(f"{self.seed}/{epoch}/{raw['__key__']}")))
-            except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-                damage.add(raw["__key__"], error)
-            if len(samples) == self.batch_size:
+        raw = self._raw(epoch, worker, workers, damage)
+        deque(islice(raw, number * self.batch_size), maxlen=0)
+        while number != self.batches and (window := list(islice(raw, self.batch_size))):
+            samples = [sample for entry in window if (sample := self._decode(entry, epoch, damage)) is not None]
+            if self.batches is not None and len(samples) < len(window):
+                if not samples:
+                    raise ValueError(f"all {len(window)} samples of a batch are damaged, last {damage.last}")
+                samples = [samples[place % len(samples)] for place in range(len(window))]
+            if samples:
                 yield collate(samples)
-                samples, delivered = [], delivered + 1
-                if delivered == self.batches:
-                    break
+            number += 1
         damage.check()
-        if samples:
-            yield collate(samples)
+
+    def _decode(self, raw: dict[str, Any], epoch: int, damage: Damage) -> dict[str, Any] | None:
+        try:
+            return self.decoder(raw, Random(f"{self.seed}/{epoch}/{raw['__key__']}"))
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            damage.add(raw["__key__"], error)
+            return None
 
     def _raw(self, epoch: int, worker: int, workers: int, damage: Damage) -> Iterator[dict[str, Any]]:
         shards = self.reader_shards(epoch, worker, workers)

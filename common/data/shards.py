@@ -6,22 +6,24 @@ Shapes: B samples, T tokens, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from common.clip import load_architecture
-from common.data.reader import Decoder, Shard, ShardDataset, count_samples, expand
+from common.data.reader import Decoder, Shard, ShardDataset, count_samples, expand, manifests
 from common.data.transforms import Transform, eval_transform, train_transform
 from common.tokenizer import Tokenizer
 
 
 class ShardLoader:
-    """Iterates over a ShardDataset in worker processes and knows its length.
+    """Iterates over a ShardDataset in worker processes, knows its length, and goes on where a trainer stopped.
 
-    epoch: gives the number of the epoch that an iteration belongs to; without it iterations are counted.
+    progress: gives (epoch, batches of it that are done) when an iteration begins; without it iterations count.
     length: batches of one iteration over all workers; None (remote shards of unknown size): ``len`` fails.
 
     It wraps a DataLoader instead of being one, because Lightning may take a DataLoader apart and rebuild it.
@@ -33,10 +35,10 @@ class ShardLoader:
         dataset: ShardDataset,
         num_workers: int,
         length: int | None,
-        epoch: Callable[[], int] | None = None,
+        progress: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
         self.source, self.length = dataset, length
-        self._epoch = epoch
+        self._progress = progress
         self._iterations = 0
         self._loader = DataLoader(
             dataset,
@@ -52,9 +54,32 @@ class ShardLoader:
         return self.length
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.source.set_epoch(self._iterations if self._epoch is None else self._epoch())
+        # A generator, so that this runs at the first batch: a resumed trainer asks for an iterator too early,
+        # before its counters stand where the run goes on.
+        self.source.set_position(*(self._progress() if self._progress else (self._iterations, 0)))
         self._iterations += 1
-        return iter(self._loader)
+        yield from self._loader
+
+    def state_dict(self) -> dict[str, int]:
+        """What the order of the samples depends on; the place in it is the trainer's own count of batches.
+
+        Lightning keeps it in the checkpoint and gives it back to ``load_state_dict``.
+        """
+        source = self.source
+        state = {"shards": len(source.shards), "batch_size": source.batch_size, "seed": source.seed}
+        return {**state, "processes": source.world, "workers": self._loader.num_workers}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Warn where a run goes on in another order than it began in."""
+        now = self.state_dict()
+        changed = [
+            f"{name} was {state[name]}, is {now[name]}" for name in now if state.get(name, now[name]) != now[name]
+        ]
+        if changed:
+            rank_zero_warn(
+                f"{'; '.join(changed)}: this epoch goes on in another order, so some of its samples come twice "
+                "and others not at all; from the next epoch on every sample comes once"
+            )
 
 
 class ShardDataModule(LightningDataModule):
@@ -67,7 +92,9 @@ class ShardDataModule(LightningDataModule):
         architecture: open_clip model name or ``.json`` file, for picture size, context length and vocabulary.
         batch_size: Pairs per batch on each device.
         num_workers: Worker processes per device; 0 reads in the training process.
-        train_num_samples: Training pairs in all shards; needed where no ``manifest.json`` stands beside them.
+        train_num_samples: Training pairs that the recipe expects in all shards. Must be what ``manifest.json``
+            says where one stands beside them, and is taken as given where none does.
+        variant: Which of several data sets of one name is meant; must be what the manifest says.
         seed: Start of all randomness, together with epoch, rank, worker and key.
         shuffle_buffer: Undecoded samples per worker among which the next one is drawn.
         max_damaged: Fraction of damaged, incomplete or uncaptioned samples above which the run fails.
@@ -75,8 +102,9 @@ class ShardDataModule(LightningDataModule):
         captions: Whether samples have captions; False reads pictures and labels alone.
 
     A batch is {"image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key":
-    list[str]} and "label": long [B] where the shards carry labels. ValueError: missing shards, fewer shards
-    than readers, an unknown number of training samples, or less than one batch for a reader.
+    list[str]} and "label": long [B] where the shards carry labels. ValueError, at once: missing shards, or not
+    those that the recipe is about; with the first loader: fewer shards than readers, an unknown number of
+    training samples, or less than one batch for a reader.
     """
 
     def __init__(
@@ -89,6 +117,7 @@ class ShardDataModule(LightningDataModule):
         batch_size: int = 256,
         num_workers: int = 4,
         train_num_samples: int | None = None,
+        variant: str | None = None,
         seed: int = 0,
         shuffle_buffer: int = 1000,
         max_damaged: float = 0.01,
@@ -106,9 +135,56 @@ class ShardDataModule(LightningDataModule):
         self.tokenizer = Tokenizer(text["context_length"], text.get("vocabulary"))
         self.batch_size, self.num_workers, self.train_num_samples = batch_size, num_workers, train_num_samples
         self.seed, self.shuffle_buffer, self.max_damaged = seed, max(1, shuffle_buffer), max_damaged
-        self.captions = captions
+        self.captions, self.variant = captions, variant
         patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
-        self._urls = {split: expand(pattern, allow_pipe) for split, pattern in patterns.items() if pattern}
+        self._urls = self._find({split: pattern for split, pattern in patterns.items() if pattern}, allow_pipe)
+        self._compare_with_manifest(self._urls.get("train", []))
+
+    def _find(self, patterns: dict[str, str], allow_pipe: bool) -> dict[str, list[str]]:
+        found, missing = {}, []
+        for split, pattern in patterns.items():
+            try:
+                found[split] = expand(pattern, allow_pipe)
+            except ValueError as error:
+                missing.append(f"  {split}_shards: {error}")
+        if missing:
+            about = [f"variant {self.variant!r}"] if self.variant else []
+            about += [f"{self.train_num_samples:,} training samples"] if self.train_num_samples else []
+            raise ValueError(
+                f"the data of this recipe ({', '.join(about) or 'WebDataset shards'}) cannot be read:\n"
+                + "\n".join(missing)
+                + "\ndocs/data.md says how to get the usual sets and how to pack your own"
+            )
+        return found
+
+    def _compare_with_manifest(self, urls: list[str]) -> None:
+        found = manifests(urls)
+        wrong = {str(folder): about.get("variant") for folder, about in found.items()}
+        wrong = {folder: variant for folder, variant in wrong.items() if self.variant not in (None, variant)}
+        if wrong:
+            raise ValueError(
+                f"the recipe is about variant {self.variant!r}, but the manifests say {wrong}; give the right shards, "
+                "or --data.variant if their results shall stand under that name"
+            )
+        entries = [found.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name) for url in urls]
+        if not entries or None in entries:
+            if self.variant is not None and urls:
+                rank_zero_warn(
+                    f"no manifest.json names all training shards, so that they are variant {self.variant!r} and hold "
+                    f"{self.train_num_samples} samples is not verified; python -m common.data.write_shards writes one"
+                )
+            return
+        samples = sum(entry["samples"] for entry in entries)
+        if self.train_num_samples not in (None, samples):
+            raise ValueError(
+                f"the recipe expects {self.train_num_samples} training samples, the shards hold {samples}; complete "
+                f"them, or say that you train on these: --data.train_num_samples {samples}"
+            )
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have shards."""
+        return list(self._urls)
 
     def shard_urls(self, split: str) -> list[str]:
         """Paths or URLs of a split's shards. ValueError: there is no such split."""
@@ -155,8 +231,13 @@ class ShardDataModule(LightningDataModule):
             max_damaged=self.max_damaged,
         )
         length = dataset.batches * workers if train else self._eval_batches(dataset, workers)
-        epoch = (lambda: trainer.current_epoch) if train and trainer else None
-        return ShardLoader(dataset, self.num_workers, length, epoch)
+        return ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
+
+    def _progress(self) -> tuple[int, int]:
+        # Batches whose optimiser step is done, over the whole run: what workers prefetched, and a batch that an
+        # exception interrupted, are not among them.
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return divmod(done, self.trainer.num_training_batches)
 
     def _train_batches(self, shards: list[Shard], readers: int) -> int:
         """Full batches of one reader in one epoch: its share of the padded shards, at their mean size."""

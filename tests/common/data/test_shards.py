@@ -88,6 +88,32 @@ def test_spawned_workers_keep_their_rank(tmp_path, module):
     assert sorted(keys(batches)) == ["s1-0", "s1-1", "s3-0", "s3-1"]
 
 
+class Keys(lightning.LightningModule):
+    """Writes down the keys that a rank was given."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.keys = folder, []
+
+    def validation_step(self, batch, batch_idx):
+        self.keys += batch["key"]
+
+    def on_validation_epoch_end(self):
+        (self.folder / f"{self.global_rank}.json").write_text(json.dumps(self.keys))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_processes_read_every_sample_exactly_once(tmp_path, module, workers):
+    data = module(val=write_shards(tmp_path / "val", 5, 3), num_workers=workers)
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp_fork", logger=False, enable_progress_bar=False
+    )
+    trainer.validate(Keys(tmp_path), data, verbose=False)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(keys) for keys in found] == [9, 6]
+    assert sorted(found[0] + found[1]) == sorted(f"s{shard}-{sample}" for shard in range(5) for sample in range(3))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_length_is_true_and_epochs_differ_but_repeat(tmp_path, module, workers):
     pattern = write_shards(tmp_path / "train", 5, 7, manifest=True)
@@ -109,7 +135,7 @@ def test_the_random_view_depends_on_epoch_and_key_alone(tmp_path, module):
 
     def pictures(epoch, **options):
         loader = module(pattern, **options).train_dataloader()
-        loader.source.set_epoch(epoch)
+        loader.source.set_position(epoch)
         batches = iter(loader.source)
         return {key: image for batch in batches for key, image in zip(batch["key"], batch["image"], strict=True)}
 
@@ -291,6 +317,20 @@ def test_shards_without_samples_do_not_loop_forever(tmp_path, module):
     pattern = write_shards(tmp_path / "train", 1, 0)
     with pytest.raises(ValueError, match="no sample in 1 shards"):
         list(module(pattern, train_num_samples=8).train_dataloader())
+
+
+def test_a_damaged_sample_does_not_move_the_others_in_training(tmp_path, module):
+    def batches(name, **damage):
+        pattern = write_shards(tmp_path / name, 2, 6, manifest=True, **damage)
+        return [batch["key"] for batch in module(pattern, max_damaged=0.2).train_dataloader()]
+
+    sound, damaged = batches("sound"), batches("damaged", txt=lambda n: b"" if n == 3 else b"a cat")
+    assert len(damaged) == len(sound) == 3
+    for before, after in zip(sound, damaged, strict=True):
+        kept = [key for key in before if key != "s0-3"]
+        assert after == (kept + kept)[:4]
+    with pytest.raises(ValueError, match="all 4 samples of a batch are damaged"):
+        batches("all", txt=lambda n: b"")
 
 
 def test_damage_is_judged_by_its_fraction():

@@ -1,0 +1,177 @@
+"""Is a recipe's data all there? ``python -m common.data.check FILE.yaml`` (``make data-check CONFIG=FILE.yaml``).
+
+Prints, for every split, the shards, the samples and how both agree with the manifest, and draws a sheet of
+samples as the model sees them. The exit code is 1 when something is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import yaml
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
+from PIL import Image, ImageDraw
+from rich.progress import track
+
+from common.cli import resolve_configs
+from common.data.packing import MANIFEST, digest
+from common.data.reader import Damage, Decoder, Shard, manifests, read_shard
+from common.data.shards import ShardDataModule
+from common.paths import runs_directory
+
+SMALL = 2**31  # bytes of a split that are read in full without being asked to
+COLUMNS, ROWS, TILE, TEXT = 6, 4, 160, 44  # a sheet: tiles across and down, pixels of a picture and of its caption
+
+
+def load_data(configs: Sequence[str], overrides: Sequence[str] = ()) -> ShardDataModule:
+    """The data module that recipes describe, later ones over earlier ones; ``overrides``: ``--data.KEY VALUE``.
+
+    ValueError: no recipe, no shards in it, or what the module's constructor says is missing.
+    """
+    sections = []
+    for config in configs:
+        recipe = yaml.safe_load(Path(resolve_configs(["-c", config])[1]).read_text())
+        if not isinstance(recipe, dict):
+            raise ValueError(f"{config} is not a recipe: it has no keys")
+        sections += [f"--data={json.dumps(recipe['data'])}"] if recipe.get("data") else []
+    if not sections:
+        raise ValueError(f"{', '.join(configs)}: no data section; give the recipe, not only an overlay")
+    parser = ArgumentParser(prog="check")
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    data = parser.instantiate_classes(parser.parse_args([*sections, *overrides])).data
+    if not isinstance(data, ShardDataModule):
+        raise ValueError(f"{type(data).__name__} does not read shards; there is nothing to check here")
+    return data
+
+
+def compare(urls: Sequence[str], verify: bool | None = None) -> tuple[int, list[str], list[str]]:
+    """(samples, remarks, problems) of shards against the manifests beside them.
+
+    verify: whether every byte is read (sha256, or the tar itself where no manifest names it); None: where it
+        is 2 GB or less.
+    """
+    local = [Path(url) for url in urls if ":" not in url]
+    remarks = [f"{len(urls) - len(local)} remote shards are not looked at"] if len(local) < len(urls) else []
+    problems = [f"{path} is missing" for path in local if not path.is_file()]
+    local = [path for path in local if path.is_file()]
+    if verify is None:
+        verify = sum(path.stat().st_size for path in local) <= SMALL
+    found = manifests([str(path) for path in local])
+    for folder, about in found.items():
+        variant = f" ({about['variant']})" if "variant" in about else ""
+        remarks.append(f"{folder}: {about.get('source')}{variant}, {about.get('date')}")
+    remarks += [f"{folder}: no {MANIFEST}" for folder in sorted({path.parent for path in local} - set(found))]
+    for folder, about in found.items():
+        unused = sorted(set(about["shards"]) - {path.name for path in local if path.parent == folder})
+        remarks += [f"{folder}: {len(unused)} more shards in the manifest, first {unused[0]}"] if unused else []
+        problems += [f"{folder / name} is missing" for name in unused if not (folder / name).is_file()]
+    remarks.append("every byte read" if verify else "sizes compared, contents not read (--verify does)")
+
+    def one(path: Path) -> tuple[int, str]:
+        entry = found.get(path.parent, {"shards": {}})["shards"].get(path.name)
+        return _against_entry(path, entry, verify) if entry else _without_entry(path, path.parent in found, verify)
+
+    with ThreadPoolExecutor() as pool:
+        results = list(track(pool.map(one, local), "comparing", len(local)))
+    problems += [problem for _, problem in results if problem]
+    return sum(samples for samples, _ in results), remarks, problems
+
+
+def _against_entry(path: Path, entry: dict[str, Any], verify: bool) -> tuple[int, str]:
+    size = path.stat().st_size
+    if size != entry.get("bytes", size):
+        return entry["samples"], f"{path} has {size} bytes, the manifest says {entry['bytes']}"
+    if verify and digest(path)["sha256"] != entry["sha256"]:
+        return entry["samples"], f"{path}: its sha256 is not the manifest's, so its contents have changed"
+    return entry["samples"], ""
+
+
+def _without_entry(path: Path, listed: bool, verify: bool) -> tuple[int, str]:
+    damage = Damage(limit=1.0)
+    samples = sum(1 for _ in read_shard(Shard(str(path), None), damage)) if verify else 0
+    if damage.bad:
+        return samples, f"damaged: {damage.last}"
+    return samples, f"{path} is not in the manifest beside it" if listed else ""
+
+
+def draw_sheet(data: ShardDataModule, urls: Sequence[str], file: Path) -> list[str]:
+    """Write a PNG of samples from all over the shards, as the model sees them; gives what could not be decoded."""
+    decoder = Decoder(data.picture_transform(False), data.tokenizer, data.captions)
+    sheet = Image.new("RGB", (COLUMNS * TILE, ROWS * (TILE + TEXT)), "white")
+    draw, problems = ImageDraw.Draw(sheet), []
+    for place, raw in enumerate(islice(_spread(urls, COLUMNS * ROWS), COLUMNS * ROWS)):
+        x, y = place % COLUMNS * TILE, place // COLUMNS * (TILE + TEXT)
+        try:
+            sample = decoder(raw, Random(0))
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            problems.append(f"sample {raw['__key__']}: {error}")
+            continue
+        sheet.paste(Image.fromarray(np.asarray(sample["image"])).resize((TILE - 4, TILE - 4)), (x + 2, y + 2))
+        words = raw["txt"].decode() if data.captions else f"label {sample.get('label')}"
+        lines = textwrap.wrap(words.encode("ascii", "replace").decode(), 25)[:3]  # all that PIL's own font is sure of
+        draw.multiline_text((x + 3, y + TILE), "\n".join(lines), fill="black", spacing=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(file)
+    return problems
+
+
+def _spread(urls: Sequence[str], number: int) -> Iterator[dict[str, Any]]:
+    """At least ``number`` samples, where there are as many, a few from each of shards spread over the list."""
+    chosen = list(urls)[:: max(1, len(urls) // number)]
+    each = -(-number // max(1, len(chosen)))
+    for url in chosen:
+        yield from islice(read_shard(Shard(url, None), Damage(limit=1.0)), each)
+
+
+def check(data: ShardDataModule, folder: Path, verify: bool | None = None) -> bool:
+    """Print what there is of every split and draw its sheet into ``folder``; whether nothing is wrong."""
+    sound = bool(data.splits)
+    for split in data.splits:
+        urls = data.shard_urls(split)
+        samples, remarks, problems = compare(urls, verify)
+        sheet = folder / f"{split}.png"
+        problems += draw_sheet(data, [url for url in urls if ":" in url or Path(url).is_file()], sheet)
+        print(f"{split}: {len(urls)} shards, {samples or 'an unknown number of'} samples")
+        print(*(f"  {remark}" for remark in [*remarks, f"samples to look at: {sheet}"]), sep="\n")
+        print(*(f"  WRONG: {problem}\n" for problem in problems), sep="", end="")
+        sound = sound and not problems
+    print("all there" if sound else "something is wrong: see above" if data.splits else "the recipe names no shards")
+    return sound
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 all there, 1 something is missing or wrong, 2 wrong usage (SystemExit)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m common.data.check",
+        description="Compare a recipe's shards with their manifests and draw a sheet of samples.",
+        epilog="Settings of the data may follow, as for lightning fit: --data.root FOLDER",
+    )
+    parser.add_argument("config", nargs="+", help="the recipe, and overlays on it")
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        help="read every byte and compare sha256 (default: for splits of at most 2 GB)",
+    )
+    args, overrides = parser.parse_known_args(argv)
+    try:
+        data = load_data(args.config, overrides)
+        sound = check(data, runs_directory() / "data-check" / Path(args.config[0]).stem, args.verify)
+    except ValueError as error:
+        print(f"data-check: error: {error}", file=sys.stderr)
+        return 1
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Shards and their manifest on disk: each written by one process, complete or not at all.
+
+A manifest is {"source", "date", ..., "samples", "shards": {name: {"samples", "bytes", "sha256"}}}, in
+``manifest.json`` beside the shards. It is written last, so where it stands the set is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from datetime import date
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+from webdataset import TarWriter
+
+MANIFEST = "manifest.json"
+RECORDS = ".finished"  # one record per finished shard, until the manifest takes their place
+
+Entry = dict[str, Any]
+Reject = tuple[str, str]
+"""What was left out, and why."""
+
+
+def digest(path: Path) -> Entry:
+    """{"bytes": size, "sha256": hex} of a file."""
+    with open(path, "rb") as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_tar(path: Path, samples: Iterable[dict[str, Any]]) -> Entry:
+    """Write a shard, which has its name only once it is whole; gives its entry in the manifest.
+
+    samples: ``__key__`` and the bytes of each member. Equal samples give equal files.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    count = 0
+    try:
+        with open(unfinished, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+            for sample in samples:
+                tar.write(sample)
+                count += 1
+        entry = {"samples": count, **digest(unfinished)}
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return entry
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, which has its name only once it is whole."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+    unfinished.replace(path)
+
+
+def write_manifest(folder: Path, shards: Mapping[str, Entry], source: str, **facts: Any) -> None:
+    """Write ``manifest.json``; ``source`` and ``facts`` say what the samples are."""
+    samples = sum(entry["samples"] for entry in shards.values())
+    about = {"source": source, "date": date.today().isoformat(), **facts}
+    write_json(folder / MANIFEST, {**about, "samples": samples, "shards": dict(shards)})
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, None where there is none. ValueError: it cannot be read."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_text())
+        return {**manifest, "shards": dict(manifest["shards"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a manifest ({error!r}); remove it and write it again") from error
+
+
+def pack(
+    folder: Path,
+    jobs: Mapping[str, Any],
+    write: Callable[[Path, Any], tuple[Entry, list[Reject]]],
+    *,
+    plan: str,
+    most_rejected: int,
+    workers: int | None = None,
+) -> tuple[dict[str, Entry], list[Reject]]:
+    """Run ``write(folder / name, job)`` for every job in worker processes; gives all entries and rejects.
+
+    A finished shard leaves a record, and is passed over when a killed run is started again. The records go
+    when the caller has written the manifest (``forget_records``).
+
+    plan: a hash of all jobs; records of another plan are refused.
+    ValueError: those, or more than ``most_rejected`` rejects (the run stops there).
+    """
+    (folder / RECORDS).mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.tar.*"):
+        leftover.unlink()
+    records = {name: record for name in jobs if (record := _record(folder, name, plan))}
+    rejected = sum(len(record["rejected"]) for record in records.values())
+    pool = ProcessPoolExecutor(workers, initializer=_end_with_parent)
+    try:
+        futures: dict[Future, str] = {
+            pool.submit(_finish, write, folder, name, job, plan): name
+            for name, job in jobs.items()
+            if name not in records
+        }
+        for future in track(as_completed(futures), f"{len(futures)} of {len(jobs)} shards", len(futures)):
+            record = records[futures[future]] = future.result()
+            rejected += len(record["rejected"])
+            if rejected > most_rejected:
+                break
+    finally:
+        pool.shutdown(cancel_futures=True)
+    rejects = [(what, why) for name in jobs if name in records for what, why in records[name]["rejected"]]
+    if rejected > most_rejected:
+        what, why = rejects[-1]
+        raise ValueError(
+            f"{rejected} samples cannot be used, above the {most_rejected} that --max-rejected allows; "
+            f"last {what}: {why}; mend the source, or raise --max-rejected"
+        )
+    return {name: records[name]["entry"] for name in jobs}, rejects
+
+
+def forget_records(folder: Path) -> None:
+    """Remove the records of finished shards, which the manifest has replaced."""
+    for file in (folder / RECORDS).glob("*"):
+        file.unlink()
+    (folder / RECORDS).rmdir()
+
+
+def _record(folder: Path, name: str, plan: str) -> dict[str, Any] | None:
+    file = folder / RECORDS / f"{name}.json"
+    if not file.is_file():
+        return None
+    record = json.loads(file.read_text())
+    if record["plan"] != plan:
+        raise ValueError(
+            f"{folder} holds shards of an unfinished run over another source or with other options; finish that "
+            f"run with its own command, choose another folder, or remove {folder / RECORDS} to begin again"
+        )
+    path = folder / name
+    return record if path.is_file() and path.stat().st_size == record["entry"]["bytes"] else None
+
+
+def _finish(write: Callable, folder: Path, name: str, job: Any, plan: str) -> dict[str, Any]:
+    entry, rejected = write(folder / name, job)
+    record = {"plan": plan, "entry": entry, "rejected": rejected}
+    write_json(folder / RECORDS / f"{name}.json", record)
+    return record
+
+
+def _end_with_parent() -> None:
+    # A pool's workers outlive a parent that was killed, waiting for work for ever.
+    def wait() -> None:
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
