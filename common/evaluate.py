@@ -34,7 +34,15 @@ def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(prog="effclip evaluate", description=__doc__.splitlines()[0])
     add = command.add_argument
     add("--model", required=True, help="a weights file or folder of this suite, or an open_clip model name")
-    add("--data", required=True, help="the data set, such as embedded")
+    add(
+        "--data",
+        required=True,
+        help="embedded, a set of the catalogue (food101, or dtd@coop by that protocol), a folder with one folder a "
+        "class, or a .csv or .tsv with path and class",
+    )
+    add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
+    add("--captions", help="Karpathy's json file, for retrieval on flickr30k or coco")
+    add("--class-names", help="text file with one name a line, for a folder or table of your own")
     add("--tasks", default=TASKS[0], help=f"some of {','.join(TASKS)} (default %(default)s)")
     add("--split", help="default: the one that each task is reported on")
     add("--weights", help="for an open_clip name: one of its tags, or a local file")
@@ -65,13 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"--seeds {said.seeds} must be at least 1")
     import torch
 
-    from common.data.lookup import source
+    from common.data.lookup import Place, source
     from common.models import load_model
     from common.tasks import Settings
 
     device = said.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = Settings(said.batch_size, said.workers, device, said.dtype, said.limit)
-    sources = {task: source(said.data, task, said.split) for task in said.tasks}
+    said.place = Place(said.root, said.captions, said.class_names)
+    sources = {task: source(said.data, task, said.split, said.place) for task in said.tasks}
     quick_gelu = None if said.quick_gelu is None else said.quick_gelu == "yes"
     model = load_model(said.model, said.weights, quick_gelu, said.text_model)
     # All are planned before the first is run, so that a mistake in the last one costs nothing.
@@ -168,7 +177,8 @@ def _run(plan: Plan, model: Model, said: argparse.Namespace, settings: Settings)
         return tasks.zero_shot(model, plan.of, plan.templates, settings)
     if plan.task == "retrieval":
         return tasks.retrieval(model, plan.of, settings)
-    training = {part: source(said.data, "training", part) for part in splits_of(said.data, "training")}
+    parts = splits_of(said.data, "training")
+    training = {part: source(said.data, "training", part, said.place) for part in parts}
     return tasks.linear_probe(model, plan.of, training, said.shots, said.seeds, settings)
 
 

@@ -149,10 +149,3 @@ def fit_best(
         return found[strength], strength, tried
     both = tuple(map(torch.cat, zip(train, val, strict=True)))
     return fit(*both, strength, max_iterations=max_iterations), strength, tried
-
-
-def few_shot(labels: Tensor, shots: int, seed: int) -> Tensor:
-    """Places long [K] of at most ``shots`` random samples of each class among labels [M], drawn by ``seed``."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    shuffled = labels.cpu()[order]
-    return torch.cat([order[shuffled == label][:shots] for label in shuffled.unique()]).to(labels.device)

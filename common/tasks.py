@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from common.class_cache import cached_class_embeddings
 from common.data.lookup import Captioned, Labelled
+from common.data.sources import few_shot
 from common.evaluation import Accuracy, accuracy, wilson_interval
 from common.models import Model
-from common.probe import few_shot, fit_best
+from common.probe import fit_best
 from common.retrieval import ranks, recall
 from common.zeroshot import Template, embed_prompts
 
@@ -199,7 +200,7 @@ def _few(
     if counts.min() < shots:
         poorest = labels[counts.argmin()].item()
         raise ValueError(f"class {poorest} has {counts.min()} training samples, fewer than {shots} shots")
-    places = few_shot(train[1], shots, seed), few_shot(val[1], min(shots, 4), seed)
+    places = few_shot(train[1].tolist(), shots, seed), few_shot(val[1].tolist(), min(shots, 4), seed)
     return tuple(tuple(x[rows] for x in part) for part, rows in zip((train, val), places, strict=True))
 
 

@@ -8,9 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+from common.data import catalogue
+from common.data.catalogue import Entry
+from common.data.classification import classification_set, own_set
 from common.data.embedded import TEMPLATES, VIEW, EmbeddedDataModule, class_names, indices, recipe_hash, scene
+from common.data.pictures import PictureSet
+from common.data.pictures import loader as picture_loader
+from common.data.retrieval import retrieval_set
 from common.data.transforms import Transform, center_view
 from common.zeroshot import Template
 
@@ -20,15 +28,26 @@ Loader = Callable[[int, int, int], Iterable[Mapping[str, Any]]]
 Every picture comes once, normalised by CLIP's mean and deviation.
 """
 
-SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
-    "embedded": {
-        "zeroshot": ("test", "val", "unseen", "unseen-alone"),
-        "retrieval": ("retrieval",),
-        "linear-probe": ("test",),
-        "training": ("train", "val"),
-    },
+EMBEDDED: dict[str, tuple[str, ...]] = {
+    "zeroshot": ("test", "val", "unseen", "unseen-alone"),
+    "retrieval": ("retrieval",),
+    "linear-probe": ("test",),
+    "training": ("train", "val"),
 }
-"""Data set -> task -> its splits, the default one first; "training" is what a linear probe learns from."""
+"""The embedded benchmark's splits by task, the default one first; "training" is what a linear probe learns from."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data lies that the suite does not draw itself.
+
+    root: the folder that holds the catalogue's sets.  captions: Karpathy's file, for retrieval.
+    class_names: one name a line, for a user's own pictures (default: their folders' or the table's).
+    """
+
+    root: str | None = None
+    captions: str | None = None
+    class_names: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,24 +80,69 @@ class Captioned:
 
 
 def splits_of(name: str, task: str) -> tuple[str, ...]:
-    """The splits of a data set for a task, the default one first. ValueError: no such data, or not for this task."""
-    if name not in SPLITS:
-        raise ValueError(f"no data called {name!r}; there are {sorted(SPLITS)}")
-    if task not in SPLITS[name]:
-        raise ValueError(f"{name} has no pictures for {task!r}; it has them for {sorted(SPLITS[name])}")
-    return SPLITS[name][task]
+    """The splits of a data set for a task, the default one first.
 
-
-def source(name: str, task: str, split: str | None = None) -> Labelled | Captioned:
-    """The pictures of a split for a task of ``SPLITS`` (None: its default split), Captioned for "retrieval".
-
-    ValueError: no such data, task or split; it names those that there are.
+    name: "embedded", one of the catalogue, perhaps with its protocol ("dtd@coop"), or the path of a folder with
+    one folder a class, or of a .csv or .tsv table. ValueError: no such data, or not for this task.
     """
-    splits = splits_of(name, task)
+    tasks = EMBEDDED if name == "embedded" else _tasks(name)
+    if task not in tasks:
+        raise ValueError(f"{name} has no pictures for {task!r}; it has them for {sorted(tasks)}")
+    return tasks[task]
+
+
+def _tasks(name: str) -> dict[str, tuple[str, ...]]:
+    if Path(name).exists():
+        return {"zeroshot": ("all",)}
+    splits = sorted(_entry(name).splits, key=("test", "val", "train").index)
+    if _entry(name).task == "retrieval":
+        return {"retrieval": tuple(splits)}
+    tasks = {"zeroshot": tuple(splits), "linear-probe": ("test",)}
+    return tasks | {"training": tuple(split for split in ("train", "val") if split in splits)}
+
+
+def _entry(name: str) -> Entry:
+    known, _, protocol = name.partition("@")
+    if known not in catalogue.names():
+        raise ValueError(
+            f"no data called {name!r}, and no file or folder; there are embedded, {', '.join(catalogue.names())}"
+        )
+    return catalogue.entry(known, protocol or "mlip")
+
+
+def source(name: str, task: str, split: str | None = None, place: Place | None = None) -> Labelled | Captioned:
+    """The pictures of a split (None: the default one) for a task, Captioned for "retrieval"; see ``splits_of``.
+
+    place: where data of the catalogue lies. ValueError: no such data, task or split, with those that there are;
+    data that is missing or incomplete, and what to download.
+    """
+    splits, place = splits_of(name, task), place or Place()
     split = split or splits[0]
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r} for {task}; it has {list(splits)}")
-    return _embedded_captions(split) if task == "retrieval" else _embedded_classes(split)
+    if name == "embedded":
+        return _embedded_captions(split) if task == "retrieval" else _embedded_classes(split)
+    if Path(name).exists():
+        return _labelled(split, own_set(name, place.class_names))
+    entry = _entry(name)
+    if place.root is None:
+        raise ValueError(f"{entry.title}: give --root or set EFFCLIP_DATA to the folder with the data sets")
+    if task != "retrieval":
+        return _labelled(split, classification_set(entry, place.root, split))
+    if place.captions is None:
+        raise ValueError(f"{entry.title}: give --captions, the path of Karpathy's json file. It needs {entry.get}")
+    found = retrieval_set(entry, place.root, place.captions, split)
+    return Captioned(split, found.captions, partial(picture_loader, found), version=_version(found))
+
+
+def _labelled(split: str, found: PictureSet) -> Labelled:
+    loader = partial(picture_loader, found)
+    return Labelled(split, found.class_names, found.templates, found.metric, loader, version=_version(found))
+
+
+def _version(found: PictureSet) -> str:
+    """A hash of which pictures these are and of their labels."""
+    return sha256(repr((found.keys, found.labels)).encode()).hexdigest()[:16]
 
 
 class _Pictures(EmbeddedDataModule):

@@ -105,7 +105,7 @@ def test_other_settings_make_another_file(model, tmp_path):
             ["--tasks", "zeroshot,segments"],
             "no task 'segments'; the tasks are zeroshot, retrieval, linear-probe",
         ),
-        (["--data", "imagnet"], "no data called 'imagnet'; there are ['embedded'"),
+        (["--data", "imagnet"], "no data called 'imagnet', and no file or folder; there are embedded"),
         (["--split", "tset"], "no split 'tset' for zeroshot; it has ['test', "),
         (["--shots", "1,few"], "'few' is neither a number"),
         (["--seeds", "0"], "--seeds 0 must be at least 1"),

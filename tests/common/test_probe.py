@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from common.probe import choose_strength, few_shot, fit, fit_best
+from common.probe import choose_strength, fit, fit_best
 
 
 def blobs(samples=120, noise=1.0, classes=3, seed=0):
@@ -67,15 +67,6 @@ def test_search_finds_the_peak_of_the_grid(peak):
 
 def test_of_equal_scores_the_stronger_penalty_wins():
     assert choose_strength(lambda strength: 0.5)[0] == pytest.approx(1e-6)
-
-
-def test_few_shot_draws():
-    labels = torch.tensor([3, 1, 3, 3, 1, 7, 3, 1, 1, 3])
-    chosen = few_shot(labels, 2, seed=0)
-    assert len(chosen) == len(set(chosen.tolist()))
-    assert labels[chosen].tolist() == [1, 1, 3, 3, 7]
-    assert torch.equal(chosen, few_shot(labels, 2, seed=0))
-    assert any(not torch.equal(chosen, few_shot(labels, 2, seed=seed)) for seed in (1, 2, 3))
 
 
 def test_refusals():

@@ -2,9 +2,11 @@
 
 import pytest
 
-from common.data import embedded
+from common.data import catalogue, embedded
 from common.data.embedded import class_names, indices, prompt, scene
-from common.data.lookup import SPLITS, source, splits_of
+from common.data.lookup import EMBEDDED, Place, source, splits_of
+from tests.common.data.miniature import paint, write_food101
+from tests.common.data.miniature import small as small_entry
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +17,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
 
 
-@pytest.mark.parametrize("split", SPLITS["embedded"]["zeroshot"])
+@pytest.mark.parametrize("split", EMBEDDED["zeroshot"])
 def test_labels_are_places_in_the_names(split):
     found = source("embedded", "zeroshot", split)
     assert [template(found.class_names[0]) for template in found.templates] == [prompt(found.class_names[0])]
@@ -37,9 +39,41 @@ def test_captions_follow_the_pictures(workers):
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"no data called 'imagnet'; there are \['embedded'"):
+    with pytest.raises(ValueError, match="no data called 'imagnet', and no file or folder; there are embedded, cal"):
         source("imagnet", "zeroshot")
     with pytest.raises(ValueError, match=r"no split 'tset' for zeroshot; it has \['test', 'val'"):
         source("embedded", "zeroshot", "tset")
     with pytest.raises(ValueError, match="no pictures for 'segmentation'; it has them for"):
         splits_of("embedded", "segmentation")
+
+
+def test_sets_of_the_catalogue_are_found_under_a_root(monkeypatch, tmp_path):
+    rows = write_food101(tmp_path)
+    of = small_entry(catalogue.entry("food101"), rows, 2)
+    monkeypatch.setattr(catalogue, "entry", lambda name, protocol="mlip": of)
+    assert splits_of("food101", "training") == ("train",)
+    found = source("food101", "zeroshot", place=Place(str(tmp_path)))
+    batches = list(found.loader(16, 2, 0))
+    assert [int(label) for batch in batches for label in batch["label"]] == [label for _, label in rows["test"]]
+    assert found.class_names == ["apple pie", "baby back ribs"] and found.scale == "paper"
+    assert found.version != source("food101", "training", place=Place(str(tmp_path))).version
+    with pytest.raises(ValueError, match="Food-101: give --root or set EFFCLIP_DATA"):
+        source("food101", "zeroshot")
+    with pytest.raises(ValueError, match="food101 has no pictures for 'retrieval'"):
+        source("food101", "retrieval", place=Place(str(tmp_path)))
+
+
+def test_captions_of_the_catalogue_ask_for_their_file(tmp_path):
+    assert splits_of("coco", "retrieval") == ("test", "val", "train")
+    with pytest.raises(ValueError, match=r"MS-COCO: give --captions.*It needs train2014\.zip"):
+        source("coco", "retrieval", place=Place(str(tmp_path)))
+
+
+def test_a_folder_of_ones_own_is_a_set(tmp_path):
+    for place, name in enumerate(("a_cat", "dog")):
+        paint(tmp_path / name / "1.png", place)
+    found = source(str(tmp_path), "zeroshot")
+    assert found.class_names == ["a cat", "dog"] and found.split == "all"
+    names = tmp_path / "names.txt"
+    names.write_text("cat\nhound\n")
+    assert source(str(tmp_path), "zeroshot", place=Place(class_names=str(names))).class_names == ["cat", "hound"]
