@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import ptwt
 import pywt
 import torch
@@ -46,8 +47,10 @@ def _dense(wavelet: str, channels: int) -> Tensor:
     On pixels whose channels are adjacent it is faster than a grouped convolution, which does fewer products but
     none of them in vectors.
     """
-    kernel, channel = filters(wavelet), torch.eye(channels, dtype=torch.float64, device="cpu")
-    return torch.einsum("bij,cd->bcdij", kernel, channel).flatten(0, 1)
+    # In numpy, since what torch computes under a tracer (on the first call, perhaps) would count as the model's work.
+    kernel = filters(wavelet).numpy()
+    dense = np.einsum("bij,cd->bcdij", kernel, np.eye(channels)).reshape(-1, channels, *kernel.shape[1:])
+    return torch.from_numpy(dense)
 
 
 def dwt2(x: Tensor, wavelet: str = "haar", transform: Transform = "conv") -> tuple[Tensor, Tensor]:
