@@ -10,7 +10,7 @@ import importlib.resources
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
@@ -99,7 +99,7 @@ def _run(argv: list[str]) -> int:
         sys.path.append(os.getcwd())
         return _train(arguments)
     except ValueError as error:
-        ours = next(filter(_raised_here, _causes(error)), None)
+        ours = own_error(error)
         if os.environ.get("EFFCLIP_DEBUG") or ours is None:
             raise
         print(f"lightning: error: {ours}", file=sys.stderr)
@@ -119,11 +119,14 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from: the parser wraps what the constructor of the data says."""
-    while error is not None:
-        yield error
+def own_error(error: BaseException | None) -> BaseException | None:
+    """The error, or the one it was raised from, that this suite raised as a message for the user; None: neither.
+
+    The parser wraps what a constructor of model or data says.
+    """
+    while error is not None and not _raised_here(error):
         error = error.__cause__
+    return error
 
 
 def _raised_here(error: BaseException) -> bool:
