@@ -131,9 +131,9 @@ def own_error(error: BaseException | None) -> BaseException | None:
 
 def _raised_here(error: BaseException) -> bool:
     """Whether the line that raised stands in one of this suite's packages: a message meant for the user."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]  # none for a cause that was only stated
     # __spec__, not __name__: under `python -m common.cli` this module's __name__ is __main__.
-    spec = frame.f_globals.get("__spec__")
+    spec = frames[-1].f_globals.get("__spec__") if frames else None
     return spec is not None and spec.name.partition(".")[0] in PACKAGES
 
 
