@@ -11,7 +11,7 @@ import importlib.resources
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
@@ -103,7 +103,7 @@ def _answered(call: Callable[[], int]) -> int:
     try:
         return call()
     except ValueError as error:
-        ours = next(filter(_raised_here, _causes(error)), None)
+        ours = own_error(error)
         if os.environ.get("EFFCLIP_DEBUG") or ours is None:
             raise
         print(f"lightning: error: {ours}", file=sys.stderr)
@@ -126,18 +126,21 @@ def _train(argv: list[str]) -> int:
     return 0
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from: the parser wraps what the constructor of the data says."""
-    while error is not None:
-        yield error
+def own_error(error: BaseException | None) -> BaseException | None:
+    """The error, or the one it was raised from, that this suite raised as a message for the user; None: neither.
+
+    The parser wraps what a constructor of model or data says.
+    """
+    while error is not None and not _raised_here(error):
         error = error.__cause__
+    return error
 
 
 def _raised_here(error: BaseException) -> bool:
     """Whether the line that raised stands in one of this suite's packages: a message meant for the user."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]  # none for a cause that was only stated
     # __spec__, not __name__: under `python -m common.cli` this module's __name__ is __main__.
-    spec = frame.f_globals.get("__spec__")
+    spec = frames[-1].f_globals.get("__spec__") if frames else None
     return spec is not None and spec.name.partition(".")[0] in PACKAGES
 
 

@@ -24,7 +24,7 @@ from lightning import LightningDataModule
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-from common.cli import resolve_configs
+from common.cli import own_error, resolve_configs
 from common.data.packing import MANIFEST, digest
 from common.data.reader import Damage, Decoder, Shard, manifests, read_shard
 from common.data.shards import ShardDataModule
@@ -48,7 +48,7 @@ def load_data(configs: Sequence[str], overrides: Sequence[str] = ()) -> ShardDat
     if not sections:
         raise ValueError(f"{', '.join(configs)}: no data section; give the recipe, not only an overlay")
     parser = ArgumentParser(prog="check")
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    parser.add_subclass_arguments(LightningDataModule, "data")
     data = parser.instantiate_classes(parser.parse_args([*sections, *overrides])).data
     if not isinstance(data, ShardDataModule):
         raise ValueError(f"{type(data).__name__} does not read shards; there is nothing to check here")
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = load_data(args.config, overrides)
         sound = check(data, runs_directory() / "data-check" / Path(args.config[0]).stem, args.verify)
     except ValueError as error:
-        print(f"data-check: error: {error}", file=sys.stderr)
+        print(f"data-check: error: {own_error(error) or error}", file=sys.stderr)
         return 1
     return 0 if sound else 1
 

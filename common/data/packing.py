@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -127,9 +128,7 @@ def pack(
 
 def forget_records(folder: Path) -> None:
     """Remove the records of finished shards, which the manifest has replaced."""
-    for file in (folder / RECORDS).glob("*"):
-        file.unlink()
-    (folder / RECORDS).rmdir()
+    shutil.rmtree(folder / RECORDS, ignore_errors=True)
 
 
 def _record(folder: Path, name: str, plan: str) -> dict[str, Any] | None:

@@ -179,10 +179,13 @@ def _pack(folder, jobs, write, plan, total, max_rejected, workers, *, source, **
         with open(folder / REJECTED, "w", encoding="utf-8") as file:
             csv.writer(file, delimiter="\t").writerows([("what", "why"), *rejected])
         write_manifest(folder, entries, source, **facts, rejected=len(rejected), plan=plan)
-        forget_records(folder)
         manifest = read_manifest(folder)
     elif manifest.get("plan") != plan:
-        raise ValueError(f"{folder} already holds shards of {manifest.get('source')!r}; choose another folder")
+        raise ValueError(
+            f"{folder} already holds shards of {manifest.get('source')!r}, of other samples; choose another folder, or "
+            "remove its manifest.json where they have changed or are to be replaced"
+        )
+    forget_records(folder)
     return manifest
 
 
