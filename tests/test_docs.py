@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 
+from common import evaluate
 from common.cli import SUBCOMMANDS, main
 from tests.readme import NEEDS, PAGES, ROOT, blocks
 
@@ -48,6 +49,8 @@ def test_every_command_of_a_page_names_what_exists(page):
                 with pytest.raises(SystemExit) as stop:
                     main([*words[1:], "--print_config"])
                 assert stop.value.code in (0, None), f"{command!r} is not accepted"
+            if words[:2] == ["effclip", "evaluate"]:
+                evaluate.parser().parse_args(words[2:])
 
 
 def test_blocks_that_ci_runs_do_not_install():
