@@ -122,7 +122,8 @@ class WaveletTokenizer(nn.Module):
         grid = bands.shape[-1] // self.patch_size
         cells = bands.unflatten(4, (grid, -1)).unflatten(3, (grid, -1))  # [B,count,3,g,P,g,P]
         cells = cells.permute(1, 0, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)  # [count,B g²,3P²]
-        patches = torch.bmm(cells, weight.flatten(2).transpose(1, 2))  # a grouped convolution, but twice as fast
+        # A grouped convolution in all but its gradient, which is slow on a CPU.
+        patches = torch.bmm(cells, weight.flatten(2).transpose(1, 2))
         patches = patches.unflatten(1, (len(bands), grid**2)).transpose(0, 1)  # [B,count,g²,D]
         first = 1 + 3 * (step - 1) if step else 0
         offset = self._pooled_positions(step) + self.band_embedding[first : first + count].unsqueeze(1)

@@ -83,7 +83,8 @@ def splits_of(name: str, task: str) -> tuple[str, ...]:
     """The splits of a data set for a task, the default one first.
 
     name: "embedded", one of the catalogue, perhaps with its protocol ("dtd@coop"), or the path of a folder with
-    one folder a class, or of a .csv or .tsv table. ValueError: no such data, or not for this task.
+    one folder a class, or of a .csv or .tsv table (one that is called like a set is ``./food101``).
+    ValueError: no such data, or not for this task.
     """
     tasks = EMBEDDED if name == "embedded" else _tasks(name)
     if task not in tasks:
@@ -92,13 +93,18 @@ def splits_of(name: str, task: str) -> tuple[str, ...]:
 
 
 def _tasks(name: str) -> dict[str, tuple[str, ...]]:
-    if Path(name).exists():
+    if _own(name):
         return {"zeroshot": ("all",)}
     splits = sorted(_entry(name).splits, key=("test", "val", "train").index)
     if _entry(name).task == "retrieval":
         return {"retrieval": tuple(splits)}
     tasks = {"zeroshot": tuple(splits), "linear-probe": ("test",)}
     return tasks | {"training": tuple(split for split in ("train", "val") if split in splits)}
+
+
+def _own(name: str) -> bool:
+    """Whether a user's own data is meant: a path, but not a folder that only has a catalogue set's name."""
+    return name.partition("@")[0] not in catalogue.names() and Path(name).exists()
 
 
 def _entry(name: str) -> Entry:
@@ -122,7 +128,7 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
         raise ValueError(f"{name} has no split {split!r} for {task}; it has {list(splits)}")
     if name == "embedded":
         return _embedded_captions(split) if task == "retrieval" else _embedded_classes(split)
-    if Path(name).exists():
+    if _own(name):
         return _labelled(split, own_set(name, place.class_names))
     entry = _entry(name)
     if place.root is None:

@@ -73,13 +73,15 @@ def test_gradients_equal_open_clips():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_attention_that_records_gradients_on_a_cpu_computes_in_fp32(autocast):
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_that_records_gradients_on_a_cpu_computes_in_fp32(autocast, masked):
+    mask = torch.randn(37, 37).bfloat16() if masked else None
     inputs = [x.bfloat16().requires_grad_() for x in torch.randn(3, 2, 2, 37, 64)]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = fused_attention(*inputs)
-    exact = F.scaled_dot_product_attention(*(x.float() for x in inputs))
+        found = fused_attention(*inputs, mask)
+    exact = F.scaled_dot_product_attention(*(x.float() for x in inputs), mask.float() if masked else None)
     torch.testing.assert_close(found, exact.bfloat16(), atol=0, rtol=0)
-    rounded = F.scaled_dot_product_attention(*inputs)
+    rounded = F.scaled_dot_product_attention(*inputs, mask)
     assert not torch.equal(rounded, found), "the positive control: the kernel for bf16 rounds otherwise"
 
 

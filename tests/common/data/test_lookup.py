@@ -69,6 +69,13 @@ def test_captions_of_the_catalogue_ask_for_their_file(tmp_path):
         source("coco", "retrieval", place=Place(str(tmp_path)))
 
 
+def test_a_folder_called_like_a_set_does_not_hide_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    paint(tmp_path / "food101" / "cat" / "1.png", 0)
+    assert splits_of("food101", "zeroshot") == ("test", "train")
+    assert splits_of("./food101", "zeroshot") == ("all",)
+
+
 def test_a_folder_of_ones_own_is_a_set(tmp_path):
     for place, name in enumerate(("a_cat", "dog")):
         paint(tmp_path / name / "1.png", place)
