@@ -53,10 +53,10 @@ RECIPE = {
     "colours": COLOURS,
     "grid": 4,  # random background colours each way
     "contrast": 24,  # their greatest distance from the named colour, per channel
-    "scale": (0.50, 0.95),  # of the view
-    "crowded_scale": (0.45, 0.65),  # with a second emoji
-    "medium": 0.65,
-    "large": 0.80,
+    "scale": (0.45, 0.65),  # of the view: small enough that half the resolution loses what tells names apart
+    "crowded_scale": (0.45, 0.60),  # with a second emoji
+    "medium": 0.52,
+    "large": 0.58,
     "degrees": 20,
     "second": 0.2,
     "second_scale": (0.35, 0.50),  # of the first emoji
