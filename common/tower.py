@@ -39,6 +39,10 @@ class KVCache:
             chosen._layers[layer] = (key, value) if rows is None else (key[rows], value[rows])
         return chosen
 
+    def keys(self, layer: int) -> Tensor:
+        """The keys [B,H,M,D/H] of one block. KeyError: nothing was cached for it."""
+        return self._layers[layer][0]
+
     @property
     def tokens(self) -> int:
         """M, the number of cached tokens (0 when empty)."""
