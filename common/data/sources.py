@@ -153,13 +153,15 @@ def read_split_json(root: Path, *, file: Sequence[str], pictures: Sequence[str],
     )
 
 
-def read_idx(root: Path, *, dataset: str, prefix: str, download: bool = False) -> Samples:
-    """Idx files of an MNIST-like set in ``<dataset>/raw`` or in the root itself, each with or without ``.gz``."""
+def read_idx(root: Path, *, dataset: str, folders: Sequence[str], prefix: str, download: bool = False) -> Samples:
+    """Idx files of an MNIST-like set, with or without ``.gz``, each in the first of ``folders`` that has it.
+
+    dataset: torchvision's class, which knows the names of the classes.  prefix: how the files of the split begin.
+    """
     kind = getattr(torchvision.datasets, dataset)
     if download:
         kind(root, download=True)
     names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
-    folders = (f"{dataset}/raw/", "")
     images, labels = (
         _idx(first_there(root, [f"{folder}{name}{end}" for folder in folders for end in ("", ".gz")]), dimensions)
         for name, dimensions in zip(names, (3, 1), strict=True)

@@ -125,8 +125,8 @@ def test_caltech101_is_split_by_its_seed(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
-@pytest.mark.parametrize("folder", [".", "FashionMNIST/raw"])
-def test_fashion_mnist_in_either_layout(folder, end, tmp_path):
+@pytest.mark.parametrize("folder", [".", "FashionMNIST/raw", "usr/share/datasets/fashion-mnist"])
+def test_fashion_mnist_in_every_layout(folder, end, tmp_path):
     for split, prefix in {"train": "train", "test": "t10k"}.items():
         write_idx(tmp_path / folder, end, prefix, TWO[split])
     of = small(entry("fashion_mnist"), TWO, 10)
