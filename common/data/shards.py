@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -18,6 +18,16 @@ from common.clip import load_architecture
 from common.data.reader import Decoder, Shard, ShardDataset, count_samples, expand, manifests
 from common.data.transforms import Transform, eval_transform, train_transform
 from common.tokenizer import Tokenizer
+
+
+def position(trainer: Trainer) -> tuple[int, int]:
+    """Where a run stands: (epoch, batches of it that are done).
+
+    Those whose optimiser step is done, over the whole run: what workers prefetched, and a batch that an
+    exception interrupted, are not among them.
+    """
+    done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    return divmod(done, trainer.num_training_batches)
 
 
 class ShardLoader:
@@ -234,10 +244,7 @@ class ShardDataModule(LightningDataModule):
         return ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
 
     def _progress(self) -> tuple[int, int]:
-        # Batches whose optimiser step is done, over the whole run: what workers prefetched, and a batch that an
-        # exception interrupted, are not among them.
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        return divmod(done, self.trainer.num_training_batches)
+        return position(self.trainer)
 
     def _train_batches(self, shards: list[Shard], readers: int) -> int:
         """Full batches of one reader in one epoch: its share of the padded shards, at their mean size."""
