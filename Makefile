@@ -10,7 +10,7 @@ READY = $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup lint test smoke data data-check retrain reproduce speed report \
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
-	reproduce-waveclip-fig4
+	reproduce-waveclip-fig4 reproduce-fashion-mnist
 
 help: ## explain every target and variable
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-28s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,8 @@ help: ## explain every target and variable
 ## = SMOKE=1          benchmarks at their smallest, for a check that takes minutes
 ## = IMAGENET=DIR     ImageNet's val folder: fills the accuracies of paper scale
 ## = WEIGHTS=DIR      one weights file per row of the table, for the same
+## = EFFCLIP_DATA=DIR folder of the catalogue's data sets: reproduce-fashion-mnist, effclip evaluate
+## = DOWNLOAD=1       reproduce-fashion-mnist fetches its data into EFFCLIP_DATA
 ## = ONLY=NAME        retrain this run alone
 ## = CONFIG=FILE      the recipe of data-check, or an overlay on the recipes of retrain
 ## = EFFCLIP_RUNS=DIR run directories and caches (default runs)
@@ -67,7 +69,10 @@ reproduce-waveclip-fig3: $(READY) ## WaveCLIP's Figure 3: cached against naive r
 reproduce-waveclip-fig4: $(READY) ## WaveCLIP's Figure 4: margin against maximum probability
 	$(PY) -m benchmarks waveclip-fig4
 
-reproduce: $(READY) ## every table and figure above, in one process
+reproduce-fashion-mnist: $(READY) ## train a CLIP and a WaveCLIP on Fashion-MNIST (EFFCLIP_DATA=DIR) and test both
+	$(PY) -m benchmarks fashion-mnist
+
+reproduce: $(READY) ## every table and figure above, in one process (Fashion-MNIST where EFFCLIP_DATA is set)
 	$(PY) -m benchmarks all
 
 speed: $(READY) ## our towers against open_clip's on this machine

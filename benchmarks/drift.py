@@ -1,7 +1,7 @@
 """Checks that stored numbers still come out: the first losses of a recipe, and a part of the test pictures.
 
 A recipe's first losses are taken on ``val``'s pictures in the training view, since packing ``train`` takes
-longer than the check; model, data pipeline, seeds, optimiser and schedule are the recipe's.
+longer than the check, or on other data that is quickly made; model, seeds, optimiser and schedule are the recipe's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 
 from benchmarks.embedded import PART, batches, counts, models, observe
 from common.data.embedded import EmbeddedDataModule
@@ -44,11 +44,14 @@ class _Losses(Callback):
         trainer.should_stop = len(self.values) >= self.steps
 
 
-def first_losses(recipe: str, steps: int = STEPS) -> list[float]:
-    """The losses of the first steps of an embedded recipe, a YAML file's path from the checkout's root."""
+def first_losses(recipe: str, steps: int = STEPS, data: LightningDataModule | None = None) -> list[float]:
+    """The losses of the first steps of a recipe, a YAML file's path from the checkout's root.
+
+    data: takes the place of the recipe's; None: the embedded ``val``.
+    """
     settings = yaml.safe_load((_ROOT / recipe).read_text())
     seed_everything(settings["seed_everything"])
-    data = _ValAsTrain(**settings["data"]["init_args"] | {"num_workers": 0})
+    data = data or _ValAsTrain(**settings["data"]["init_args"] | {"num_workers": 0})
     package, _, name = settings["model"]["class_path"].rpartition(".")
     module = getattr(import_module(package), name)(**_rooted(settings["model"]["init_args"]))
     losses = _Losses(steps)

@@ -7,7 +7,7 @@ Thresholds are chosen on ``val``; ``test`` gives the numbers and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -99,7 +99,7 @@ def counts(of: Outcomes) -> dict[str, list[int]]:
 def measure(shares: Mapping[str, float], smoke: bool = False) -> dict[str, Any]:
     """The block: rows of the teacher and of each operating point, the headline, and counts to check it by.
 
-    shares: of refined pictures, by the operating point's name; coarse-only and full are added.
+    shares: see ``operating_points``.
     """
     teacher, student = models()
     names = len(class_names("seen"))
@@ -116,15 +116,8 @@ def measure(shares: Mapping[str, float], smoke: bool = False) -> dict[str, Any]:
     )
     val, test = outcomes("val", smoke), outcomes("test", smoke)
     dense, exits = costs(teacher, student)
-    thresholds = {
-        name: threshold_for(val.margin, share) for name, share in {"coarse-only": 0.0, **shares, "full": 1.0}.items()
-    }
-    rows = [{"method": "teacher (dense)", "refined": None} | _row(test.teacher, test, dense)]
-    for name, threshold in thresholds.items():
-        correct, refined = test.at(threshold)
-        point = {"method": f"WaveCLIP {name}", "threshold": threshold, "refined": refined}
-        rows.append(point | _row(correct, test, expected(exits, [1 - refined, refined])))
-    rates = throughput(teacher, student, thresholds, smoke)
+    rows = operating_points(val, test, dense, exits, shares)
+    rates = throughput(teacher, student, {row["method"]: row["threshold"] for row in rows[1:]}, smoke)
     for row, rate in zip(rows, rates, strict=True):
         row["images_per_second"] = rate
         row["speed_ratio"] = {batch: rate[batch] / rates[0][batch] for batch in rate}
@@ -135,6 +128,22 @@ def measure(shares: Mapping[str, float], smoke: bool = False) -> dict[str, Any]:
         "headline": headline(val, test, exits, dense.macs.gmacs),
         "counts": counts(test),
     }
+
+
+def operating_points(
+    val: Outcomes, test: Outcomes, dense: Cost, exits: Sequence[Cost], shares: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Rows of the teacher and of each operating point: thresholds by their shares on ``val``, numbers of ``test``.
+
+    shares: of refined pictures, by the operating point's name; coarse-only and full are added.
+    """
+    rows = [{"method": "teacher (dense)", "refined": None} | _row(test.teacher, test, dense)]
+    for name, share in {"coarse-only": 0.0, **shares, "full": 1.0}.items():
+        threshold = threshold_for(val.margin, share)
+        correct, refined = test.at(threshold)
+        point = {"method": f"WaveCLIP {name}", "threshold": threshold, "refined": refined}
+        rows.append(point | _row(correct, test, expected(exits, [1 - refined, refined])))
+    return rows
 
 
 def _row(correct: Tensor, test: Outcomes, paid: Cost) -> dict[str, Any]:
@@ -181,17 +190,27 @@ def markdown(block: dict[str, Any]) -> str:
     ]
     dense = block["rows"][0]["gmacs"]
     for row in block["rows"]:
-        low, high = row["interval"]
-        change, least, most = row["against_teacher"]
-        refined = "–" if row["refined"] is None else f"{100 * row['refined']:.1f} %"
-        against = "–" if row["refined"] is None else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]"
         speed = [f"{row['images_per_second'][batch]:.0f} (×{row['speed_ratio'][batch]:.2f})" for batch in ("1", "64")]
-        accuracy = f"{100 * row['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        lines.append(
-            f"| {row['method']} | {refined} | {accuracy} | {against} | {row['tokens']:.1f} "
-            f"| {row['gmacs']:.4f} | {100 * (1 - row['gmacs'] / dense):.1f} % | {speed[0]} | {speed[1]} |"
-        )
+        lines.append(f"| {' | '.join([*cells(row, dense), *speed])} |")
     return "\n\n".join(["\n".join(lines), *headline_lines(block["headline"]), _reading(block)]) + "\n"
+
+
+def cells(row: dict[str, Any], dense: float) -> list[str]:
+    """A row of ``operating_points`` as text: method, refined, accuracy, against the teacher, tokens, GMACs, saved.
+
+    dense: the teacher's GMACs.
+    """
+    low, high = row["interval"]
+    change, least, most = row["against_teacher"]
+    return [
+        row["method"],
+        "–" if row["refined"] is None else f"{100 * row['refined']:.1f} %",
+        f"{100 * row['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+        "–" if row["refined"] is None else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]",
+        f"{row['tokens']:.1f}",
+        f"{row['gmacs']:.4f}",
+        f"{100 * (1 - row['gmacs'] / dense):.1f} %",
+    ]
 
 
 def _reading(block: dict[str, Any]) -> str:

@@ -40,16 +40,19 @@ def save(module: LightningModule, path: Path) -> None:
         model.save(path, torch.float16)
 
 
-def card(path: Path, result: dict[str, Any]) -> str:
-    """The Markdown card of committed weights. result: what retrain writes of the run."""
-    stated = result["conditions"]
+def card(path: Path, result: dict[str, Any], target: str | None = None, attribution: str | None = None) -> str:
+    """The Markdown card of committed weights. result: what retrain writes of the run.
+
+    target: the command that makes them again; None: retrain's.  attribution: of the pictures; None: the embedded ones.
+    """
+    stated, target = result["conditions"], target or f"make retrain ONLY={result['name']}"
     tree = "clean tree" if stated["clean"] else "tree with changes"
     lines = [
         f"# {path.name}",
         "",
         "| | |",
         "|---|---|",
-        f"| command | `{result['command']}` (`make retrain ONLY={result['name']}`) |",
+        f"| command | `{result['command']}` (`{target}`) |",
         f"| seed | {stated['seed']} |",
         f"| revision at the start | {stated['revision']} ({tree}) |",
         f"| trained | {stated['date']}, {result['minutes']:.0f} minutes on {stated['device']}, "
@@ -64,7 +67,7 @@ def card(path: Path, result: dict[str, Any]) -> str:
                 f"| {split}, {level} | {100 * found['accuracy']:.2f} % [{100 * low:.2f}, {100 * high:.2f}] "
                 f"of {found['pictures']:,} pictures, zero-shot among {result['names']:,} names |"
             )
-    attribution = (
+    attribution = attribution or (
         "Trained on the embedded benchmark. Its pictures are drawn from Twemoji artwork, copyright Twitter, "
         "Inc and other contributors, licensed under CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/) "
         "and changed: scaled, turned and placed on backgrounds. Names are Unicode CLDR short names (Unicode "

@@ -35,7 +35,12 @@ from waveclip import WaveTower
 
 RESULTS = Path(__file__).parent / "results" / "retrain"
 _ROOT = Path(__file__).parent.parent
-RECIPES = {"common/embedded_clip.yaml": 29, "waveclip/embedded.yaml": 53}
+RECIPES = {
+    "common/embedded_clip.yaml": 29,
+    "waveclip/embedded.yaml": 53,
+    "common/fashion_mnist_clip.yaml": 7,
+    "waveclip/fashion_mnist.yaml": 8,
+}
 """The recipes, and how many minutes their whole length takes on 2 cores."""
 
 
@@ -151,33 +156,12 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
-    """Train in a process of its own, export, evaluate, write the result. ValueError: the training failed."""
-    steps = None if overlay else run.steps  # an overlay may change them
-    folder.mkdir(parents=True, exist_ok=True)
-    stated = folder / "conditions.json"  # of the start, also when the run goes on later
-    if not stated.is_file():
-        stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
-    before = json.loads(stated.read_text())
-    arguments = [*run.arguments(overlay), "--trainer.default_root_dir", str(folder)]
-    checkpoint = last_checkpoint(folder)
-    if checkpoint:
-        arguments += ["--ckpt_path", str(checkpoint)]
-    minutes, code = _timed([sys.executable, "-m", "common.cli", "fit", *arguments], folder / "minutes.json")
-    if code:
-        raise ValueError(f"run {run.name} ended with code {code}; the same command continues it")
-    checkpoint = last_checkpoint(folder)
+    """Train, export, evaluate, write the result. ValueError: the training failed."""
+    made = fit(run, folder, overlay)
     committed = run.output if run.output and not overlay else None
     weights = committed or folder / "weights.safetensors"
-    save(from_checkpoint(checkpoint, run.recipe), weights)
-    result = {
-        "name": run.name,
-        "command": shlex.join(command(run, overlay)),
-        "conditions": before,
-        "minutes": sum(minutes),
-        "legs": len(minutes),
-        "steps": steps_of(checkpoint),
-        **evaluate(weights),
-    }
+    save(from_checkpoint(last_checkpoint(folder), run.recipe), weights)
+    result = {**made, **evaluate(weights)}
     if committed:
         result["first_losses"] = first_losses(run.recipe)
         committed.with_suffix(".md").write_text(card(committed, result))
@@ -189,13 +173,44 @@ def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
     return result
 
 
+def fit(run: Run, folder: Path, overlay: str | None = None, places: Sequence[str] = ()) -> dict[str, Any]:
+    """Train in a process of its own, from the folder's last checkpoint on; what a result says about the training.
+
+    places: settings that are no part of the run, such as where its data lies. Nothing is trained when the last
+    checkpoint is the last step. ValueError: the training failed.
+    """
+    steps = None if overlay else run.steps  # an overlay may change them
+    folder.mkdir(parents=True, exist_ok=True)
+    stated, clock = folder / "conditions.json", folder / "minutes.json"
+    if not stated.is_file():  # those of the start, also when the run goes on later
+        stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None or steps_of(checkpoint) != steps:
+        arguments = [*run.arguments(overlay), *places, "--trainer.default_root_dir", str(folder.absolute())]
+        if checkpoint:
+            arguments += ["--ckpt_path", str(checkpoint.absolute())]
+        code = _timed([sys.executable, "-m", "common.cli", "fit", *arguments], clock)
+        if code:
+            raise ValueError(f"run {run.name} ended with code {code}; the same command continues it")
+        checkpoint = last_checkpoint(folder)
+    minutes = json.loads(clock.read_text())
+    return {
+        "name": run.name,
+        "command": shlex.join(command(run, overlay)),
+        "conditions": json.loads(stated.read_text()),
+        "minutes": sum(minutes),
+        "legs": len(minutes),
+        "steps": steps_of(checkpoint),
+    }
+
+
 def steps_of(checkpoint: Path) -> int:
     """The optimiser steps behind a checkpoint."""
     return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
 
 
-def _timed(line: list[str], record: Path) -> tuple[list[float], int]:
-    """Run a command line; the minutes of all its runs so far, kept in ``record``, and its exit code."""
+def _timed(line: list[str], record: Path) -> int:
+    """Run a command line for its exit code; ``record`` keeps the minutes of all its runs."""
     legs = json.loads(record.read_text()) if record.is_file() else []
     start = time.monotonic()
     try:
@@ -203,7 +218,7 @@ def _timed(line: list[str], record: Path) -> tuple[list[float], int]:
     finally:
         legs.append((time.monotonic() - start) / 60)
         record.write_text(json.dumps(legs))
-    return legs, code
+    return code
 
 
 def evaluate(weights: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks import __main__ as runner
+from benchmarks import report
 from benchmarks.report import README, fill, table
 
 
@@ -26,6 +27,11 @@ def test_tables_are_replaced_between_their_marks():
     filled = fill(text, lambda name: f"| {name} |\n")
     assert "old" not in filled and "| x |" in filled and "| y |" in filled
     assert filled.startswith("a\n") and fill(filled, lambda name: f"| {name} |\n") == filled
+
+
+def test_what_was_not_run_says_how_to(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert table("speed") == "Not run: `python -m benchmarks speed`.\n"
 
 
 def test_unknown_table_is_named():
@@ -69,10 +75,22 @@ def test_a_users_mistake_is_one_line_and_the_others_still_run(monkeypatch, capsy
             raise ValueError("set both or neither")
 
     monkeypatch.setattr(runner, "run_one", run_one)
-    monkeypatch.delenv("EFFCLIP_DEBUG", raising=False)
+    for name in ("EFFCLIP_DEBUG", "EFFCLIP_DATA", "SMOKE"):
+        monkeypatch.delenv(name, raising=False)
     assert runner.main(["all"]) == 1
+    assert ran == [name for name in runner.BENCHMARKS if name not in runner.NEED_DATA]
+    printed = capsys.readouterr().out
+    assert "benchmarks: error: table2: set both or neither" in printed
+    assert "fashion-mnist: not run, EFFCLIP_DATA is not set" in printed
+
+
+@pytest.mark.parametrize("variable", ["EFFCLIP_DATA", "SMOKE"])
+def test_all_is_all_where_data_is_there_or_stood_in_for(monkeypatch, variable):
+    ran = []
+    monkeypatch.setattr(runner, "run_one", lambda name, console: ran.append(name))
+    monkeypatch.setenv(variable, "1")
+    assert runner.main(["all"]) == 0
     assert ran == list(runner.BENCHMARKS)
-    assert "benchmarks: error: table2: set both or neither" in capsys.readouterr().out
 
 
 def test_help_lists_every_name(capsys):

@@ -82,6 +82,25 @@ def test_the_newest_checkpoint_is_the_one_to_go_on_from(tmp_path):
     assert last_checkpoint(tmp_path).parent.name == "version_1"
 
 
+def test_a_finished_training_is_not_run_again_and_an_interrupted_one_goes_on(monkeypatch, tmp_path):
+    run, lines = RUNS[0], []
+
+    def timed(line, record):
+        lines.append(line)
+        torch.save({"global_step": run.steps if len(lines) > 1 else 500}, tmp_path / "last.ckpt")
+        record.write_text(json.dumps([2.0] * len(lines)))
+        return len(lines) == 1  # the first is killed
+
+    monkeypatch.setattr(retrain, "_timed", timed)
+    with pytest.raises(ValueError, match="run teacher ended with code 1; the same command continues it"):
+        retrain.fit(run, tmp_path)
+    made = [retrain.fit(run, tmp_path, places=["--data.init_args.root", "/data"]) for _ in range(2)]
+    assert made[0] == made[1] and (made[0]["steps"], made[0]["minutes"], made[0]["legs"]) == (run.steps, 4.0, 2)
+    assert "/data" not in made[0]["command"]
+    assert len(lines) == 2 and "--ckpt_path" not in lines[0]
+    assert lines[1][-2:] == ["--ckpt_path", str(tmp_path / "last.ckpt")] and "/data" in lines[1]
+
+
 def saved(module, path):
     """A checkpoint as `lightning fit` writes it."""
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
