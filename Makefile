@@ -10,7 +10,7 @@ READY = $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup lint test smoke data data-check retrain reproduce speed report \
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
-	reproduce-waveclip-fig4 reproduce-fashion-mnist
+	reproduce-waveclip-fig4 reproduce-embedded-models reproduce-fashion-mnist
 
 help: ## explain every target and variable
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-28s %s\n", $$1, $$2 }' Makefile
@@ -69,14 +69,18 @@ reproduce-waveclip-fig3: $(READY) ## WaveCLIP's Figure 3: cached against naive r
 reproduce-waveclip-fig4: $(READY) ## WaveCLIP's Figure 4: margin against maximum probability
 	$(PY) -m benchmarks waveclip-fig4
 
+reproduce-embedded-models: $(READY) ## the embedded models' zero-shot accuracy, retrieval and linear probe
+	$(PY) -m benchmarks embedded-models
+
 reproduce-fashion-mnist: $(READY) ## train a CLIP and a WaveCLIP on Fashion-MNIST (EFFCLIP_DATA=DIR) and test both
 	$(PY) -m benchmarks fashion-mnist
 
 reproduce: $(READY) ## every table and figure above, in one process (Fashion-MNIST where EFFCLIP_DATA is set)
 	$(PY) -m benchmarks all
 
-speed: $(READY) ## our towers against open_clip's on this machine
+speed: $(READY) ## our towers and our shard loader against open_clip's on this machine
 	$(PY) -m benchmarks speed
+	$(PY) -m benchmarks loading
 
 report: $(READY) ## write the README's tables from benchmarks/results
 	$(PY) -m benchmarks report

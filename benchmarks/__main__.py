@@ -28,7 +28,9 @@ BENCHMARKS = {
     "waveclip-fig1": "its Figure 1: accuracy against multiply-adds",
     "waveclip-fig3": "its Figure 3: cached against naive re-encoding",
     "waveclip-fig4": "its Figure 4: margin against maximum probability as the gate",
+    "embedded-models": "zero-shot, retrieval and linear probe of the embedded models on all embedded splits",
     "speed": "our towers against open_clip's on this machine",
+    "loading": "our shard loader against open_clip's on this machine",
     "fashion-mnist": "a CLIP and a WaveCLIP trained and tested on Fashion-MNIST (needs EFFCLIP_DATA)",
 }
 NEED_DATA = ("fashion-mnist",)
