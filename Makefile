@@ -10,7 +10,7 @@ READY = $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup lint test smoke data data-check retrain reproduce speed report \
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
-	reproduce-waveclip-fig4 reproduce-embedded-models reproduce-fashion-mnist
+	reproduce-waveclip-fig4 reproduce-waveclip-highres reproduce-embedded-models reproduce-fashion-mnist
 
 help: ## explain every target and variable
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-28s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,9 @@ reproduce-waveclip-fig3: $(READY) ## WaveCLIP's Figure 3: cached against naive r
 
 reproduce-waveclip-fig4: $(READY) ## WaveCLIP's Figure 4: margin against maximum probability
 	$(PY) -m benchmarks waveclip-fig4
+
+reproduce-waveclip-highres: $(READY) ## WaveCLIP with two and three levels at 448 and 512 px; the embedded one at 96 px
+	$(PY) -m benchmarks waveclip-highres
 
 reproduce-embedded-models: $(READY) ## the embedded models' zero-shot accuracy, retrieval and linear probe
 	$(PY) -m benchmarks embedded-models

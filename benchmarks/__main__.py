@@ -29,6 +29,7 @@ BENCHMARKS = {
     "waveclip-fig3": "its Figure 3: cached against naive re-encoding",
     "waveclip-fig4": "its Figure 4: margin against maximum probability as the gate",
     "embedded-models": "zero-shot, retrieval and linear probe of the embedded models on all embedded splits",
+    "waveclip-highres": "two and three levels at 448 and 512 px: cost and time of every exit; 96 px embedded",
     "speed": "our towers against open_clip's on this machine",
     "loading": "our shard loader against open_clip's on this machine",
     "fashion-mnist": "a CLIP and a WaveCLIP trained and tested on Fashion-MNIST (needs EFFCLIP_DATA)",

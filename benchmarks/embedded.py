@@ -7,7 +7,7 @@ Thresholds are chosen on ``val``; ``test`` gives the numbers and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,8 @@ from waveclip import MarginGate, MaxProbabilityGate, ProgressiveClassifier, Wave
 
 WEIGHTS = Path(__file__).parent / "weights"
 TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
+TEACHER_96, STUDENT_96 = WEIGHTS / "embedded_clip_96.safetensors", WEIGHTS / "embedded_waveclip_96.safetensors"
+"""The same at 96 px, and of two levels: benchmarks/waveclip_highres.py."""
 RULE = (
     "every emoji of one code point that Twemoji draws and whose CLDR short name has one or two words "
     "(no country flags, keycaps, skin tones or joined sequences), held-out names aside"
@@ -46,30 +48,42 @@ def models() -> tuple[CLIP, WaveTower]:
     return CLIP.load(TEACHER).eval(), WaveTower.load(STUDENT).eval()
 
 
-def batches(split: str, pictures: int | None) -> Iterable[Mapping[str, Any]]:
-    """A split's batches in its fixed order: all of them, or the first ``pictures`` (a multiple of 250)."""
-    loader = EmbeddedDataModule(batch_size=_BATCH).dataloader(split, train=False)
+def batches(split: str, pictures: int | None, image_size: int | None = None) -> Iterable[Mapping[str, Any]]:
+    """A split's batches in its fixed order: all of them, or the first ``pictures`` (a multiple of 250).
+
+    image_size: at which the scenes are drawn; see EmbeddedDataModule.
+    """
+    loader = EmbeddedDataModule(batch_size=_BATCH, image_size=image_size).dataloader(split, train=False)
     return loader if pictures is None else islice(loader, pictures // _BATCH)
 
 
 @torch.no_grad()
-def observe(teacher: CLIP, student: WaveTower, loader: Iterable[Mapping[str, Any]], prompts: list[str]) -> Outcomes:
-    """One pass over batches with "image" [B,3,S,S] and "label" [B]: what both models say about every picture.
+def readings(
+    teacher: CLIP, student: WaveTower, loader: Iterable[Mapping[str, Any]], prompts: list[str]
+) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
+    """For each batch: the student's class probabilities [B,C] by level, the teacher's cosines [B,C], labels [B].
 
-    prompts: one a class, in the order of the labels. ValueError: a student of more than one level.
+    loader: batches with "image" [B,3,S,S] and "label".  prompts: one a class, in the order of the labels.
+    """
+    classes, scale = embed_prompts(teacher, prompts), teacher.logit_scale.exp()
+    classifier = ProgressiveClassifier(student, classes, scale, MarginGate(0.0))
+    for batch in track(loader, "evaluating"):
+        levels = [classifier.probabilities(z) for z in student(batch["image"])]
+        yield levels, teacher.encode_image(batch["image"]) @ classes.T, batch["label"]
+
+
+def observe(teacher: CLIP, student: WaveTower, loader: Iterable[Mapping[str, Any]], prompts: list[str]) -> Outcomes:
+    """One pass over ``readings``: what both models say about every picture.
+
+    ValueError: a student of more than one level.
     """
     if student.steps != 2:
         raise ValueError(f"this student has {student.steps - 1} levels; the block is of one")
-    classes, scale = embed_prompts(teacher, prompts), teacher.logit_scale.exp()
-    margin = MarginGate(0.0)
-    classifier = ProgressiveClassifier(student, classes, scale, margin)
     found: list[tuple[Tensor, ...]] = []
-    for batch in track(loader, "evaluating"):
-        coarse, fine = (classifier.probabilities(z) for z in student(batch["image"]))
-        dense = teacher.encode_image(batch["image"]) @ classes.T
+    for (coarse, fine), dense, labels in readings(teacher, student, loader, prompts):
         guesses = [scores.argmax(-1) for scores in (coarse, fine, dense)]
-        right = [guess == batch["label"] for guess in guesses]
-        confidence = (margin.confidence(coarse), MaxProbabilityGate(0.0).confidence(coarse))
+        right = [guess == labels for guess in guesses]
+        confidence = (MarginGate(0.0).confidence(coarse), MaxProbabilityGate(0.0).confidence(coarse))
         found.append((*confidence, *right, guesses[0] == guesses[1]))
     return Outcomes(*(torch.cat(column) for column in zip(*found, strict=True)))
 

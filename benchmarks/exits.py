@@ -90,16 +90,17 @@ def headline(val: Outcomes, test: Outcomes, costs: Sequence[Cost], dense: float)
     behind = paired_difference(test.fine, test.teacher)
     reasons = []
     if gain[1] < CLEARLY_BETTER:
-        reasons.append(f"the fine level is {_points(gain)} points from the coarse one, not clearly 5 above")
+        reasons.append(f"the fine level is {in_points(gain)} points from the coarse one, not clearly 5 above")
     if behind[1] < -NEAR:
-        reasons.append(f"the fine level is {_points(behind)} points from the teacher, not clearly within 3")
+        reasons.append(f"the fine level is {in_points(behind)} points from the teacher, not clearly within 3")
     found = {"gain": gain, "behind": behind, "reasons": reasons, "goals": []}
     if not reasons:
         found["goals"] = [_goal(name, val, test, costs, dense) for name in GOALS]
     return found
 
 
-def _points(difference: tuple[float, float, float]) -> str:
+def in_points(difference: Sequence[float]) -> str:
+    """A paired difference (middle, low, high) of accuracies, in points of 1 %."""
     middle, low, high = (100 * value for value in difference)
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
@@ -144,7 +145,7 @@ def headline_lines(found: dict[str, Any]) -> list[str]:
         said = "reached" if goal["reached"] else "NOT reached on test"
         lines.append(
             f"At {aim}: {100 * goal['saved']:.1f} % of the dense teacher's GMACs saved "
-            f"({100 * goal['refined']:.1f} % refined; paired difference {_points(goal['difference'])} "
+            f"({100 * goal['refined']:.1f} % refined; paired difference {in_points(goal['difference'])} "
             f"points: {said})."
         )
     return lines

@@ -23,9 +23,10 @@ import yaml
 from rich.console import Console
 
 from benchmarks.drift import first_losses
-from benchmarks.embedded import STUDENT, TEACHER, batches, observe
+from benchmarks.embedded import STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches
 from benchmarks.export import card, from_checkpoint, save
-from common.clip import CLIP
+from benchmarks.levels import observe_levels
+from common.clip import CLIP, read_record
 from common.conditions import conditions
 from common.data.embedded import EmbeddedDataModule, class_names
 from common.evaluation import wilson_interval, zero_shot
@@ -40,6 +41,8 @@ RECIPES = {
     "waveclip/embedded.yaml": 50,
     "common/fashion_mnist_clip.yaml": 7,
     "waveclip/fashion_mnist.yaml": 8,
+    "common/embedded_clip_96.yaml": 15,
+    "waveclip/embedded_96.yaml": 15,
 }
 """The recipes, and how many minutes their whole length takes on 2 cores."""
 
@@ -112,6 +115,8 @@ RUNS = (
     Run("waveclip-short", _WAVE, 3),
     Run("waveclip-new-only", _WAVE, 3, settings=("--model.init_args.train", "new")),
     Run("waveclip-random-start", _WAVE, 3, settings=("--model.init_args.start", "random")),
+    Run("teacher-96", "common/embedded_clip_96.yaml", 15, output=TEACHER_96),
+    Run("waveclip-96", "waveclip/embedded_96.yaml", 15, output=STUDENT_96),
 )
 
 
@@ -161,7 +166,7 @@ def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
     committed = run.output if run.output and not overlay else None
     weights = committed or folder / "weights.safetensors"
     save(from_checkpoint(last_checkpoint(folder), run.recipe), weights)
-    result = {**made, **evaluate(weights)}
+    result = {**made, **evaluate(weights, run.recipe)}
     if committed:
         result["first_losses"] = first_losses(run.recipe)
         committed.with_suffix(".md").write_text(card(committed, result))
@@ -221,28 +226,34 @@ def _timed(line: list[str], record: Path) -> int:
     return code
 
 
-def evaluate(weights: Path) -> dict[str, Any]:
-    """Accuracy by name on ``val`` and ``test`` of a teacher's weights, or by level of a student's."""
+def evaluate(weights: Path, recipe: str, splits: Sequence[str] = ("val", "test")) -> dict[str, Any]:
+    """Accuracy by name on some splits, of a teacher's weights, or of a student's by level.
+
+    recipe: of the training, which says how large the pictures are, and a student's teacher.
+    """
+    settings = yaml.safe_load((_ROOT / recipe).read_text())
+    size = settings["data"]["init_args"].get("image_size")
+    student = WaveTower.load(weights).eval() if "wave" in read_record(weights) else None
+    clip = CLIP.load(_ROOT / settings["model"]["init_args"]["weights"] if student else weights).eval()
     prompts = EmbeddedDataModule().class_prompts
     found: dict[str, Any] = {"names": len(class_names("seen"))}
     with torch.no_grad():
-        for split in ("val", "test"):
-            if weights.name == TEACHER.name:
-                clip = CLIP.load(weights).eval()
-                levels = {"top1": zero_shot(clip, batches(split, None), embed_prompts(clip, prompts)).correct}
+        for split in splits:
+            pictures = batches(split, None, size)
+            if student is None:
+                levels = {"top1": zero_shot(clip, pictures, embed_prompts(clip, prompts)).correct}
             else:
-                clip, wave = CLIP.load(TEACHER).eval(), WaveTower.load(weights).eval()
-                seen = observe(clip, wave, batches(split, None), prompts)
-                levels = {"coarse": seen.coarse, "fine": seen.fine}
-            found[split] = {
-                name: {
-                    "accuracy": right.double().mean().item(),
-                    "interval": wilson_interval(int(right.sum()), len(right)),
-                    "pictures": len(right),
-                }
-                for name, right in levels.items()
-            }
+                right = observe_levels(clip, student, pictures, prompts).right
+                names = ["coarse", *(f"level {step}" for step in range(1, len(right) - 1)), "fine"]
+                levels = dict(zip(names, right, strict=True))
+            found[split] = {name: _accuracy(right) for name, right in levels.items()}
     return found
+
+
+def _accuracy(right: torch.Tensor) -> dict[str, Any]:
+    """Of right answers, bool [M]."""
+    correct, pictures = int(right.sum()), len(right)
+    return {"accuracy": correct / pictures, "interval": wilson_interval(correct, pictures), "pictures": pictures}
 
 
 def results() -> dict[str, dict[str, Any]]:
@@ -264,7 +275,7 @@ def table() -> str:
         test = made["test"]
         coarse, fine = (_cell(test.get(name)) for name in ("coarse", "fine" if "fine" in test else "top1"))
         lines.append(f"| {run.name} | {made['minutes']:.0f} | {coarse} | {fine} | {typed} |")
-    note = f"Top-1 among {len(class_names('seen')):,} names; the teacher has one level. {_spread(known)}"
+    note = f"Top-1 among {len(class_names('seen')):,} names; a teacher has one level. {_spread(known)}"
     return "\n".join([*lines, "", note.strip()]) + "\n"
 
 

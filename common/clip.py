@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.tokenizer import Tokenizer, encode
-from common.tower import ImageTower, TextTower
+from common.tower import ImageTower, TextTower, resize_positions
 
 _KEYS = {
     "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
@@ -30,6 +30,7 @@ _KEYS = {
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "vocabulary"},
 }
 _TEXT_KEYS = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
+_POSITIONS = "image_tower.positional_embedding"
 _INITIAL_SCALE = 1 / 0.07
 
 
@@ -87,15 +88,25 @@ class CLIP(nn.Module):
 
     @classmethod
     def from_open_clip(
-        cls, name: str = "ViT-B-16", weights: str | None = None, *, quick_gelu: bool | None = None
+        cls,
+        name: str = "ViT-B-16",
+        weights: str | None = None,
+        *,
+        quick_gelu: bool | None = None,
+        image_size: int | None = None,
     ) -> CLIP:
         """A CLIP of a named architecture with random weights (None), an open_clip tag's, or a local file's.
 
         quick_gelu: the activation that a local file was trained with; must be said for a file that does not
             record it, since wrong activations load without a complaint and only lower the accuracy.
+        image_size: pixels a side, where they differ from the architecture's; the weights' positions are then
+            interpolated to the grid of these pictures. Weights for another size are refused without it.
         ValueError: unknown name, tag or file; keys or shapes that do not fit; an activation that does not match.
         """
         architecture = load_architecture(name)
+        if image_size is not None:
+            vision = {**architecture["vision_cfg"], "image_size": image_size}
+            architecture = {**architecture, "vision_cfg": vision}
         native = bool(architecture.get("quick_gelu", False))
         if weights is None:
             return cls({**architecture, "quick_gelu": native if quick_gelu is None else quick_gelu})
@@ -116,7 +127,7 @@ class CLIP(nn.Module):
                 f"{said[wanted]}; name the matching architecture (e.g. ViT-B-16-quickgelu) or quick_gelu={trained}"
             )
         model = cls({**architecture, "quick_gelu": trained})
-        model.load_weights(read(), weights)
+        model.load_weights(read(), weights, image_size is not None)
         return model
 
     @classmethod
@@ -142,9 +153,14 @@ class CLIP(nn.Module):
         z = self.text_tower(ids)
         return F.normalize(z, dim=-1) if normalize else z
 
-    def load_weights(self, state: dict[str, Tensor], source: str = "state dict") -> None:
-        """Load a state dict of open_clip's ViT family or of this class. ValueError names keys that do not fit."""
+    def load_weights(self, state: dict[str, Tensor], source: str = "state dict", resize: bool = False) -> None:
+        """Load a state dict of open_clip's ViT family or of this class. ValueError names keys that do not fit.
+
+        source: what the state is called in an error.  resize: interpolate image positions of another grid.
+        """
         state = {_our_key(key): value for key, value in state.items() if key not in ("attn_mask", "context_length")}
+        if resize and _POSITIONS in state:
+            state[_POSITIONS] = resize_positions(state[_POSITIONS], self.image_tower.grid)
         own = self.state_dict()
         wrong = [f"missing {key}" for key in own.keys() - state.keys()]
         wrong += [f"unknown {key}" for key in state.keys() - own.keys()]
@@ -155,6 +171,8 @@ class CLIP(nn.Module):
         ]
         if wrong:
             more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            if _POSITIONS in state and len(state[_POSITIONS]) != len(own[_POSITIONS]):
+                more += "; image_size interpolates positions for pictures of another size"
             raise ValueError(f"{source} does not fit this architecture: {'; '.join(sorted(wrong)[:4])}{more}")
         self.load_state_dict(state)
 

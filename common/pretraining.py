@@ -22,6 +22,7 @@ class CLIPPretraining(LightningModule):
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
         weights: where to start: null (random), an open_clip tag, or a local weights file.
         quick_gelu: the activation of a local weights file that does not record it.
+        image_size: picture size, where it is not the architecture's; the weights' positions are interpolated to it.
         learning_rate: peak rate of AdamW.
         weight_decay: of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
@@ -33,6 +34,7 @@ class CLIPPretraining(LightningModule):
         architecture: str = "ViT-B-16",
         weights: str | None = None,
         quick_gelu: bool | None = None,
+        image_size: int | None = None,
         learning_rate: float = 5e-4,
         weight_decay: float = 0.2,
         warmup_steps: int = 2000,
@@ -42,7 +44,7 @@ class CLIPPretraining(LightningModule):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1)")
         self.save_hyperparameters()
-        self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu)
+        self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, image_size=image_size)
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.label_smoothing = label_smoothing
         self.validation_top1 = MeanMetric()

@@ -1,12 +1,14 @@
 """Image and text towers of CLIP's ViT family, on the fused attention kernel.
 
-Shapes: B images or texts, N tokens, M cached tokens, D width, H heads, E joint dim, T text tokens.
+Shapes: B images or texts, N tokens, M cached tokens, D width, H heads, E joint dim, T text tokens, g patches a side.
 
 Parameter names are open_clip's, so that its state dicts load unchanged. Every tower is three public steps,
 ``embed -> run_blocks -> pool``; a method replaces one of them and leaves the rest alone.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -199,6 +201,21 @@ class BlockTower(nn.Module):
         for layer in range(len(blocks))[start:stop]:
             x = blocks[layer](x, mask, cache, layer)
         return x
+
+
+def resize_positions(positions: Tensor, grid: int) -> Tensor:
+    """Positions [1+g²,D] of a square of patches, class token first, for another square: [1+grid²,D].
+
+    Bicubic interpolation with antialiasing, as in open_clip. ValueError: g is not whole.
+    """
+    side = math.isqrt(len(positions) - 1)
+    if side**2 != len(positions) - 1:
+        raise ValueError(f"{len(positions)} positions are not those of a class token and a square of patches")
+    if side == grid:
+        return positions
+    cells = positions[1:].T.unflatten(1, (side, side)).unsqueeze(0)  # [1,D,g,g]
+    cells = F.interpolate(cells, (grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([positions[:1], cells[0].flatten(1).T])
 
 
 class ImageTower(BlockTower):

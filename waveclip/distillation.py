@@ -63,7 +63,8 @@ class WaveCLIPDistillation(LightningModule):
         teacher: an open_clip model name (ViT-B-16) or a .json architecture file.
         weights: the teacher's weights: null (random), an open_clip tag, or a local file.
         quick_gelu: the activation of a local weights file that does not record it.
-        levels: wavelet levels, 1 at 224 px and patch 16.
+        image_size: picture size, where it is not the architecture's; the weights' positions are interpolated to it.
+        levels: wavelet levels; at patch 16, 1 at 224 px, 2 at 448 px.
         wavelet: an orthogonal wavelet by its PyWavelets name.
         transform: conv (one strided convolution) or ptwt (haar only).
         shared_class_token: one class token for all levels instead of one each.
@@ -89,6 +90,7 @@ class WaveCLIPDistillation(LightningModule):
         teacher: str = "ViT-B-16",
         weights: str | None = None,
         quick_gelu: bool | None = None,
+        image_size: int | None = None,
         levels: int = 1,
         wavelet: str = "haar",
         transform: Literal["conv", "ptwt"] = "conv",
@@ -119,7 +121,8 @@ class WaveCLIPDistillation(LightningModule):
             raise ValueError(f"distribution_scale {distribution_scale} must be positive; 1 keeps the teacher's scale")
         self.save_hyperparameters()
         self.distribution_scale = distribution_scale
-        self.teacher = CLIP.from_open_clip(teacher, weights, quick_gelu=quick_gelu).requires_grad_(False).eval()
+        clip = CLIP.from_open_clip(teacher, weights, quick_gelu=quick_gelu, image_size=image_size)
+        self.teacher = clip.requires_grad_(False).eval()
         self.wave = WaveTower.from_image_tower(
             self.teacher.image_tower,
             levels,

@@ -34,6 +34,10 @@ from common.paths import runs_directory
 from common.tokenizer import encode
 
 CANVAS, VIEW = 56, 48  # stored pixels, and those a model sees: the margin is what the training crop moves in
+VIEWS = (48, 96)
+"""Pixels at which a view is drawn: as the recipe says it or twice that, all that artwork of 72 pixels can fill."""
+SHIFT = 3.0
+"""How far the training crop moves, in pixels of a view of 48."""
 COLOURS = {
     "black": (30, 30, 30),
     "white": (235, 235, 235),
@@ -177,17 +181,21 @@ class Scene:
             words.append(f"with {with_article(facts['second'])}")
         return " ".join(words)
 
-    def render(self) -> Image.Image:
-        """The stored picture, RGB, CANVAS x CANVAS."""
-        side = RECIPE["grid"]
-        canvas = Image.frombytes("RGB", (side, side), self.grid).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
+    def render(self, view: int = VIEW) -> Image.Image:
+        """The stored picture of a view of so many pixels, RGB: CANVAS x CANVAS at 48, twice that at 96."""
+        side, pixels, zoom = RECIPE["grid"], _canvas(view), view / VIEW
+        canvas = Image.frombytes("RGB", (side, side), self.grid).resize((pixels, pixels), Image.Resampling.BICUBIC)
         for emoji in filter(None, (self.second, self.main)):
             drawn = _artwork(emoji.label).rotate(emoji.angle, Image.Resampling.BICUBIC, expand=True)
-            width = round(drawn.width * emoji.size / _artwork(emoji.label).width)
+            width = round(drawn.width * zoom * emoji.size / _artwork(emoji.label).width)
             drawn = drawn.resize((width, width), Image.Resampling.LANCZOS)
-            corner = (round(c + (CANVAS - VIEW) / 2 - width / 2) for c in (emoji.x, emoji.y))
+            corner = (round(zoom * (c + (CANVAS - VIEW) / 2) - width / 2) for c in (emoji.x, emoji.y))
             canvas.paste(drawn, tuple(corner), drawn)
         return canvas
+
+
+def _canvas(view: int) -> int:
+    return CANVAS * view // VIEW
 
 
 @cache
@@ -262,36 +270,39 @@ def indices(split: str) -> list[int]:
     return list(first.values())
 
 
-def recipe_hash() -> str:
-    """Names the packed data: equal exactly when recipe, splits and names are."""
-    text = json.dumps([RECIPE, SPLITS, PHRASES, _table()])
+def recipe_hash(view: int = VIEW) -> str:
+    """Names the packed data: equal exactly when recipe, pixels of the view, splits and names are."""
+    text = json.dumps([RECIPE | {"canvas": _canvas(view)}, SPLITS, PHRASES, _table()])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _sample(split: str, index: int) -> dict[str, str | bytes]:
+def _sample(split: str, index: int, view: int) -> dict[str, str | bytes]:
     drawn, caption = scene(split, index)
     jpeg = io.BytesIO()
-    drawn.render().save(jpeg, "JPEG", quality=RECIPE["quality"], subsampling=0)
+    drawn.render(view).save(jpeg, "JPEG", quality=RECIPE["quality"], subsampling=0)
     facts = json.dumps(drawn.facts())
     key = f"{split}-{index:06d}"
     return {"__key__": key, "jpg": jpeg.getvalue(), "txt": caption.encode(), "json": facts.encode()}
 
 
-def _write_shard(job: tuple[str, Path, list[int]]) -> Entry:
-    split, path, pictures = job
-    return write_tar(path, (_sample(split, index) for index in pictures))
+def _write_shard(job: tuple[str, Path, list[int], int]) -> Entry:
+    split, path, pictures, view = job
+    return write_tar(path, (_sample(split, index, view) for index in pictures))
 
 
-def pack(split: str, root: Path | None = None) -> Path:
-    """The folder of a split's shards; a missing one is written first, complete or not at all."""
-    folder = (root or runs_directory() / "data") / f"embedded-{recipe_hash()}" / split
+def pack(split: str, root: Path | None = None, view: int = VIEW) -> Path:
+    """The folder of a split's shards; a missing one is written first, complete or not at all.
+
+    view: pixels at which the scenes are drawn, one of VIEWS.
+    """
+    folder = (root or runs_directory() / "data") / f"embedded-{recipe_hash(view)}" / split
     if folder.exists():
         return folder
     pictures, per_shard = indices(split), SPLITS[split][1]
     unfinished = folder.with_name(f".{split}-{os.getpid()}")
     unfinished.mkdir(parents=True)
     parts = [pictures[start : start + per_shard] for start in range(0, len(pictures), per_shard)]
-    jobs = [(split, unfinished / f"{number:03d}.tar", part) for number, part in enumerate(parts)]
+    jobs = [(split, unfinished / f"{number:03d}.tar", part, view) for number, part in enumerate(parts)]
     try:
         with ProcessPoolExecutor() as pool:
             entries = list(track(pool.map(_write_shard, jobs), f"packing {split} ({len(pictures)})", len(jobs)))
@@ -317,6 +328,8 @@ class EmbeddedDataModule(ShardDataModule):
         max_damaged: Fraction of damaged samples that is tolerated.
         root: Folder for the packed shards; default: ``data`` in $EFFCLIP_RUNS.
         captions: Whether batches have captions; False saves their encoding where labels are enough.
+        image_size: 48 or 96, the pixels at which the scenes are drawn and given. Default: drawn at 48 and resized
+            to the architecture's size. ValueError: another size.
     """
 
     def __init__(
@@ -328,9 +341,13 @@ class EmbeddedDataModule(ShardDataModule):
         max_damaged: float = 0.0,
         root: str | None = None,
         captions: bool = True,
+        image_size: int | None = None,
     ) -> None:
+        if image_size not in (None, *VIEWS):
+            raise ValueError(f"image_size {image_size}: the embedded pictures are drawn at one of {VIEWS} pixels")
         super().__init__(
             architecture=architecture,
+            image_size=image_size,
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
@@ -339,12 +356,13 @@ class EmbeddedDataModule(ShardDataModule):
             captions=captions,
         )
         self.root = Path(root) if root else None
+        self.view = image_size or VIEW
 
     def prepare_data(self) -> None:
         """Pack what the trainer is about to read."""
         task = self.trainer.state.fn.value if self.trainer else "fit"
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(task, ("test",)):
-            pack(split, self.root)
+            pack(split, self.root, self.view)
 
     @property
     def splits(self) -> list[str]:
@@ -353,7 +371,7 @@ class EmbeddedDataModule(ShardDataModule):
 
     def shard_urls(self, split: str) -> list[str]:
         """Paths of a split's shards, packed now where they are missing. ValueError: no such split."""
-        return [str(path) for path in sorted(pack(split, self.root).glob("*.tar"))]
+        return [str(path) for path in sorted(pack(split, self.root, self.view).glob("*.tar"))]
 
     @property
     def class_prompts(self) -> list[str]:
@@ -362,8 +380,8 @@ class EmbeddedDataModule(ShardDataModule):
 
     def picture_transform(self, train: bool) -> Transform:
         """Random view of the stored canvas for training, its centre otherwise."""
-        size = self.architecture["vision_cfg"]["image_size"]
-        return partial(random_view if train else center_view, image_size=size, view=VIEW)
+        sizes = {"image_size": self.image_size, "view": self.view}
+        return partial(random_view, **sizes, shift=SHIFT * self.view / VIEW) if train else partial(center_view, **sizes)
 
 
 def main() -> None:

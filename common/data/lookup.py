@@ -15,11 +15,10 @@ from typing import Any
 from common.data import catalogue
 from common.data.catalogue import Entry
 from common.data.classification import classification_set, own_set
-from common.data.embedded import TEMPLATES, VIEW, EmbeddedDataModule, class_names, indices, recipe_hash, scene
+from common.data.embedded import TEMPLATES, VIEWS, EmbeddedDataModule, class_names, indices, recipe_hash, scene
 from common.data.pictures import PictureSet
 from common.data.pictures import loader as picture_loader
 from common.data.retrieval import retrieval_set
-from common.data.transforms import Transform, center_view
 from common.zeroshot import Template
 
 Loader = Callable[[int, int, int], Iterable[Mapping[str, Any]]]
@@ -152,15 +151,12 @@ def _version(found: PictureSet) -> str:
 
 
 class _Pictures(EmbeddedDataModule):
-    """The embedded benchmark without texts, at any picture size."""
+    """The embedded benchmark without texts, at any picture size: drawn at it where it is one of VIEWS."""
 
     def __init__(self, image_size: int, batch_size: int, workers: int) -> None:
-        super().__init__(batch_size=batch_size, num_workers=workers)
-        self.captions, self.image_size = False, image_size
-
-    def picture_transform(self, train: bool) -> Transform:
-        """The stored picture's central view."""
-        return partial(center_view, image_size=self.image_size, view=VIEW)
+        drawn = image_size if image_size in VIEWS else None
+        super().__init__(batch_size=batch_size, num_workers=workers, captions=False, image_size=drawn)
+        self.image_size = image_size
 
 
 def _embedded_classes(split: str) -> Labelled:

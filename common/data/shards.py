@@ -100,6 +100,7 @@ class ShardDataModule(LightningDataModule):
         val_shards: The same for validation.
         test_shards: The same for testing.
         architecture: open_clip model name or ``.json`` file, for picture size, context length and vocabulary.
+        image_size: Picture size, where it is not the architecture's.
         batch_size: Pairs per batch on each device.
         num_workers: Worker processes per device; 0 reads in the training process.
         train_num_samples: Training pairs that the recipe expects in all shards. Must be what ``manifest.json``
@@ -124,6 +125,7 @@ class ShardDataModule(LightningDataModule):
         test_shards: str | None = None,
         *,
         architecture: str,
+        image_size: int | None = None,
         batch_size: int = 256,
         num_workers: int = 4,
         train_num_samples: int | None = None,
@@ -141,6 +143,7 @@ class ShardDataModule(LightningDataModule):
         if not 0 <= max_damaged < 1:
             raise ValueError(f"max_damaged {max_damaged} must be a fraction in [0, 1)")
         self.architecture = load_architecture(architecture)
+        self.image_size = image_size or self.architecture["vision_cfg"]["image_size"]
         text = self.architecture["text_cfg"]
         self.tokenizer = Tokenizer(text["context_length"], text.get("vocabulary"))
         self.batch_size, self.num_workers, self.train_num_samples = batch_size, num_workers, train_num_samples
@@ -209,8 +212,7 @@ class ShardDataModule(LightningDataModule):
 
     def picture_transform(self, train: bool) -> Transform:
         """(PIL image, Random) -> uint8 [H,W,3]: open_clip's training or evaluation transform."""
-        size = self.architecture["vision_cfg"]["image_size"]
-        return train_transform(size) if train else eval_transform(size)
+        return train_transform(self.image_size) if train else eval_transform(self.image_size)
 
     def dataloader(self, split: str, *, train: bool | None = None) -> ShardLoader:
         """The loader of any split, for training (shuffled, augmented) or evaluation (each sample once).

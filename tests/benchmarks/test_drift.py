@@ -7,7 +7,9 @@ import pytest
 from benchmarks.__main__ import RESULTS
 from benchmarks.drift import PARTS, first_losses, part_counts
 from benchmarks.embedded import PART, STUDENT, TEACHER, digest
-from benchmarks.retrain import RUNS
+from benchmarks.retrain import RUNS, evaluate
+
+COMMITTED = [run for run in RUNS if run.output and run.output.is_file()]
 
 
 def test_committed_weights_give_the_stored_accuracy():
@@ -18,7 +20,14 @@ def test_committed_weights_give_the_stored_accuracy():
         assert abs(sum(found) - expected) <= 0.001 * PARTS * PART, f"{name}: {sum(found)}, stored {expected}"
 
 
-@pytest.mark.parametrize("run", [run for run in RUNS if run.output], ids=lambda run: run.name)
+@pytest.mark.parametrize("run", COMMITTED, ids=lambda run: run.name)
+def test_committed_weights_give_the_stored_accuracy_on_val(run):
+    stored = json.loads((RESULTS / "retrain" / f"{run.name}.json").read_text())["val"]
+    for name, found in evaluate(run.output, run.recipe, ["val"])["val"].items():
+        assert found["accuracy"] == pytest.approx(stored[name]["accuracy"], abs=0.001)
+
+
+@pytest.mark.parametrize("run", COMMITTED, ids=lambda run: run.name)
 def test_recipes_start_with_the_stored_losses(run):
     stored = json.loads((RESULTS / "retrain" / f"{run.name}.json").read_text())["first_losses"]
     assert first_losses(run.recipe, len(stored)) == pytest.approx(stored, rel=0.02)

@@ -4,16 +4,19 @@ import json
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
 import torch
+from open_clip.model import resize_pos_embed
 from safetensors.torch import save_file
 
 from common import clip as clip_module
 from common.clip import CLIP, load_architecture, read_record
 from common.testing import tiny_architecture
 from common.tokenizer import encode
+from common.tower import resize_positions
 
 
 @pytest.fixture
@@ -91,6 +94,30 @@ def test_a_recorded_activation_needs_no_word_and_allows_no_other(tmp_path, archi
     assert not CLIP.from_open_clip(architecture, file).quick_gelu
     with pytest.raises(ValueError, match=r"trained with GELU but .* with quick_gelu=True means QuickGELU"):
         CLIP.from_open_clip(architecture, file, quick_gelu=True)
+
+
+@pytest.mark.parametrize("image_size", [16, 32, 56])
+def test_pictures_of_another_size_take_interpolated_positions(tmp_path, architecture, image_size):
+    clip, file, grid = CLIP.tiny(), str(tmp_path / "a.safetensors"), image_size // 8
+    clip.save(file)
+    resized = CLIP.from_open_clip(architecture, file, image_size=image_size)
+    theirs = {"visual.positional_embedding": clip.image_tower.positional_embedding.detach()}
+    resize_pos_embed(theirs, SimpleNamespace(visual=SimpleNamespace(grid_size=(grid, grid))))
+    (expected,) = theirs.values()
+    torch.testing.assert_close(resized.image_tower.positional_embedding.detach(), expected)
+    assert resized.architecture["vision_cfg"] == {**clip.architecture["vision_cfg"], "image_size": image_size}
+    assert torch.equal(resized.image_tower.conv1.weight, clip.image_tower.conv1.weight)
+    assert resized.encode_image(torch.randn(2, 3, image_size, image_size)).shape == (2, 32)
+
+
+def test_weights_for_another_size_are_refused_unless_it_is_said(tmp_path, architecture):
+    CLIP.from_open_clip(architecture, image_size=64).save(tmp_path / "a.safetensors")
+    assert CLIP.load(tmp_path / "a.safetensors").image_tower.image_size == 64
+    refused = r"has shape \(65, 64\), expected \(17, 64\); image_size interpolates positions for pictures of another"
+    with pytest.raises(ValueError, match=refused):
+        CLIP.from_open_clip(architecture, str(tmp_path / "a.safetensors"))
+    with pytest.raises(ValueError, match="12 positions are not those of a class token and a square of patches"):
+        resize_positions(torch.zeros(12, 64), 4)
 
 
 def test_keys_and_shapes_that_do_not_fit_are_named():

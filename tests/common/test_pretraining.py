@@ -97,6 +97,19 @@ def test_the_scale_is_clamped_after_a_step(parts):
     assert module.clip.logit_scale <= torch.tensor(100.0).log()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_training_goes_on_with_larger_pictures(tmp_path, parts):
+    module, _ = parts()
+    module.clip.save(tmp_path / "small.safetensors")
+    module, data = parts(weights=str(tmp_path / "small.safetensors"), image_size=48)
+    data.image_size = 48
+    trainer = lightning.Trainer(max_steps=5, limit_val_batches=1, enable_checkpointing=False, **QUIET)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = CLIPPretraining.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert again.clip.image_tower.grid == 6 and again.clip.architecture["vision_cfg"]["image_size"] == 48
+
+
 def test_refused_settings(parts):
     for smoothing in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"label_smoothing {smoothing} is not in"):

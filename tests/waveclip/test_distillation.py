@@ -53,6 +53,14 @@ def test_the_plain_loss_is_the_cosine_distance_averaged_over_levels(make):
     assert module.logged.keys() == {"train_cosine", "train_loss"}
 
 
+def test_larger_pictures_have_room_for_another_level(make):
+    module, _ = make(levels=2, image_size=64)
+    assert [module.wave.tokens_in(step) for step in range(3)] == [1 + 2 * 2, 1 + 3 * 2 * 2, 1 + 3 * 4 * 4]
+    assert len(module(torch.randn(2, 3, 64, 64))) == 3
+    with pytest.raises(ValueError, match="image_size 72 with patch_size 8 and levels 2 needs a multiple of 32"):
+        make(levels=2, image_size=72)
+
+
 def test_fine_first_counts_the_last_level_alone(make):
     module, batch = make(fine_first_steps=1)
     levels, target, _ = embeddings(module, batch)

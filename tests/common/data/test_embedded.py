@@ -129,6 +129,26 @@ def test_pictures_show_what_the_facts_say():
             assert np.abs(x - drawn.main.x - margin).max() < 0.75 * drawn.main.size + 2
 
 
+def test_twice_the_pixels_show_the_same_scene_in_more_detail():
+    """Its 2x2 block means are the picture of 48 px; what these leave out is not noise, but the artwork's edges."""
+    for index in range(30):
+        drawn, _ = scene("train", index)
+        small, large = drawn.render(), drawn.render(96)
+        assert large.size == (112, 112) == (2 * small.width, 2 * small.height)
+        means = np.asarray(large.resize(small.size, embedded.Image.Resampling.BOX)).astype(int)
+        enlarged = np.asarray(small.resize(large.size, embedded.Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(means - small).mean() < 0.5 * np.abs(enlarged - large).mean()
+
+
+def test_pictures_of_96_px_are_packed_apart(small, architecture):
+    data = EmbeddedDataModule(architecture, batch_size=4, num_workers=0, root=str(small), image_size=96)
+    for split in ("train", "val"):
+        assert next(iter(data.dataloader(split)))["image"].shape == (4, 3, 96, 96)
+    assert pack("val", small, 96) != pack("val", small) and embedded.recipe_hash(48) == embedded.recipe_hash()
+    with pytest.raises(ValueError, match="image_size 64: the embedded pictures are drawn at one of"):
+        EmbeddedDataModule(architecture, image_size=64)
+
+
 def test_a_second_emoji_is_another_one_and_mostly_apart():
     labels = range(len(class_names()))
     scenes = [embedded.draw_scene(Random(i), i % 50, labels) for i in range(800)]

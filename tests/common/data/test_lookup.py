@@ -1,9 +1,10 @@
 """The embedded benchmark as sources: labels fit the names, captions fit the pictures, whatever the workers."""
 
 import pytest
+import torch
 
 from common.data import catalogue, embedded
-from common.data.embedded import class_names, indices, prompt, scene
+from common.data.embedded import EmbeddedDataModule, class_names, indices, prompt, scene
 from common.data.lookup import EMBEDDED, Place, source, splits_of
 from tests.common.data.miniature import paint, write_food101
 from tests.common.data.miniature import small as small_entry
@@ -28,6 +29,12 @@ def test_labels_are_places_in_the_names(split):
     names = {f"{stored}-{i:06d}": scene(stored, i)[0].facts()["name"] for i in indices(stored)}
     assert {key: found.class_names[label] for key, label in shown.items()} == names
     assert len(found.class_names) == len(class_names({"unseen": "all", "unseen-alone": "unseen"}.get(split, "seen")))
+
+
+def test_a_model_of_96_px_sees_pictures_drawn_at_96():
+    found = next(iter(source("embedded", "zeroshot", "val").loader(96, 4, 0)))
+    drawn = next(iter(EmbeddedDataModule(batch_size=4, num_workers=0, image_size=96).dataloader("val")))
+    assert found["key"] == drawn["key"] and torch.equal(found["image"], drawn["image"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -198,6 +198,13 @@ def test_a_batch(tmp_path, module):
     assert ids[1] == ids[3] == caption_id("a cat") != ids[0] == ids[2]
 
 
+def test_pictures_of_another_size_than_the_architectures(tmp_path, module):
+    pattern = write_shards(tmp_path / "both", 1, 4)
+    data = module(pattern, pattern, image_size=20, train_num_samples=4)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert next(iter(loader))["image"].shape == (4, 3, 20, 20)
+
+
 def test_text_is_as_wide_as_the_longest_caption(tmp_path, module):
     (batch,) = module(val=write_shards(tmp_path / "val", 1, 3, txt=lambda n: b"a cat")).val_dataloader()
     assert batch["text"].shape == (3, 4)
