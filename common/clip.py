@@ -67,16 +67,19 @@ def check_architecture(architecture: dict[str, Any], name: str = "architecture")
 
 
 class CLIP(nn.Module):
-    """A CLIP of the suite: ``image_tower``, ``text_tower``, ``logit_scale`` (a logarithm) and ``tokenizer``."""
+    """A CLIP of the suite: ``image_tower``, ``text_tower``, ``logit_scale`` (a logarithm) and ``tokenizer``.
 
-    def __init__(self, architecture: dict[str, Any]) -> None:
+    image_tower: a tower in the place of the architecture's own.
+    """
+
+    def __init__(self, architecture: dict[str, Any], image_tower: nn.Module | None = None) -> None:
         super().__init__()
         self.architecture = check_architecture(architecture)
         vision, text = dict(architecture["vision_cfg"]), dict(architecture["text_cfg"])
         shared = {"embed_dim": architecture["embed_dim"], "quick_gelu": self.quick_gelu}
         heads = vision["width"] // vision.pop("head_width", 64)
         self.tokenizer = Tokenizer(text["context_length"], text.pop("vocabulary", None))
-        self.image_tower = ImageTower(**vision, heads=heads, **shared)
+        self.image_tower = ImageTower(**vision, heads=heads, **shared) if image_tower is None else image_tower
         self.text_tower = TextTower(**text, **shared)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(_INITIAL_SCALE)))
 
