@@ -206,7 +206,8 @@ def _recorded_architecture(path: str) -> dict[str, Any] | None:
 def read_state_dict(path: str) -> dict[str, Tensor]:
     """Weights of a safetensors or torch file as fp32, without any code of the file being run.
 
-    ``{"state_dict": ...}`` is opened, and a common ``module.``, ``model.`` or ``clip.`` prefix taken off.
+    ``{"state_dict": ...}`` or ``{"model": ...}`` is opened, and a common ``module.``, ``model.`` or ``clip.``
+    prefix taken off.
     """
     if not Path(path).is_file():
         raise ValueError(f"no weights at {Path(path).absolute()}")
@@ -221,7 +222,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
                 f"{path} is no file of plain tensors, and opening it otherwise could run its code; save its "
                 "state dict alone, best as safetensors"
             ) from error
-        state = state.get("state_dict", state)
+        state = state.get("state_dict", state.get("model", state))
     for prefix in ("module.", "model.", "clip."):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
