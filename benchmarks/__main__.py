@@ -28,10 +28,16 @@ BENCHMARKS = {
     "waveclip-fig1": "its Figure 1: accuracy against multiply-adds",
     "waveclip-fig3": "its Figure 3: cached against naive re-encoding",
     "waveclip-fig4": "its Figure 4: margin against maximum probability as the gate",
-    "speed": "our towers against open_clip's on this machine",
+    "mlip-table3": "MLIP's Table 3 at embedded scale: data of several sizes",
+    "mlip-table5": "its Table 5: label smoothing and nearest neighbours",
+    "mlip-table6": "its Table 6: frequency transform and token alignment",
+    "mlip-table7": "its Table 7: the matchings of tokens",
+    "mlip-table8": "its Table 8: with and without the Guide",
+    "speed": "our towers against open_clip's, MLIP's training step against CLIP's, on this machine",
 }
 ACTIONS = {
     "retrain": "train the embedded models again (--list; ONLY=NAME)",
+    "mlip-ablations": "train the rows of MLIP's tables 3, 5, 6, 7 and 8 (--table N, --list)",
     "evaluations": "tables of the results of `effclip evaluate` in some folders (DIR ... [--out FILE])",
     "report": "write the README's tables from benchmarks/results",
 }

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from waveclip import WaveTower
 
 RESULTS = Path(__file__).parent / "results" / "retrain"
 _ROOT = Path(__file__).parent.parent
-RECIPES = {"common/embedded_clip.yaml": 29, "waveclip/embedded.yaml": 53}
+RECIPES = {"common/embedded_clip.yaml": 29, "waveclip/embedded.yaml": 53, "mlip/embedded.yaml": 3}
 """The recipes, and how many minutes their whole length takes on 2 cores."""
 
 
@@ -129,15 +129,20 @@ def main(arguments: Sequence[str] = ()) -> int:
     overlay = os.environ.get("CONFIG") or None
     if overlay and not Path(overlay).is_file():
         raise ValueError(f"CONFIG={overlay}: no file at {Path(overlay).absolute()}")
+    work(chosen(os.environ.get("ONLY")), listing, overlay)
+    return 0
+
+
+def work(runs: Sequence[Run], listing: bool, overlay: str | None = None, **how: Any) -> None:
+    """Print each run with its state, and unless ``listing`` train what is not finished; how: see ``train``."""
     console = Console()
-    for run in chosen(os.environ.get("ONLY")):
+    for run in runs:
         folder = runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
         state = "finished" if (folder / "result.json").is_file() else f"about {run.minutes} min"
         typed = shlex.join(command(run, overlay))
         console.print(f"{run.name:<24}{state:<14}{typed}", markup=False, highlight=False, soft_wrap=True)
         if not listing and state != "finished":
-            train(run, folder, overlay)
-    return 0
+            train(run, folder, overlay, **how)
 
 
 def command(run: Run, overlay: str | None = None) -> list[str]:
@@ -150,8 +155,40 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(folder.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
-    """Train in a process of its own, export, evaluate, write the result. ValueError: the training failed."""
+def evaluate(weights: Path) -> dict[str, Any]:
+    """Accuracy by name on ``val`` and ``test`` of a teacher's weights, or by level of a student's."""
+    prompts = EmbeddedDataModule().class_prompts
+    found: dict[str, Any] = {"names": len(class_names("seen"))}
+    with torch.no_grad():
+        for split in ("val", "test"):
+            if weights.name == TEACHER.name:
+                clip = CLIP.load(weights).eval()
+                levels = {"top1": zero_shot(clip, batches(split, None), embed_prompts(clip, prompts)).correct}
+            else:
+                clip, wave = CLIP.load(TEACHER).eval(), WaveTower.load(weights).eval()
+                seen = observe(clip, wave, batches(split, None), prompts)
+                levels = {"coarse": seen.coarse, "fine": seen.fine}
+            found[split] = {
+                name: {
+                    "accuracy": right.double().mean().item(),
+                    "interval": wilson_interval(int(right.sum()), len(right)),
+                    "pictures": len(right),
+                }
+                for name, right in levels.items()
+            }
+    return found
+
+
+def train(
+    run: Run,
+    folder: Path,
+    overlay: str | None = None,
+    evaluate: Callable[[Path], dict[str, Any]] = evaluate,
+) -> dict[str, Any]:
+    """Train in a process of its own, export, ``evaluate`` the weights, write the result to ``RESULTS``.
+
+    ValueError: the training failed.
+    """
     steps = None if overlay else run.steps  # an overlay may change them
     folder.mkdir(parents=True, exist_ok=True)
     stated = folder / "conditions.json"  # of the start, also when the run goes on later
@@ -181,10 +218,11 @@ def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
     if committed:
         result["first_losses"] = first_losses(run.recipe)
         committed.with_suffix(".md").write_text(card(committed, result))
-    places = [folder] if overlay else [RESULTS, folder]  # the folder's last: it says "finished"
-    for place in places:
-        place.mkdir(parents=True, exist_ok=True)
-        path = place / ("result.json" if place == folder else f"{run.name}.json")
+    paths = [folder / "result.json"]
+    if not overlay:
+        paths.insert(0, RESULTS / f"{run.name}.json")  # the folder's last: it says "finished"
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
 
@@ -204,30 +242,6 @@ def _timed(line: list[str], record: Path) -> tuple[list[float], int]:
         legs.append((time.monotonic() - start) / 60)
         record.write_text(json.dumps(legs))
     return legs, code
-
-
-def evaluate(weights: Path) -> dict[str, Any]:
-    """Accuracy by name on ``val`` and ``test`` of a teacher's weights, or by level of a student's."""
-    prompts = EmbeddedDataModule().class_prompts
-    found: dict[str, Any] = {"names": len(class_names("seen"))}
-    with torch.no_grad():
-        for split in ("val", "test"):
-            if weights.name == TEACHER.name:
-                clip = CLIP.load(weights).eval()
-                levels = {"top1": zero_shot(clip, batches(split, None), embed_prompts(clip, prompts)).correct}
-            else:
-                clip, wave = CLIP.load(TEACHER).eval(), WaveTower.load(weights).eval()
-                seen = observe(clip, wave, batches(split, None), prompts)
-                levels = {"coarse": seen.coarse, "fine": seen.fine}
-            found[split] = {
-                name: {
-                    "accuracy": right.double().mean().item(),
-                    "interval": wilson_interval(int(right.sum()), len(right)),
-                    "pictures": len(right),
-                }
-                for name, right in levels.items()
-            }
-    return found
 
 
 def results() -> dict[str, dict[str, Any]]:

@@ -80,7 +80,7 @@ class ContrastivePretraining(LightningModule):
         """Log R@1 both ways among all pairs of the split."""
         if self.validation_recall.update_called:
             for way, found in self.validation_recall.compute().items():
-                self.log(f"val_{way}_r1", found["R@1"])
+                self.log(f"val_{way}_r1", found["R@1"], sync_dist=True)
             self.validation_recall.reset()
 
     def test_step(self, batch: dict, batch_idx: int) -> None:

@@ -71,7 +71,7 @@ def one_to_one(image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> 
     lengths = text_mask.sum(1)
     partner = match(cosines, lengths.tolist()).to(cosines.device)
     matched = cosines.gather(1, partner.clamp(min=0)[:, None])[:, 0]
-    share = (partner >= 0) / lengths.clamp(max=cosines.shape[1])[owner]
+    share = (partner >= 0).to(cosines.dtype) / lengths.clamp(max=cosines.shape[1])[owner]
     return -(matched * share).sum() / len(lengths)
 
 

@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -317,6 +318,7 @@ class EmbeddedDataModule(ShardDataModule):
         max_damaged: Fraction of damaged samples that is tolerated.
         root: Folder for the packed shards; default: ``data`` in $EFFCLIP_RUNS.
         captions: Whether batches have captions; False saves their encoding where labels are enough.
+        train_fraction: Share of the training shards that is read, the first ones.
     """
 
     def __init__(
@@ -328,7 +330,10 @@ class EmbeddedDataModule(ShardDataModule):
         max_damaged: float = 0.0,
         root: str | None = None,
         captions: bool = True,
+        train_fraction: float = 1.0,
     ) -> None:
+        if not 0 < train_fraction <= 1:
+            raise ValueError(f"train_fraction {train_fraction} is not in (0, 1]")
         super().__init__(
             architecture=architecture,
             batch_size=batch_size,
@@ -338,7 +343,7 @@ class EmbeddedDataModule(ShardDataModule):
             max_damaged=max_damaged,
             captions=captions,
         )
-        self.root = Path(root) if root else None
+        self.root, self.train_fraction = Path(root) if root else None, train_fraction
 
     def prepare_data(self) -> None:
         """Pack what the trainer is about to read."""
@@ -353,7 +358,9 @@ class EmbeddedDataModule(ShardDataModule):
 
     def shard_urls(self, split: str) -> list[str]:
         """Paths of a split's shards, packed now where they are missing. ValueError: no such split."""
-        return [str(path) for path in sorted(pack(split, self.root).glob("*.tar"))]
+        paths = sorted(pack(split, self.root).glob("*.tar"))
+        part = math.ceil(self.train_fraction * len(paths)) if split == "train" else len(paths)
+        return [str(path) for path in paths[:part]]
 
     @property
     def class_prompts(self) -> list[str]:
