@@ -84,7 +84,7 @@ def test_one_to_one_equals_the_papers_zero_padded_square(sizes):
     for table in cosines(image, text, mask):
         side = max(len(table), len(table[0]))
         square = torch.zeros(side, side, dtype=torch.float64)
-        square[: len(table), : len(table[0])] = torch.tensor(table)
+        square[: len(table), : len(table[0])] = torch.tensor(table, dtype=torch.float64)
         rows, columns = linear_sum_assignment(square.numpy(), maximize=True)
         terms.append(-float(square[rows, columns].sum()) / min(len(table), len(table[0])))
     assert math.isclose(one_to_one(image, text, mask), sum(terms) / len(terms), rel_tol=1e-9)
