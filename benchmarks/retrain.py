@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.drift import first_losses
-from benchmarks.embedded import STUDENT, TEACHER, batches, observe
+from benchmarks.embedded import GUIDE, STUDENT, TEACHER, batches, observe
 from benchmarks.export import card, from_checkpoint, save
 from common.clip import CLIP
 from common.conditions import conditions
@@ -31,11 +31,12 @@ from common.data.embedded import EmbeddedDataModule, class_names
 from common.evaluation import wilson_interval, zero_shot
 from common.paths import runs_directory
 from common.zeroshot import embed_prompts
+from mlip.guide_mae import GuideMAE
 from waveclip import WaveTower
 
 RESULTS = Path(__file__).parent / "results" / "retrain"
 _ROOT = Path(__file__).parent.parent
-RECIPES = {"common/embedded_clip.yaml": 29, "waveclip/embedded.yaml": 53}
+RECIPES = {"common/embedded_clip.yaml": 29, "waveclip/embedded.yaml": 53, "mlip/guide_mae.yaml": 5}
 """The recipes, and how many minutes their whole length takes on 2 cores."""
 
 
@@ -107,6 +108,7 @@ RUNS = (
     Run("waveclip-short", _WAVE, 3),
     Run("waveclip-new-only", _WAVE, 3, settings=("--model.init_args.train", "new")),
     Run("waveclip-random-start", _WAVE, 3, settings=("--model.init_args.start", "random")),
+    Run("guide", "mlip/guide_mae.yaml", 5, output=GUIDE),
 )
 
 
@@ -168,7 +170,8 @@ def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
     checkpoint = last_checkpoint(folder)
     committed = run.output if run.output and not overlay else None
     weights = committed or folder / "weights.safetensors"
-    save(from_checkpoint(checkpoint, run.recipe), weights)
+    module = from_checkpoint(checkpoint, run.recipe)
+    save(module, weights)
     result = {
         "name": run.name,
         "command": shlex.join(command(run, overlay)),
@@ -176,7 +179,7 @@ def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
         "minutes": sum(minutes),
         "legs": len(minutes),
         "steps": steps_of(checkpoint),
-        **evaluate(weights),
+        **(reconstruction(module) if isinstance(module, GuideMAE) else evaluate(weights)),
     }
     if committed:
         result["first_losses"] = first_losses(run.recipe)
@@ -227,6 +230,19 @@ def evaluate(weights: Path) -> dict[str, Any]:
                 }
                 for name, right in levels.items()
             }
+    return found
+
+
+@torch.no_grad()
+def reconstruction(module: GuideMAE) -> dict[str, Any]:
+    """A masked autoencoder's loss on ``val`` and ``test``, with the masks of its own validation."""
+    found: dict[str, Any] = {}
+    for split in ("val", "test"):
+        total, pictures = 0.0, 0
+        for place, batch in enumerate(batches(split, None)):
+            loss = module.loss(batch["image"], torch.Generator().manual_seed(place))
+            total, pictures = total + float(loss) * len(batch["image"]), pictures + len(batch["image"])
+        found[split] = {"masked patches": {"loss": total / pictures, "pictures": pictures}}
     return found
 
 
