@@ -33,6 +33,7 @@ BENCHMARKS = {
     "mlip-table6": "its Table 6: frequency transform and token alignment",
     "mlip-table7": "its Table 7: the matchings of tokens",
     "mlip-table8": "its Table 8: with and without the Guide",
+    "mlip-table9": "its Table 9: multiply-adds of CLIP and MLIP",
     "speed": "our towers against open_clip's, MLIP's training step against CLIP's, on this machine",
 }
 ACTIONS = {

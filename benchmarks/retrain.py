@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.drift import first_losses
-from benchmarks.embedded import STUDENT, TEACHER, batches, observe
+from benchmarks.embedded import GUIDE, STUDENT, TEACHER, batches, observe
 from benchmarks.export import card, from_checkpoint, save
 from common.clip import CLIP
 from common.conditions import conditions
@@ -31,12 +31,20 @@ from common.data.embedded import EmbeddedDataModule, class_names
 from common.evaluation import wilson_interval, zero_shot
 from common.paths import runs_directory
 from common.zeroshot import embed_prompts
+from mlip.guide_mae import GuideMAE
 from waveclip import WaveTower
 
 RESULTS = Path(__file__).parent / "results" / "retrain"
 _ROOT = Path(__file__).parent.parent
-RECIPES = {"common/embedded_clip.yaml": 26, "waveclip/embedded.yaml": 50, "mlip/embedded.yaml": 3}
+RECIPES = {
+    "common/embedded_clip.yaml": 26,
+    "waveclip/embedded.yaml": 50,
+    "mlip/guide_mae.yaml": 5,
+    "mlip/embedded.yaml": 3,
+}
 """The recipes, and how many minutes their whole length takes on 2 cores."""
+Evaluation = Callable[[Path], dict[str, Any]]
+"""What a result says about a weights file."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ RUNS = (
     Run("waveclip-short", _WAVE, 3),
     Run("waveclip-new-only", _WAVE, 3, settings=("--model.init_args.train", "new")),
     Run("waveclip-random-start", _WAVE, 3, settings=("--model.init_args.start", "random")),
+    Run("guide", "mlip/guide_mae.yaml", 5, output=GUIDE),
 )
 
 
@@ -129,12 +138,12 @@ def main(arguments: Sequence[str] = ()) -> int:
     overlay = os.environ.get("CONFIG") or None
     if overlay and not Path(overlay).is_file():
         raise ValueError(f"CONFIG={overlay}: no file at {Path(overlay).absolute()}")
-    work(chosen(os.environ.get("ONLY")), listing, overlay)
+    work(chosen(os.environ.get("ONLY")), evaluate, listing, overlay)
     return 0
 
 
-def work(runs: Sequence[Run], listing: bool, overlay: str | None = None, **how: Any) -> None:
-    """Print each run with its state, and unless ``listing`` train what is not finished; how: see ``train``."""
+def work(runs: Sequence[Run], evaluate: Evaluation, listing: bool, overlay: str | None = None) -> None:
+    """Print each run with its state, and unless ``listing`` train what is not finished."""
     console = Console()
     for run in runs:
         folder = runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
@@ -142,7 +151,7 @@ def work(runs: Sequence[Run], listing: bool, overlay: str | None = None, **how: 
         typed = shlex.join(command(run, overlay))
         console.print(f"{run.name:<24}{state:<14}{typed}", markup=False, highlight=False, soft_wrap=True)
         if not listing and state != "finished":
-            train(run, folder, overlay, **how)
+            train(run, folder, evaluate, overlay)
 
 
 def command(run: Run, overlay: str | None = None) -> list[str]:
@@ -153,6 +162,63 @@ def command(run: Run, overlay: str | None = None) -> list[str]:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest ``last.ckpt`` of a run that was interrupted."""
     return max(folder.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def train(run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = None) -> dict[str, Any]:
+    """Train in a process of its own, export, evaluate, write the result. ValueError: the training failed."""
+    steps = None if overlay else run.steps  # an overlay may change them
+    folder.mkdir(parents=True, exist_ok=True)
+    stated = folder / "conditions.json"  # of the start, also when the run goes on later
+    if not stated.is_file():
+        stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
+    before = json.loads(stated.read_text())
+    arguments = [*run.arguments(overlay), "--trainer.default_root_dir", str(folder)]
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        arguments += ["--ckpt_path", str(checkpoint)]
+    minutes, code = _timed([sys.executable, "-m", "common.cli", "fit", *arguments], folder / "minutes.json")
+    if code:
+        raise ValueError(f"run {run.name} ended with code {code}; the same command continues it")
+    checkpoint = last_checkpoint(folder)
+    committed = run.output if run.output and not overlay else None
+    weights = committed or folder / "weights.safetensors"
+    module = from_checkpoint(checkpoint, run.recipe)
+    save(module, weights)
+    result = {
+        "name": run.name,
+        "command": shlex.join(command(run, overlay)),
+        "conditions": before,
+        "minutes": sum(minutes),
+        "legs": len(minutes),
+        "steps": steps_of(checkpoint),
+        **(reconstruction(module) if isinstance(module, GuideMAE) else evaluate(weights)),
+    }
+    if committed:
+        result["first_losses"] = first_losses(run.recipe)
+        committed.with_suffix(".md").write_text(card(committed, result))
+    result_file = folder / "result.json"
+    # The folder's last: it says "finished".
+    for path in [result_file] if overlay else [RESULTS / f"{run.name}.json", result_file]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The optimiser steps behind a checkpoint."""
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+
+
+def _timed(line: list[str], record: Path) -> tuple[list[float], int]:
+    """Run a command line; the minutes of all its runs so far, kept in ``record``, and its exit code."""
+    legs = json.loads(record.read_text()) if record.is_file() else []
+    start = time.monotonic()
+    try:
+        code = subprocess.run(line, cwd=_ROOT).returncode
+    finally:
+        legs.append((time.monotonic() - start) / 60)
+        record.write_text(json.dumps(legs))
+    return legs, code
 
 
 def evaluate(weights: Path) -> dict[str, Any]:
@@ -179,69 +245,17 @@ def evaluate(weights: Path) -> dict[str, Any]:
     return found
 
 
-def train(
-    run: Run,
-    folder: Path,
-    overlay: str | None = None,
-    evaluate: Callable[[Path], dict[str, Any]] = evaluate,
-) -> dict[str, Any]:
-    """Train in a process of its own, export, ``evaluate`` the weights, write the result to ``RESULTS``.
-
-    ValueError: the training failed.
-    """
-    steps = None if overlay else run.steps  # an overlay may change them
-    folder.mkdir(parents=True, exist_ok=True)
-    stated = folder / "conditions.json"  # of the start, also when the run goes on later
-    if not stated.is_file():
-        stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
-    before = json.loads(stated.read_text())
-    arguments = [*run.arguments(overlay), "--trainer.default_root_dir", str(folder)]
-    checkpoint = last_checkpoint(folder)
-    if checkpoint:
-        arguments += ["--ckpt_path", str(checkpoint)]
-    minutes, code = _timed([sys.executable, "-m", "common.cli", "fit", *arguments], folder / "minutes.json")
-    if code:
-        raise ValueError(f"run {run.name} ended with code {code}; the same command continues it")
-    checkpoint = last_checkpoint(folder)
-    committed = run.output if run.output and not overlay else None
-    weights = committed or folder / "weights.safetensors"
-    save(from_checkpoint(checkpoint, run.recipe), weights)
-    result = {
-        "name": run.name,
-        "command": shlex.join(command(run, overlay)),
-        "conditions": before,
-        "minutes": sum(minutes),
-        "legs": len(minutes),
-        "steps": steps_of(checkpoint),
-        **evaluate(weights),
-    }
-    if committed:
-        result["first_losses"] = first_losses(run.recipe)
-        committed.with_suffix(".md").write_text(card(committed, result))
-    paths = [folder / "result.json"]
-    if not overlay:
-        paths.insert(0, RESULTS / f"{run.name}.json")  # the folder's last: it says "finished"
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    return result
-
-
-def steps_of(checkpoint: Path) -> int:
-    """The optimiser steps behind a checkpoint."""
-    return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
-
-
-def _timed(line: list[str], record: Path) -> tuple[list[float], int]:
-    """Run a command line; the minutes of all its runs so far, kept in ``record``, and its exit code."""
-    legs = json.loads(record.read_text()) if record.is_file() else []
-    start = time.monotonic()
-    try:
-        code = subprocess.run(line, cwd=_ROOT).returncode
-    finally:
-        legs.append((time.monotonic() - start) / 60)
-        record.write_text(json.dumps(legs))
-    return legs, code
+@torch.no_grad()
+def reconstruction(module: GuideMAE) -> dict[str, Any]:
+    """A masked autoencoder's loss on ``val`` and ``test``, with the masks of its own validation."""
+    found: dict[str, Any] = {}
+    for split in ("val", "test"):
+        total, pictures = 0.0, 0
+        for place, batch in enumerate(batches(split, None)):
+            loss = module.loss(batch["image"], torch.Generator().manual_seed(place))
+            total, pictures = total + float(loss) * len(batch["image"]), pictures + len(batch["image"])
+        found[split] = {"masked patches": {"loss": total / pictures, "pictures": pictures}}
+    return found
 
 
 def results() -> dict[str, dict[str, Any]]:
