@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.mlip_table9 import EncodeImage
+from benchmarks.mlip_table9 import EncodeImage, paper
 from benchmarks.retrain import RESULTS as RETRAINED
 from benchmarks.retrain import Run, work
 from common.conditions import digest
@@ -27,6 +27,7 @@ from mlip.model import MLIP
 
 RESULTS = RETRAINED / "mlip"
 RECIPE, MINUTES, SEEDS = "mlip/embedded.yaml", 3, (0, 1, 2)
+TABLES = ("3", "5", "6", "7", "8")
 
 _DENSE = {"keep_rates": None, "guide": None}
 _CLIP = {
@@ -91,16 +92,11 @@ def main(arguments: Sequence[str] = ()) -> int:
     return 0
 
 
-TABLES = ("3", "5", "6", "7", "8")
-
-
 def rows_of(table: str | None) -> list[str]:
     """The names of a table's rows that we train; without one, all."""
     if table is None:
         return list(ROWS)
-    from benchmarks.mlip_tables import paper_rows
-
-    return [row["run"] for row in paper_rows(f"table{table}") if row.get("run")]
+    return [row["run"] for row in paper()[f"table{table}"] if row.get("run")]
 
 
 def evaluate(weights: Path) -> dict[str, Any]:

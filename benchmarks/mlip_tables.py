@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
+from benchmarks import mlip_ablations
+from benchmarks.mlip_table9 import paper
 from common.conditions import conditions
 
-_PAPER = Path(__file__).parent / "paper" / "mlip.yaml"
 PRINTED = {
     "i2t": "I2T R@1",
     "t2i": "T2I R@1",
@@ -31,11 +29,6 @@ OURS: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
 """Our columns, fractions, and where a run's result has them; held-out names are scored among themselves."""
 
 
-def paper_rows(table: str) -> list[dict[str, Any]]:
-    """The rows of ``table3`` and so on in benchmarks/paper/mlip.yaml."""
-    return yaml.safe_load(_PAPER.read_text())[table]
-
-
 @dataclass(frozen=True)
 class Table:
     """One of the paper's ablations beside ours.
@@ -49,10 +42,8 @@ class Table:
 
     def run(self, smoke: bool = False) -> dict[str, Any]:
         """What the finished runs found; ``python -m benchmarks mlip-ablations`` makes them. smoke: the same."""
-        from benchmarks.mlip_ablations import results
-
-        known, rows = results(), []
-        for printed in paper_rows(f"table{self.number}"):
+        known, rows = mlip_ablations.results(), []
+        for printed in paper()[f"table{self.number}"]:
             made = known.get(printed.get("run"), [])
             rows.append(
                 {

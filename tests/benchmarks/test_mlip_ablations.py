@@ -8,7 +8,7 @@ import torch
 from benchmarks import mlip_ablations
 from benchmarks.__main__ import module_of
 from benchmarks.mlip_ablations import ROWS, TABLES, evaluate, rows_of, runs
-from benchmarks.mlip_tables import paper_rows
+from benchmarks.mlip_table9 import paper
 from common.cli import main as lightning
 from common.clip import CLIP
 from common.data.lookup import Captioned, Labelled
@@ -94,4 +94,4 @@ def test_every_table_can_be_made_before_anything_is_run(table, monkeypatch):
     monkeypatch.setattr(mlip_ablations, "results", lambda: {name: [] for name in ROWS})
     module = module_of(f"mlip-table{table}")
     text = module.render(module.run())["md"]
-    assert all(f"| {row['method']} |" in text for row in paper_rows(f"table{table}"))
+    assert all(f"| {row['method']} |" in text for row in paper()[f"table{table}"])
