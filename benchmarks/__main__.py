@@ -30,7 +30,13 @@ BENCHMARKS = {
     "waveclip-fig4": "its Figure 4: margin against maximum probability as the gate",
     "embedded-models": "zero-shot, retrieval and linear probe of the embedded models on all embedded splits",
     "waveclip-highres": "two and three levels at 448 and 512 px: cost and time of every exit; 96 px embedded",
-    "speed": "our towers against open_clip's on this machine",
+    "mlip-table3": "MLIP's Table 3 at embedded scale: data of several sizes",
+    "mlip-table5": "its Table 5: label smoothing and nearest neighbours",
+    "mlip-table6": "its Table 6: frequency transform and token alignment",
+    "mlip-table7": "its Table 7: the matchings of tokens",
+    "mlip-table8": "its Table 8: with and without the Guide",
+    "mlip-table9": "its Table 9: multiply-adds of CLIP and MLIP",
+    "speed": "our towers against open_clip's, MLIP's training step against CLIP's, on this machine",
     "loading": "our shard loader against open_clip's on this machine",
     "fashion-mnist": "a CLIP and a WaveCLIP trained and tested on Fashion-MNIST (needs EFFCLIP_DATA)",
 }
@@ -38,6 +44,7 @@ NEED_DATA = ("fashion-mnist",)
 """What `all` leaves out where EFFCLIP_DATA names no folder of data sets; a smoke run needs none."""
 ACTIONS = {
     "retrain": "train the embedded models again (--list; ONLY=NAME)",
+    "mlip-ablations": "train the rows of MLIP's tables 3, 5, 6, 7 and 8 (--table N, --list)",
     "evaluations": "tables of the results of `effclip evaluate` in some folders (DIR ... [--out FILE])",
     "report": "write the README's tables from benchmarks/results",
 }

@@ -31,6 +31,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
 TEACHER_96, STUDENT_96 = WEIGHTS / "embedded_clip_96.safetensors", WEIGHTS / "embedded_waveclip_96.safetensors"
 """The same at 96 px, and of two levels: benchmarks/waveclip_highres.py."""
+GUIDE = WEIGHTS / "embedded_guide.safetensors"
 RULE = (
     "every emoji of one code point that Twemoji draws and whose CLDR short name has one or two words "
     "(no country flags, keycaps, skin tones or joined sequences), held-out names aside"

@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch import LightningModule
 
 from common.clip import CLIP
+from mlip.guide_mae import GuideMAE
 
 _ROOT = Path(__file__).parent.parent
 
@@ -32,9 +33,11 @@ def from_checkpoint(path: Path, recipe: str) -> LightningModule:
 
 
 def save(module: LightningModule, path: Path) -> None:
-    """Write a module's trained model, a CLIP or a WaveTower, as fp16 safetensors."""
+    """Write a module's trained model, a CLIP, a WaveTower or a Guide, as fp16 safetensors."""
     if hasattr(module, "wave"):
         module.wave.save(path, module.teacher.architecture, torch.float16)
+    elif isinstance(module, GuideMAE):
+        module.guide.save(path, torch.float16)
     else:
         model: CLIP = module.clip
         model.save(path, torch.float16)
@@ -62,11 +65,7 @@ def card(path: Path, result: dict[str, Any], target: str | None = None, attribut
     ]
     for split in ("val", "test"):
         for level, found in result[split].items():
-            low, high = found["interval"]
-            lines.append(
-                f"| {split}, {level} | {100 * found['accuracy']:.2f} % [{100 * low:.2f}, {100 * high:.2f}] "
-                f"of {found['pictures']:,} pictures, zero-shot among {result['names']:,} names |"
-            )
+            lines.append(f"| {split}, {level} | {_measured(found, result)} |")
     attribution = attribution or (
         "Trained on the embedded benchmark. Its pictures are drawn from Twemoji artwork, copyright Twitter, "
         "Inc and other contributors, licensed under CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/) "
@@ -74,3 +73,13 @@ def card(path: Path, result: dict[str, Any], target: str | None = None, attribut
         "License v3)."
     )
     return "\n".join([*lines, "", attribution]) + "\n"
+
+
+def _measured(found: dict[str, Any], result: dict[str, Any]) -> str:
+    """An accuracy with its interval, or a masked autoencoder's loss."""
+    pictures = f"{found['pictures']:,} pictures"
+    if "loss" in found:
+        return f"mean squared error {found['loss']:.3f} (1 with each patch's own mean), {pictures}"
+    low, high = found["interval"]
+    accuracy = f"{100 * found['accuracy']:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+    return f"{accuracy} of {pictures}, zero-shot among {result['names']:,} names"

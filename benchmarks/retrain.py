@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.drift import first_losses
-from benchmarks.embedded import STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches
+from benchmarks.embedded import GUIDE, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches
 from benchmarks.export import card, from_checkpoint, save
 from benchmarks.levels import observe_levels
 from common.clip import CLIP, read_record
@@ -32,6 +32,7 @@ from common.data.embedded import EmbeddedDataModule, class_names
 from common.evaluation import wilson_interval, zero_shot
 from common.paths import runs_directory
 from common.zeroshot import embed_prompts
+from mlip.guide_mae import GuideMAE
 from waveclip import WaveTower
 
 RESULTS = Path(__file__).parent / "results" / "retrain"
@@ -43,8 +44,12 @@ RECIPES = {
     "waveclip/fashion_mnist.yaml": 8,
     "common/embedded_clip_96.yaml": 15,
     "waveclip/embedded_96.yaml": 15,
+    "mlip/guide_mae.yaml": 5,
+    "mlip/embedded.yaml": 3,
 }
 """The recipes, and how many minutes their whole length takes on 2 cores."""
+Evaluation = Callable[[Path, str], dict[str, Any]]
+"""What a result says about a weights file and its recipe."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ RUNS = (
     Run("waveclip-random-start", _WAVE, 3, settings=("--model.init_args.start", "random")),
     Run("teacher-96", "common/embedded_clip_96.yaml", 15, output=TEACHER_96),
     Run("waveclip-96", "waveclip/embedded_96.yaml", 15, output=STUDENT_96),
+    Run("guide", "mlip/guide_mae.yaml", 5, output=GUIDE),
 )
 
 
@@ -139,15 +145,20 @@ def main(arguments: Sequence[str] = ()) -> int:
     overlay = os.environ.get("CONFIG") or None
     if overlay and not Path(overlay).is_file():
         raise ValueError(f"CONFIG={overlay}: no file at {Path(overlay).absolute()}")
+    work(chosen(os.environ.get("ONLY")), evaluate, listing, overlay)
+    return 0
+
+
+def work(runs: Sequence[Run], evaluate: Evaluation, listing: bool, overlay: str | None = None) -> None:
+    """Print each run with its state, and unless ``listing`` train what is not finished."""
     console = Console()
-    for run in chosen(os.environ.get("ONLY")):
+    for run in runs:
         folder = runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
         state = "finished" if (folder / "result.json").is_file() else f"about {run.minutes} min"
         typed = shlex.join(command(run, overlay))
         console.print(f"{run.name:<24}{state:<14}{typed}", markup=False, highlight=False, soft_wrap=True)
         if not listing and state != "finished":
-            train(run, folder, overlay)
-    return 0
+            train(run, folder, evaluate, overlay)
 
 
 def command(run: Run, overlay: str | None = None) -> list[str]:
@@ -160,20 +171,22 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(folder.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def train(run: Run, folder: Path, overlay: str | None = None) -> dict[str, Any]:
+def train(run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = None) -> dict[str, Any]:
     """Train, export, evaluate, write the result. ValueError: the training failed."""
     made = fit(run, folder, overlay)
     committed = run.output if run.output and not overlay else None
     weights = committed or folder / "weights.safetensors"
-    save(from_checkpoint(last_checkpoint(folder), run.recipe), weights)
-    result = {**made, **evaluate(weights, run.recipe)}
+    module = from_checkpoint(last_checkpoint(folder), run.recipe)
+    save(module, weights)
+    found = reconstruction(module) if isinstance(module, GuideMAE) else evaluate(weights, run.recipe)
+    result = {**made, **found}
     if committed:
         result["first_losses"] = first_losses(run.recipe)
         committed.with_suffix(".md").write_text(card(committed, result))
-    places = [folder] if overlay else [RESULTS, folder]  # the folder's last: it says "finished"
-    for place in places:
-        place.mkdir(parents=True, exist_ok=True)
-        path = place / ("result.json" if place == folder else f"{run.name}.json")
+    result_file = folder / "result.json"
+    # The folder's last: it says "finished".
+    for path in [result_file] if overlay else [RESULTS / f"{run.name}.json", result_file]:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
 
@@ -254,6 +267,19 @@ def _accuracy(right: torch.Tensor) -> dict[str, Any]:
     """Of right answers, bool [M]."""
     correct, pictures = int(right.sum()), len(right)
     return {"accuracy": correct / pictures, "interval": wilson_interval(correct, pictures), "pictures": pictures}
+
+
+@torch.no_grad()
+def reconstruction(module: GuideMAE) -> dict[str, Any]:
+    """A masked autoencoder's loss on ``val`` and ``test``, with the masks of its own validation."""
+    found: dict[str, Any] = {}
+    for split in ("val", "test"):
+        total, pictures = 0.0, 0
+        for place, batch in enumerate(batches(split, None)):
+            loss = module.loss(batch["image"], torch.Generator().manual_seed(place))
+            total, pictures = total + float(loss) * len(batch["image"]), pictures + len(batch["image"])
+        found[split] = {"masked patches": {"loss": total / pictures, "pictures": pictures}}
+    return found
 
 
 def results() -> dict[str, dict[str, Any]]:

@@ -1,19 +1,17 @@
-"""What our image tower and wavelet transform take on this machine, beside open_clip's and ptwt's.
+"""What our image tower, wavelet transform and MLIP's training take on this machine, beside what others do.
 
 Shapes: B images, S pixels.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import open_clip
 import torch
-from torch import Tensor
 
+from benchmarks import mlip_speed
+from benchmarks.timing import alternate, ratio
 from common.clip import CLIP, load_architecture
 from common.conditions import conditions
 from common.flops import count_macs
@@ -46,6 +44,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "conditions": stated,
         "towers": [towers(architecture, batch, dtype, device, rounds) for dtype in (torch.float32, torch.bfloat16)],
         "wavelet": wavelet(batch, size, device, rounds),
+        "mlip": mlip_speed.measure(device, rounds, smoke),
     }
 
 
@@ -86,45 +85,6 @@ def wavelet(batch: int, size: int, device: str, rounds: int) -> dict[str, Any]:
     return {"dtype": "float32", **measured, "ratio": ratio(measured["ptwt"], measured["conv"])}
 
 
-def ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
-    """How many times ``fast`` is as fast: the median over rounds, in each of which both met the same machine."""
-    return statistics.median(s / f for s, f in zip(slow["rounds"], fast["rounds"], strict=True))
-
-
-def alternate(
-    calls: dict[str, Callable[[], Tensor | tuple[Tensor, ...]]], rounds: int, repeats: int = 1
-) -> dict[str, dict[str, Any]]:
-    """Each call's ``seconds`` in ``rounds`` in which all take turns, and their median, after one uncounted round.
-
-    Of ``repeats`` calls in a round the mean is taken. On CUDA the device is waited for before and after, and
-    ``peak_bytes`` is the most memory that a call needed; elsewhere it is None.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    peaks: dict[str, int | None] = dict.fromkeys(calls)
-    cuda = torch.cuda.is_available()
-    for round_number in range(rounds + 1):
-        for name, call in calls.items():
-            if cuda:
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            if cuda:
-                torch.cuda.synchronize()
-                peaks[name] = torch.cuda.max_memory_allocated()
-            if round_number:
-                times[name].append((time.perf_counter() - start) / repeats)
-    return {
-        name: {
-            "seconds": statistics.median(spent),
-            "rounds": spent,
-            "peak_bytes": peaks[name],
-        }
-        for name, spent in times.items()
-    }
-
-
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
     stated = result["conditions"]
@@ -142,6 +102,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     row = result["wavelet"]
     sides = [f"{1e3 * row[name]['seconds']:.2f}" for name in ("conv", "ptwt")]
     lines.append(f"| {row['dtype']} | {' | '.join(sides)} | {row['ratio']:.1f} |")
+    if "mlip" in result:
+        lines += mlip_speed.lines(result["mlip"])
     rates = ", ".join(f"{row['matmul_gmacs_per_second']:.0f} ({row['dtype']})" for row in result["towers"])
     lines += [
         "",

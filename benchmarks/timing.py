@@ -5,30 +5,48 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
+from typing import Any
 
 import torch
 
 
 def seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median duration of each call over ``rounds`` rounds; every round runs all of them in turn.
+    """The median duration of each call by ``alternate``, without gradients."""
+    with torch.no_grad():
+        return {name: taken["seconds"] for name, taken in alternate(calls, rounds).items()}
 
-    Alternating spreads what else the machine does over all calls alike. One more round warms up.
+
+def ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
+    """How many times ``fast`` is as fast: the median over rounds, in each of which both met the same machine."""
+    return median(s / f for s, f in zip(slow["rounds"], fast["rounds"], strict=True))
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, repeats: int = 1) -> dict[str, dict[str, Any]]:
+    """Each call's durations in ``rounds`` and their median ``seconds``, after one more round that warms up.
+
+    Every round runs all calls in turn, which spreads what else the machine does over all of them alike. Of
+    ``repeats`` calls in a round the mean is taken. On CUDA the device is waited for before and after, and
+    ``peak_bytes`` is the most memory that a call needed; elsewhere it is None.
     ValueError: no round.
     """
     if rounds < 1:
         raise ValueError(f"rounds {rounds} must be at least 1")
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.no_grad():
-        for _ in range(rounds + 1):
-            for name, call in calls.items():
-                _synchronise()
-                start = time.perf_counter()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    peaks: dict[str, int | None] = dict.fromkeys(calls)
+    cuda = torch.cuda.is_available()
+    for round_number in range(rounds + 1):
+        for name, call in calls.items():
+            if cuda:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            for _ in range(repeats):
                 call()
-                _synchronise()
-                taken[name].append(time.perf_counter() - start)
-    return {name: median(durations[1:]) for name, durations in taken.items()}
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+            if cuda:
+                torch.cuda.synchronize()
+                peaks[name] = torch.cuda.max_memory_allocated()
+            if round_number:
+                times[name].append((time.perf_counter() - start) / repeats)
+    return {
+        name: {"seconds": median(spent), "rounds": spent, "peak_bytes": peaks[name]} for name, spent in times.items()
+    }

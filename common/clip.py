@@ -68,16 +68,19 @@ def check_architecture(architecture: dict[str, Any], name: str = "architecture")
 
 
 class CLIP(nn.Module):
-    """A CLIP of the suite: ``image_tower``, ``text_tower``, ``logit_scale`` (a logarithm) and ``tokenizer``."""
+    """A CLIP of the suite: ``image_tower``, ``text_tower``, ``logit_scale`` (a logarithm) and ``tokenizer``.
 
-    def __init__(self, architecture: dict[str, Any]) -> None:
+    image_tower: a tower in the place of the architecture's own.
+    """
+
+    def __init__(self, architecture: dict[str, Any], image_tower: nn.Module | None = None) -> None:
         super().__init__()
         self.architecture = check_architecture(architecture)
         vision, text = dict(architecture["vision_cfg"]), dict(architecture["text_cfg"])
         shared = {"embed_dim": architecture["embed_dim"], "quick_gelu": self.quick_gelu}
         heads = vision["width"] // vision.pop("head_width", 64)
         self.tokenizer = Tokenizer(text["context_length"], text.pop("vocabulary", None))
-        self.image_tower = ImageTower(**vision, heads=heads, **shared)
+        self.image_tower = ImageTower(**vision, heads=heads, **shared) if image_tower is None else image_tower
         self.text_tower = TextTower(**text, **shared)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(_INITIAL_SCALE)))
 
@@ -221,7 +224,8 @@ def _recorded_architecture(path: str) -> dict[str, Any] | None:
 def read_state_dict(path: str) -> dict[str, Tensor]:
     """Weights of a safetensors or torch file as fp32, without any code of the file being run.
 
-    ``{"state_dict": ...}`` is opened, and a common ``module.``, ``model.`` or ``clip.`` prefix taken off.
+    ``{"state_dict": ...}`` or ``{"model": ...}`` is opened, and a common ``module.``, ``model.`` or ``clip.``
+    prefix taken off.
     """
     if not Path(path).is_file():
         raise ValueError(f"no weights at {Path(path).absolute()}")
@@ -236,7 +240,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
                 f"{path} is no file of plain tensors, and opening it otherwise could run its code; save its "
                 "state dict alone, best as safetensors"
             ) from error
-        state = state.get("state_dict", state)
+        state = state.get("state_dict", state.get("model", state))
     for prefix in ("module.", "model.", "clip."):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -69,22 +69,32 @@ def info_nce(
     gather: take the negatives of all ranks; each rank computes its own rows, so that the mean gradient over the
         ranks (what DDP makes) is the gradient of one process with the joined batch.
     """
-    rank, world = 0, 1
-    all_image, all_text, all_same = image, text, same
-    if gather:
-        all_image, all_text = gather_rows(image), gather_rows(text)
-        world = len(all_image) // len(image)
-        rank = distributed.get_rank() if world > 1 else 0
-        all_same = None if same is None else gather_rows(same)
-    if same is None:
-        place = torch.arange(len(image), device=image.device) + rank * len(image)
-        positive = place[:, None] == torch.arange(len(all_image), device=image.device)
-    else:
-        positive = same[:, None] == all_same
-    return 0.5 * (
-        _joint_cross_entropy(scaled_cosines(image, all_text, logit_scale), positive, label_smoothing)
-        + _joint_cross_entropy(scaled_cosines(text, all_image, logit_scale), positive, label_smoothing)
+    all_image, all_text = (gather_rows(image), gather_rows(text)) if gather else (image, text)
+    return contrast(
+        scaled_cosines(image, all_text, logit_scale),
+        scaled_cosines(text, all_image, logit_scale),
+        same=same,
+        label_smoothing=label_smoothing,
     )
+
+
+def contrast(of_image: Tensor, of_text: Tensor, *, same: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """Symmetric InfoNCE of ready logits -> scalar, for similarities other than the cosine of two embeddings.
+
+    of_image: [B,G], each picture of this rank with the texts of all ranks in rank order (or of this rank: [B,B]).
+    of_text: [B,G], each text of this rank with the same pictures.  same, label_smoothing: see ``info_nce``.
+    """
+    pairs, candidates = of_image.shape
+    gathered = candidates > pairs
+    if same is None:
+        offset = distributed.get_rank() * pairs if gathered else 0
+        all_same = torch.arange(candidates, device=of_image.device)
+        same = all_same[offset : offset + pairs]
+    else:
+        all_same = gather_rows(same) if gathered else same
+    positive = same[:, None] == all_same
+    sides = (_joint_cross_entropy(logits, positive, label_smoothing) for logits in (of_image, of_text))
+    return 0.5 * sum(sides)
 
 
 def _joint_cross_entropy(logits: Tensor, positive: Tensor, smoothing: float) -> Tensor:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 TIE = 1e-6
 """Cosines that differ by less count as equal: fp32 products of one pair differ by so much between block sizes."""
@@ -50,3 +52,32 @@ def ranks(images: Tensor, texts: Tensor, owner: Tensor, block: int = 2048) -> tu
 def recall(places: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """R@k: the share of places [M] up to k, for each k, as {"R@1": ...}."""
     return {f"R@{k}": (places <= k).double().mean().item() for k in ks}
+
+
+class PairRecall(Metric):
+    """R@k over the pairs of an epoch and of all processes, for the validation of a training.
+
+    Of pairs with equal captions the first alone counts, since their pictures cannot be told apart by the caption.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for state in ("images", "texts", "captions"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
+
+    def update(self, images: Tensor, texts: Tensor, caption_id: Tensor) -> None:
+        """Add pairs: images [B,E], texts [B,E], and ids long [B] that are equal where the captions are."""
+        self.images.append(images)
+        self.texts.append(texts)
+        self.captions.append(caption_id)
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """{"image_to_text": {"R@1": ...}, "text_to_image": ...}."""
+        images, texts, captions = (dim_zero_cat(state) for state in (self.images, self.texts, self.captions))
+        distinct, number = captions.unique(return_inverse=True)
+        order = torch.arange(len(captions), device=captions.device)
+        first = torch.full_like(distinct, len(captions)).scatter_reduce(0, number, order, "amin")
+        of_image, of_text = ranks(images[first], texts[first], torch.arange(len(first), device=first.device))
+        return {"image_to_text": recall(of_image), "text_to_image": recall(of_text)}

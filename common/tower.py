@@ -134,10 +134,19 @@ class QuickGELU(nn.Module):
         return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
 
 
-def _residual(x: Tensor, change: Tensor) -> Tensor:
+def residual(x: Tensor, change: Tensor) -> Tensor:
     """x + change; into ``change`` when no gradient is recorded and autocast has not made it a narrower type."""
     in_place = not torch.is_grad_enabled() and change.dtype == x.dtype
     return change.add_(x) if in_place else x + change
+
+
+def feed_forward_network(width: int, mlp_ratio: float = 4.0, quick_gelu: bool = False) -> nn.Sequential:
+    """The two linear maps of a block, D -> ratio·D -> D, under open_clip's names."""
+    network, hidden = nn.Sequential(), int(width * mlp_ratio)
+    network.add_module("c_fc", Linear(width, hidden))
+    network.add_module("gelu", QuickGELU() if quick_gelu else GELU())
+    network.add_module("c_proj", Linear(hidden, width))
+    return network
 
 
 class Block(nn.Module):
@@ -145,22 +154,18 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, quick_gelu: bool = False) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", Linear(width, hidden))
-        self.mlp.add_module("gelu", QuickGELU() if quick_gelu else GELU())
-        self.mlp.add_module("c_proj", Linear(hidden, width))
+        self.mlp = feed_forward_network(width, mlp_ratio, quick_gelu)
 
     def attend(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """x [B,N,D] + attention(ln_1(x)); see ``Attention.forward`` for mask and cache."""
-        return _residual(x, self.attn(self.ln_1(x), mask, cache, layer))
+        return residual(x, self.attn(self.ln_1(x), mask, cache, layer))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """x [B,N,D] + mlp(ln_2(x))."""
-        return _residual(x, self.mlp(self.ln_2(x)))
+        return residual(x, self.mlp(self.ln_2(x)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """Both half steps, x [B,N,D] -> [B,N,D]."""

@@ -1,8 +1,11 @@
 """Every recipe is accepted by the command that runs it.
 
-A YAML file directly in a package's folder is a recipe, or, when it names no class of model, an overlay for the recipes
-of its package (`-c mlip/yfcc15m.yaml -c mlip/smoke.yaml`).
+A YAML file directly in a package's folder is a recipe, or, when it names no class of model, an overlay for those
+recipes of its package whose model has the settings that it changes (`-c mlip/yfcc15m.yaml -c mlip/smoke.yaml`).
 """
+
+from importlib import import_module
+from inspect import signature
 
 import pytest
 import yaml
@@ -15,8 +18,18 @@ FILES = sorted(
 )
 RECIPES = [path for path in FILES if "class_path" in yaml.safe_load(path.read_text()).get("model", {})]
 OVERLAYS = [path for path in FILES if path not in RECIPES]
+
+
+def fits(overlay, recipe):
+    """Whether an overlay is for this recipe."""
+    changed = yaml.safe_load(overlay.read_text()).get("model", {}).get("init_args", {})
+    package, _, name = yaml.safe_load(recipe.read_text())["model"]["class_path"].rpartition(".")
+    settings = signature(getattr(import_module(package), name)).parameters
+    return recipe.parent == overlay.parent and set(changed) <= set(settings)
+
+
 RUNS = [[recipe] for recipe in RECIPES] + [
-    [recipe, overlay] for overlay in OVERLAYS for recipe in RECIPES if recipe.parent == overlay.parent
+    [recipe, overlay] for overlay in OVERLAYS for recipe in RECIPES if fits(overlay, recipe)
 ]
 
 
@@ -33,4 +46,4 @@ def test_recipe_is_parsed_with_all_its_settings(files, capsys):
 
 
 def test_every_overlay_has_a_recipe_to_change():
-    assert {overlay.parent for overlay in OVERLAYS} <= {recipe.parent for recipe in RECIPES}
+    assert {overlay for _, *overlays in RUNS for overlay in overlays} == set(OVERLAYS)

@@ -15,6 +15,8 @@ from lightning.pytorch import LightningModule
 
 from common import clip as clip_module
 from common.clip import CLIP
+from mlip import guide as guide_module
+from mlip.guide import Guide
 from tests.readme import ROOT
 from tests.test_configs import RECIPES
 
@@ -26,6 +28,8 @@ def without_weights(monkeypatch):
     monkeypatch.setattr(clip_module, "read_state_dict", lambda *_: {})
     monkeypatch.setattr(clip_module, "_recorded_architecture", lambda path: {})
     monkeypatch.setattr(CLIP, "load_weights", lambda *_: None)
+    monkeypatch.setattr(guide_module, "read_record", lambda path: {})
+    monkeypatch.setattr(Guide, "load_weights", lambda *_: None)
 
 
 def build(recipe):

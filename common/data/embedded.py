@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -330,6 +331,7 @@ class EmbeddedDataModule(ShardDataModule):
         captions: Whether batches have captions; False saves their encoding where labels are enough.
         image_size: 48 or 96, the pixels at which the scenes are drawn and given. Default: drawn at 48 and resized
             to the architecture's size. ValueError: another size.
+        train_fraction: Share of the training shards that is read, the first ones.
     """
 
     def __init__(
@@ -342,9 +344,12 @@ class EmbeddedDataModule(ShardDataModule):
         root: str | None = None,
         captions: bool = True,
         image_size: int | None = None,
+        train_fraction: float = 1.0,
     ) -> None:
         if image_size not in (None, *VIEWS):
             raise ValueError(f"image_size {image_size}: the embedded pictures are drawn at one of {VIEWS} pixels")
+        if not 0 < train_fraction <= 1:
+            raise ValueError(f"train_fraction {train_fraction} is not in (0, 1]")
         super().__init__(
             architecture=architecture,
             image_size=image_size,
@@ -355,7 +360,7 @@ class EmbeddedDataModule(ShardDataModule):
             max_damaged=max_damaged,
             captions=captions,
         )
-        self.root = Path(root) if root else None
+        self.root, self.train_fraction = Path(root) if root else None, train_fraction
         self.view = image_size or VIEW
 
     def prepare_data(self) -> None:
@@ -371,7 +376,9 @@ class EmbeddedDataModule(ShardDataModule):
 
     def shard_urls(self, split: str) -> list[str]:
         """Paths of a split's shards, packed now where they are missing. ValueError: no such split."""
-        return [str(path) for path in sorted(pack(split, self.root, self.view).glob("*.tar"))]
+        paths = sorted(pack(split, self.root, self.view).glob("*.tar"))
+        part = math.ceil(self.train_fraction * len(paths)) if split == "train" else len(paths)
+        return [str(path) for path in paths[:part]]
 
     @property
     def class_prompts(self) -> list[str]:

@@ -101,7 +101,8 @@ class ShardDataModule(LightningDataModule):
         test_shards: The same for testing.
         architecture: open_clip model name or ``.json`` file, for picture size, context length and vocabulary.
         image_size: Picture size, where it is not the architecture's.
-        batch_size: Pairs per batch on each device.
+        batch_size: Pairs per batch on each device; 256 where neither this nor global_batch_size is given.
+        global_batch_size: Pairs per batch over all devices, divided evenly among however many there are.
         num_workers: Worker processes per device; 0 reads in the training process.
         train_num_samples: Training pairs that the recipe expects in all shards. Must be what ``manifest.json``
             says where one stands beside them, and is taken as given where none does.
@@ -126,7 +127,8 @@ class ShardDataModule(LightningDataModule):
         *,
         architecture: str,
         image_size: int | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
         num_workers: int = 4,
         train_num_samples: int | None = None,
         variant: str | None = None,
@@ -137,16 +139,25 @@ class ShardDataModule(LightningDataModule):
         captions: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
+        sizes = {"batch_size": batch_size, "global_batch_size": global_batch_size}
+        for name, value, least in (*((name, size, 1) for name, size in sizes.items()), ("num_workers", num_workers, 0)):
+            if value is not None and value < least:
                 raise ValueError(f"{name} {value} must be at least {least}")
+        if None not in sizes.values():
+            raise ValueError(
+                f"batch_size {batch_size} (on each device) and global_batch_size {global_batch_size} (over all) are "
+                "both given; set one of them to null"
+            )
         if not 0 <= max_damaged < 1:
             raise ValueError(f"max_damaged {max_damaged} must be a fraction in [0, 1)")
         self.architecture = load_architecture(architecture)
         self.image_size = image_size or self.architecture["vision_cfg"]["image_size"]
         text = self.architecture["text_cfg"]
         self.tokenizer = Tokenizer(text["context_length"], text.get("vocabulary"))
-        self.batch_size, self.num_workers, self.train_num_samples = batch_size, num_workers, train_num_samples
+        self.batch_size, self.global_batch_size = batch_size, global_batch_size
+        if batch_size is None and global_batch_size is None:
+            self.batch_size = 256
+        self.num_workers, self.train_num_samples = num_workers, train_num_samples
         self.seed, self.shuffle_buffer, self.max_damaged = seed, max(1, shuffle_buffer), max_damaged
         self.captions, self.variant = captions, variant
         patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
@@ -229,13 +240,14 @@ class ShardDataModule(LightningDataModule):
             raise ValueError(
                 f"{len(urls)} shards of {split!r} cannot feed {world} processes x {workers} workers; {mend}"
             )
+        batch_size = self.device_batch_size(world)
         known = train and self.train_num_samples is not None
         shards = [Shard(url, None) for url in urls] if known else count_samples(urls)
         dataset = ShardDataset(
             shards,
             Decoder(self.picture_transform(train), self.tokenizer, self.captions),
-            self.batch_size,
-            batches=self._train_batches(shards, world * workers) if train else None,
+            batch_size,
+            batches=self._train_batches(shards, batch_size, world * workers) if train else None,
             rank=rank,
             world=world,
             seed=self.seed,
@@ -245,10 +257,23 @@ class ShardDataModule(LightningDataModule):
         length = dataset.batches * workers if train else self._eval_batches(dataset, workers)
         return ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
 
+    def device_batch_size(self, devices: int) -> int:
+        """Pairs per batch on each of so many devices. ValueError: global_batch_size cannot be divided among them."""
+        if self.global_batch_size is None:
+            return self.batch_size
+        size, rest = divmod(self.global_batch_size, devices)
+        if rest:
+            near = max(size, 1) * devices
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} cannot be divided among {devices} devices; use {near} or "
+                f"{near + devices}, or another number of devices"
+            )
+        return size
+
     def _progress(self) -> tuple[int, int]:
         return position(self.trainer)
 
-    def _train_batches(self, shards: list[Shard], readers: int) -> int:
+    def _train_batches(self, shards: list[Shard], batch_size: int, readers: int) -> int:
         """Full batches of one reader in one epoch: its share of the padded shards, at their mean size."""
         samples = self.train_num_samples
         if samples is None:
@@ -256,18 +281,18 @@ class ShardDataModule(LightningDataModule):
                 raise ValueError("the number of training samples is unknown; give train_num_samples")
             samples = sum(shard.samples for shard in shards)
         share = samples * -(-len(shards) // readers) // len(shards)
-        if share < self.batch_size:
+        if share < batch_size:
             raise ValueError(
-                f"{samples} samples give each of {readers} readers {share}, below batch_size "
-                f"{self.batch_size}; lower batch_size or num_workers"
+                f"{samples} samples give each of {readers} readers {share}, below batch_size {batch_size}; "
+                "lower it or num_workers"
             )
-        return share // self.batch_size
+        return share // batch_size
 
     def _eval_batches(self, dataset: ShardDataset, workers: int) -> int | None:
         if any(shard.samples is None for shard in dataset.shards):
             return None
         shares = (dataset.reader_shards(0, worker, workers) for worker in range(workers))
-        return sum(-(-sum(shard.samples for shard in share) // self.batch_size) for share in shares)
+        return sum(-(-sum(shard.samples for shard in share) // dataset.batch_size) for share in shares)
 
     def train_dataloader(self) -> ShardLoader:
         """Shuffled, augmented batches; the same number on every rank."""

@@ -15,6 +15,8 @@ from common.cli import main as lightning
 from common.clip import CLIP
 from common.pretraining import CLIPPretraining
 from common.testing import tiny_architecture
+from mlip import Guide
+from mlip.guide_mae import GuideMAE
 from tests.readme import ROOT
 from waveclip import WaveCLIPDistillation, WaveTower
 
@@ -103,6 +105,25 @@ def test_a_finished_training_is_not_run_again_and_an_interrupted_one_goes_on(mon
     assert lines[1][-2:] == ["--ckpt_path", str(tmp_path / "last.ckpt")] and "/data" in lines[1]
 
 
+STATED = {
+    "clean": True,
+    "seed": 0,
+    "revision": "abc",
+    "date": "2026",
+    "device": "CPU",
+    "threads": 2,
+    "torch": "2",
+}
+RESULT = {
+    "name": "teacher",
+    "command": "lightning fit",
+    "conditions": STATED,
+    "minutes": 29.6,
+    "steps": 3000,
+    "names": 1291,
+}
+
+
 def saved(module, path):
     """A checkpoint as `lightning fit` writes it."""
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
@@ -134,28 +155,28 @@ def test_checkpoint_becomes_weights(tmp_path):
         )
 
 
+def test_a_guides_checkpoint_becomes_its_encoder_and_its_card_states_the_loss(tmp_path, monkeypatch):
+    module = GuideMAE()
+    saved(module, tmp_path / "guide.ckpt")
+    path = tmp_path / "guide.safetensors"
+    loaded = export.from_checkpoint(tmp_path / "guide.ckpt", "mlip/guide_mae.yaml")
+    export.save(loaded, path)
+    images = torch.randn(3, 3, 48, 48)
+    torch.testing.assert_close(Guide.from_weights(str(path))(images), module.guide(images), atol=2e-2, rtol=0)
+    monkeypatch.setattr(retrain, "batches", lambda split, pictures: [{"image": images[:2]}, {"image": images[2:]}])
+    found = retrain.reconstruction(loaded)
+    first, second = (
+        module.loss(part, torch.Generator().manual_seed(place)) for place, part in enumerate((images[:2], images[2:]))
+    )
+    assert found["test"]["masked patches"]["loss"] == pytest.approx(float(2 * first + second) / 3, rel=1e-5)
+    assert "mean squared error" in export.card(path, RESULT | found)
+
+
 def test_card_says_where_the_weights_come_from(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"0" * 1000)
     found = {"top1": {"accuracy": 0.61, "interval": [0.6, 0.62], "pictures": 20656}}
-    stated = {
-        "clean": True,
-        "seed": 0,
-        "revision": "abc",
-        "date": "2026",
-        "device": "CPU",
-        "threads": 2,
-        "torch": "2",
-    }
-    result = {
-        "name": "teacher",
-        "command": "lightning fit",
-        "conditions": stated,
-        "minutes": 29.6,
-        "steps": 3000,
-        "names": 1291,
-    }
-    text = export.card(path, json.loads(json.dumps(result | {"val": found, "test": found})))
+    text = export.card(path, json.loads(json.dumps(RESULT | {"val": found, "test": found})))
     for words in (
         "lightning fit",
         "abc (clean tree)",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.retrieval import ranks, recall
+from common.retrieval import PairRecall, ranks, recall
 
 
 def brute_force(images, texts, owner):
@@ -78,3 +78,14 @@ def test_bad_owners_are_refused(owner, message):
 def test_embeddings_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="not finite"):
         ranks(torch.eye(2), torch.full((2, 2), torch.nan), torch.arange(2))
+
+
+def test_recall_of_an_epochs_pairs_counts_each_caption_once():
+    images, texts = (torch.randn(7, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    captions = torch.tensor([9, 2, 9, -4, 2, 9, 0])  # distinct at 0, 1, 3 and 6
+    metric = PairRecall()
+    for rows in (slice(0, 4), slice(4, 7)):
+        metric.update(images[rows], texts[rows], captions[rows])
+    first = torch.tensor([0, 1, 3, 6])[captions[[0, 1, 3, 6]].argsort()]
+    of_image, of_text = ranks(images[first], texts[first], torch.arange(4))
+    assert metric.compute() == {"image_to_text": recall(of_image), "text_to_image": recall(of_text)}

@@ -263,6 +263,8 @@ def test_unknown_numbers(module):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": None, "global_batch_size": 0}, "global_batch_size 0"),
+        ({"global_batch_size": 8}, "both given; set one of them to null"),
         ({"num_workers": -1}, "num_workers -1"),
         ({"max_damaged": 1.0}, "1.0"),
     ],
@@ -277,6 +279,17 @@ def test_a_batch_larger_than_a_readers_share(tmp_path, module):
         module(write_shards(tmp_path / "train", 2, 3), num_workers=2).train_dataloader()
     with pytest.raises(ValueError, match="no shards for split 'val'"):
         module().val_dataloader()
+
+
+def test_the_global_batch_is_divided_among_the_devices(tmp_path, module):
+    pattern = write_shards(tmp_path / "train", 6, 8)
+    options = {"batch_size": None, "global_batch_size": 12}
+    for world in (1, 2, 3):
+        batches = list(module(pattern, world=world, **options).train_dataloader())
+        assert {len(batch["image"]) for batch in batches} == {12 // world} and len(batches) == 4
+    with pytest.raises(ValueError, match="global_batch_size 12 cannot be divided among 5 devices; use 10 or 15"):
+        module(pattern, world=5, **options).train_dataloader()
+    assert module(pattern, batch_size=None).device_batch_size(3) == 256
 
 
 # --- damage ---

@@ -1,0 +1,155 @@
+"""What MLIP's training takes on this machine: a step beside plain CLIP's, and the matching of tokens within it.
+
+Shapes: B pairs, K image tokens, T text tokens, E joint dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.timing import alternate, ratio
+from common.clip import CLIP, load_architecture
+from common.flops import count_macs
+from common.pretraining import CLIPPretraining, ContrastivePretraining
+from mlip.alignment import match
+from mlip.pretraining import MLIPPretraining
+from mlip.tower import PAPER_LAYERS
+
+PAIRS = 256
+MATCHED = ((49, 20), (196, 77))
+"""Image and text tokens of a pair: MLIP-B/16 at the end with a caption of usual length, and the most there can be."""
+BATCH = 8
+ROUNDS = 5
+
+
+def measure(device: str, rounds: int, smoke: bool = False) -> dict[str, Any]:
+    """Seconds of matching ``PAIRS`` pairs, and of one training step of either method, in alternating rounds."""
+    calls = {f"{image}x{text}": matching(PAIRS, image, text, device) for image, text in MATCHED}
+    return {
+        "pairs": PAIRS,
+        "matching": alternate(calls, rounds),
+        "steps": [steps(dtype, device, smoke) for dtype in (torch.float32, torch.bfloat16)],
+    }
+
+
+def matching(pairs: int, image: int, text: int, device: str, dim: int = 512) -> Callable[[], Tensor]:
+    """The assignment of ``text`` tokens to ``image`` tokens for each pair, from cosines on the device to indices.
+
+    The tokens have a common part, as trained ones have, so that all cosines are around one half.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(dim, generator=generator)
+    images, texts = (
+        F.normalize(torch.randn(pairs, count, dim, generator=generator) + shared, dim=-1) for count in (image, text)
+    )
+    cosines = (texts @ images.transpose(1, 2)).flatten(0, 1).to(device)
+    return lambda: match(cosines, [text] * pairs)
+
+
+def steps(dtype: torch.dtype, device: str, smoke: bool) -> dict[str, Any]:
+    """One step of MLIP and of plain CLIP (forward, backward, clipped AdamW) at one batch, and both towers' costs.
+
+    dtype: of the products; bfloat16 means autocast over fp32 weights, as in the recipes. The Guide is of DeiT-Tiny's
+    size, frozen. ``macs_ratio`` is CLIP's forward multiply-adds (image, text) over MLIP's (image, text, Guide).
+    """
+    architecture = "mlip/smoke.json" if smoke else "ViT-B-16"
+    layers = {"frequency_layers": 1, "keep_rates": {3: 0.5}} if smoke else PAPER_LAYERS[architecture]
+    options = {key: layers[key] for key in ("frequency_layers", "keep_rates")}
+    modules = {
+        "mlip": MLIPPretraining(architecture, guide="random", **options).to(device),
+        "clip": CLIPPretraining(architecture).to(device),
+    }
+    size = load_architecture(architecture)
+    batch = 2 if smoke else BATCH if device == "cpu" else _largest_batch(modules["clip"], size, dtype, device)
+    pairs = _pairs(size, batch, device)
+    measured = alternate(
+        {name: _step(module, pairs, dtype) for name, module in modules.items()}, 2 if smoke else ROUNDS
+    )
+    count = _tokens(modules["mlip"].clip, pairs)
+    words = size["text_cfg"]["context_length"]
+    alone = alternate({"matching": matching(batch, count, words - 1, device)}, 2 if smoke else ROUNDS)["matching"]
+    gmacs = {name: _gmacs(module.clip, size) for name, module in modules.items()}
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch": batch,
+        **measured,
+        "ratio": ratio(measured["clip"], measured["mlip"]),
+        "gmacs": gmacs,
+        "macs_ratio": gmacs["clip"] / gmacs["mlip"],
+        "matching": {"tokens": [count, words - 1], **alone, "share": alone["seconds"] / measured["mlip"]["seconds"]},
+    }
+
+
+def _step(module: ContrastivePretraining, batch: dict[str, Tensor], dtype: torch.dtype) -> Callable[[], None]:
+    """A call that trains the module by one step."""
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, 1e-4, foreach=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(batch["image"].device.type, dtype, enabled=dtype != torch.float32):
+            loss = module.loss(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _pairs(size: dict[str, Any], batch: int, device: str) -> dict[str, Tensor]:
+    """A batch of noise with captions as long as the context."""
+    pixels, words = size["vision_cfg"]["image_size"], size["text_cfg"]["context_length"]
+    ids = torch.randint(1, size["text_cfg"]["vocab_size"] - 1, (batch, words))
+    ids[:, -1] = size["text_cfg"]["vocab_size"] - 1
+    made = {"image": torch.randn(batch, 3, pixels, pixels), "text": ids, "caption_id": torch.arange(batch)}
+    return {name: value.to(device) for name, value in made.items()}
+
+
+def _largest_batch(module: nn.Module, size: dict[str, Any], dtype: torch.dtype, device: str) -> int:
+    """The largest power of two of pairs of which plain CLIP, the larger of the two, makes a step on this GPU."""
+    batch = BATCH
+    while True:
+        try:
+            _step(module, _pairs(size, 2 * batch, device), dtype)()
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return batch
+        batch *= 2
+
+
+@torch.no_grad()
+def _tokens(clip: CLIP, batch: dict[str, Tensor]) -> int:
+    """How many spatial tokens come out of MLIP's tower."""
+    return clip.image_tower(batch["image"][:1]).spatial_tokens.shape[1]
+
+
+def _gmacs(clip: CLIP, size: dict[str, Any]) -> float:
+    """Forward multiply-adds of one pair, in 1e9."""
+    clip = clip.to("cpu")
+    pair = _pairs(size, 1, "cpu")
+    return count_macs(clip.image_tower, pair["image"]).gmacs + count_macs(clip.text_tower, pair["text"]).gmacs
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """What was measured, as lines of Markdown."""
+    table = [
+        "",
+        "| step of ViT-B/16 | batch | MLIP, s | plain CLIP, s | CLIP / MLIP | of their GMACs | matching's share |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in found["steps"]:
+        sides = " | ".join(f"{row[name]['seconds']:.2f}" for name in ("mlip", "clip"))
+        shares = f"{row['ratio']:.2f} | {row['macs_ratio']:.2f} | {100 * row['matching']['share']:.1f} %"
+        table.append(f"| {row['dtype']} | {row['batch']} | {sides} | {shares} |")
+    said = ", ".join(f"{1e3 * taken['seconds']:.0f} ms at {size}" for size, taken in found["matching"].items())
+    return [
+        *table,
+        "",
+        f"A step is forward, backward and clipped AdamW; GMACs are of one pair forward, the Guide's included. Matching "
+        f"{found['pairs']} pairs one to one (image x text tokens) takes {said.replace('x', ' x ')}.",
+    ]

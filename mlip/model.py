@@ -1,0 +1,63 @@
+"""MLIP as a model to train, save and evaluate: a CLIP with an MLIPTower for its pictures.
+
+Shapes: B images, S image size, E joint dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.clip import CLIP, read_record, read_state_dict, save_model
+from mlip.guide import Guide
+from mlip.tower import MLIPTower
+
+
+class MLIP(CLIP):
+    """A CLIP whose ``image_tower`` is an ``MLIPTower``; without its options it is a plain CLIP.
+
+    architecture: in open_clip's model-config format.
+    options: keyword arguments of ``MLIPTower`` after the sizes, kept with the weights.
+    """
+
+    image_tower: MLIPTower
+
+    def __init__(
+        self,
+        architecture: dict[str, Any],
+        *,
+        frequency_layers: int = 0,
+        keep_rates: Mapping[int, float] | None = None,
+        guide: Guide | None = None,
+        **options: Any,
+    ) -> None:
+        rates = {int(layer): rate for layer, rate in (keep_rates or {}).items()}  # a file's keys are text
+        chosen = {"frequency_layers": frequency_layers, "keep_rates": rates, **options}
+        super().__init__(architecture, MLIPTower.from_architecture(architecture, guide=guide, **chosen))
+        self.options = {**chosen, "guide": guide.sizes if guide is not None else None}
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """images [B,3,S,S] -> the spatial embedding [B,E], of length 1 unless told otherwise."""
+        return self.image_tower.encode_image(images, normalize)
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write weights (the Guide's too), architecture, activation and options as one safetensors file."""
+        architecture = {**self.architecture, "quick_gelu": self.quick_gelu}
+        save_model(self, path, {"architecture": architecture, "mlip": self.options}, dtype)
+
+    @classmethod
+    def load(cls, path: str | Path) -> MLIP:
+        """Read a file that ``save`` wrote. ValueError: another kind of file."""
+        record = read_record(path)
+        if "mlip" not in record:
+            raise ValueError(f"{path} records no MLIP; it has {sorted(record)}")
+        options = dict(record["mlip"])
+        sizes = options.pop("guide")
+        guide = None if sizes is None else Guide(**sizes)
+        model = cls(record["architecture"], guide=guide, **options)
+        model.load_weights(read_state_dict(str(path)), str(path))
+        return model

@@ -1,0 +1,197 @@
+"""MLIP's pretraining: instance and token alignment in two domains (section 3), and the rows of its ablations.
+
+Shapes: B pairs, S image size, N and K frequency and spatial tokens, T text tokens, E joint dim.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Literal, get_args
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.clip import CLIP, load_architecture
+from common.contrastive import info_nce
+from common.pretraining import ContrastivePretraining
+from mlip.alignment import caption_mask, late_interaction, one_to_many, one_to_one
+from mlip.fourier import Spectrum
+from mlip.guide import Guide
+from mlip.model import MLIP
+from mlip.neighbours import NearestCaptions
+
+Matching = Literal["one_to_many", "one_to_one", "filip"]
+"""How the tokens of a picture and a caption are aligned; filip compares all pairs of the batch."""
+
+
+class MLIPPretraining(ContrastivePretraining):
+    """Train an MLIP by equation 2: InfoNCE and token alignment of the caption with frequency and spatial features.
+
+    A weight of 0 leaves its term out, uncomputed. With frequency_layers 0, no keep_rates and spatial_weight 1 alone
+    this is plain CLIP pretraining. All contrastive terms share one temperature (the paper does not say), start it at
+    0.07, and keep the scale within [1, 100]. Equations 1 and 12 are printed without InfoNCE's minus sign, and 12 with
+    z_k for z_j above the fraction line; both are read as in CLIP.
+
+    Args:
+        architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
+        text_weights: where text tower and scale start: null (random), an open_clip tag, or a local weights file of a
+            CLIP of this architecture. The image tower always starts at random.
+        frequency_layers: number of Fourier blocks, the tower's first ones.
+        keep_rates: acceleration blocks, layer (from 1) to the share of patch tokens that stay; null for none.
+        guide: what the acceleration blocks attend to: null (nothing), random (an untrained DeiT-Tiny, for trials), or
+            a local weights file of a masked autoencoder, with ${VARIABLES}.
+        train_guide: whether the Guide learns too; the paper does not say.
+        guide_tokens: all of the Guide's tokens, or its class token alone.
+        spectrum: what the Fourier blocks filter, the power spectrum |Y|² or Y itself (linear).
+        pieces: pieces of each filter, an even number.
+        proportional_attention: whether merged tokens count for all their patches in attention.
+        frequency_weight: weight of InfoNCE between frequency and text embeddings.
+        spatial_weight: the same for the spatial embedding, the one that the model gives afterwards.
+        frequency_token_weight: weight of the alignment of frequency and text tokens.
+        spatial_token_weight: the same for the spatial tokens.
+        frequency_matching: how frequency tokens are aligned.
+        spatial_matching: how spatial tokens are aligned.
+        neighbour_weight: weight of InfoNCE between spatial embeddings and the nearest neighbours of their captions
+            (DeCLIP; 0.2 there).
+        neighbour_queue: captions among which neighbours are looked for.
+        label_smoothing: share of each contrastive target spread over all candidates, in [0, 1).
+        learning_rate: peak rate of AdamW; the paper does not state it.
+        weight_decay: of matrices; gains, biases and vectors do not decay.
+        warmup_steps: steps of linear warm-up before the cosine.
+    """
+
+    clip: MLIP
+
+    def __init__(
+        self,
+        architecture: str = "ViT-B-16",
+        text_weights: str | None = None,
+        frequency_layers: int = 4,
+        keep_rates: dict[int, float] | None = None,
+        guide: str | None = None,
+        train_guide: bool = False,
+        guide_tokens: Literal["all", "class"] = "all",
+        spectrum: Spectrum = "power",
+        pieces: int = 2,
+        proportional_attention: bool = False,
+        frequency_weight: float = 0.15,
+        spatial_weight: float = 0.65,
+        frequency_token_weight: float = 0.1,
+        spatial_token_weight: float = 0.1,
+        frequency_matching: Matching = "one_to_many",
+        spatial_matching: Matching = "one_to_one",
+        neighbour_weight: float = 0.0,
+        neighbour_queue: int = 65_536,
+        label_smoothing: float = 0.0,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        warmup_steps: int = 2000,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing)
+        self.save_hyperparameters()
+        self.weights = {
+            "frequency": frequency_weight,
+            "spatial": spatial_weight,
+            "frequency_token": frequency_token_weight,
+            "spatial_token": spatial_token_weight,
+            "neighbour": neighbour_weight,
+        }
+        self.matching = {"frequency": frequency_matching, "spatial": spatial_matching}
+        self._check(frequency_layers)
+        sizes = load_architecture(architecture)
+        self.clip = MLIP(
+            sizes,
+            frequency_layers=frequency_layers,
+            keep_rates=keep_rates,
+            guide=_guide(guide, train_guide),
+            guide_tokens=guide_tokens,
+            spectrum=spectrum,
+            pieces=pieces,
+            proportional_attention=proportional_attention,
+        )
+        if text_weights is not None:
+            start = CLIP.from_open_clip(architecture, text_weights)
+            self.clip.text_tower, self.clip.logit_scale = start.text_tower, start.logit_scale
+        if frequency_layers and not (frequency_weight or frequency_token_weight):
+            self.clip.image_tower.frequency_head.requires_grad_(False)  # nothing reads it; DDP waits for its gradient
+        self.neighbours = NearestCaptions(neighbour_queue, sizes["embed_dim"]) if neighbour_weight else None
+
+    def _check(self, frequency_layers: int) -> None:
+        for name, value in self.weights.items():
+            if value < 0:
+                raise ValueError(f"{name}_weight {value} is negative; 0 leaves the term out")
+            if value and not frequency_layers and name.startswith("frequency"):
+                raise ValueError(f"{name}_weight {value} without Fourier blocks; set it to 0, or frequency_layers")
+        for domain, matching in self.matching.items():
+            if matching not in get_args(Matching):
+                raise ValueError(f"{domain}_matching {matching!r} is none of {', '.join(get_args(Matching))}")
+        if not self.weights["spatial"]:
+            raise ValueError("spatial_weight 0 would leave the embedding that the model gives untrained")
+
+    def on_fit_start(self) -> None:
+        """ValueError: gradients are to be accumulated, which would not be what it seems."""
+        parts = self.trainer.accumulate_grad_batches
+        if parts > 1:
+            raise ValueError(
+                f"accumulate_grad_batches {parts} would not make a batch {parts} times as large: each part would have "
+                "its own negatives alone; lower the global batch, or use more devices"
+            )
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        """The terms of one batch that have a weight, unweighted, by name; each a scalar."""
+        weights, clip = self.weights, self.clip
+        features = clip.image_tower(batch["image"])
+        with_tokens = bool(weights["frequency_token"] or weights["spatial_token"])
+        text = clip.text_tower(batch["text"], return_tokens=with_tokens)
+        text, tokens = text if with_tokens else (text, None)
+        text = F.normalize(text, dim=-1)
+        shared = {"same": batch["caption_id"], "label_smoothing": self.label_smoothing}
+        terms = {}
+        for domain in ("frequency", "spatial"):
+            if weights[domain]:
+                image = F.normalize(getattr(features, domain), dim=-1)
+                terms[domain] = info_nce(image, text, clip.logit_scale.exp(), **shared)
+            if weights[f"{domain}_token"]:
+                pair = getattr(features, f"{domain}_tokens"), tokens, caption_mask(batch["text"])
+                terms[f"{domain}_token"] = self._align(self.matching[domain], *pair, **shared)
+        if self.neighbours is not None:
+            image = F.normalize(features.spatial, dim=-1)
+            terms["neighbour"] = self.neighbours(image, text, clip.logit_scale.exp(), self.label_smoothing)
+        return terms
+
+    def _align(self, matching: Matching, image: Tensor, text: Tensor, mask: Tensor, **shared) -> Tensor:
+        if matching == "filip":
+            return late_interaction(image, text, mask, self.clip.logit_scale.exp(), **shared)
+        return {"one_to_many": one_to_many, "one_to_one": one_to_one}[matching](image, text, mask)
+
+    def _total(self, terms: dict[str, Tensor]) -> Tensor:
+        return sum(self.weights[name] * value for name, value in terms.items())
+
+    def loss(self, batch: dict) -> Tensor:
+        """Equation 2: the weighted sum of the terms."""
+        return self._total(self.losses(batch))
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """The loss of one batch, each term logged apart."""
+        terms = self.losses(batch)
+        self.log_dict({f"train_{name}_loss": value for name, value in terms.items()})
+        return self.log_step(self._total(terms))
+
+
+def _guide(said: str | None, train: bool) -> Guide | None:
+    """The Guide that a setting names. ValueError: a variable that is not set, or no such file."""
+    if said is None:
+        return None
+    if said == "random":
+        return Guide(train=train)
+    path = os.path.expandvars(said)
+    unset = re.findall(r"\$\{(\w+)\}", path)
+    try:
+        return Guide.from_weights(path, train)
+    except ValueError as error:
+        mend = f"set the environment variable {unset[0]} to" if unset else "name"
+        raise ValueError(
+            f"the Guide {said}: {error}; {mend} a DeiT-Tiny pretrained as a masked autoencoder (mae-lite publishes "
+            "one), or set guide: null to train without"
+        ) from error

@@ -1,0 +1,88 @@
+"""MLIP's recipes through the `lightning` command: a smoke run, missing data, a stop signal, and what they state."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from common.cli import main
+from mlip.tower import PAPER_LAYERS
+from tests.readme import ROOT
+
+PAIRS = {"yfcc15m": (15_388_848, 32), "cc3m": (2_900_000, 25), "cc12m": (11_000_000, 25)}  # training pairs, epochs
+SHARDS = {"yfcc15m": "YFCC15M", "cc3m": "CC3M_SHARDS", "cc12m": "CC12M_SHARDS"}
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A machine without data, weights or runs."""
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    for name in ("MLIP_GUIDE", *SHARDS.values()):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_recipe_states_the_papers_setting(name):
+    recipe = yaml.safe_load((ROOT / f"mlip/{name}.yaml").read_text())
+    model, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
+    pairs, epochs = PAIRS[name]
+    assert data["train_num_samples"] == pairs and data["global_batch_size"] == 4096
+    assert trainer["max_steps"] == pairs * epochs // 4096
+    assert model["warmup_steps"] == 2000 and model["weight_decay"] == 0.1
+    layers = PAPER_LAYERS[model["architecture"]]
+    assert all(model[key] == layers[key] for key in ("frequency_layers", "keep_rates"))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_missing_data_is_said_in_one_message_with_the_way_to_it(name, bare, capsys):
+    assert main(["fit", "-c", f"mlip/{name}.yaml"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("lightning: error:") == 1 and "Traceback" not in error
+    for word in (
+        f"{PAIRS[name][0]:,} training samples",
+        f"set the environment variable {SHARDS[name]}",
+        "docs/data.md",
+    ):
+        assert word in error
+    assert ("variant 'declip'" in error) == (name == "yfcc15m")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_smoke_overlay_runs_any_of_them(name, bare, capsys):
+    assert main(["fit", "-c", f"mlip/{name}.yaml", "-c", "mlip/smoke.yaml"]) == 0
+    (config,) = (bare / "runs").rglob("config.yaml")
+    assert yaml.safe_load(config.read_text())["model"]["init_args"]["keep_rates"] == {2: 0.5, 3: 0.5}
+    (checkpoint,) = (bare / "runs").rglob("last.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 4
+
+
+def test_sigterm_leaves_a_checkpoint_and_an_exit_code(bare):
+    (bare / "started.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Started(Callback):\n"
+        "    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):\n"
+        "        if trainer.global_step == 1:\n"
+        "            print('training began', flush=True)\n"
+    )
+    line = [sys.executable, "-m", "common.cli", "fit", "-c", "mlip/yfcc15m.yaml", "-c", "mlip/smoke.yaml"]
+    line += ["--trainer.max_steps", "1000000", "--trainer.limit_val_batches", "0"]
+    line += ["--trainer.callbacks+=started.Started"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(line, cwd=bare, env=environment, **pipes) as run:
+        said = []
+        while not said or (said[-1] and "training began" not in said[-1]):
+            said.append(run.stdout.readline())
+        run.send_signal(signal.SIGTERM)
+        said.append(run.communicate(timeout=120)[0])
+    assert run.returncode == 143, "".join(said)
+    (checkpoint,) = (bare / "runs").rglob("last.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["global_step"] > 0 and "optimizer_states" in saved

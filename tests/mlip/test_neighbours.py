@@ -1,0 +1,52 @@
+"""The queue of captions and the loss on nearest neighbours."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common.contrastive import info_nce
+from mlip.neighbours import NearestCaptions
+
+SCALE = torch.tensor(7.0)
+
+
+def unit(count, dim=5, seed=0):
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_the_queue_keeps_the_newest():
+    nearest = NearestCaptions(4, 5)
+    texts = unit(9)
+    for start in (0, 3, 6):
+        nearest.push(texts[start : start + 3])
+    assert nearest.seen == 9
+    kept = {tuple(row.tolist()) for row in nearest.queue}
+    assert kept == {tuple(row.tolist()) for row in texts[5:]}
+    nearest.push(unit(6, seed=1))
+    assert {tuple(row.tolist()) for row in nearest.queue} == {tuple(row.tolist()) for row in unit(6, seed=1)[2:]}
+
+
+def test_the_loss_reads_the_neighbours_and_only_training_adds_to_the_queue():
+    image, text, earlier = unit(3, seed=1).requires_grad_(), unit(3, seed=2), unit(6, seed=3)
+    nearest = NearestCaptions(8, 5)
+    assert nearest(image, text, SCALE).abs() < 1e-6  # nothing to learn from an empty queue
+    assert torch.equal(nearest.queue[:3], text)
+    nearest = NearestCaptions(8, 5).eval()
+    nearest.push(earlier)
+    place = torch.tensor([max(range(6), key=lambda q: float(z @ earlier[q])) for z in text])
+    expected = info_nce(image, earlier[place], SCALE, same=place, label_smoothing=0.1)
+    torch.testing.assert_close(nearest(image, text, SCALE, 0.1), expected)
+    assert nearest.seen == 6
+    expected.backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_an_unfilled_place_is_no_neighbour():
+    nearest = NearestCaptions(8, 5)
+    nearest.push(-torch.eye(5)[:1])
+    assert nearest.nearest(torch.eye(5)[:1]).tolist() == [0]  # its cosine is -1, an empty place's would be 0
+
+
+def test_an_empty_queue_is_refused():
+    with pytest.raises(ValueError, match="a queue of 0 captions"):
+        NearestCaptions(0, 5)

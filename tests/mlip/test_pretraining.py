@@ -1,0 +1,207 @@
+"""The pretraining's terms against their functions, plain CLIP as the empty setting, and a short run of the Trainer."""
+
+import math
+
+import lightning
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common.clip import CLIP
+from common.contrastive import info_nce
+from common.data.shards import ShardDataModule
+from common.pretraining import CLIPPretraining
+from common.testing import TINY_CAPTIONS, tiny_architecture, write_shards
+from mlip import pretraining
+from mlip.alignment import caption_mask, late_interaction, one_to_many, one_to_one
+from mlip.pretraining import MLIPPretraining
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+TINY = {"frequency_layers": 1, "keep_rates": {2: 0.5}, "warmup_steps": 2}
+ALONE = {"frequency_weight": 0.0, "frequency_token_weight": 0.0, "spatial_token_weight": 0.0, "spatial_weight": 1.0}
+PLAIN = {"frequency_layers": 0, "keep_rates": None, **ALONE}
+TERMS = {"frequency": 0.15, "spatial": 0.65, "frequency_token": 0.1, "spatial_token": 0.1}  # α, β, γ, δ of section 4.1
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a pretraining of the tiny CLIP's sizes."""
+    architecture = tiny_architecture(tmp_path)
+
+    def build(**options):
+        torch.manual_seed(0)
+        return MLIPPretraining(architecture, **{**TINY, **options})
+
+    return build
+
+
+def pairs():
+    """Six captioned pictures; the last caption counts as the first."""
+    generator = torch.Generator().manual_seed(1)
+    text = CLIP.tiny().tokenizer([f"{caption} on the {caption}" for caption in TINY_CAPTIONS])
+    ids = torch.tensor([0, 1, 2, 3, 4, 0])
+    return {"image": torch.randn(6, 3, 32, 32, generator=generator), "text": text, "caption_id": ids}
+
+
+def test_with_everything_off_it_is_plain_clip_pretraining(make, tmp_path):
+    batch, ours = pairs(), make(**PLAIN)
+    theirs = CLIPPretraining(tiny_architecture(tmp_path))
+    ours.clip.load_state_dict(
+        {key.replace("image_tower.", "image_tower.vit."): value for key, value in theirs.clip.state_dict().items()}
+    )
+    losses = [module.loss(batch) for module in (ours, theirs)]
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=0)
+    for loss in losses:
+        loss.backward()
+    own = {key.replace("image_tower.vit.", "image_tower."): p.grad for key, p in ours.clip.named_parameters()}
+    for key, parameter in theirs.clip.named_parameters():
+        torch.testing.assert_close(own.pop(key), parameter.grad, atol=1e-5, rtol=0)
+    assert not own
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("frequency", ["one_to_many", "one_to_one", "filip"])
+@pytest.mark.parametrize("spatial", ["one_to_many", "one_to_one", "filip"])
+def test_the_loss_is_the_weighted_sum_of_its_terms(make, frequency, spatial, smoothing):
+    """Equation 2 for every row of Table 7, and FILIP's loss in either place."""
+    module, batch = make(frequency_matching=frequency, spatial_matching=spatial, label_smoothing=smoothing), pairs()
+    features = module.clip.image_tower(batch["image"])
+    text, tokens = module.clip.text_tower(batch["text"], return_tokens=True)
+    mask, text, scale = caption_mask(batch["text"]), F.normalize(text, dim=-1), module.clip.logit_scale.exp()
+    contrastive = {"same": batch["caption_id"], "label_smoothing": smoothing}
+
+    def aligned(matching, image_tokens):
+        if matching == "filip":
+            return late_interaction(image_tokens, tokens, mask, scale, **contrastive)
+        return {"one_to_many": one_to_many, "one_to_one": one_to_one}[matching](image_tokens, tokens, mask)
+
+    expected = {
+        "frequency": info_nce(F.normalize(features.frequency, dim=-1), text, scale, **contrastive),
+        "spatial": info_nce(F.normalize(features.spatial, dim=-1), text, scale, **contrastive),
+        "frequency_token": aligned(frequency, features.frequency_tokens),
+        "spatial_token": aligned(spatial, features.spatial_tokens),
+    }
+    found = module.losses(batch)
+    assert found.keys() == TERMS.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+    total = sum(TERMS[name] * value for name, value in expected.items())
+    torch.testing.assert_close(module.loss(batch), total, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("off", ["frequency", "frequency_token", "spatial_token"])
+def test_a_term_without_weight_is_not_computed(make, off, monkeypatch):
+    module = make(**{f"{off}_weight": 0.0})
+    assert module.losses(pairs()).keys() == TERMS.keys() - {off}
+    monkeypatch.setattr(pretraining, "one_to_one", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(pretraining, "one_to_many", lambda *_: pytest.fail("computed"))
+    module = make(frequency_token_weight=0.0, spatial_token_weight=0.0)
+    assert module.losses(pairs()).keys() == {"frequency", "spatial"}
+    head = make(frequency_weight=0.0, frequency_token_weight=0.0).clip.image_tower.frequency_head
+    assert not any(parameter.requires_grad for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("name", [*TERMS, "neighbour"])
+def test_every_term_moves_what_it_is_about(make, name):
+    module = make(neighbour_weight=0.2, neighbour_queue=8, guide="random")
+    module.loss(pairs())  # the first batch fills the queue
+    module.losses(pairs())[name].backward()
+    moved = {key for key, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    tower = "clip.image_tower."
+    assert {f"{tower}fourier.0.filter.pieces", f"{tower}vit.conv1.weight"} <= moved
+    assert (f"{tower}frequency_head.1.weight" in moved) == name.startswith("frequency")
+    assert (f"{tower}vit.transformer.resblocks.0.attn.in_proj_weight" in moved) == (not name.startswith("frequency"))
+    assert ("clip.text_tower.token_embedding.weight" in moved) == (name != "neighbour")
+    assert ("clip.logit_scale" in moved) == (not name.endswith("token"))
+    assert not any(".guide.vit." in key for key in moved)  # frozen unless train_guide says otherwise
+
+
+def test_neighbours_are_looked_for_in_earlier_batches(make):
+    module, batch = make(neighbour_weight=0.2, neighbour_queue=8), pairs()
+    assert module.losses(batch)["neighbour"].abs() < 1e-6
+    assert module.neighbours.seen == 6
+    module.eval()
+    image, text = module(batch["image"], batch["text"])
+    place = (text @ module.neighbours.queue[:6].T).argmax(1)
+    expected = info_nce(image, module.neighbours.queue[place], module.clip.logit_scale.exp(), same=place)
+    torch.testing.assert_close(module.losses(batch)["neighbour"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_text_side_can_start_from_a_trained_clip(make, tmp_path):
+    teacher = CLIP.tiny()
+    with torch.no_grad():
+        teacher.logit_scale.fill_(3.0)
+    teacher.save(tmp_path / "teacher.safetensors")
+    module = make(text_weights=str(tmp_path / "teacher.safetensors"))
+    for key, value in teacher.text_tower.state_dict().items():
+        assert torch.equal(module.clip.text_tower.state_dict()[key], value)
+    assert module.clip.logit_scale == 3.0 and module.clip.logit_scale.requires_grad
+    vit, theirs = module.clip.image_tower.vit, teacher.image_tower
+    assert not torch.equal(vit.conv1.weight, theirs.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spatial_token_weight": -0.1}, "spatial_token_weight -0.1 is negative"),
+        ({"spatial_weight": 0.0}, "spatial_weight 0 would leave the embedding"),
+        ({"frequency_layers": 0}, "frequency_weight 0.15 without Fourier blocks"),
+        ({"spatial_matching": "hungarian"}, "spatial_matching 'hungarian' is none of one_to_many, one_to_one, filip"),
+        ({"label_smoothing": 1.0}, "label_smoothing 1.0 is not in"),
+        ({"neighbour_weight": 0.2, "neighbour_queue": 0}, "a queue of 0 captions"),
+        ({"guide": "nowhere.pth"}, r"the Guide nowhere.pth: no weights at .*nowhere.pth; name a DeiT-Tiny"),
+        ({"guide": "${NO_GUIDE_HERE}/a.pth"}, "set the environment variable NO_GUIDE_HERE to a DeiT-Tiny"),
+    ],
+)
+def test_senseless_settings_are_refused(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+class LabelledShards(ShardDataModule):
+    """Shards whose labels are the captions' places."""
+
+    @property
+    def class_prompts(self):
+        return list(TINY_CAPTIONS)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Twelve noise pictures under six captions, labelled by them."""
+    captions = [caption.encode() for caption in TINY_CAPTIONS]
+    pattern = write_shards(
+        tmp_path / "shards", 2, 6, txt=lambda n: captions[n % 6], json=lambda n: f'{{"label": {n % 6}}}'.encode()
+    )
+    return LabelledShards(
+        pattern, pattern, architecture=tiny_architecture(tmp_path), global_batch_size=6, num_workers=0, seed=1
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_short_run_logs_its_terms_and_leaves_a_plain_checkpoint(make, data, tmp_path):
+    lightning.seed_everything(0, verbose=False)
+    module = make(neighbour_weight=0.2, neighbour_queue=16, guide="random", learning_rate=1e-3)
+    with torch.no_grad():
+        module.clip.logit_scale.fill_(9.0)
+    trainer = lightning.Trainer(max_steps=6, gradient_clip_val=1.0, enable_checkpointing=False, **QUIET)
+    trainer.fit(module, data)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    for name in (*TERMS, "neighbour"):
+        assert math.isfinite(metrics[f"train_{name}_loss"])
+    assert {"train_loss", "val_top1", "val_image_to_text_r1", "val_text_to_image_r1"} <= metrics.keys()
+    assert module.clip.logit_scale <= math.log(100) + 1e-6
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    torch.load(tmp_path / "a.ckpt", weights_only=True)
+    again = MLIPPretraining.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).eval()
+    images = pairs()["image"]
+    with torch.no_grad():
+        assert torch.equal(again.clip.encode_image(images), module.eval().clip.encode_image(images))
+    assert torch.equal(again.neighbours.queue, module.neighbours.queue) and again.neighbours.seen == 36
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_accumulation_is_refused_with_the_reason(make, data):
+    trainer = lightning.Trainer(max_steps=4, accumulate_grad_batches=2, enable_checkpointing=False, **QUIET)
+    with pytest.raises(ValueError, match="accumulate_grad_batches 2 would not make a batch 2 times as large"):
+        trainer.fit(make(), data)
