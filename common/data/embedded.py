@@ -17,6 +17,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -206,7 +207,7 @@ def _draw_emoji(rng: Random, label: int, size: float) -> Emoji:
     return Emoji(label, size, x, y, rng.uniform(-RECIPE["degrees"], RECIPE["degrees"]))
 
 
-def draw_scene(rng: Random, label: int, others: range) -> Scene:
+def draw_scene(rng: Random, label: int, others: Sequence[int]) -> Scene:
     """A random scene with the emoji ``label``; a second emoji is one of the labels ``others``."""
     colour = rng.choice(list(COLOURS))
     spread = RECIPE["contrast"]
@@ -317,6 +318,7 @@ class EmbeddedDataModule(ShardDataModule):
         max_damaged: Fraction of damaged samples that is tolerated.
         root: Folder for the packed shards; default: ``data`` in $EFFCLIP_RUNS.
         captions: Whether batches have captions; False saves their encoding where labels are enough.
+        augment: Whether training pictures are random views; False shows their centre, as evaluation does.
     """
 
     def __init__(
@@ -328,6 +330,7 @@ class EmbeddedDataModule(ShardDataModule):
         max_damaged: float = 0.0,
         root: str | None = None,
         captions: bool = True,
+        augment: bool = True,
     ) -> None:
         super().__init__(
             architecture=architecture,
@@ -337,6 +340,7 @@ class EmbeddedDataModule(ShardDataModule):
             shuffle_buffer=4000,
             max_damaged=max_damaged,
             captions=captions,
+            augment=augment,
         )
         self.root = Path(root) if root else None
 
