@@ -30,8 +30,8 @@ from waveclip import MarginGate, MaxProbabilityGate, ProgressiveClassifier, Wave
 WEIGHTS = Path(__file__).parent / "weights"
 TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
 RULE = (
-    "every emoji of one code point that Twemoji draws, by its CLDR short name (no country flags, keycaps, "
-    "skin tones or joined sequences), held-out names aside"
+    "every emoji of one code point that Twemoji draws and whose CLDR short name has one or two words "
+    "(no country flags, keycaps, skin tones or joined sequences), held-out names aside"
 )
 PART = 500
 """Pictures in one entry of ``counts``, by which a later evaluation of a part is compared with this one."""

@@ -150,7 +150,7 @@ def test_scenes_are_reproducible_and_each_cycle_shows_every_name():
 
 def test_sizes_of_the_splits():
     assert len(indices("train")) == 60_000
-    assert len(indices("test")) == 20_656 == 16 * len(class_names())
+    assert len(indices("test")) == 20_370 == 21 * len(class_names())
     with pytest.raises(ValueError, match="not 'dev'"):
         indices("dev")
 
