@@ -9,7 +9,8 @@ its removal costs, so that high = keep as everywhere in this suite.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,12 @@ from common.contrastive import scaled_cosines
 
 Score = Literal["feature", "label", "confidence"]
 """The paper's feature preservation, label-driven and maximum confidence scores."""
+
+_NEEDS = {
+    "feature": (),
+    "label": ("class_embeddings", "logit_scale", "labels"),
+    "confidence": ("class_embeddings", "logit_scale"),
+}
 
 
 def keep_count(keep: float, tokens: int) -> int:
@@ -100,15 +107,10 @@ def removal_costs(
     return confidence_cost(log_posterior) if score == "confidence" else label_cost(log_posterior, labels)
 
 
-def check_score(
-    score: Score, class_embeddings: Tensor | None, logit_scale: Tensor | float | None, labels: Tensor | None
-) -> None:
-    """ValueError: an unknown score, or one without what it needs."""
-    if score not in get_args(Score):
-        raise ValueError(f"score {score!r} is none of {', '.join(get_args(Score))}")
-    needs = {"class_embeddings": class_embeddings, "logit_scale": logit_scale} if score != "feature" else {}
-    if score == "label":
-        needs["labels"] = labels
-    missing = [name for name, value in needs.items() if value is None]
+def check_score(score: Score, given: Mapping[str, Any]) -> None:
+    """ValueError: an unknown score, or one without what it needs among the arguments ``given``."""
+    if score not in _NEEDS:
+        raise ValueError(f"score {score!r} is none of {', '.join(_NEEDS)}")
+    missing = [name for name in _NEEDS[score] if given.get(name) is None]
     if missing:
         raise ValueError(f"score {score!r} needs {' and '.join(missing)}; only 'feature' needs neither text nor labels")

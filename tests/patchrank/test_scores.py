@@ -85,11 +85,11 @@ def test_a_cosine_near_one_keeps_its_digits_in_single_precision():
 
 
 def test_what_a_score_needs_is_asked_for():
-    classes, labels = torch.eye(2), torch.zeros(1, dtype=torch.long)
-    check_score("feature", None, None, None)
-    check_score("confidence", classes, 1.0, None)
-    check_score("label", classes, 1.0, labels)
+    classes = {"class_embeddings": torch.eye(2), "logit_scale": 1.0}
+    check_score("feature", {})
+    check_score("confidence", classes)
+    check_score("label", {**classes, "labels": torch.zeros(1, dtype=torch.long)})
     with pytest.raises(ValueError, match="'label' needs logit_scale and labels"):
-        check_score("label", classes, None, None)
+        check_score("label", {"class_embeddings": torch.eye(2), "labels": None})
     with pytest.raises(ValueError, match="'attention' is none of feature, label, confidence"):
-        check_score("attention", classes, 1.0, labels)
+        check_score("attention", classes)
