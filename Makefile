@@ -10,7 +10,7 @@ READY = $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup lint test smoke data data-check retrain reproduce speed report \
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
-	reproduce-waveclip-fig4
+	reproduce-waveclip-fig4 reproduce-patchrank-costs
 
 help: ## explain every target and variable
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-28s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,9 @@ reproduce-waveclip-fig3: $(READY) ## WaveCLIP's Figure 3: cached against naive r
 
 reproduce-waveclip-fig4: $(READY) ## WaveCLIP's Figure 4: margin against maximum probability
 	$(PY) -m benchmarks waveclip-fig4
+
+reproduce-patchrank-costs: $(READY) ## Patch Ranking's costs: every method by keep rate, and golden rankings
+	$(PY) -m benchmarks patchrank-costs
 
 reproduce: $(READY) ## every table and figure above, in one process
 	$(PY) -m benchmarks all

@@ -28,6 +28,7 @@ BENCHMARKS = {
     "waveclip-fig1": "its Figure 1: accuracy against multiply-adds",
     "waveclip-fig3": "its Figure 3: cached against naive re-encoding",
     "waveclip-fig4": "its Figure 4: margin against maximum probability as the gate",
+    "patchrank-costs": "Patch Ranking's costs: all methods by keep rate, and golden rankings",
     "speed": "our towers against open_clip's on this machine",
 }
 ACTIONS = {

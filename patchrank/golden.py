@@ -91,11 +91,11 @@ def _check_rounds(rounds: int, removed_per_round: int | None, tokens: int) -> No
     if rounds == 1:
         if removed_per_round is not None:
             said = f"removed_per_round {removed_per_round} changes nothing in one round, which ranks all tokens"
-            warnings.warn(said, stacklevel=3)
+            warnings.warn(said, stacklevel=4)
         return
     if removed_per_round is None or removed_per_round < 1:
         raise ValueError(
-            f"{rounds} rounds with removed_per_round {removed_per_round}; say how many tokens each removes"
+            f"{rounds} rounds need removed_per_round, not {removed_per_round}: how many tokens each removes"
         )
     if (rounds - 1) * removed_per_round >= tokens:
         raise ValueError(
@@ -110,7 +110,7 @@ def _variants_in(memory: int, tower: ImageTower, tokens: int, itemsize: int) -> 
     Alive at once in the widest place of a block: its input, a norm of it, and either queries, keys, values, what
     attention mixes and its product, or the hidden layer and its product.
     """
-    width, hidden = tower.ln_post.normalized_shape[0], tower.transformer.resblocks[0].mlp.c_fc.out_features
+    width, hidden = tower.proj.shape[0], tower.transformer.resblocks[0].mlp.c_fc.out_features
     return max(1, memory // (tokens * itemsize * max(7 * width, 3 * width + hidden)))
 
 

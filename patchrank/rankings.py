@@ -73,10 +73,11 @@ def ranked(
     """
     device = tower.proj.device
     store = _Store(Path(folder or runs_directory() / "golden") / settings_key(tower, score, **settings), save_every)
+    needs = ("key", "label") if score == "label" else ("key",)
     places: dict[str, str] = {}
     try:
         for batch in track(batches, description=_description(tower, settings), disable=not progress):
-            for needed in ("key", "label")[: 1 + (score == "label")]:
+            for needed in needs:
                 if needed not in batch:
                     raise ValueError(f"a batch with {sorted(batch)} has no {needed!r}, which these rankings need")
             labels = batch["label"] if score == "label" else None
