@@ -12,7 +12,7 @@ READY = $(VENV)/.ready
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
 	reproduce-waveclip-fig4 reproduce-waveclip-highres reproduce-embedded-models reproduce-fashion-mnist \
 	reproduce-mlip-table3 reproduce-mlip-table5 reproduce-mlip-table6 reproduce-mlip-table7 reproduce-mlip-table8 \
-	reproduce-mlip-table9
+	reproduce-mlip-table9 reproduce-patchrank-costs
 
 help: ## explain every target and variable
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-28s %s\n", $$1, $$2 }' Makefile
@@ -102,6 +102,9 @@ reproduce-mlip-table8: $(READY) ## MLIP's Table 8, with and without the Guide: t
 
 reproduce-mlip-table9: $(READY) ## MLIP's Table 9: multiply-adds of CLIP and MLIP beside the paper's
 	$(PY) -m benchmarks mlip-table9
+
+reproduce-patchrank-costs: $(READY) ## Patch Ranking's costs: every method by keep rate, and golden rankings
+	$(PY) -m benchmarks patchrank-costs
 
 reproduce: $(READY) ## every table and figure above, in one process (Fashion-MNIST where EFFCLIP_DATA is set)
 	$(PY) -m benchmarks all

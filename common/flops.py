@@ -47,7 +47,7 @@ _FREE = set(
     rand_like randn randn_like real reciprocal relu6 repeat repeat_interleave resolve_conj resolve_neg
     round rsqrt rsub scalar_tensor scatter scatter_add sigmoid sign silu sin softmax softplus sort sqrt
     square std sub subtract sum swapaxes take_along_dim tan tanh tensor tensor_split tile topk tril triu
-    true_divide unflatten unfold uniform unique_consecutive unsafe_chunk unsafe_split var var_mean
+    true_divide unflatten unfold uniform _unique2 unique_consecutive unsafe_chunk unsafe_split var var_mean
     view_as view_as_complex view_as_real where zero mT
     """.split()  # noqa: SIM905
 )

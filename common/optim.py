@@ -1,4 +1,4 @@
-"""AdamW parameter groups and the per-step schedule that every recipe of the suite uses."""
+"""Parameter groups and the per-step schedule that every recipe of the suite uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
@@ -47,7 +47,13 @@ def parameter_groups(
 def configure(
     groups: list[dict], warmup_steps: int, total_steps: int, betas: tuple[float, float] = (0.9, 0.98)
 ) -> dict:
-    """What a LightningModule's ``configure_optimizers`` returns: AdamW with warm-up and cosine, stepped per batch.
+    """What a LightningModule's ``configure_optimizers`` returns: AdamW under ``scheduled``."""
+    # Not fused: Lightning refuses to clip what a fused optimiser steps under mixed precision.
+    return scheduled(AdamW(groups, betas=betas, eps=1e-6, foreach=True), warmup_steps, total_steps)
+
+
+def scheduled(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> dict:
+    """Any optimiser with warm-up and cosine, stepped per batch, in the form that Lightning takes.
 
     ValueError when the run's length is unknown or shorter than its warm-up.
     """
@@ -55,7 +61,5 @@ def configure(
         raise ValueError("the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs")
     if warmup_steps >= total_steps:
         raise ValueError(f"warmup_steps {warmup_steps} is not below the run's {total_steps} steps; shorten the warm-up")
-    # Not fused: Lightning refuses to clip what a fused optimiser steps under mixed precision.
-    optimizer = AdamW(groups, betas=betas, eps=1e-6, foreach=True)
     schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

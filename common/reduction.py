@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.tower import Block, ImageTower, KVCache
+from common.tower import Attention, Block, ImageTower, KVCache
 
 Place = int | tuple[int, str]
 """Where a reducer stands: ``i`` before block i, ``(i, "middle")`` between its two half steps."""
@@ -69,21 +69,28 @@ class ReductionContext:
     def class_attention(self) -> Tensor:
         """Attention [B,K] of the class token to the patch tokens in this block, the mean over heads.
 
-        The softmax runs over all N tokens. For the one row, q·(Wx) is computed as (Wᵀq)·x: N·D·H + 2·D²
-        multiply-adds where the keys alone would cost N·D², and the fused kernel stays in use for the rest.
+        The softmax runs over all N tokens; see ``class_logits`` for the cost of that one row.
         """
         assert self.block is not None and self.entered is not None, "only a reducer at a block can ask for attention"
-        attention, x = self.block.attn, self.block.ln_1(self.entered)
-        width, heads = x.shape[-1], attention.heads
-        weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        query = F.linear(x[:, :1], weight[:width], bias[:width])
-        query = query.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B,H,1,D/H]
-        # The key's own bias adds the same number to every token's logit, so the softmax does not see it.
-        folded = query @ weight[width : 2 * width].unflatten(0, (heads, -1))  # [B,H,1,D]
-        logits = folded.squeeze(2) @ x.transpose(1, 2) * (width // heads) ** -0.5  # [B,H,N]
+        x = self.entered
+        logits = class_logits(self.block.attn, self.block.ln_1(x))
         if self.bias is not None:
             logits = logits + self.bias[:, 0]
         return self.patches(logits.softmax(-1, torch.promote_types(x.dtype, torch.float32)).mean(1))
+
+
+def class_logits(attention: Attention, x: Tensor) -> Tensor:
+    """Attention logits [B,H,N] of the class token, the first of x [B,N,D] (after ``ln_1``), up to a constant a head.
+
+    The row's q·(Wx) is computed as (Wᵀq)·x: N·D·H + 2·D² multiply-adds where the keys alone would cost N·D², and
+    the fused kernel stays in use for the other rows. A key's own bias adds the same number to every token's logit,
+    so no softmax sees it.
+    """
+    width, heads = x.shape[-1], attention.heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query = F.linear(x[:, 0], weight[:width], bias[:width]).unflatten(-1, (heads, -1)).transpose(0, 1)  # [H,B,D/H]
+    folded = query @ weight[width : 2 * width].unflatten(0, (heads, -1))  # [H,B,D]
+    return folded.transpose(0, 1) @ x.transpose(1, 2) * (width // heads) ** -0.5
 
 
 Reducer = Callable[[Tensor, ReductionContext], tuple[Tensor, ReductionContext]]

@@ -1,1 +1,16 @@
 """Patch Ranking: keep the image tokens that a learned ranking puts first."""
+
+from patchrank.modules import PromptTuning, RankPredictorTraining
+from patchrank.predictor import RankPredictor
+from patchrank.prompted import PromptedCLIP
+from patchrank.prompts import Prompts
+from patchrank.tower import PatchRankTower
+
+__all__ = [
+    "PatchRankTower",
+    "PromptTuning",
+    "PromptedCLIP",
+    "Prompts",
+    "RankPredictor",
+    "RankPredictorTraining",
+]

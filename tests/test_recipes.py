@@ -15,10 +15,19 @@ from lightning.pytorch import LightningModule
 
 from common import clip as clip_module
 from common.clip import CLIP
+from common.data import catalogue
 from mlip import guide as guide_module
 from mlip.guide import Guide
+from patchrank import modules
+from patchrank.predictor import RankPredictor
 from tests.readme import ROOT
 from tests.test_configs import RECIPES
+
+SETS = [
+    f"{name}@coop"
+    for name in ["caltech101", "oxford_pets", "flowers102", "food101", "fgvc_aircraft", "dtd", "ucf101", "imagenet"]
+]
+"""The data sets of Patch Ranking's table, by the protocol of CoOp."""
 
 
 @pytest.fixture
@@ -30,6 +39,17 @@ def without_weights(monkeypatch):
     monkeypatch.setattr(CLIP, "load_weights", lambda *_: None)
     monkeypatch.setattr(guide_module, "read_record", lambda path: {})
     monkeypatch.setattr(Guide, "load_weights", lambda *_: None)
+    monkeypatch.setattr(modules, "load_predictor", lambda path, tower, prune_layer: RankPredictor.for_tower(tower))
+
+
+def steps(recipe):
+    """Training steps of the whole run; those of epochs by the numbers of pictures and classes in the catalogue."""
+    trainer, data = recipe["trainer"], recipe["data"]["init_args"]
+    if "max_steps" in trainer:
+        return trainer["max_steps"]
+    of = catalogue.entry(*data["name"].split("@"))
+    pictures = of.splits["train"].count if data["shots"] is None else data["shots"] * of.num_classes
+    return trainer["max_epochs"] * (pictures // data["batch_size"])
 
 
 def build(recipe):
@@ -41,13 +61,25 @@ def build(recipe):
     model_class = getattr(import_module(package), name)
     with torch.device("meta"):
         module = model_class(**chosen.model.init_args.as_dict())
-    module.trainer = SimpleNamespace(estimated_stepping_batches=recipe["trainer"]["max_steps"])
+    module.trainer = SimpleNamespace(estimated_stepping_batches=steps(recipe))
     return module
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_model_optimiser_and_schedule_of_the_real_run(path, without_weights):
-    recipe = yaml.safe_load(path.read_text())
+    check(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("file", ["predictor.yaml", "prompts.yaml"])
+def test_patch_rankings_recipes_hold_for_each_of_its_data_sets(file, name, without_weights):
+    recipe = yaml.safe_load((ROOT / "patchrank" / file).read_text())
+    recipe["data"]["init_args"]["name"] = name
+    check(recipe)
+
+
+def check(recipe):
+    """All parameters that train are in the optimiser, matrices decay, and the schedule has its corners."""
     module = build(recipe)
     configured = module.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -59,7 +91,7 @@ def test_model_optimiser_and_schedule_of_the_real_run(path, without_weights):
         decays = {p.ndim >= 2 for p in group["params"]}
         assert decays == {group["weight_decay"] > 0}, "matrices decay; gains, biases and vectors do not"
 
-    total, warmup = recipe["trainer"]["max_steps"], module.hparams.warmup_steps
+    total, warmup = steps(recipe), module.hparams.warmup_steps
     peak = float(module.hparams.learning_rate)
     assert configured["lr_scheduler"]["interval"] == "step" and 0 < warmup <= 0.2 * total
     assert peak in [pytest.approx(group["initial_lr"]) for group in optimizer.param_groups]

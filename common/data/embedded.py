@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -215,7 +216,7 @@ def _draw_emoji(rng: Random, label: int, size: float) -> Emoji:
     return Emoji(label, size, x, y, rng.uniform(-RECIPE["degrees"], RECIPE["degrees"]))
 
 
-def draw_scene(rng: Random, label: int, others: range) -> Scene:
+def draw_scene(rng: Random, label: int, others: Sequence[int]) -> Scene:
     """A random scene with the emoji ``label``; a second emoji is one of the labels ``others``."""
     colour = rng.choice(list(COLOURS))
     spread = RECIPE["contrast"]
@@ -332,6 +333,7 @@ class EmbeddedDataModule(ShardDataModule):
         image_size: 48 or 96, the pixels at which the scenes are drawn and given. Default: drawn at 48 and resized
             to the architecture's size. ValueError: another size.
         train_fraction: Share of the training shards that is read, the first ones.
+        augment: Whether training pictures are random views; False shows their centre, as evaluation does.
     """
 
     def __init__(
@@ -345,6 +347,7 @@ class EmbeddedDataModule(ShardDataModule):
         captions: bool = True,
         image_size: int | None = None,
         train_fraction: float = 1.0,
+        augment: bool = True,
     ) -> None:
         if image_size not in (None, *VIEWS):
             raise ValueError(f"image_size {image_size}: the embedded pictures are drawn at one of {VIEWS} pixels")
@@ -359,6 +362,7 @@ class EmbeddedDataModule(ShardDataModule):
             shuffle_buffer=4000,
             max_damaged=max_damaged,
             captions=captions,
+            augment=augment,
         )
         self.root, self.train_fraction = Path(root) if root else None, train_fraction
         self.view = image_size or VIEW

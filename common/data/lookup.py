@@ -6,7 +6,7 @@ Shapes: B images, S image size, M images in all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 
 from common.data import catalogue
 from common.data.catalogue import Entry
-from common.data.classification import classification_set, own_set
+from common.data.classification import ClassificationSet, classification_set, own_set
 from common.data.embedded import TEMPLATES, VIEWS, EmbeddedDataModule, class_names, indices, recipe_hash, scene
+from common.data.embedded_tasks import PER_NAME, TASKS, embedded_task
+from common.data.embedded_tasks import version as tasks_version
 from common.data.pictures import PictureSet
 from common.data.pictures import loader as picture_loader
 from common.data.retrieval import retrieval_set
@@ -34,6 +36,8 @@ EMBEDDED: dict[str, tuple[str, ...]] = {
     "training": ("train", "val"),
 }
 """The embedded benchmark's splits by task, the default one first; "training" is what a linear probe learns from."""
+EMBEDDED_TASKS = {f"embedded-{task}": task for task in TASKS}
+"""The few-shot tasks of ``common.data.embedded_tasks`` by the names under which they are found here."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,9 @@ class Captioned:
 def splits_of(name: str, task: str) -> tuple[str, ...]:
     """The splits of a data set for a task, the default one first.
 
-    name: "embedded", one of the catalogue, perhaps with its protocol ("dtd@coop"), or the path of a folder with
-    one folder a class, or of a .csv or .tsv table (one that is called like a set is ``./food101``).
+    name: "embedded", a few-shot task ("embedded-sketch"), one of the catalogue, perhaps with its protocol
+    ("dtd@coop"), or the path of a folder with one folder a class, or of a .csv or .tsv table (one that is called
+    like a set is ``./food101``).
     ValueError: no such data, or not for this task.
     """
     tasks = EMBEDDED if name == "embedded" else _tasks(name)
@@ -94,23 +99,25 @@ def splits_of(name: str, task: str) -> tuple[str, ...]:
 def _tasks(name: str) -> dict[str, tuple[str, ...]]:
     if _own(name):
         return {"zeroshot": ("all",)}
-    splits = sorted(_entry(name).splits, key=("test", "val", "train").index)
-    if _entry(name).task == "retrieval":
+    of = PER_NAME if name in EMBEDDED_TASKS else _entry(name).splits
+    splits = sorted(of, key=("test", "val", "train").index)
+    if name not in EMBEDDED_TASKS and _entry(name).task == "retrieval":
         return {"retrieval": tuple(splits)}
     tasks = {"zeroshot": tuple(splits), "linear-probe": ("test",)}
     return tasks | {"training": tuple(split for split in ("train", "val") if split in splits)}
 
 
 def _own(name: str) -> bool:
-    """Whether a user's own data is meant: a path, but not a folder that only has a catalogue set's name."""
-    return name.partition("@")[0] not in catalogue.names() and Path(name).exists()
+    """Whether a user's own data is meant: a path, but not a folder that only has a known set's name."""
+    return name.partition("@")[0] not in (*catalogue.names(), *EMBEDDED_TASKS) and Path(name).exists()
 
 
 def _entry(name: str) -> Entry:
     known, _, protocol = name.partition("@")
     if known not in catalogue.names():
         raise ValueError(
-            f"no data called {name!r}, and no file or folder; there are embedded, {', '.join(catalogue.names())}"
+            f"no data called {name!r}, and no file or folder; there are embedded, {', '.join(EMBEDDED_TASKS)}, "
+            f"{', '.join(catalogue.names())}"
         )
     return catalogue.entry(known, protocol or "mlip")
 
@@ -127,17 +134,37 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
         raise ValueError(f"{name} has no split {split!r} for {task}; it has {list(splits)}")
     if name == "embedded":
         return _embedded_captions(split) if task == "retrieval" else _embedded_classes(split)
-    if _own(name):
-        return _labelled(split, own_set(name, place.class_names))
-    entry = _entry(name)
-    if place.root is None:
-        raise ValueError(f"{entry.title}: give --root or set EFFCLIP_DATA to the folder with the data sets")
     if task != "retrieval":
-        return _labelled(split, classification_set(entry, place.root, split))
+        found = labelled_set(name, split, place)
+        if name in EMBEDDED_TASKS:
+            return replace(_labelled(split, found), scale="embedded", version=tasks_version())
+        return _labelled(split, found)
+    entry, root = _entry(name), _root(name, place)
     if place.captions is None:
         raise ValueError(f"{entry.title}: give --captions, the path of Karpathy's json file. It needs {entry.get}")
-    found = retrieval_set(entry, place.root, place.captions, split)
+    found = retrieval_set(entry, root, place.captions, split)
     return Captioned(split, found.captions, partial(picture_loader, found), version=_version(found))
+
+
+def labelled_set(name: str, split: str, place: Place | None = None) -> ClassificationSet:
+    """The pictures themselves of a split, for whoever trains on them.
+
+    name: see ``splits_of``. ValueError: no such data or split, or data that is missing, and what to download.
+    """
+    place = place or Place()
+    if name == "embedded":
+        raise ValueError("embedded lies in shards, which EmbeddedDataModule reads; embedded-plain has its like")
+    if name in EMBEDDED_TASKS:
+        return embedded_task(EMBEDDED_TASKS[name], split)
+    if _own(name):
+        return own_set(name, place.class_names)
+    return classification_set(_entry(name), _root(name, place), split)
+
+
+def _root(name: str, place: Place) -> str:
+    if place.root is None:
+        raise ValueError(f"{_entry(name).title}: give --root or set EFFCLIP_DATA to the folder with the data sets")
+    return place.root
 
 
 def _labelled(split: str, found: PictureSet) -> Labelled:

@@ -112,6 +112,7 @@ class ShardDataModule(LightningDataModule):
         max_damaged: Fraction of damaged, incomplete or uncaptioned samples above which the run fails.
         allow_pipe: Whether ``pipe:`` URLs may run their shell command.
         captions: Whether samples have captions; False reads pictures and labels alone.
+        augment: Whether training pictures are drawn at random; False shows them as evaluation does, shuffled.
 
     A batch is {"image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key":
     list[str]} and "label": long [B] where the shards carry labels. ValueError, at once: missing shards, or not
@@ -137,6 +138,7 @@ class ShardDataModule(LightningDataModule):
         max_damaged: float = 0.01,
         allow_pipe: bool = False,
         captions: bool = True,
+        augment: bool = True,
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "global_batch_size": global_batch_size}
@@ -159,7 +161,7 @@ class ShardDataModule(LightningDataModule):
             self.batch_size = 256
         self.num_workers, self.train_num_samples = num_workers, train_num_samples
         self.seed, self.shuffle_buffer, self.max_damaged = seed, max(1, shuffle_buffer), max_damaged
-        self.captions, self.variant = captions, variant
+        self.captions, self.variant, self.augment = captions, variant, augment
         patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
         self._urls = self._find({split: pattern for split, pattern in patterns.items() if pattern}, allow_pipe)
         self._compare_with_manifest(self._urls.get("train", []))
@@ -245,7 +247,7 @@ class ShardDataModule(LightningDataModule):
         shards = [Shard(url, None) for url in urls] if known else count_samples(urls)
         dataset = ShardDataset(
             shards,
-            Decoder(self.picture_transform(train), self.tokenizer, self.captions),
+            Decoder(self.picture_transform(train and self.augment), self.tokenizer, self.captions),
             batch_size,
             batches=self._train_batches(shards, batch_size, world * workers) if train else None,
             rank=rank,

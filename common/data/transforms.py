@@ -32,15 +32,16 @@ def eval_transform(image_size: int) -> Transform:
     return partial(_resize_and_crop, image_size=image_size)
 
 
-def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0)) -> Transform:
+def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), flip: bool = False) -> Transform:
     """open_clip's training picture: a random box with ``scale`` of the area, resized bicubically to a square.
 
+    flip: every second picture, by chance, is then mirrored.
     The transform maps (image, rng) to uint8 [H,W,3].
     ValueError: ``scale`` is not an increasing pair within (0, 1].
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"scale {scale} must be an increasing pair within (0, 1], for instance (0.9, 1.0)")
-    return partial(_crop_and_resize, image_size=image_size, scale=scale)
+    return partial(_crop_and_resize, image_size=image_size, scale=scale, flip=flip)
 
 
 # Transforms are partial objects rather than closures: workers started by "spawn" receive them by pickling.
@@ -49,10 +50,13 @@ def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.nda
     return np.asarray(TF.center_crop(image, [image_size, image_size]))
 
 
-def _crop_and_resize(image: Image.Image, rng: Random, image_size: int, scale: tuple[float, float]) -> np.ndarray:
+def _crop_and_resize(
+    image: Image.Image, rng: Random, image_size: int, scale: tuple[float, float], flip: bool
+) -> np.ndarray:
     image = image.convert("RGB")
     box = random_box(*image.size, scale, rng)
-    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+    image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(TF.hflip(image) if flip and rng.random() < 0.5 else image)
 
 
 def random_box(width: int, height: int, scale: tuple[float, float], rng: Random) -> tuple[int, int, int, int]:

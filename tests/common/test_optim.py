@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common.clip import CLIP
-from common.optim import configure, parameter_groups, warmup_cosine
+from common.optim import configure, parameter_groups, scheduled, warmup_cosine
 
 
 def test_matrices_decay_and_the_rest_does_not():
@@ -55,6 +55,13 @@ def test_the_optimiser_follows_the_schedule_in_every_group():
         optimizer.step()
         schedule.step()
     assert {group["lr"] for group in optimizer.param_groups} == {0.0}
+
+
+def test_another_optimiser_gets_the_same_schedule():
+    optimizer = torch.optim.SGD(parameter_groups(nn.Linear(2, 2), 0.1, 0.2), lr=0.1, momentum=0.9)
+    configured = scheduled(optimizer, warmup_steps=4, total_steps=12)
+    assert configured["optimizer"] is optimizer and configured["lr_scheduler"]["interval"] == "step"
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1 / 4}
 
 
 def test_a_schedule_needs_a_length_beyond_its_warmup():

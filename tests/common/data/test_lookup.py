@@ -46,7 +46,7 @@ def test_captions_follow_the_pictures(workers):
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(ValueError, match="no data called 'imagnet', and no file or folder; there are embedded, cal"):
+    with pytest.raises(ValueError, match=r"no data called 'imagnet', .*; there are embedded, embedded-sketch, "):
         source("imagnet", "zeroshot")
     with pytest.raises(ValueError, match=r"no split 'tset' for zeroshot; it has \['test', 'val'"):
         source("embedded", "zeroshot", "tset")

@@ -144,6 +144,15 @@ def test_the_random_view_depends_on_epoch_and_key_alone(tmp_path, module):
     assert any(not torch.equal(first[key], later[key]) for key in first)
 
 
+def test_without_augmentation_training_shows_the_evaluation_view(tmp_path, module):
+    data = module(write_shards(tmp_path / "train", 2, 8), augment=False)
+    shown, stored = (
+        {key: image for batch in loader for key, image in zip(batch["key"], batch["image"], strict=True)}
+        for loader in (data.train_dataloader(), data.dataloader("train", train=False))
+    )
+    assert shown.keys() == stored.keys() and all(torch.equal(shown[key], stored[key]) for key in stored)
+
+
 def test_the_trainer_says_the_epoch(tmp_path, module):
     class Recorder(lightning.LightningModule):
         def __init__(self):

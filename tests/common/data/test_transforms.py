@@ -93,3 +93,15 @@ def test_the_generator_is_the_only_randomness(transform):
     first, again, other = (transform(image, Random(seed)) for seed in (5, 5, 6))
     assert first.shape == (32, 32, 3) and first.dtype == np.uint8
     assert (first == again).all() and (first != other).any()
+
+
+def test_flipped_pictures_are_mirrored_about_every_second_time():
+    image = noise(32, 32)
+    flip = train_transform(32, (1.0, 1.0), flip=True)
+    plain = train_transform(32, (1.0, 1.0))
+    mirrored = 0
+    for seed in range(100):
+        drawn, kept = flip(image, Random(seed)), plain(image, Random(seed))
+        mirrored += not np.array_equal(drawn, kept)
+        assert np.array_equal(drawn, kept) or np.array_equal(drawn, kept[:, ::-1])
+    assert 30 < mirrored < 70

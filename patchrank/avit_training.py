@@ -1,0 +1,111 @@
+"""Training A-ViT beside Patch Ranking: the same frozen CLIP to imitate, the same pictures, no labels.
+
+Shapes: B images, S image size, E joint dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from common import optim
+from common.clip import CLIP
+from patchrank.avit import AViTTower, Halting, distribution_loss, ponder_loss
+
+
+class AViTTraining(LightningModule):
+    """Train an A-ViT to give a frozen CLIP's image embeddings with fewer tokens at depth.
+
+    The paper trains for a classification loss; the cosine distance to the full embedding stands in its place, which
+    is what feature preservation ranks tokens by, so that A-ViT and predictor learn from the same signal.
+
+    Args:
+        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
+        weights: null (random), an open_clip tag, or a local file.
+        quick_gelu: the activation of a local weights file that does not record it.
+        depth: blocks that the mean token should go through; the centre of the paper's halting distribution.
+        distribution_weight: of the divergence from that distribution.
+        ponder_weight: of the ponder loss.
+        scale: of the halting score.
+        shift: of the halting score.
+        learning_rate: peak rate of AdamW.
+        weight_decay: of matrices.
+        warmup_steps: steps of linear warm-up before the cosine.
+    """
+
+    def __init__(
+        self,
+        architecture: str = "ViT-B-16-quickgelu",
+        weights: str | None = None,
+        quick_gelu: bool | None = None,
+        depth: float = 8.0,
+        distribution_weight: float = 0.1,
+        ponder_weight: float = 5e-4,
+        scale: float = 5.0,
+        shift: float = -10.0,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        for name, value in (("distribution_weight", distribution_weight), ("ponder_weight", ponder_weight)):
+            if value < 0:
+                raise ValueError(f"{name} {value} is negative; 0 leaves the term out")
+        self.save_hyperparameters()
+        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu)
+        layers = len(clip.image_tower.transformer.resblocks)
+        if not 1 <= depth <= layers:
+            raise ValueError(f"depth {depth} is not between 1 and this tower's {layers} blocks")
+        self.architecture, self.depth = clip.architecture, depth
+        self.teacher = clip.image_tower.requires_grad_(False).eval()
+        self.model = AViTTower(self.teacher, scale, shift).requires_grad_(True)
+        self.term_weights = {"distribution": distribution_weight, "ponder": ponder_weight}
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.validation_cosine, self.validation_depth = MeanMetric(), MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> z [B,E], not normalised."""
+        return self.model(images)
+
+    def _distances(self, images: Tensor) -> tuple[Tensor, Halting]:
+        """1 - cos to the full embedding [B], and the halting."""
+        with torch.no_grad():
+            target = self.teacher(images)
+        halting = self.model.run(images)
+        return 1 - F.cosine_similarity(halting.z.float(), target.float(), dim=-1), halting
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """The cosine distance and both halting losses of one batch, each logged apart."""
+        distances, halting = self._distances(batch["image"])
+        terms = {"distribution": distribution_loss(halting, self.depth), "ponder": ponder_loss(halting)}
+        loss = distances.mean() + sum(self.term_weights[name] * value for name, value in terms.items())
+        self.log_dict({"train_cosine": distances.mean(), "train_depth": halting.depth.mean()})
+        self.log_dict({f"train_{name}": value for name, value in terms.items()})
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Mean cosine distance and mean depth."""
+        distances, halting = self._distances(batch["image"])
+        for name, metric, values in (
+            ("val_cosine", self.validation_cosine, distances),
+            ("val_depth", self.validation_depth, halting.depth),
+        ):
+            metric.update(values)
+            self.log(name, metric, prog_bar=True)
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        """As validation, on the test split."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """The keys of a batch and the normalised embeddings [B,E] of its pictures."""
+        return {"key": batch["key"], "embedding": self.model.encode_image(batch["image"])}
+
+    def configure_optimizers(self) -> dict:
+        """AdamW, per-step warm-up and cosine over the trainer's whole run."""
+        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)
+        return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)

@@ -1,0 +1,89 @@
+"""The predictor: a small mixer that ranks patch tokens from what enters the block where they are pruned (section 3.2).
+
+Shapes: B images, N patch tokens, D width.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from timm.models.mlp_mixer import MixerBlock
+from torch import Tensor, nn
+
+from common.clip import read_record, read_state_dict
+from common.tower import ImageTower
+
+CHANNELS = 64
+
+
+class RankPredictor(nn.Module):
+    """Scores for every patch token, high = keep: 46,246 parameters at ViT-B/16's 197 tokens, 7.3 M multiply-adds.
+
+    Neighbouring channels are averaged down to 64, which needs no weights; one MLP-Mixer block mixes the tokens
+    (class token included, hidden width 32) and the channels (256); a linear head reads each patch token. The
+    released code feeds it another network's last layer. Here it reads the very tokens that are about to be
+    pruned, the only ones that are there at no further cost.
+
+    width: D, a multiple of 64.  tokens: 1 + N, fixed by the mixer.
+    ValueError: a width that 64 does not divide.
+    """
+
+    def __init__(self, width: int = 768, tokens: int = 197) -> None:
+        super().__init__()
+        if width % CHANNELS:
+            raise ValueError(f"width {width} cannot be averaged to {CHANNELS} channels; it must be a multiple of them")
+        self.width, self.tokens = width, tokens
+        self.mixer = MixerBlock(CHANNELS, tokens, mlp_ratio=(0.5, 4.0))
+        self.head = nn.Linear(CHANNELS, 1)
+
+    @classmethod
+    def for_tower(cls, tower: ImageTower) -> RankPredictor:
+        """A predictor with random weights for the tokens of an image tower."""
+        return cls(tower.conv1.out_channels, tower.grid**2 + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B,1+N,D], class token first -> scores [B,N]. ValueError: other than the tokens it was built for."""
+        if x.shape[1:] != (self.tokens, self.width):
+            raise ValueError(f"{tuple(x.shape[1:])} tokens given to a predictor for {(self.tokens, self.width)}")
+        x = x.unflatten(-1, (CHANNELS, -1)).mean(-1)
+        return self.head(self.mixer(x)[:, 1:]).squeeze(-1)
+
+
+def load_predictor(path: str | Path, tower: ImageTower, prune_layer: int) -> RankPredictor:
+    """The predictor in a checkpoint of ``RankPredictorTraining`` or in a file of ``PatchRankTower.save``.
+
+    ValueError: no such file, one of another kind, or a predictor of another tower or of another block's tokens.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        trained_for, state = read_record(path).get("patchrank", {}), read_state_dict(str(path))
+    else:
+        trained_for, state = _checkpoint(path)
+    prefix = "predictor."
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not state or "prune_layer" not in trained_for:
+        raise ValueError(f"{path} holds no predictor; train one with lightning fit -c patchrank/predictor.yaml")
+    if trained_for["prune_layer"] != prune_layer:
+        raise ValueError(
+            f"the predictor of {path} reads the tokens before block {trained_for['prune_layer']}; pruning before "
+            f"block {prune_layer} needs one that was trained there"
+        )
+    predictor = RankPredictor.for_tower(tower)
+    try:
+        predictor.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the predictor of {path} is of another image tower: {str(error)[:300]}") from error
+    return predictor
+
+
+def _checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """A training checkpoint's arguments and weights."""
+    if not path.is_file():
+        raise ValueError(f"no predictor at {path.absolute()}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is no checkpoint of plain values, and opening it could run code") from error
+    return checkpoint.get("hyper_parameters", {}), checkpoint.get("state_dict", {})

@@ -1,0 +1,58 @@
+"""A whole CLIP with prompts: the pruned image tower, and the text tower that reads the same prompts.
+
+Shapes: B images or texts, S image size, T text tokens, E joint dim.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.clip import CLIP, read_record, read_state_dict, save_model
+from patchrank.prompts import check_depth, prompted_text
+from patchrank.tower import PatchRankTower
+
+
+class PromptedCLIP(nn.Module):
+    """``clip`` with its image tower replaced by ``tower``, and texts read with the tower's prompts.
+
+    clip: whose text tower, scale and tokenizer these are, shared and not copied; another PromptedCLIP will do.
+    tower: made of the clip's image tower.
+    ValueError: prompts in more layers than an encoder has.
+    """
+
+    def __init__(self, clip: CLIP | PromptedCLIP, tower: PatchRankTower) -> None:
+        super().__init__()
+        if tower.prompts is not None and tower.prompts.texts:
+            check_depth(tower.prompts, clip.text_tower)
+        self.architecture, self.tokenizer = clip.architecture, clip.tokenizer
+        self.tower, self.text_tower, self.logit_scale = tower, clip.text_tower, clip.logit_scale
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """images [B,3,S,S] -> embeddings [B,E], of length 1 unless told otherwise."""
+        return self.tower.encode_image(images, normalize)
+
+    def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
+        """ids [B,T] -> embeddings [B,E], of length 1 unless told otherwise."""
+        prompts = self.tower.prompts
+        z = self.text_tower(ids) if prompts is None else prompted_text(self.text_tower, ids, prompts)
+        return F.normalize(z, dim=-1) if normalize else z
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the whole model as one self-describing safetensors file, its prompts evaluated."""
+        whole = PromptedCLIP(self, self.tower.exported())
+        save_model(whole, path, {"architecture": self.architecture, "prompted": whole.tower.record()}, dtype)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PromptedCLIP:
+        """Read a file that ``save`` wrote. ValueError for any other."""
+        record = read_record(path)
+        if not {"architecture", "prompted"} <= record.keys():
+            raise ValueError(f"{path} does not describe a PromptedCLIP; save one after tuning first")
+        clip = CLIP(record["architecture"])
+        model = cls(clip, PatchRankTower.from_record(clip.image_tower, record["prompted"]))
+        model.load_state_dict(read_state_dict(str(path)))
+        return model

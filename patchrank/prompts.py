@@ -1,0 +1,171 @@
+"""Learnable tokens of both encoders, layer by layer (section 3.3, after MaPLe), beside a frozen, pruned CLIP.
+
+Shapes: B images or texts, N tokens, P prompts of one encoder, D width (text or image), L prompted layers, T text
+tokens, E joint dim.
+
+The paper says that both encoders get learnable tokens, the image's a linear map of the text's, and leaves open the
+rest. Here, as in MaPLe: text prompts stand after start-of-text, image prompts after the patches; those of the first
+layer enter with the tokens, those of layers 2 to L replace what the layer before made of them, and after layer L
+they pass on like any token. Image prompts are exempt from pruning, and the predictor does not read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from common.clip import read_record, read_state_dict, save_model
+from common.reduction import ReductionContext
+from common.tower import BlockTower, ImageTower, TextTower
+
+Kind = Literal["coupled", "independent", "text", "visual"]
+"""Both encoders with the image's prompts mapped from the text's, both on their own, or one encoder alone."""
+
+
+class Prompts(nn.Module):
+    """P prompts in each of the first L layers of one encoder or both.
+
+    kind: see ``Kind``.  count: P of each prompted encoder; 0 is the model without prompts.  depth: L.
+    text_width, image_width: D of the encoders.
+    start: [P,D], the first layer's text prompts, such as words' embeddings; by default all start at random,
+        with MaPLe's deviation of 0.02.
+    ValueError: an unknown kind, a negative count, no depth, or a start that does not fit.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = "coupled",
+        count: int = 2,
+        depth: int = 9,
+        text_width: int = 512,
+        image_width: int = 768,
+        start: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(Kind))}")
+        if count < 0 or depth < 1:
+            raise ValueError(f"{count} prompts in {depth} layers: give 0 prompts or more, in one layer at least")
+        self.settings = {
+            "kind": kind, "count": count, "depth": depth, "text_width": text_width, "image_width": image_width,
+        }  # fmt: skip
+        self.kind, self.depth = kind, depth
+        self.texts = 0 if kind == "visual" else count
+        self.visuals = 0 if kind == "text" else count
+
+        def fresh(width: int) -> nn.Parameter:
+            return nn.Parameter(0.02 * torch.randn(depth, count, width))
+
+        self.text = fresh(text_width) if kind != "visual" else None
+        self.visual = fresh(image_width) if kind in ("visual", "independent") else None
+        self.couplings = None
+        if kind == "coupled":
+            self.couplings = nn.ModuleList(nn.Linear(text_width, image_width) for _ in range(depth))
+        if start is not None:
+            self._start(start)
+
+    def _start(self, start: Tensor) -> None:
+        if self.text is None or start.shape != self.text.shape[1:]:
+            raise ValueError(f"a start of {tuple(start.shape)} for {self.texts} text prompts; give one vector each")
+        with torch.no_grad():
+            self.text[0] = start
+
+    def text_at(self, layer: int) -> Tensor:
+        """The text prompts [P,D] of a layer < L."""
+        return self.text[layer]
+
+    def visual_at(self, layer: int) -> Tensor:
+        """The image prompts [P,D] of a layer < L; coupled ones are M P_t + b of that layer's text prompts."""
+        return self.visual[layer] if self.couplings is None else self.couplings[layer](self.text[layer])
+
+    @torch.no_grad()
+    def evaluated(self) -> Prompts:
+        """The same prompts without couplings, all that inference needs: coupled ones become independent ones."""
+        plain = Prompts(**{**self.settings, "kind": "independent" if self.kind == "coupled" else self.kind})
+        plain = plain.to(next(self.parameters()))
+        if self.text is not None:
+            plain.text.copy_(self.text)
+        if plain.visual is not None:
+            plain.visual.copy_(torch.stack([self.visual_at(layer) for layer in range(self.depth)]))
+        return plain
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the evaluated prompts as safetensors: 92 kB at ViT-B/16 with 2 + 2 prompts in 9 layers."""
+        plain = self.evaluated()
+        save_model(plain, path, {"prompts": plain.settings}, dtype)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Prompts:
+        """Read a file that ``save`` wrote. ValueError for any other."""
+        record = read_record(path)
+        if "prompts" not in record:
+            raise ValueError(f"{path} holds no prompts; a training checkpoint is exported with Prompts.save first")
+        prompts = cls(**record["prompts"])
+        prompts.load_state_dict(read_state_dict(str(path)))
+        return prompts
+
+
+def check_depth(prompts: Prompts, tower: BlockTower) -> None:
+    """ValueError: prompts in more layers than the tower has."""
+    layers = len(tower.transformer.resblocks)
+    if prompts.depth > layers:
+        raise ValueError(f"prompts of depth {prompts.depth} for a tower of {layers} blocks; take {layers} at most")
+
+
+def visual_reducers(prompts: Prompts, tower: ImageTower) -> dict[int, Callable]:
+    """The image prompts as reducers of ``common.reduction``, by the block that they stand before.
+
+    ValueError: prompts in more layers than the tower has.
+    """
+    if not prompts.visuals:
+        return {}
+    check_depth(prompts, tower)
+    deeper = {layer: partial(_replace, prompts=prompts, layer=layer) for layer in range(1, prompts.depth)}
+    return {0: partial(_append, prompts=prompts, norm=tower.ln_pre), **deeper}
+
+
+def _append(x: Tensor, context: ReductionContext, prompts: Prompts, norm: nn.Module) -> tuple[Tensor, ReductionContext]:
+    """The first layer's prompts after the patches. Like every entering token they pass ``ln_pre`` first."""
+    assert context.bias is None and not context.trailing, "prompts come before whatever masks or appends tokens"
+    own = norm(prompts.visual_at(0))
+    return torch.cat([x, _each(own, x)], dim=1), replace(context, trailing=len(own))
+
+
+def _replace(x: Tensor, context: ReductionContext, prompts: Prompts, layer: int) -> tuple[Tensor, ReductionContext]:
+    return torch.cat([x[:, : -context.trailing], _each(prompts.visual_at(layer), x)], dim=1), context
+
+
+def _each(prompts: Tensor, x: Tensor) -> Tensor:
+    """prompts [P,D] -> [B,P,D], one copy for each row of x, in its type."""
+    return prompts.to(x.dtype).expand(len(x), -1, -1)
+
+
+def prompted_text(tower: TextTower, ids: Tensor, prompts: Prompts) -> Tensor:
+    """ids [B,T] -> z [B,E] of the text tower with prompts after start-of-text.
+
+    Those of the first layer get the positions they stand at. Without text prompts this is the tower itself.
+    ValueError: texts that leave no room for the prompts.
+    """
+    count = prompts.texts
+    if not count:
+        return tower(ids)
+    length = int(ids.argmax(-1).max()) + 1  # what follows end-of-text may be cut
+    if length + count > tower.context_length:
+        raise ValueError(
+            f"texts of {length} tokens and {count} prompts exceed the context of {tower.context_length}; shorten them"
+        )
+    ids = torch.cat([ids[:, :1], ids.new_zeros(len(ids), count), ids[:, 1:length]], dim=1)
+    x, mask = tower.embed(ids), tower.causal_mask[: length + count, : length + count]
+    for layer in range(prompts.depth):
+        own = prompts.text_at(layer)
+        if not layer:
+            own = own + tower.positional_embedding[1 : 1 + count]
+        x = torch.cat([x[:, :1], _each(own, x), x[:, 1 + count :]], dim=1)
+        x = tower.run_blocks(x, layer, layer + 1, mask=mask)
+    return tower.pool(tower.run_blocks(x, prompts.depth, mask=mask), ids)

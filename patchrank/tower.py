@@ -1,0 +1,123 @@
+"""CLIP's image tower that drops the patch tokens its predictor ranks last (Patch Ranking, sections 3.2 and 3.3).
+
+Shapes: B images, S image size, N tokens, K patch tokens among them, R patch tokens kept, D width, E joint dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.reduction import ReducedTower, Reducer, ReductionContext
+from common.tower import ImageTower
+from patchrank.predictor import RankPredictor
+from patchrank.prompts import Prompts, visual_reducers
+from patchrank.scores import keep_count
+
+
+def prune(
+    x: Tensor, context: ReductionContext, scores_of: Callable[[Tensor], Tensor], count: int
+) -> tuple[Tensor, ReductionContext]:
+    """A reducer that keeps the ``count`` patch tokens of the highest scores, in the order of their places.
+
+    scores_of: tokens [B,1+K,D] without prompts -> [B,K]. Equal scores keep the earlier token. The choice passes
+    no gradient: what trains beside it sees the tokens that were chosen.
+    """
+    with torch.no_grad():
+        scores = scores_of(x[:, : x.shape[1] - context.trailing])
+    kept = scores.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
+    return context.select(x, kept)
+
+
+def _both(x: Tensor, context: ReductionContext, first: Reducer, second: Reducer) -> tuple[Tensor, ReductionContext]:
+    return second(*first(x, context))
+
+
+def in_turn(first: Mapping[int, Reducer], second: Mapping[int, Reducer]) -> dict[int, Reducer]:
+    """The reducers of both; where they meet, ``first`` works before ``second``."""
+    met = {place: partial(_both, first=first[place], second=second[place]) for place in first.keys() & second.keys()}
+    return {**first, **second, **met}
+
+
+class PatchRankTower(ReducedTower):
+    """An image tower in which the predictor chooses what enters block ``prune_layer`` and all later ones.
+
+    The number of tokens is fixed by ``keep``, so shapes are static. At keep 1 nothing is ranked and the tower
+    equals the one it was made of, which it shares and does not copy.
+
+    predictor: None is for keep 1 alone.  keep: share of patch tokens that stays, in (0, 1]; the class token
+        always does.  prune_layer: number of blocks that see every token.  prompts: their image side is appended
+        to the tokens and never pruned.
+    ValueError: a rate or a layer that is not there, no predictor, or one for other tokens.
+    """
+
+    def __init__(
+        self,
+        tower: ImageTower,
+        predictor: RankPredictor | None,
+        keep: float,
+        prune_layer: int = 3,
+        prompts: Prompts | None = None,
+    ) -> None:
+        tokens = tower.grid**2
+        kept = keep_count(keep, tokens)
+        pruning: dict[int, Reducer] = {}
+        if kept < tokens:
+            if predictor is None:
+                raise ValueError(f"keep {keep} prunes, which needs a predictor; give one, or keep 1")
+            if (predictor.tokens, predictor.width) != (tokens + 1, tower.conv1.out_channels):
+                raise ValueError(
+                    f"a predictor for {predictor.tokens} tokens of width {predictor.width} does not fit a tower with "
+                    f"{tokens + 1} of width {tower.conv1.out_channels}"
+                )
+            pruning[prune_layer] = partial(prune, scores_of=predictor, count=kept)
+        prompting = {} if prompts is None else visual_reducers(prompts, tower)
+        super().__init__(tower, in_turn(prompting, pruning))
+        self.predictor, self.prompts = predictor, prompts
+        self.keep, self.prune_layer, self.kept = keep, prune_layer, kept
+
+    def record(self) -> dict[str, Any]:
+        """What a file must say, beside the architecture, to build this tower again."""
+        return {
+            "keep": self.keep,
+            "prune_layer": self.prune_layer,
+            "predictor": self.predictor is not None,
+            "prompts": None if self.prompts is None else self.prompts.settings,
+        }
+
+    @classmethod
+    def from_record(cls, tower: ImageTower, record: Mapping[str, Any]) -> PatchRankTower:
+        """A tower as ``record`` describes it, around ``tower``; predictor and prompts have random weights."""
+        predictor = RankPredictor.for_tower(tower) if record["predictor"] else None
+        prompts = None if record["prompts"] is None else Prompts(**record["prompts"])
+        return cls(tower, predictor, record["keep"], record["prune_layer"], prompts)
+
+    def exported(self) -> PatchRankTower:
+        """The same tower, its weights shared, with evaluated prompts in the place of coupled ones."""
+        if self.prompts is None:
+            return self
+        return PatchRankTower(self.tower, self.predictor, self.keep, self.prune_layer, self.prompts.evaluated())
+
+    def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
+        """Write a self-describing safetensors file, as ``exported``.
+
+        architecture: that of the CLIP whose image tower this holds.
+        """
+        whole = self.exported()
+        save_model(whole, path, {"architecture": architecture, "patchrank": whole.record()}, dtype)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PatchRankTower:
+        """Read a file that ``save`` wrote. ValueError for any other."""
+        record = read_record(path)
+        if not {"architecture", "patchrank"} <= record.keys():
+            raise ValueError(f"{path} does not describe a PatchRankTower; save one from a trained predictor first")
+        model = cls.from_record(CLIP(record["architecture"]).image_tower, record["patchrank"])
+        model.load_state_dict(read_state_dict(str(path)))
+        return model

@@ -1,0 +1,82 @@
+"""The predictor's size and cost as stated, its pooling against torch's, and the files it comes from."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common.clip import CLIP
+from common.flops import count_macs
+from patchrank.predictor import RankPredictor, load_predictor
+from patchrank.tower import PatchRankTower
+
+
+@pytest.fixture
+def tower():
+    torch.manual_seed(0)
+    return CLIP.tiny().image_tower
+
+
+def test_parameters_and_multiply_adds_at_vit_b_16():
+    predictor = RankPredictor()
+    macs = count_macs(predictor, torch.zeros(1, 197, 768))
+    tokens, channels = 197, 64
+    mixing = 2 * channels * tokens * 32 + 2 * tokens * channels * 256
+    norms = 2 * 5 * tokens * channels
+    assert macs.params == 46_246
+    assert round(macs.gmacs * 1e9) == mixing + norms + 196 * channels
+    assert 7.0e-3 < macs.gmacs < 7.5e-3
+
+
+@pytest.mark.parametrize(("width", "tokens"), [(768, 197), (128, 37), (64, 17)])
+@torch.no_grad()
+def test_channels_are_averaged_as_adaptive_pooling_does(width, tokens):
+    predictor, x = RankPredictor(width, tokens), torch.randn(2, tokens, width)
+    pooled = F.adaptive_avg_pool1d(x, 64)
+    expected = predictor.head(predictor.mixer(pooled))[:, 1:, 0]
+    torch.testing.assert_close(predictor(x), expected)
+
+
+@torch.no_grad()
+def test_the_class_token_takes_part_in_the_mixing():
+    predictor, x = RankPredictor(64, 17), torch.randn(1, 17, 64)
+    other = torch.cat([torch.randn(1, 1, 64), x[:, 1:]], dim=1)
+    assert not torch.isclose(predictor(x), predictor(other)).all()
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="width 100 cannot be averaged to 64 channels"):
+        RankPredictor(100, 17)
+    with pytest.raises(ValueError, match=r"\(16, 64\) tokens given to a predictor for \(17, 64\)"):
+        RankPredictor(64, 17)(torch.zeros(1, 16, 64))
+
+
+def test_a_predictor_comes_out_of_a_towers_file_and_a_training_checkpoint(tower, tmp_path):
+    predictor = RankPredictor.for_tower(tower)
+    PatchRankTower(tower, predictor, 0.5, 1).save(tmp_path / "tower.safetensors", CLIP.tiny().architecture)
+    state = {f"predictor.{key}": value for key, value in predictor.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": {"prune_layer": 1}}, tmp_path / "training.ckpt")
+    for file in ("tower.safetensors", "training.ckpt"):
+        found = load_predictor(tmp_path / file, tower, prune_layer=1)
+        for key, value in predictor.state_dict().items():
+            assert torch.equal(found.state_dict()[key], value), (file, key)
+        with pytest.raises(ValueError, match="reads the tokens before block 1; pruning before block 0"):
+            load_predictor(tmp_path / file, tower, prune_layer=0)
+
+
+def test_files_without_a_fitting_predictor_are_refused(tower, tmp_path):
+    CLIP.tiny().save(tmp_path / "clip.safetensors")
+    state = {f"predictor.{key}": value for key, value in RankPredictor(64, 26).state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": {"prune_layer": 1}}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "empty.ckpt")
+    torch.save({"state_dict": tower}, tmp_path / "code.ckpt")
+    cases = {
+        "none.ckpt": "no predictor at",
+        "none.safetensors": "no weights at",
+        "clip.safetensors": "holds no predictor; train one",
+        "empty.ckpt": "holds no predictor; train one",
+        "other.ckpt": "is of another image tower",
+        "code.ckpt": "could run code",
+    }
+    for file, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_predictor(tmp_path / file, tower, prune_layer=1)
