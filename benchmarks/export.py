@@ -10,7 +10,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule
 
-from common.clip import CLIP
+from common.data.embedded import ATTRIBUTION
 
 _ROOT = Path(__file__).parent.parent
 
@@ -32,12 +32,9 @@ def from_checkpoint(path: Path, recipe: str) -> LightningModule:
 
 
 def save(module: LightningModule, path: Path) -> None:
-    """Write a module's trained model, a CLIP or a WaveTower, as fp16 safetensors."""
-    if hasattr(module, "wave"):
-        module.wave.save(path, module.teacher.architecture, torch.float16)
-    else:
-        model: CLIP = module.clip
-        model.save(path, torch.float16)
+    """Write a module's trained model, of a registered type, as fp16 safetensors."""
+    model, clip = module.deployable()
+    model.save(path, *([] if clip is None else [clip.architecture]), torch.float16)
 
 
 def card(path: Path, result: dict[str, Any]) -> str:
@@ -64,10 +61,4 @@ def card(path: Path, result: dict[str, Any]) -> str:
                 f"| {split}, {level} | {100 * found['accuracy']:.2f} % [{100 * low:.2f}, {100 * high:.2f}] "
                 f"of {found['pictures']:,} pictures, zero-shot among {result['names']:,} names |"
             )
-    attribution = (
-        "Trained on the embedded benchmark. Its pictures are drawn from Twemoji artwork, copyright Twitter, "
-        "Inc and other contributors, licensed under CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/) "
-        "and changed: scaled, turned and placed on backgrounds. Names are Unicode CLDR short names (Unicode "
-        "License v3)."
-    )
-    return "\n".join([*lines, "", attribution]) + "\n"
+    return "\n".join([*lines, "", ATTRIBUTION]) + "\n"
