@@ -28,6 +28,7 @@ BENCHMARKS = {
     "waveclip-fig1": "its Figure 1: accuracy against multiply-adds",
     "waveclip-fig3": "its Figure 3: cached against naive re-encoding",
     "waveclip-fig4": "its Figure 4: margin against maximum probability as the gate",
+    "deploy": "classify, calibrate, convert and export on embedded test pictures, with what they print",
     "speed": "our towers against open_clip's on this machine",
 }
 ACTIONS = {
