@@ -56,9 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, texts, run = from_checkpoint(source)
     else:
         model, texts, run = _from_weights(source, said.text_model)
-    names = names or run.pop("class_names", None) or ()
-    templates = templates or run.pop("templates", None) or ()
-    directory.write(said.folder, model, texts, names, templates, run)
+    own_names, own_templates = run.pop("class_names", None), run.pop("templates", None)
+    directory.write(said.folder, model, texts, names or own_names or (), templates or own_templates or (), run)
     write_card(said.folder)
     print(f"{said.folder}: {', '.join(sorted(path.name for path in said.folder.iterdir()))}")
     return 0
@@ -74,18 +73,8 @@ def from_checkpoint(path: Path) -> tuple[nn.Module, nn.Module | None, dict[str, 
 
     ValueError: no plain checkpoint, or of no registered training.
     """
-    import pickle
-
-    import torch
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is not a checkpoint of tensors and plain values, and is not opened because unpickling it could "
-            f"run code ({str(error).splitlines()[0]})"
-        ) from error
-    remembered = dict(checkpoint.get("hyper_parameters", {})) if isinstance(checkpoint, dict) else {}
+    checkpoint = _plain(path)
+    remembered = dict(checkpoint.get("hyper_parameters", {}))
     name = str(remembered.get("_class_path", "")).rpartition(".")[2]
     if name not in trainings():
         what = f"of {name}" if name else "of no training that it names"
@@ -100,6 +89,24 @@ def from_checkpoint(path: Path) -> tuple[nn.Module, nn.Module | None, dict[str, 
     return *module.deployable(), run
 
 
+def _plain(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, read without running anything of it; {} where it is none of a training."""
+    import pickle
+
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is not a checkpoint of tensors and plain values, and is not opened because unpickling it could "
+            f"run code ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint ({str(error).splitlines()[0]})") from error
+    return found if isinstance(found, dict) and {"state_dict", "global_step"} <= found.keys() else {}
+
+
 def _restored(
     training: type[LightningModule], arguments: dict[str, Any], checkpoint: dict[str, Any]
 ) -> LightningModule:
@@ -111,7 +118,10 @@ def _restored(
     if module.state_dict().keys() - checkpoint["state_dict"].keys():
         module = training(**arguments)
         module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not fit {training.__name__}: {str(error)[:400]}") from error
     return module
 
 

@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"{said.model} is no folder, so --out must say where the graphs go")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder.absolute()} is there already; name a new folder with --out")
+    if said.format == "open-clip" and (names or templates):
+        raise ValueError("--labels-file and --template go with graphs; open_clip has the text tower itself")
     from common.deploy import load
 
     deployed = load(**model_arguments(said), device="cpu")

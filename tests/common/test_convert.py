@@ -125,20 +125,22 @@ def test_nothing_of_a_checkpoint_is_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("evil.py").write_text("from pathlib import Path\nPath('owned').touch()\n")
     monkeypatch.syspath_prepend(tmp_path)
+    whole = {"state_dict": {}, "global_step": 1}
+    ours = {"_class_path": "evil.CLIPPretraining", "architecture": "common/embedded_clip.json"}
     cases = {
-        "code": ({"hyper_parameters": {"bad": Payload()}}, "could run code"),
-        "class": ({"hyper_parameters": {"_class_path": "evil.Training"}}, "of Training; `lightning fit` writes"),
+        "code": (whole | {"hyper_parameters": {"bad": Payload()}}, "could run code"),
+        "class": (whole | {"hyper_parameters": {"_class_path": "evil.Training"}}, "of Training; `lightning fit` writes"),
         "nothing": ({"state_dict": {}}, "of no training that it names"),
         "list": ([1, 2], "of no training that it names"),
-        "weights": (
-            {"hyper_parameters": {"_class_path": "evil.CLIPPretraining", "architecture": "nowhere.json"}},
-            "no architecture file at",
-        ),
+        "weights": (whole | {"hyper_parameters": ours}, "the checkpoint does not fit CLIPPretraining"),
     }
     for name, (content, message) in cases.items():
         torch.save(content, f"{name}.ckpt")
         assert main(["convert", f"{name}.ckpt", "model"]) == 1
         assert message in capsys.readouterr().err
+    Path("cut.ckpt").write_bytes(Path("list.ckpt").read_bytes()[:100])
+    assert main(["convert", "cut.ckpt", "model"]) == 1
+    assert "is damaged, or no checkpoint" in capsys.readouterr().err
     assert not Path("owned").exists() and not Path("model").exists()
 
 
