@@ -34,7 +34,7 @@ setup: $(READY) ## make the environment with everything the other targets need
 # The stamp is written last, so that an interrupted installation is done again.
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -e '.[dev,embedded,data]'
+	$(PY) -m pip install -e '.[dev,embedded,data,export]'
 	touch $@
 
 lint: $(READY) ## ruff's rules and formatting

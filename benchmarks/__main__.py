@@ -37,6 +37,7 @@ BENCHMARKS = {
     "mlip-table8": "its Table 8: with and without the Guide",
     "mlip-table9": "its Table 9: multiply-adds of CLIP and MLIP",
     "patchrank-costs": "Patch Ranking's costs: all methods by keep rate, and golden rankings",
+    "deploy": "classify, calibrate, convert and export on embedded test pictures, with what they print",
     "speed": "our towers against open_clip's, MLIP's training step against CLIP's, on this machine",
     "loading": "our shard loader against open_clip's on this machine",
     "fashion-mnist": "a CLIP and a WaveCLIP trained and tested on Fashion-MNIST (needs EFFCLIP_DATA)",

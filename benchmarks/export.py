@@ -10,8 +10,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule
 
-from common.clip import CLIP
-from mlip.guide_mae import GuideMAE
+from common.data.embedded import ATTRIBUTION
 
 _ROOT = Path(__file__).parent.parent
 
@@ -33,14 +32,9 @@ def from_checkpoint(path: Path, recipe: str) -> LightningModule:
 
 
 def save(module: LightningModule, path: Path) -> None:
-    """Write a module's trained model, a CLIP, a WaveTower or a Guide, as fp16 safetensors."""
-    if hasattr(module, "wave"):
-        module.wave.save(path, module.teacher.architecture, torch.float16)
-    elif isinstance(module, GuideMAE):
-        module.guide.save(path, torch.float16)
-    else:
-        model: CLIP = module.clip
-        model.save(path, torch.float16)
+    """Write a module's trained model, of a registered type, as fp16 safetensors."""
+    model, clip = module.deployable()
+    model.save(path, *([] if clip is None else [clip.architecture]), torch.float16)
 
 
 def card(path: Path, result: dict[str, Any], target: str | None = None, attribution: str | None = None) -> str:
@@ -66,13 +60,7 @@ def card(path: Path, result: dict[str, Any], target: str | None = None, attribut
     for split in ("val", "test"):
         for level, found in result[split].items():
             lines.append(f"| {split}, {level} | {_measured(found, result)} |")
-    attribution = attribution or (
-        "Trained on the embedded benchmark. Its pictures are drawn from Twemoji artwork, copyright Twitter, "
-        "Inc and other contributors, licensed under CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/) "
-        "and changed: scaled, turned and placed on backgrounds. Names are Unicode CLDR short names (Unicode "
-        "License v3)."
-    )
-    return "\n".join([*lines, "", attribution]) + "\n"
+    return "\n".join([*lines, "", attribution or ATTRIBUTION]) + "\n"
 
 
 def _measured(found: dict[str, Any], result: dict[str, Any]) -> str:

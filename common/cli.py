@@ -16,13 +16,18 @@ from pathlib import Path
 
 PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = {"evaluate": "common.evaluate"}
+COMMANDS = {name: f"common.{name}" for name in ("evaluate", "classify", "calibrate", "convert", "export", "doctor")}
 """Our own commands beside Lightning's, each a module with ``main(arguments) -> exit code``."""
 SIGTERM_EXIT_CODE = 128 + 15
 
 USAGE = """\
 usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] [--KEY VALUE ...]
        effclip evaluate --model FILE --data NAME [--tasks TASK,...]
+       effclip classify PICTURES ... [--labels "cat,dog"] [--gmacs BUDGET | --threshold T] [--out FILE]
+       effclip calibrate --data NAME (--gmacs BUDGET | --accuracy TARGET)
+       effclip convert CKPT DIR
+       effclip export DIR --format {onnx,torch-export,open-clip}
+       effclip doctor
 
   -c FILE.yaml        a recipe, or changes to the recipes before it; a packaged one is found from any
                       directory by its name, such as waveclip/embedded.yaml
@@ -30,7 +35,7 @@ usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] 
   --print_config      print the whole configuration and stop
   --ckpt_path FILE    continue from, or evaluate, a checkpoint; what the recipe or the command line says
                       wins over what the checkpoint remembers
-  --help              after a subcommand, or after evaluate: all settings
+  --help              after any of these: all settings
 
 environment: EFFCLIP_RUNS (folder of run directories, default runs), EFFCLIP_DEBUG=1 (tracebacks)"""
 

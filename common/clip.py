@@ -179,6 +179,13 @@ class CLIP(nn.Module):
             raise ValueError(f"{source} does not fit this architecture: {'; '.join(sorted(wrong)[:4])}{more}")
         self.load_state_dict(state)
 
+    def open_clip_state_dict(self) -> dict[str, Tensor]:
+        """Copies of the weights under open_clip's names; its model of this architecture loads them strictly."""
+        return {
+            key.replace("image_tower.", "visual.", 1).removeprefix("text_tower."): value.detach().clone()
+            for key, value in self.state_dict().items()
+        }
+
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, architecture, activation and vocabulary as one safetensors file."""
         save_model(self, path, {"architecture": {**self.architecture, "quick_gelu": self.quick_gelu}}, dtype)

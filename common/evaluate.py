@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.arguments import add_model, model_arguments, read_templates
 from common.paths import runs_directory
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="effclip evaluate", description=__doc__.splitlines()[0])
     add = command.add_argument
-    add("--model", required=True, help="a weights file or folder of this suite, or an open_clip model name")
+    add_model(command)
     add(
         "--data",
         required=True,
@@ -45,9 +46,6 @@ def parser() -> argparse.ArgumentParser:
     add("--class-names", help="text file with one name a line, for a folder or table of your own")
     add("--tasks", default=TASKS[0], help=f"some of {','.join(TASKS)} (default %(default)s)")
     add("--split", help="default: the one that each task is reported on")
-    add("--weights", help="for an open_clip name: one of its tags, or a local file")
-    add("--quick-gelu", choices=("yes", "no"), help="the activation of a local file of open_clip weights")
-    add("--text-model", help="whose text tower to use, for a model that is an image tower alone")
     add(
         "--template",
         default=ENSEMBLE,
@@ -81,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(said.batch_size, said.workers, device, said.dtype, said.limit)
     said.place = Place(said.root, said.captions, said.class_names)
     sources = {task: source(said.data, task, said.split, said.place) for task in said.tasks}
-    quick_gelu = None if said.quick_gelu is None else said.quick_gelu == "yes"
-    model = load_model(said.model, said.weights, quick_gelu, said.text_model)
+    model = load_model(**model_arguments(said))
     # All are planned before the first is run, so that a mistake in the last one costs nothing.
     plans = [_plan(task, of, model, said, settings) for task, of in sources.items()]
     for plan in plans:
@@ -186,19 +183,7 @@ def _templates(said: str, of: Labelled) -> tuple[Template, ...]:
     """The templates that ``--template`` means on a data set. ValueError: no such file, or a text without {}."""
     if said in (ENSEMBLE, SINGLE):
         return tuple(of.templates if said == ENSEMBLE else of.templates[:1])
-    if said.endswith(".txt"):
-        if not Path(said).is_file():
-            raise ValueError(f"no templates at {Path(said).absolute()}")
-        lines = tuple(line.strip() for line in Path(said).read_text().splitlines() if line.strip())
-    else:
-        lines = (said,)
-    without = [line for line in lines if "{}" not in line]
-    if without or not lines:
-        wrong = repr(without[0]) if without else "the file"
-        raise ValueError(
-            f"--template {said}: {wrong} has no {{}} for the class name; give texts that do, {ENSEMBLE} or {SINGLE}"
-        )
-    return lines
+    return read_templates(said, f", {ENSEMBLE} or {SINGLE}")
 
 
 def summary(result: dict[str, Any]) -> str:

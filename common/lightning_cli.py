@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from common.paths import runs_directory
+from common.run_record import RunRecord
 
 # The names by which Lightning finds a checkpoint itself.
 SPECIAL_CHECKPOINTS = ("best", "last", "hpc")
@@ -32,6 +33,7 @@ class RecipeCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            save_config_callback=RunRecord,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": str(runs_directory())},

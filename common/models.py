@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from common.clip import read_record, read_state_dict, tag_quick_gelu
 from common.conditions import digest
 from common.data.transforms import MEAN, STD
+from common.directory import TEXT, WEIGHTS, is_directory
+from common.directory import read as read_directory
+from common.text_model import TextModel
 
 GROUP = "effclip.models"
 """The entry-point group that names the model types which may be loaded."""
@@ -34,6 +37,7 @@ class Model:
     texts: has ``encode_text(ids [B,T]) -> [B,E]`` and ``tokenizer``; None for an image tower alone.
     weights: a hash of each side's weights (and of an open_clip model's name), {"image": ..., "text": ...}.
     files: the hash of each file that was read, by its name.
+    folder: the model directory that it came from, if it did.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Model:
     texts: nn.Module | None
     weights: dict[str, str]
     files: dict[str, str]
+    folder: Path | None = None
 
     def text_encoder(self) -> nn.Module:
         """``texts``, or a ValueError that says how to give the model a text tower."""
@@ -64,7 +69,8 @@ def load_model(
 ) -> Model:
     """A model in evaluation mode from a file or folder of this suite, or by an open_clip name.
 
-    model: a safetensors file with this suite's record, a folder with one, or an open_clip model name.
+    model: a model directory, a safetensors file with this suite's record, a folder with one, or an open_clip
+        model name.
     weights: for an open_clip name, one of its tags or a local file.
     quick_gelu: for a local file of open_clip weights, the activation that it was trained with.
     text_model: a file, folder or name whose text tower is taken, for types that have none.
@@ -73,18 +79,19 @@ def load_model(
     path = _weights_path(model)
     if path is not None and (weights is not None or quick_gelu is not None):
         raise ValueError(f"{path} records its architecture; --weights and --quick-gelu belong to open_clip names")
-    loaded = _of_open_clip(model, weights, quick_gelu) if path is None else _of_this_suite(model, path)
+    if path is None:
+        loaded = _of_open_clip(model, weights, quick_gelu)
+    else:
+        loaded = _of_directory(path) if path.is_dir() else _of_this_suite(model, path)
     if text_model is None:
         return loaded
     other = load_model(text_model)
-    return Model(
-        loaded.name,
-        loaded.type,
-        loaded.image_size,
-        loaded.images,
-        other.text_encoder(),
-        {"image": loaded.weights["image"], "text": other.weights["text"]},
-        loaded.files | other.files,
+    return replace(
+        loaded,
+        texts=other.text_encoder(),
+        weights={"image": loaded.weights["image"], "text": other.weights["text"]},
+        files=loaded.files | other.files,
+        folder=None,
     )
 
 
@@ -106,8 +113,10 @@ def model_type(record: dict[str, Any], path: Path) -> str:
 
 
 def _weights_path(model: str) -> Path | None:
-    """The weights file that ``model`` names; None where it is no path."""
+    """The weights file or model directory that ``model`` names; None where it is no path."""
     path = Path(model)
+    if path.is_dir() and is_directory(path):
+        return path
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
@@ -116,6 +125,14 @@ def _weights_path(model: str) -> Path | None:
     if path.is_file() or path.suffix in _SUFFIXES or "/" in model:
         return path
     return None
+
+
+def _of_directory(folder: Path) -> Model:
+    described = read_directory(folder)
+    loaded = _of_this_suite(folder.resolve().name, folder / WEIGHTS)
+    texts = TextModel.load(folder / TEXT).eval() if TEXT in described.files else loaded.texts
+    weights = {"image": described.files[WEIGHTS], "text": described.files.get(TEXT, described.files[WEIGHTS])}
+    return replace(loaded, texts=texts, weights=weights, files=described.files, folder=folder)
 
 
 def _of_this_suite(model: str, path: Path) -> Model:
@@ -149,6 +166,11 @@ class OpenClip(nn.Module):
     def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
         """ids [B,T] -> embeddings [B,E], of length 1 unless told otherwise."""
         return self.model.encode_text(ids, normalize=normalize)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The logarithm of the cosines' multiplier, as in ``CLIP``."""
+        return self.model.logit_scale
 
     def tokenizer(self, texts: Sequence[str], truncate: bool = True, longest: bool = False) -> Tensor:
         """texts -> ids [B,T] of the full context; open_clip's tokenizers always truncate."""

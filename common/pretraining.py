@@ -94,6 +94,10 @@ class ContrastivePretraining(LightningModule):
         """The keys of a batch and its normalised image embeddings [B,E]."""
         return {"key": batch["key"], "embedding": self.clip.encode_image(batch["image"])}
 
+    def deployable(self) -> tuple[CLIP, None]:
+        """The trained model, and whose texts it is read against beside its own: nobody's."""
+        return self.clip, None
+
     def configure_optimizers(self) -> dict:
         """AdamW, per-step warm-up and cosine over the trainer's whole run."""
         groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)

@@ -140,7 +140,7 @@ class ReducedTower(nn.Module):
     def run(self, images: Tensor) -> tuple[Tensor, ReductionContext]:
         """images [B,3,S,S] -> tokens [B,N',D] after the last block, and the context that says which they are."""
         x = self.tower.embed(images)
-        places = torch.arange(self.tower.grid**2, device=x.device).expand(len(x), -1)
+        places = torch.arange(self.tower.grid**2, device=x.device).expand(x.shape[0], -1)
         return run_reduced(self.tower.transformer.resblocks, x, ReductionContext(places), self.reducers)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -58,7 +58,10 @@ class Tokenizer:
             return ids
         missing = [_byte_pair_encoder().decode([i]).strip() for i in ids if i not in self._new_id]
         if missing:
-            raise ValueError(f"{missing} in {text!r} is not in this model's vocabulary of {len(self._new_id)} ids")
+            raise ValueError(
+                f"{missing} in {text!r} is not in this model's vocabulary of {len(self._new_id)} ids; use words "
+                "that it was trained with, or a model with the whole vocabulary"
+            )
         return [self._new_id[i] for i in ids]
 
     def __call__(self, texts: Sequence[str], truncate: bool = False, longest: bool = False) -> Tensor:

@@ -9,6 +9,7 @@ Parameter names are open_clip's, so that its state dicts load unchanged. Every t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,17 @@ class KVCache:
     def keys(self, layer: int) -> Tensor:
         """The keys [B,H,M,D/H] of one block. KeyError: nothing was cached for it."""
         return self._layers[layer][0]
+
+    def flat(self) -> tuple[Tensor, ...]:
+        """Key and value [B,H,M,D/H] of every block in turn: the cache as a graph without objects hands it on."""
+        return tuple(tensor for layer in sorted(self._layers) for tensor in self._layers[layer])
+
+    @classmethod
+    def from_flat(cls, tensors: Sequence[Tensor]) -> KVCache:
+        """The cache that ``flat`` gave these tensors of."""
+        cache = cls()
+        cache._layers = dict(enumerate(zip(tensors[::2], tensors[1::2], strict=True)))
+        return cache
 
     @property
     def tokens(self) -> int:
@@ -264,7 +276,8 @@ class ImageTower(BlockTower):
                 f"pictures of {tuple(images.shape[-2:])} pixels given to a tower for {self.image_size}; resize them"
             )
         patches = self.conv1(images).flatten(2).transpose(1, 2)
-        class_token = self.class_embedding.expand(len(images), 1, -1).to(patches.dtype)
+        # Not len(): as a plain number it would be a constant of an exported graph.
+        class_token = self.class_embedding.expand(images.shape[0], 1, -1).to(patches.dtype)
         return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
 
     def pool(self, x: Tensor) -> Tensor:

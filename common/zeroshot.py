@@ -12,6 +12,8 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.article import article
+
 IMAGENET_NAMES: tuple[str, ...] = tuple(IMAGENET_CLASSNAMES)
 """The 1,000 class names of ImageNet as open_clip curates them, in the order of the sorted WordNet ids."""
 
@@ -23,7 +25,7 @@ PHOTO: tuple[str, ...] = ("a photo of a {}.",)
 
 
 Template = str | Callable[[str], str]
-"""A prompt with ``{}`` in place of the class name, or a function of the name."""
+"""A prompt with ``{}`` in place of the class name and perhaps ``{a}`` in that of its article; or a function of it."""
 
 
 def fill(template: Template, name: str) -> str:
@@ -32,6 +34,8 @@ def fill(template: Template, name: str) -> str:
         return template(name)
     if "{}" not in template:
         raise ValueError(f"template {template!r} has no {{}} for the class name")
+    if "{a}" in template:
+        template = template.replace("{a}", article(name))
     return template.replace("{}", name)
 
 

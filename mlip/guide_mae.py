@@ -113,6 +113,10 @@ class GuideMAE(LightningModule):
         """As validation, on the test split."""
         self.validation_step(batch, batch_idx)
 
+    def deployable(self) -> tuple[Guide, None]:
+        """What is kept of the training: the encoder."""
+        return self.guide, None
+
     def configure_optimizers(self) -> dict:
         """AdamW as masked autoencoders take it, per-step warm-up and cosine over the trainer's whole run."""
         groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)

@@ -228,6 +228,10 @@ class WaveCLIPDistillation(LightningModule):
         """The keys of a batch and the normalised embeddings [B,E] of its pictures, last level."""
         return {"key": batch["key"], "embedding": self.wave.encode_image(batch["image"])}
 
+    def deployable(self) -> tuple[WaveTower, CLIP]:
+        """The trained tower, and the CLIP whose texts it is read against."""
+        return self.wave, self.teacher
+
     def configure_optimizers(self) -> dict:
         """AdamW with a higher rate for new parameters, per-step warm-up and cosine over the trainer's whole run."""
         new = list(self.wave.tokenizer.parameters())

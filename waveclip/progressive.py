@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.contrastive import scaled_cosines
-from waveclip.tower import WaveTower
+
+if TYPE_CHECKING:
+    from waveclip.tower import WaveTower
 
 
 @dataclass(frozen=True)

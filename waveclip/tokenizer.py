@@ -124,11 +124,11 @@ class WaveletTokenizer(nn.Module):
         cells = cells.permute(1, 0, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)  # [count,B g²,3P²]
         # A grouped convolution in all but its gradient, which is slow on a CPU.
         patches = torch.bmm(cells, weight.flatten(2).transpose(1, 2))
-        patches = patches.unflatten(1, (len(bands), grid**2)).transpose(0, 1)  # [B,count,g²,D]
+        patches = patches.unflatten(1, (bands.shape[0], grid**2)).transpose(0, 1)  # [B,count,g²,D]
         first = 1 + 3 * (step - 1) if step else 0
         offset = self._pooled_positions(step) + self.band_embedding[first : first + count].unsqueeze(1)
         class_token = self.class_tokens[min(step, len(self.class_tokens) - 1)]
-        class_token = class_token.expand(len(bands), 1, -1).to(patches.dtype)
+        class_token = class_token.expand(bands.shape[0], 1, -1).to(patches.dtype)
         return torch.cat([class_token, (patches + offset).flatten(1, 2)], dim=1)
 
     def _level(self, step: int) -> int:

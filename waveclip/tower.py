@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.stages import Stage
 from common.tower import BlockTower, ImageTower, KVCache
+from waveclip.gating import MarginGate
+from waveclip.progressive import ProgressiveClassifier
 from waveclip.tokenizer import Start, WaveletTokenizer
 from waveclip.wavelet import Transform
 
@@ -119,6 +122,24 @@ class WaveTower(BlockTower):
             z, state = self.refine(state)
         return F.normalize(z, dim=-1) if normalize else z
 
+    def classifier(
+        self, class_embeddings: Tensor, logit_scale: float | Tensor, threshold: float
+    ) -> ProgressiveClassifier:
+        """Zero-shot classification by this tower that stops a picture when its margin reaches ``threshold``."""
+        return ProgressiveClassifier(self, class_embeddings, logit_scale, MarginGate(threshold))
+
+    def stages(self) -> list[Stage]:
+        """One graph a level, with the cache and the bands to come as flat tensors between them."""
+        layers = range(len(self.transformer.resblocks))
+        cache = tuple(f"{part}_{layer}" for layer in layers for part in ("key", "value"))
+        bands = tuple(f"band_{step}" for step in range(1, self.steps))
+        found = []
+        for step in range(self.steps):
+            inputs = ("images",) if step == 0 else (*cache, *bands[step - 1 :])
+            state = (*cache, *bands[step:]) if step < self.steps - 1 else ()
+            found.append(Stage(f"level_{step}", _Level(self, step), inputs, ("embedding", *state)))
+        return found
+
     def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
         """Write a self-describing safetensors file. architecture: that of the CLIP whose image tower this copies."""
         tokenizer = self.tokenizer
@@ -138,3 +159,22 @@ class WaveTower(BlockTower):
         model = cls.from_image_tower(CLIP(record["architecture"]).image_tower, **record["wave"])
         model.load_state_dict(read_state_dict(str(path)))
         return model
+
+
+class _Level(nn.Module):
+    """One step of a WaveTower from flat tensors to flat tensors; see ``WaveTower.stages``."""
+
+    def __init__(self, wave: WaveTower, step: int) -> None:
+        super().__init__()
+        self.wave, self.step = wave, step
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if self.step == 0:
+            z, state = self.wave.begin(*tensors)
+        else:
+            cached = 2 * len(self.wave.transformer.resblocks)
+            cache = KVCache.from_flat(tensors[:cached])
+            z, state = self.wave.refine(WaveState(self.step, cache, tensors[cached:]))
+        # Nothing reads the cache of the last level.
+        handed_on = (*state.cache.flat(), *state.bands) if state.bands else ()
+        return F.normalize(z, dim=-1), *handed_on

@@ -29,6 +29,7 @@ from random import Random
 from PIL import Image
 from rich.progress import track
 
+from common.article import with_article
 from common.data.packing import Entry, write_manifest, write_tar
 from common.data.shards import ShardDataModule
 from common.data.transforms import Transform, center_view, random_view
@@ -106,18 +107,17 @@ def class_names(split: str = "seen") -> list[str]:
     return [name for _, name, of in _table() if split in (of, "all")]
 
 
-def with_article(noun: str) -> str:
-    """The noun with "a" or "an", by its sound where that differs from its spelling."""
-    first = noun.split()[0]
-    silent = first in ("hourglass", "x", "sos", "ng")
-    vowel = noun[0] in "aeiou" and first not in ("unicorn", "euro", "ewe", "one")
-    return f"{'an' if vowel or silent else 'a'} {noun}"
-
-
 prompt = with_article
 """A class name as a caption that mentions nothing else."""
-TEMPLATES = (prompt,)
-"""The one zero-shot template, a callable on the class name because of its article."""
+TEMPLATES = ("{a} {}",)
+"""The one zero-shot template, which makes a name what ``prompt`` does."""
+ATTRIBUTION = (
+    "Trained on the embedded benchmark. Its pictures are drawn from Twemoji artwork, copyright Twitter, "
+    "Inc and other contributors, licensed under CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/) "
+    "and changed: scaled, turned and placed on backgrounds. Names are Unicode CLDR short names (Unicode "
+    "License v3)."
+)
+"""What the card of every model trained on these pictures must say."""
 
 
 def vocabulary() -> list[int]:
@@ -383,6 +383,13 @@ class EmbeddedDataModule(ShardDataModule):
         paths = sorted(pack(split, self.root, self.view).glob("*.tar"))
         part = math.ceil(self.train_fraction * len(paths)) if split == "train" else len(paths)
         return [str(path) for path in paths[:part]]
+
+    attribution, templates, scale = ATTRIBUTION, TEMPLATES, "embedded"
+
+    @property
+    def class_names(self) -> list[str]:
+        """The seen names, in the order of the labels."""
+        return class_names("seen")
 
     @property
     def class_prompts(self) -> list[str]:

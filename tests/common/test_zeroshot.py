@@ -5,7 +5,7 @@ from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
 from common.clip import CLIP
-from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES, class_embeddings, similarity
+from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES, class_embeddings, fill, similarity
 
 ARCHITECTURE = {
     "embed_dim": 32,
@@ -43,3 +43,9 @@ def test_bad_prompts_are_refused():
         class_embeddings(clip.text_tower, clip.tokenizer, ["cat"], ["a cat"])
     with pytest.raises(ValueError, match="0 class names"):
         class_embeddings(clip.text_tower, clip.tokenizer, [])
+
+
+def test_a_template_can_ask_for_the_article():
+    assert fill("a photo of {a} {}.", "apple") == "a photo of an apple."
+    assert fill("{a} {} and {a} {}", "Egg") == "an Egg and an Egg"
+    assert fill("{a} {}", "unicorn") == "a unicorn" and fill("the {}", "hourglass") == "the hourglass"

@@ -6,6 +6,7 @@ import torch
 from common.data import catalogue, embedded
 from common.data.embedded import EmbeddedDataModule, class_names, indices, prompt, scene
 from common.data.lookup import EMBEDDED, Place, source, splits_of
+from common.zeroshot import fill
 from tests.common.data.miniature import paint, write_food101
 from tests.common.data.miniature import small as small_entry
 
@@ -21,7 +22,7 @@ def small(monkeypatch, tmp_path):
 @pytest.mark.parametrize("split", EMBEDDED["zeroshot"])
 def test_labels_are_places_in_the_names(split):
     found = source("embedded", "zeroshot", split)
-    assert [template(found.class_names[0]) for template in found.templates] == [prompt(found.class_names[0])]
+    assert [fill(template, found.class_names[0]) for template in found.templates] == [prompt(found.class_names[0])]
     stored = split.removesuffix("-alone")
     batches = list(found.loader(24, 4, 0))
     assert all(batch["image"].shape[1:] == (3, 24, 24) for batch in batches)

@@ -1,0 +1,15 @@
+"""The indefinite article of a name."""
+
+_SILENT = ("hourglass", "x", "sos", "ng")
+_CONSONANT = ("unicorn", "euro", "ewe", "one")
+
+
+def article(noun: str) -> str:
+    """ "a" or "an", by the noun's sound where that differs from its spelling."""
+    first = noun.split()[0]
+    return "an" if first in _SILENT or (noun[0].lower() in "aeiou" and first not in _CONSONANT) else "a"
+
+
+def with_article(noun: str) -> str:
+    """The noun with "a" or "an" before it."""
+    return f"{article(noun)} {noun}"

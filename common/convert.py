@@ -1,0 +1,153 @@
+"""`effclip convert`: a training checkpoint, or weights of this suite, as a self-contained model directory.
+
+Nothing of a checkpoint is run: it is read as tensors and plain values, and the training that it names must be one of
+those registered in the entry-point group ``effclip.trainings``. torch is imported only after the command line was
+found right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.arguments import read_labels, read_templates
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+    from torch import nn
+
+GROUP = "effclip.trainings"
+"""The entry-point group that names the trainings whose checkpoints may be converted."""
+
+_STARTS = ("weights", "text_weights")
+"""Arguments of trainings that name the weights they began with, which a whole checkpoint replaces."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(prog="effclip convert", description=__doc__.splitlines()[0])
+    add = command.add_argument
+    add("checkpoint", metavar="CKPT", help="a .ckpt of `lightning fit`, or a weights file of this suite")
+    add("folder", metavar="DIR", type=Path, help="the model directory, a new folder")
+    add("--text-model", help="whose text tower to take, for a weights file of an image tower alone")
+    add("--labels-file", help="the classes, one a line; default: those of the data that the checkpoint was trained on")
+    add("--template", help="a prompt with {} for the class name, or a .txt file of such; default: the data's")
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0. ValueError, for a user: what cannot be read or does not go together."""
+    said = parser().parse_args(arguments)
+    names = read_labels(None, said.labels_file)
+    templates = None if said.template is None else read_templates(said.template)
+    source = Path(said.checkpoint)
+    if not source.is_file():
+        raise ValueError(f"no checkpoint at {source.absolute()}")
+    from common import directory
+    from common.card import write_card
+
+    if source.suffix == ".ckpt":
+        if said.text_model is not None:
+            raise ValueError("--text-model belongs to weights files; a checkpoint holds its text tower")
+        model, texts, run = from_checkpoint(source)
+    else:
+        model, texts, run = _from_weights(source, said.text_model)
+    own_names, own_templates = run.pop("class_names", None), run.pop("templates", None)
+    directory.write(said.folder, model, texts, names or own_names or (), templates or own_templates or (), run)
+    write_card(said.folder)
+    print(f"{said.folder}: {', '.join(sorted(path.name for path in said.folder.iterdir()))}")
+    return 0
+
+
+def trainings() -> dict[str, importlib.metadata.EntryPoint]:
+    """The trainings whose checkpoints may be converted, by class name."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def from_checkpoint(path: Path) -> tuple[nn.Module, nn.Module | None, dict[str, Any]]:
+    """The trained model of a checkpoint, the CLIP whose texts it is read against, and what is known of the run.
+
+    ValueError: no plain checkpoint, or of no registered training.
+    """
+    checkpoint = _plain(path)
+    remembered = dict(checkpoint.get("hyper_parameters", {}))
+    name = str(remembered.get("_class_path", "")).rpartition(".")[2]
+    if name not in trainings():
+        what = f"of {name}" if name else "of no training that it names"
+        raise ValueError(
+            f"{path} is a checkpoint {what}; `lightning fit` writes what can be converted, registered are "
+            f"{', '.join(sorted(trainings()))}"
+        )
+    arguments = {key: value for key, value in remembered.items() if not key.startswith("_")}
+    module = _restored(trainings()[name].load(), arguments, checkpoint).eval()
+    record = next((state for key, state in checkpoint.get("callbacks", {}).items() if key.startswith("RunRecord")), {})
+    run = {"training": name, "arguments": arguments, "steps": checkpoint["global_step"], **record}
+    return *module.deployable(), run
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, read without running anything of it; {} where it is none of a training."""
+    import pickle
+
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is not a checkpoint of tensors and plain values, and is not opened because unpickling it could "
+            f"run code ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint ({str(error).splitlines()[0]})") from error
+    return found if isinstance(found, dict) and {"state_dict", "global_step"} <= found.keys() else {}
+
+
+def _restored(
+    training: type[LightningModule], arguments: dict[str, Any], checkpoint: dict[str, Any]
+) -> LightningModule:
+    """The training's module with a checkpoint's weights.
+
+    Where the checkpoint holds all of them, what the training began with is not looked for: it may be gone.
+    """
+    module = training(**arguments | {name: None for name in _STARTS if name in arguments})
+    if module.state_dict().keys() - checkpoint["state_dict"].keys():
+        module = training(**arguments)
+        module.on_load_checkpoint(checkpoint)
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not fit {training.__name__}: {str(error)[:400]}") from error
+    return module
+
+
+def _from_weights(path: Path, text_model: str | None) -> tuple[nn.Module, nn.Module | None, dict[str, Any]]:
+    """The same from a weights file; what is known of the run is the card beside it.
+
+    The embedded WaveCLIP brings its text side, names and prompts along.
+    """
+    from common.clip import read_record
+    from common.deploy import EMBEDDED, load
+    from common.models import load_model
+
+    names: dict[str, Any] = {}
+    if path.resolve() == EMBEDDED["model"].resolve() and text_model is None:
+        deployed = load(device="cpu")
+        loaded, names = deployed.model, {"class_names": deployed.class_names, "templates": list(deployed.templates)}
+    else:
+        loaded = load_model(str(path), text_model=text_model)
+    texts, own = loaded.text_encoder(), read_record(path)["architecture"]
+    if getattr(texts, "architecture", {}).get("vision_cfg") != own["vision_cfg"]:
+        raise ValueError(f"{text_model} is no CLIP of this suite with the image tower that {path} was made of")
+    beside = path.with_suffix(".md")
+    card = beside.read_text() if beside.is_file() else None
+    run = {"weights": {path.name: loaded.weights["image"]}, "card": card, **names}
+    return loaded.images, None if texts is loaded.images else texts, run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""A user's picture files of any number: found, decoded ahead by threads, damaged ones told apart.
+
+Shapes: H height, W width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.data.transforms import Transform
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What may be decoded, whatever a file is called: PIL would start other programs for some formats."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """name: path or number.  pixels: uint8 [H,W,3], or None and then ``error`` says why."""
+
+    name: str
+    pixels: np.ndarray | None
+    error: str | None = None
+
+
+def find_pictures(paths: Sequence[str | Path]) -> Iterator[Path]:
+    """Every picture file among ``paths`` and, by its suffix, in the folders among them, at any depth, sorted.
+
+    A file that is named itself is given whatever its suffix. Links to folders are not followed.
+    ValueError: a path that is not there, or a folder without a picture.
+    """
+    for path in map(Path, paths):
+        if path.is_file():
+            yield path
+            continue
+        if not path.is_dir():
+            raise ValueError(f"no picture and no folder at {path.absolute()}")
+        empty = True
+        for folder, folders, files in os.walk(path):
+            folders.sort()
+            for name in sorted(files):
+                if name.lower().endswith(SUFFIXES):
+                    empty = False
+                    yield Path(folder, name)
+        if empty:
+            raise ValueError(f"{path.absolute()} holds no picture ({', '.join(SUFFIXES)})")
+
+
+def decode(source: Path | Image.Image, name: str, transform: Transform) -> Picture:
+    """One picture, turned as its EXIF orientation says, through ``transform``."""
+    try:
+        if isinstance(source, Image.Image):
+            return Picture(name, transform(ImageOps.exif_transpose(source), Random(0)))
+        with Image.open(source, formats=_FORMATS) as image:
+            return Picture(name, transform(ImageOps.exif_transpose(image), Random(0)))
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        return Picture(name, None, f"{type(error).__name__}: {error}")
+
+
+def read_ahead(
+    sources: Iterable[Path | Image.Image], transform: Transform, workers: int, ahead: int
+) -> Iterator[Picture]:
+    """The pictures in order, decoded by ``workers`` threads, at most ``ahead`` of them waiting to be taken."""
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[Picture]] = deque()
+    try:
+        for number, source in enumerate(sources):
+            name = str(source) if isinstance(source, Path) else str(getattr(source, "filename", "") or number)
+            waiting.append(pool.submit(decode, source, name, transform))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

