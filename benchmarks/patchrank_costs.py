@@ -34,8 +34,8 @@ SAMPLE = 13
 """Of ViT-B/16's 169 windows, every so many-th is timed alone; all would take a minute."""
 
 
-def methods(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
-    """Every method at one keep rate from block ``layer`` on.
+def training_free(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
+    """The methods that need no training, at one keep rate from block ``layer`` on.
 
     ToMe merges evenly over the blocks, so many that, summed over the blocks, as many tokens are gone as elsewhere.
     """
@@ -46,8 +46,13 @@ def methods(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
         "class attention": ReducedTower(tower, {layer: ClassAttention(keep)}),
         "EViT": ReducedTower(tower, {(layer, "middle"): EViT(keep)}),
         "ToMe": ReducedTower(tower, {(i, "middle"): ToMe(merged) for i in range(layer, blocks)}),
-        PREDICTOR: PatchRankTower(tower, RankPredictor.for_tower(tower), keep, layer),
     }
+
+
+def methods(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
+    """These, and Patch Ranking with a predictor of random weights."""
+    ours = PatchRankTower(tower, RankPredictor.for_tower(tower), keep, layer)
+    return {**training_free(tower, keep, layer), PREDICTOR: ours}
 
 
 def pruning(tower: ImageTower, keeps: tuple[float, ...], batches: Mapping[bool, int], rounds: int) -> list[dict]:
