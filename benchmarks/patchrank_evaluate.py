@@ -41,6 +41,7 @@ from patchrank.avit import AViTTower
 from patchrank.baselines import GoldenOracle, RandomKeep
 from patchrank.predictor import RankPredictor, load_predictor, save_predictor
 from patchrank.prompted import PromptedCLIP
+from patchrank.prompts import Prompts
 from patchrank.ranking import kendall_tau, pruned_overlap
 from patchrank.rankings import Rankings, ranked
 from patchrank.scores import keep_count
@@ -183,6 +184,23 @@ def evaluate_prompts(weights: Path, task: Task, kind: str, keep: float, seed: in
     val = of_towers({str(keep): own}, task.pictures("val", 1000), size, classes)
     found = {"val": val, "test": of_towers(towers, task.pictures("test"), size, classes)}
     return found | (_losses("prompts", task, seed) if of_record else {})
+
+
+def committed_answers(task: Task, count: int) -> dict[str, Tensor]:
+    """Answers of the committed predictor, untuned and with the committed prompts, on the first pictures of test.
+
+    By the names of the runs that made them, at keep .6: bool [count] each.
+    """
+    clip, name = task.clip(), task.name.lower()
+    predictor = load_predictor(COMMITTED / f"{name}.safetensors", clip.image_tower, PRUNE_LAYER).eval()
+    pictures, size = task.pictures("test", count), clip.image_tower.image_size
+    found = {}
+    tuned = Prompts.load(COMMITTED / f"{name}_prompts.safetensors")
+    for run, prompts in (("predictor", None), (f"coupled-{KEEP}", tuned)):
+        model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor, KEEP, PRUNE_LAYER, prompts))
+        classes = embed_prompts(model, task.module.class_prompts)
+        found |= answers({f"{name}-{run}-seed0": plain(model.tower)}, pictures, size, classes)
+    return found
 
 
 def _losses(kind: str, task: Task, seed: int) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -73,9 +74,10 @@ def shown(pictures: ClassificationSet, count: int = SHOWN) -> list[dict[str, str
     return found
 
 
-def opened(entry: dict[str, str]) -> Image.Image:
-    """A picture that ``shown`` has written."""
-    return Image.open(io.BytesIO(base64.b64decode(entry["png"])))
+def opened(entry: dict[str, str]) -> np.ndarray:
+    """A picture that ``shown`` has written, uint8 [H,W,3]."""
+    with Image.open(io.BytesIO(base64.b64decode(entry["png"]))) as picture:
+        return np.array(picture.convert("RGB"))
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:

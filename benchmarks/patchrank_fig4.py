@@ -85,7 +85,7 @@ def _draw(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(1.5 * len(entries) + 0.8, 1.6 * (1 + len(result["kept"]))), layout="constrained")
     axes = figure.subplots(1 + len(result["kept"]), len(entries))
     for column, entry in enumerate(entries):
-        picture = np.asarray(opened(entry).convert("RGB"))
+        picture = opened(entry)
         axes[0][column].imshow(picture)
         axes[0][column].set_title(entry["name"], fontsize=8)
         for row, (name, kept) in enumerate(result["kept"].items(), 1):
