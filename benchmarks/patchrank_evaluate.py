@@ -28,6 +28,7 @@ from benchmarks.patchrank_tasks import (
     Encoder,
     Task,
     answers,
+    search,
     stored,
 )
 from common.data.classification import ClassificationSet
@@ -57,9 +58,10 @@ def plain(module: nn.Module) -> Encoder:
     return lambda batch: module(batch["image"])
 
 
-def golden(tower: ImageTower, pictures: PictureSet, image_size: int, prune_layer: int) -> Rankings:
-    """Golden rankings by feature preservation, sliding windows of 2x2; from disk where they were computed before."""
-    return ranked(tower, loader(pictures, image_size, 250), prune_layer=prune_layer)
+def golden(tower: ImageTower, pictures: PictureSet, prune_layer: int) -> Rankings:
+    """Golden rankings by feature preservation, greedy, windows of 2x2; from disk where they were computed before."""
+    batches = loader(pictures, tower.image_size, 250)
+    return ranked(tower, batches, prune_layer=prune_layer, **search(tower.grid**2))
 
 
 def oracle(tower: ImageTower, rankings: Rankings, keep: float, prune_layer: int) -> Encoder:
@@ -88,7 +90,7 @@ def evaluate_baselines(task: Task) -> dict[str, Any]:
         built[f"class attention {keep}"] = training_free(tower, keep, PRUNE_LAYER)["class attention"]
     built |= {name: made for name, made in training_free(tower, KEEP, PRUNE_LAYER).items() if name in ("EViT", "ToMe")}
     built |= {f"random {draw}": ReducedTower(tower, {PRUNE_LAYER: RandomKeep(KEEP, draw)}) for draw in SEEDS}
-    rankings = golden(tower, pictures, size, PRUNE_LAYER)
+    rankings = golden(tower, pictures, PRUNE_LAYER)
     encoders = {name: plain(made) for name, made in built.items()}
     encoders["golden"] = oracle(tower, rankings, KEEP, PRUNE_LAYER)
     found = answers(encoders, pictures, size, embed_prompts(clip, task.module.class_prompts))
@@ -99,7 +101,7 @@ def evaluate_baselines(task: Task) -> dict[str, Any]:
 def agreement(predictor: RankPredictor, task: Task, prune_layer: int) -> dict[str, float]:
     """Share of the 40 % it drops that a golden ranking drops too, and Kendall's τ, on pictures of val."""
     tower, pictures = task.clip().image_tower, task.pictures("val", VAL)
-    rankings = golden(tower, pictures, tower.image_size, prune_layer)
+    rankings = golden(tower, pictures, prune_layer)
     overlap, tau = [], []
     with torch.no_grad():
         for batch in loader(pictures, tower.image_size, VAL):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.patchrank_fig3 import SHOWN, opened, shown
 from benchmarks.patchrank_tables import COMMAND
-from benchmarks.patchrank_tasks import COMMITTED, PLAIN, PRUNE_LAYER
+from benchmarks.patchrank_tasks import COMMITTED, PLAIN, PRUNE_LAYER, search
 from common.conditions import conditions, digest
 from common.data.pictures import loader
 from common.reduction import ReducedTower
@@ -36,7 +36,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     clip, pictures = PLAIN.clip(), PLAIN.pictures("test", SHOWN if smoke else COMPARED)
     tower = clip.image_tower
     (batch,) = loader(pictures, tower.image_size, len(pictures))
-    order = golden_ranking(tower, batch["image"], prune_layer=PRUNE_LAYER).order
+    order = golden_ranking(tower, batch["image"], prune_layer=PRUNE_LAYER, **search(tower.grid**2)).order
     towers = {
         ATTENTION: ReducedTower(tower, {PRUNE_LAYER: ClassAttention(KEEP)}),
         ORACLE: ReducedTower(tower, {PRUNE_LAYER: GoldenOracle(KEEP, order)}),
@@ -74,8 +74,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         lines.append(f"| {PREDICTOR} | not run: `{COMMAND}` | |")
     note = (
         f"Embedded scale, {stated['keep']:.0%} of the patches kept before block {stated['prune_layer']}, mean over "
-        f"{stated['pictures']} test pictures. The golden ranking (feature preservation) has seen the whole tower at "
-        "work on the picture; class attention and predictor read what enters the block. Pictures: Twemoji, CC-BY 4.0."
+        f"{stated['pictures']} test pictures. The golden ranking (feature preservation, greedy) has seen the whole "
+        "tower at work on the picture; class attention and predictor read what enters the block. Pictures: Twemoji, "
+        "CC-BY 4.0."
     )
     return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"patchrank-fig4": _draw(result)}}
 

@@ -46,7 +46,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     )
     clip, pictures = PLAIN.clip(), PLAIN.pictures("test", 8 if smoke else PICTURES)
     size, built = clip.image_tower.image_size, _towers(clip, files, keeps)
-    rankings = golden(clip.image_tower, pictures, size, LAYER)
+    rankings = golden(clip.image_tower, pictures, LAYER)
     encoders = {key: plain(tower) for key, tower in built.items()}
     encoders |= {(ORACLE, keep, 0): oracle(clip.image_tower, rankings, keep, LAYER) for keep in keeps}
     found = answers(encoders, pictures, size, embed_prompts(clip, PLAIN.module.class_prompts))
@@ -90,7 +90,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     note = (
         f"Embedded scale, {stated['pictures']:,} test pictures among {stated['names']:,} names, pruned before the "
         "first block, no tuning. Class attention and predictor read what enters that block; the oracle keeps what the "
-        "golden ranking of the picture itself (feature preservation) puts first. Predictor: "
+        "golden ranking of the picture itself (feature preservation, greedy) puts first. Predictor: "
         f"{stated['seeds']} training seeds. Differences in points, 95 % paired bootstrap over pictures. The paper "
         "draws curves and prints no numbers."
         f"{missing}"

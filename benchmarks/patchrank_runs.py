@@ -27,10 +27,11 @@ from benchmarks.patchrank_evaluate import (
     evaluate_prompts,
     evaluate_transfer,
 )
-from benchmarks.patchrank_tasks import COMMITTED, KEEP, PLAIN, RECIPES, SEEDS, TASKS, Task
+from benchmarks.patchrank_tasks import COMMITTED, KEEP, PLAIN, RECIPES, SEEDS, TASKS, Task, search
 from benchmarks.retrain import RECIPES as MINUTES
 from benchmarks.retrain import RESULTS as RETRAINED
 from benchmarks.retrain import Run, work
+from common.clip import load_architecture
 from common.conditions import conditions
 from common.data.embedded import ATTRIBUTION
 from common.paths import runs_directory
@@ -83,6 +84,9 @@ def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any]
 
 def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) -> Run:
     """A training on a task's pictures without labels."""
+    vision = load_architecture(task.architecture)["vision_cfg"]
+    if recipe == "predictor":
+        model |= search((vision["image_size"] // vision["patch_size"]) ** 2)
     return _run(task, what, recipe, seed, model, {"shots": task.shots})
 
 

@@ -216,7 +216,8 @@ def _reading(result: dict[str, Any]) -> str:
         "styles, with 95 % paired bootstrap over pictures: Patch Ranking with the task's own predictor, untuned, "
         "and with text and visual prompts tuned at keep 0.6. Predictors and A-ViT learn from 16 unlabelled pictures a "
         "name, prompts from 16 shots. GMACs (attention on both sides, embedded tower) are A-ViT's measured mean; it is "
-        "run masked, so its time says nothing. The oracle ranks the test pictures themselves: no method, a bound. "
+        "run masked, so its time says nothing. The oracle (greedy, 3 rounds) ranks the test pictures themselves: no "
+        "method, a bound. "
         f"{stated['dtype']} on {stated['device']}, {stated['threads']} threads, torch {stated['torch']}.{waiting}"
     )
 
