@@ -12,7 +12,8 @@ READY = $(VENV)/.ready
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
 	reproduce-waveclip-fig4 reproduce-waveclip-highres reproduce-embedded-models reproduce-fashion-mnist \
 	reproduce-mlip-table3 reproduce-mlip-table5 reproduce-mlip-table6 reproduce-mlip-table7 reproduce-mlip-table8 \
-	reproduce-mlip-table9 reproduce-patchrank-costs
+	reproduce-mlip-table9 reproduce-patchrank-table1 reproduce-patchrank-fig1 reproduce-patchrank-fig3 \
+	reproduce-patchrank-fig4 reproduce-patchrank-fig5 reproduce-patchrank-costs
 
 help: ## explain every target and variable
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-28s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +56,7 @@ data-check: $(READY) ## is a recipe's data all there? (CONFIG=FILE.yaml; exit co
 
 retrain: $(READY) ## train the embedded models again (ONLY=NAME for one; resumes, skips what is finished)
 	$(PY) -m benchmarks retrain
+	$(if $(ONLY)$(CONFIG),,$(PY) -m benchmarks patchrank-runs)
 
 reproduce-table2: $(READY) ## WaveCLIP's Table 2: tokens, multiply-adds and accuracy beside the paper's
 	$(PY) -m benchmarks table2
@@ -102,6 +104,21 @@ reproduce-mlip-table8: $(READY) ## MLIP's Table 8, with and without the Guide: t
 
 reproduce-mlip-table9: $(READY) ## MLIP's Table 9: multiply-adds of CLIP and MLIP beside the paper's
 	$(PY) -m benchmarks mlip-table9
+
+reproduce-patchrank-table1: $(READY) ## Patch Ranking's table: methods x tasks at keep .6, and the headline
+	$(PY) -m benchmarks patchrank-table1
+
+reproduce-patchrank-fig1: $(READY) ## Patch Ranking's Figure 1: accuracy against multiply-adds by keep rate
+	$(PY) -m benchmarks patchrank-fig1
+
+reproduce-patchrank-fig3: $(READY) ## Patch Ranking's Figure 3: the three scores, patch by patch
+	$(PY) -m benchmarks patchrank-fig3
+
+reproduce-patchrank-fig4: $(READY) ## Patch Ranking's Figure 4: the patches kept at 50 %
+	$(PY) -m benchmarks patchrank-fig4
+
+reproduce-patchrank-fig5: $(READY) ## Patch Ranking's Figure 5: pruning before the first block, without tuning
+	$(PY) -m benchmarks patchrank-fig5
 
 reproduce-patchrank-costs: $(READY) ## Patch Ranking's costs: every method by keep rate, and golden rankings
 	$(PY) -m benchmarks patchrank-costs

@@ -36,6 +36,11 @@ BENCHMARKS = {
     "mlip-table7": "its Table 7: the matchings of tokens",
     "mlip-table8": "its Table 8: with and without the Guide",
     "mlip-table9": "its Table 9: multiply-adds of CLIP and MLIP",
+    "patchrank-table1": "Patch Ranking's table: methods x tasks at keep .6, and what tuning leaves of the loss",
+    "patchrank-fig1": "its Figure 1: accuracy against multiply-adds by keep rate, with and without prompts",
+    "patchrank-fig3": "its Figure 3: the three scores, patch by patch",
+    "patchrank-fig4": "its Figure 4: the patches kept at 50 %",
+    "patchrank-fig5": "its Figure 5: pruning before the first block, without tuning",
     "patchrank-costs": "Patch Ranking's costs: all methods by keep rate, and golden rankings",
     "deploy": "classify, calibrate, convert and export on embedded test pictures, with what they print",
     "speed": "our towers against open_clip's, MLIP's training step against CLIP's, on this machine",
@@ -47,6 +52,7 @@ NEED_DATA = ("fashion-mnist",)
 ACTIONS = {
     "retrain": "train the embedded models again (--list; ONLY=NAME)",
     "mlip-ablations": "train the rows of MLIP's tables 3, 5, 6, 7 and 8 (--table N, --list)",
+    "patchrank-runs": "train and evaluate what Patch Ranking's table 1 and figures 1, 4 and 5 show (--list, --seeds N)",
     "evaluations": "tables of the results of `effclip evaluate` in some folders (DIR ... [--out FILE])",
     "report": "write the README's tables from benchmarks/results",
 }

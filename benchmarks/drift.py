@@ -73,9 +73,9 @@ def first_losses(recipe: str, steps: int = STEPS, data: LightningDataModule | No
 
 
 def _rooted(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The weights' path from the checkout's root, wherever the check runs."""
-    weights = arguments.get("weights")
-    return arguments | ({"weights": str(_ROOT / weights)} if weights else {})
+    """The paths of weights from the checkout's root, wherever the check runs."""
+    files = ("weights", "predictor")
+    return arguments | {name: str(_ROOT / arguments[name]) for name in files if arguments.get(name)}
 
 
 def part_counts(parts: int = PARTS) -> dict[str, list[int]]:
