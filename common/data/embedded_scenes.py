@@ -153,14 +153,17 @@ class Scene:
         return " ".join(words)
 
     def render(self, view: int = VIEW) -> Image.Image:
-        """The stored picture of a view of so many pixels, RGB: CANVAS x CANVAS at 48, twice that at 96."""
-        side, pixels, zoom = RECIPE["grid"], canvas_size(view), view / VIEW
+        """The stored picture of a view of so many pixels, RGB: CANVAS x CANVAS at 48, twice that at 96.
+
+        An emoji has a whole width and place at 48, and twice these at 96: the same scene, not one half a pixel aside.
+        """
+        side, pixels, zoom = RECIPE["grid"], canvas_size(view), view // VIEW
         canvas = Image.frombytes("RGB", (side, side), self.grid).resize((pixels, pixels), Image.Resampling.BICUBIC)
         for emoji in filter(None, (self.second, self.main)):
             drawn = _artwork(emoji.label).rotate(emoji.angle, Image.Resampling.BICUBIC, expand=True)
-            width = round(drawn.width * zoom * emoji.size / _artwork(emoji.label).width)
-            drawn = drawn.resize((width, width), Image.Resampling.LANCZOS)
-            corner = (round(zoom * (c + (CANVAS - VIEW) / 2) - width / 2) for c in (emoji.x, emoji.y))
+            width = round(drawn.width * emoji.size / _artwork(emoji.label).width)
+            drawn = drawn.resize((zoom * width, zoom * width), Image.Resampling.LANCZOS)
+            corner = (zoom * round(c + (CANVAS - VIEW) / 2 - width / 2) for c in (emoji.x, emoji.y))
             canvas.paste(drawn, tuple(corner), drawn)
         return canvas
 

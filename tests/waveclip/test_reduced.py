@@ -60,10 +60,10 @@ def slow(wave, picture, step, before=None, middle=None):
 
 
 def most_attended(weights):
-    """The half of the patches to which the class token attends most, among all that it sees."""
+    """The half (rounded up) of the patches to which the class token attends most, among all that it sees."""
     patches = weights.shape[1] - 1
     seen = weights[:, 0, -patches:].mean(0).tolist()
-    return sorted(range(patches), key=lambda place: -seen[place])[: patches // 2]
+    return sorted(range(patches), key=lambda place: -seen[place])[: (patches + 1) // 2]
 
 
 def merge_two(x, keys, sizes):

@@ -135,14 +135,14 @@ def test_pictures_show_what_the_facts_say():
 
 
 def test_twice_the_pixels_show_the_same_scene_in_more_detail():
-    """Its 2x2 block means are the picture of 48 px; what these leave out is not noise, but the artwork's edges."""
+    """Shrunk by the filter that drew it, it is the picture of 48 px; what that lacks is the artwork's edges."""
     for index in range(30):
         drawn, _ = scene("train", index)
         small, large = drawn.render(), drawn.render(96)
         assert large.size == (112, 112) == (2 * small.width, 2 * small.height)
-        means = np.asarray(large.resize(small.size, Image.Resampling.BOX)).astype(int)
+        shrunk = np.asarray(large.resize(small.size, Image.Resampling.LANCZOS)).astype(int)
         enlarged = np.asarray(small.resize(large.size, Image.Resampling.BICUBIC)).astype(int)
-        assert np.abs(means - small).mean() < 0.5 * np.abs(enlarged - large).mean()
+        assert np.abs(shrunk - small).mean() < 0.6 * np.abs(enlarged - large).mean()
 
 
 def test_pictures_of_96_px_are_packed_apart(small, architecture):
