@@ -10,7 +10,8 @@ READY = $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup lint test smoke data data-check retrain reproduce speed report \
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
-	reproduce-waveclip-fig4 reproduce-waveclip-highres reproduce-embedded-models reproduce-fashion-mnist \
+	reproduce-waveclip-fig4 reproduce-waveclip-highres reproduce-frontier \
+	reproduce-embedded-models reproduce-fashion-mnist \
 	reproduce-mlip-table3 reproduce-mlip-table5 reproduce-mlip-table6 reproduce-mlip-table7 reproduce-mlip-table8 \
 	reproduce-mlip-table9 reproduce-patchrank-table1 reproduce-patchrank-fig1 reproduce-patchrank-fig3 \
 	reproduce-patchrank-fig4 reproduce-patchrank-fig5 reproduce-patchrank-costs
@@ -75,6 +76,9 @@ reproduce-waveclip-fig4: $(READY) ## WaveCLIP's Figure 4: margin against maximum
 
 reproduce-waveclip-highres: $(READY) ## WaveCLIP with two and three levels at 448 and 512 px; the embedded one at 96 px
 	$(PY) -m benchmarks waveclip-highres
+
+reproduce-frontier: $(READY) ## the three methods and their compositions: accuracy against multiply-adds and time
+	$(PY) -m benchmarks frontier
 
 reproduce-embedded-models: $(READY) ## the embedded models' zero-shot accuracy, retrieval and linear probe
 	$(PY) -m benchmarks embedded-models

@@ -30,6 +30,7 @@ BENCHMARKS = {
     "waveclip-fig4": "its Figure 4: margin against maximum probability as the gate",
     "embedded-models": "zero-shot, retrieval and linear probe of the embedded models on all embedded splits",
     "waveclip-highres": "two and three levels at 448 and 512 px: cost and time of every exit; 96 px embedded",
+    "frontier": "the three methods and their compositions: accuracy against multiply-adds and against time",
     "mlip-table3": "MLIP's Table 3 at embedded scale: data of several sizes",
     "mlip-table5": "its Table 5: label smoothing and nearest neighbours",
     "mlip-table6": "its Table 6: frequency transform and token alignment",
