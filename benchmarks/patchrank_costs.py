@@ -20,7 +20,7 @@ from benchmarks.embedded import models
 from benchmarks.timing import seconds
 from common.conditions import conditions
 from common.flops import count_macs
-from common.reduction import ReducedTower
+from common.reduction import Place, ReducedTower, Reducer
 from common.tower import ImageTower
 from patchrank.baselines import ClassAttention, EViT, RandomKeep, ToMe
 from patchrank.golden import golden_macs, golden_ranking
@@ -35,18 +35,23 @@ SAMPLE = 13
 """Of ViT-B/16's 169 windows, every so many-th is timed alone; all would take a minute."""
 
 
-def training_free(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
-    """The methods that need no training, at one keep rate from block ``layer`` on.
+def merging(patches: int, blocks: int, keep: float, layer: int) -> dict[Place, Reducer]:
+    """ToMe in every block from ``layer`` on, evenly.
 
-    ToMe merges evenly over the blocks, so many that, summed over the blocks, as many tokens are gone as elsewhere.
+    So many go that, summed over the blocks, as many tokens are gone as when ``keep`` of the patches enter ``layer``.
     """
+    removed = round(2 * (patches - keep_count(keep, patches)) / (blocks - layer + 1))
+    return {(i, "middle"): ToMe(removed) for i in range(layer, blocks)}
+
+
+def training_free(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
+    """The methods that need no training, at one keep rate from block ``layer`` on."""
     patches, blocks = tower.grid**2, len(tower.transformer.resblocks)
-    merged = round(2 * (patches - keep_count(keep, patches)) / (blocks - layer + 1))
     return {
         "given scores": ReducedTower(tower, {layer: RandomKeep(keep)}),
         "class attention": ReducedTower(tower, {layer: ClassAttention(keep)}),
         "EViT": ReducedTower(tower, {(layer, "middle"): EViT(keep)}),
-        "ToMe": ReducedTower(tower, {(i, "middle"): ToMe(merged) for i in range(layer, blocks)}),
+        "ToMe": ReducedTower(tower, merging(patches, blocks, keep, layer)),
     }
 
 

@@ -2,8 +2,8 @@
 
 Three tasks have names of their own, all of them seen in pretraining, and one shift of style each, such that a CLIP of
 plain pictures still knows about half of theirs: pencil lines, turned hues, blur. A fourth, "plain", is every seen name
-in the benchmark's own style, for what is trained once on much data and carried over. Pictures are scenes of
-``common.data.embedded``, drawn when they are asked for, the same ones every time.
+in the benchmark's own style, for what is trained once on much data and carried over. Pictures are
+``common.data.embedded_scenes``, drawn when they are asked for, the same ones every time.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from common.data.classification import ClassificationSet
-from common.data.embedded import CANVAS, TEMPLATES, VIEW, class_names, draw_scene, recipe_hash
+from common.data.embedded import recipe_hash
+from common.data.embedded_scenes import CANVAS, TEMPLATES, VIEW, class_names, draw_scene
 from common.data.sources import Samples
 
 NAMES = 100
 PER_NAME = {"train": 16, "val": 4, "test": 40}
 """Pictures of each name by split."""
-REVISION = 1  # counts changes of the styles below
+REVISION = 2  # counts changes of the styles below
 
 
 def sketch(picture: Image.Image) -> Image.Image:
