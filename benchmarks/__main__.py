@@ -48,7 +48,8 @@ ACTIONS = {
     "retrain": "train the embedded models again (--list; ONLY=NAME)",
     "mlip-ablations": "train the rows of MLIP's tables 3, 5, 6, 7 and 8 (--table N, --list)",
     "evaluations": "tables of the results of `effclip evaluate` in some folders (DIR ... [--out FILE])",
-    "report": "write the README's tables from benchmarks/results",
+    "report": "write the README's tables and one HTML page from benchmarks/results (--page FILE)",
+    "screenshots": "photograph that page for the README (needs chromium)",
 }
 
 
