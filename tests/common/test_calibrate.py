@@ -150,5 +150,5 @@ def test_a_rate_that_costs_more_than_keeping_all_is_no_choice(labelled, monkeypa
     outcomes = observe(model, of, ["a {}"], SETTINGS)
     assert list(outcomes.costs) == sorted(outcomes.costs) and max(outcomes.costs) == dear[-1] < max(dear)
     assert outcomes.paths[-1] == 1.0 and len(outcomes.paths) == outcomes.correct.shape[1] < len(dear)
-    assert calibrate(model, of, labelled, Wish(gmacs=1.0), settings=SETTINGS).point.setting == 1.0
+    assert calibrate(model, of, labelled, Wish(gmacs=1.0), ["a {}"], SETTINGS).point.setting == 1.0
     assert model.setting(gmacs=1.0) == 1.0
