@@ -2,7 +2,7 @@
 
 Three tasks have names of their own, all of them seen in pretraining, and one shift of style each: line drawings,
 opposite colours, blur. A fourth, "plain", is every seen name in the benchmark's own style, for what is trained once
-on much data and carried over. Pictures are scenes of ``common.data.embedded``, drawn when they are asked for, the
+on much data and carried over. Pictures are ``common.data.embedded_scenes``, drawn when they are asked for, the
 same ones every time.
 """
 
@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from common.data.classification import ClassificationSet
-from common.data.embedded import CANVAS, TEMPLATES, VIEW, class_names, draw_scene, recipe_hash
+from common.data.embedded import recipe_hash
+from common.data.embedded_scenes import CANVAS, TEMPLATES, VIEW, class_names, draw_scene
 from common.data.sources import Samples
 
 NAMES = 100
