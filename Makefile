@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test smoke data data-check retrain reproduce speed report \
+.PHONY: help setup lint test smoke data data-check retrain reproduce speed report test-report screenshots \
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
 	reproduce-waveclip-fig4 reproduce-waveclip-highres reproduce-frontier \
 	reproduce-embedded-models reproduce-fashion-mnist \
@@ -160,5 +160,11 @@ speed: $(READY) ## our towers, MLIP's training step and our shard loader, each a
 	$(PY) -m benchmarks speed
 	$(PY) -m benchmarks loading
 
-report: $(READY) ## write the README's tables from benchmarks/results
+report: $(READY) ## write the README's tables, and all results as one HTML page (runs/report.html)
 	$(PY) -m benchmarks report
+
+test-report: $(READY) ## drive that page in headless Chromium, apart from make test (Debian: apt-get install chromium)
+	$(PY) -m pytest tests/browser
+
+screenshots: $(READY) ## photograph that page for the README, docs/report*.png (needs chromium too)
+	$(PY) -m benchmarks screenshots
