@@ -30,7 +30,7 @@ from waveclip import MarginGate, MaxProbabilityGate, ProgressiveClassifier, Wave
 WEIGHTS = Path(__file__).parent / "weights"
 TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
 RULE = (
-    "every emoji of one code point that Twemoji draws and whose CLDR short name has one or two words "
+    "every emoji of one code point that Twemoji draws and whose CLDR short name has at most 11 characters "
     "(no country flags, keycaps, skin tones or joined sequences), held-out names aside"
 )
 PART = 500
