@@ -30,6 +30,7 @@ BENCHMARKS = {
     "waveclip-fig4": "its Figure 4: margin against maximum probability as the gate",
     "embedded-models": "zero-shot, retrieval and linear probe of the embedded models on all embedded splits",
     "waveclip-highres": "two and three levels at 448 and 512 px: cost and time of every exit; 96 px embedded",
+    "frontier": "the three methods and their compositions: accuracy against multiply-adds and against time",
     "mlip-table1": "MLIP's Table 1: zero-shot accuracy and linear probe on ImageNet (from `effclip evaluate`)",
     "mlip-table2": "its Table 2: the same on ten data sets",
     "mlip-table3": "its Table 3 at embedded scale: data of several sizes",
@@ -44,6 +45,11 @@ BENCHMARKS = {
     "mlip-fig5": "its Figure 5: the ten pictures found for a caption",
     "mlip-fig6": "its Figure 6: what the Lego-Filter passes",
     "mlip-fig7": "its Figure 7: the embedding space by t-SNE",
+    "patchrank-table1": "Patch Ranking's table: methods x tasks at keep .6, and what tuning leaves of the loss",
+    "patchrank-fig1": "its Figure 1: accuracy against multiply-adds by keep rate, with and without prompts",
+    "patchrank-fig3": "its Figure 3: the three scores, patch by patch",
+    "patchrank-fig4": "its Figure 4: the patches kept at 50 %",
+    "patchrank-fig5": "its Figure 5: pruning before the first block, without tuning",
     "patchrank-costs": "Patch Ranking's costs: all methods by keep rate, and golden rankings",
     "deploy": "classify, calibrate, convert and export on embedded test pictures, with what they print",
     "speed": "our towers against open_clip's, MLIP's training step against CLIP's, on this machine",
@@ -55,8 +61,10 @@ NEED_DATA = ("fashion-mnist",)
 ACTIONS = {
     "retrain": "train the embedded models again (--list; ONLY=NAME)",
     "mlip-ablations": "train the rows of MLIP's tables 3, 5, 6, 7 and 8 (--table N, --only RUN, --list)",
+    "patchrank-runs": "train and evaluate what Patch Ranking's table 1 and figures 1, 4 and 5 show (--list, --seeds N)",
     "evaluations": "tables of the results of `effclip evaluate` in some folders (DIR ... [--out FILE])",
-    "report": "write the README's tables from benchmarks/results",
+    "report": "write the README's tables and one HTML page from benchmarks/results (--page FILE)",
+    "screenshots": "photograph that page for the README (needs chromium)",
 }
 
 

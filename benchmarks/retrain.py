@@ -47,6 +47,9 @@ RECIPES = {
     "waveclip/embedded_96.yaml": 15,
     "mlip/guide_mae.yaml": 5,
     "mlip/embedded.yaml": 3,
+    "patchrank/embedded_predictor.yaml": 1,
+    "patchrank/embedded_avit.yaml": 1,
+    "patchrank/embedded_prompts.yaml": 1,
 }
 """The recipes, and how many minutes their whole length takes on 2 cores."""
 Evaluation = Callable[[Path, str], dict[str, Any]]
@@ -60,6 +63,7 @@ class Run:
     minutes: on 2 cores. A shorter run has a whole schedule of its own: every number of steps in the model's
         settings is the same share of the recipe's.
     output: where the weights go if they are committed.
+    places: settings that no record repeats, since they only say where this machine has a file.
     target: the command that makes this run alone, where it is not ``make retrain ONLY=name``.
     """
 
@@ -69,6 +73,7 @@ class Run:
     seed: int = 0
     settings: tuple[str, ...] = ()
     output: Path | None = None
+    places: tuple[str, ...] = ()
     target: str | None = None
 
     @property
@@ -207,7 +212,13 @@ def fit(run: Run, folder: Path, overlay: str | None = None, places: Sequence[str
         stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
     checkpoint = last_checkpoint(folder)
     if checkpoint is None or steps_of(checkpoint) != steps:
-        arguments = [*run.arguments(overlay), *places, "--trainer.default_root_dir", str(folder.absolute())]
+        arguments = [
+            *run.arguments(overlay),
+            *run.places,
+            *places,
+            "--trainer.default_root_dir",
+            str(folder.absolute()),
+        ]
         if checkpoint:
             arguments += ["--ckpt_path", str(checkpoint.absolute())]
         code = _timed([sys.executable, "-m", "common.cli", "fit", *arguments], clock)

@@ -77,9 +77,9 @@ def from_checkpoint(path: Path) -> tuple[nn.Module, nn.Module | None, dict[str, 
     remembered = dict(checkpoint.get("hyper_parameters", {}))
     name = str(remembered.get("_class_path", "")).rpartition(".")[2]
     if name not in trainings():
-        what = f"of {name}" if name else "of no training that it names"
+        what = f"of {name}, which makes no model to use by itself" if name else "of no training that it names"
         raise ValueError(
-            f"{path} is a checkpoint {what}; `lightning fit` writes what can be converted, registered are "
+            f"{path} is a checkpoint {what}; `lightning fit` writes what can be converted, from "
             f"{', '.join(sorted(trainings()))}"
         )
     arguments = {key: value for key, value in remembered.items() if not key.startswith("_")}

@@ -42,7 +42,7 @@ _FREE = set(
     frobenius_norm gelu hardsigmoid hardswish hardtanh imag index_add index_copy index_fill index_put
     index_select isfinite isinf isnan item le leaky_relu lerp lift_fresh linalg_vector_norm log log1p
     log2 log_sigmoid log_softmax logical_and logical_not logical_or logical_xor logsumexp lt
-    masked_scatter masked_select max_pool2d maximum mean min minimum movedim mul multiply ne neg
+    masked_scatter masked_select max_pool2d maximum mean min minimum movedim mul multiply nan_to_num ne neg
     new_ones norm normal numel numpy_T ones_like pad pixel_shuffle pixel_unshuffle pow prelu prod rand
     rand_like randn randn_like real reciprocal relu6 repeat repeat_interleave resolve_conj resolve_neg
     round rsqrt rsub scalar_tensor scatter scatter_add sigmoid sign silu sin softmax softplus sort sqrt

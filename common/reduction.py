@@ -1,10 +1,12 @@
 """The one form of every token reducer, and the tower that runs reducers between blocks.
 
-Shapes: B images, N tokens, K patch tokens among them, R patch tokens kept, D width, H heads, E joint dim.
+Shapes: B images, N tokens, K patch tokens among them, R patch tokens kept, M cached tokens of earlier levels, D width,
+H heads, E joint dim.
 
 A reducer is a callable ``(x [B,N,D], context) -> (x [B,N',D], context)``. Before block i it works on what enters
 the block; between the half steps of block i (EViT, ToMe, MLIP) on what its attention has left. Pruning,
-fusing and merging have this one form, so one counter and one clock measure them all.
+fusing and merging have this one form, so one counter and one clock measure them all. Tokens in a cache are seen by
+the others and never reduced.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ class ReductionContext:
     leading: tokens before the patches that no reducer touches (the class token).
     trailing: tokens after them that no reducer touches (prompts).
     bias: additive [B,1,1,N] attention mask over the tokens, of the blocks (or block halves) still to come; or None.
+        Cached tokens have none.
     block: the block that the reducer stands at.
     entered: [B,N,D], what entered (or will enter) that block.
     keys: [B,H,N,D/H], the block's keys, where its attention has already run; else None.
+    past: [B,H,M,D/H], the block's keys of cached tokens; None without a cache.
     """
 
     positions: Tensor
@@ -44,6 +48,7 @@ class ReductionContext:
     block: Block | None = None
     entered: Tensor | None = None
     keys: Tensor | None = None
+    past: Tensor | None = None
 
     def patches(self, x: Tensor) -> Tensor:
         """The patch tokens [B,K,D] of x [B,N,D]."""
@@ -69,28 +74,36 @@ class ReductionContext:
     def class_attention(self) -> Tensor:
         """Attention [B,K] of the class token to the patch tokens in this block, the mean over heads.
 
-        The softmax runs over all N tokens; see ``class_logits`` for the cost of that one row.
+        The softmax runs over all M+N tokens; see ``class_logits`` for the cost of that one row.
         """
         assert self.block is not None and self.entered is not None, "only a reducer at a block can ask for attention"
         x = self.entered
-        logits = class_logits(self.block.attn, self.block.ln_1(x))
+        logits = class_logits(self.block.attn, self.block.ln_1(x), self.past)
         if self.bias is not None:
-            logits = logits + self.bias[:, 0]
-        return self.patches(logits.softmax(-1, torch.promote_types(x.dtype, torch.float32)).mean(1))
+            logits = logits + F.pad(self.bias[:, 0], (logits.shape[-1] - x.shape[1], 0))
+        weights = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32)).mean(1)
+        return self.patches(weights[:, -x.shape[1] :])
 
 
-def class_logits(attention: Attention, x: Tensor) -> Tensor:
-    """Attention logits [B,H,N] of the class token, the first of x [B,N,D] (after ``ln_1``), up to a constant a head.
+def class_logits(attention: Attention, x: Tensor, past: Tensor | None = None) -> Tensor:
+    """Attention logits [B,H,M+N] of the class token, the first of x [B,N,D] (after ``ln_1``), up to a constant a head.
+
+    past: keys [B,H,M,D/H] of tokens that stand before x; None: there are none.
 
     The row's q·(Wx) is computed as (Wᵀq)·x: N·D·H + 2·D² multiply-adds where the keys alone would cost N·D², and
     the fused kernel stays in use for the other rows. A key's own bias adds the same number to every token's logit,
-    so no softmax sees it.
+    so no softmax sees it; ready keys hold it, and there it is taken off. They cost M·D more.
     """
     width, heads = x.shape[-1], attention.heads
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query = F.linear(x[:, 0], weight[:width], bias[:width]).unflatten(-1, (heads, -1)).transpose(0, 1)  # [H,B,D/H]
     folded = query @ weight[width : 2 * width].unflatten(0, (heads, -1))  # [H,B,D]
-    return folded.transpose(0, 1) @ x.transpose(1, 2) * (width // heads) ** -0.5
+    logits = folded.transpose(0, 1) @ x.transpose(1, 2)
+    if past is not None:
+        own_bias = (query * bias[width : 2 * width].unflatten(0, (heads, 1, -1))).sum(-1)  # [H,B]
+        earlier = (past @ query.transpose(0, 1)[..., None]).squeeze(-1) - own_bias.T[..., None]
+        logits = torch.cat([earlier, logits], dim=-1)
+    return logits * (width // heads) ** -0.5
 
 
 Reducer = Callable[[Tensor, ReductionContext], tuple[Tensor, ReductionContext]]
@@ -102,20 +115,41 @@ def run_reduced(
     context: ReductionContext,
     reducers: Mapping[Place, Reducer],
     start: int = 0,
+    cache: KVCache | None = None,
 ) -> tuple[Tensor, ReductionContext]:
-    """x [B,N,D] through ``blocks``, the first of which is number ``start``, and the reducers at their places."""
+    """x [B,N,D] through ``blocks``, the first of which is number ``start``, and the reducers at their places.
+
+    cache: what stands before x and stays whole, M tokens of each block; the tokens of x that a block's attention saw
+        are added to it.
+    """
+    cached = cache is not None and cache.tokens > 0
     for layer, block in enumerate(blocks, start):
         before, middle = reducers.get(layer), reducers.get((layer, "middle"))
+        past = cache.keys(layer) if cached else None
         if before is not None:
-            x, context = before(x, replace(context, block=block, entered=x, keys=None))
+            x, context = before(x, replace(context, block=block, entered=x, keys=None, past=past))
+        mask = context.bias
+        if mask is not None and past is not None:
+            mask = F.pad(mask, (past.shape[2], 0))
         if middle is None:
-            x = block(x, context.bias)
+            x = block(x, mask, cache, layer)
             continue
-        cache = KVCache()  # of this block alone: attention leaves its keys there
-        entered, x = x, block.attend(x, context.bias, cache)
-        x, context = middle(x, replace(context, block=block, entered=entered, keys=cache.keys(0)))
+        seen = KVCache() if cache is None else cache  # attention leaves its keys there
+        entered, x = x, block.attend(x, mask, seen, layer)
+        keys = seen.keys(layer)[:, :, -x.shape[1] :]
+        x, context = middle(x, replace(context, block=block, entered=entered, keys=keys, past=past))
         x = block.feed_forward(x)
-    return x, replace(context, block=None, entered=None, keys=None)
+    return x, replace(context, block=None, entered=None, keys=None, past=None)
+
+
+def check_places(places: Iterable[Place], layers: int) -> None:
+    """ValueError: a place that a tower with so many blocks does not have."""
+    for place in places:
+        layer, half = place if isinstance(place, tuple) else (place, "middle")
+        if half != "middle" or not 0 <= layer < layers:
+            raise ValueError(
+                f"a reducer at {place!r}: places are i or (i, 'middle') with i from 0 to {layers - 1} in this tower"
+            )
 
 
 class ReducedTower(nn.Module):
@@ -127,13 +161,7 @@ class ReducedTower(nn.Module):
 
     def __init__(self, tower: ImageTower, reducers: Mapping[Place, Reducer]) -> None:
         super().__init__()
-        layers = len(tower.transformer.resblocks)
-        for place in reducers:
-            layer, half = place if isinstance(place, tuple) else (place, "middle")
-            if half != "middle" or not 0 <= layer < layers:
-                raise ValueError(
-                    f"a reducer at {place!r}: places are i or (i, 'middle') with i from 0 to {layers - 1} in this tower"
-                )
+        check_places(reducers, len(tower.transformer.resblocks))
         self.tower, self.reducers = tower, dict(reducers)
         self.reducer_modules = nn.ModuleList(r for r in reducers.values() if isinstance(r, nn.Module))
 

@@ -26,7 +26,7 @@ def kept_tokens(rate: float, tokens: int) -> int:
         raise ValueError(
             f"keep rate {rate} is not in [0.5, 1]: each merged token needs another to go into, so at most half go"
         )
-    return math.floor(Fraction(rate).limit_denominator(1_000_000) * tokens)
+    return math.floor(Fraction(rate).limit_denominator(1_000_000) * int(tokens))  # a tracer gives tensors
 
 
 def match(x: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +94,7 @@ class Merging:
     def __call__(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
         """x [B,1+N,D] -> [B,1+R,D]; positions of tokens that stand for several become -1."""
         patches = context.patches(x)
-        keep = kept_tokens(self.rate, patches.shape[1])
+        keep = kept_tokens(self.rate, int(patches.shape[1]))  # a traced size is a tensor
         if keep == patches.shape[1]:
             return x, context
         sizes = patches.new_ones(patches.shape[:2], dtype=torch.float32) if context.sizes is None else context.sizes

@@ -181,7 +181,8 @@ class MLIPTower(nn.Module):
         seen: what ``look`` gave.
         """
         assert (seen is None) == (self.guide is None), "the Guide's tokens come from look(images)"
-        places = torch.arange(x.shape[1] - 1, device=x.device).expand(len(x), -1)
+        # Not len(): as a plain number it would be a constant of an exported graph.
+        places = torch.arange(x.shape[1] - 1, device=x.device).expand(x.shape[0], -1)
         blocks = self.vit.transformer.resblocks
         return run_reduced(blocks, x, ReductionContext(places), self._reducers(seen), self.frequency_layers)
 

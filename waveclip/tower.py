@@ -6,6 +6,7 @@ Shapes: B images, S image size, N tokens of all steps, n tokens of one step, D w
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.reduction import Place, Reducer, ReductionContext, run_reduced
 from common.stages import Stage
 from common.tower import BlockTower, ImageTower, KVCache
 from waveclip.gating import MarginGate
@@ -93,26 +95,36 @@ class WaveTower(BlockTower):
         """images [B,3,S,S] -> (z_0, ..., z_S), each [B,E], by one pass under the block-causal mask."""
         return self.pool(self.run_blocks(self.embed(images), mask=self.mask))
 
-    def begin(self, images: Tensor) -> tuple[Tensor, WaveState]:
-        """images [B,3,S,S] -> z_0 [B,E] from the coarse tokens alone, and the state to refine."""
-        return self._advance(WaveState(0, KVCache(), tuple(self.tokenizer.decompose(images))))
+    def begin(self, images: Tensor, reducers: Mapping[Place, Reducer] | None = None) -> tuple[Tensor, WaveState]:
+        """images [B,3,S,S] -> z_0 [B,E] from the coarse tokens alone, and the state to refine.
 
-    def refine(self, state: WaveState, rows: Tensor | None = None) -> tuple[Tensor, WaveState]:
+        reducers: of this level's tokens, see ``ReducedWaveTower``.
+        """
+        return self._advance(WaveState(0, KVCache(), tuple(self.tokenizer.decompose(images))), reducers)
+
+    def refine(
+        self, state: WaveState, rows: Tensor | None = None, reducers: Mapping[Place, Reducer] | None = None
+    ) -> tuple[Tensor, WaveState]:
         """The next level's z [K,E] and state, computed for its new tokens only.
 
         rows: long [K], which of the state's live rows go on; None: all. The given state stays valid.
+        reducers: of this level's tokens, see ``ReducedWaveTower``.
         ValueError past the last level.
         """
         if not state.bands:
             raise ValueError(f"all {self.steps} levels of this state are done; begin with the pictures again")
         bands = state.bands if rows is None else tuple(band[rows] for band in state.bands)
-        return self._advance(WaveState(state.done, state.cache.select(rows), bands))
+        return self._advance(WaveState(state.done, state.cache.select(rows), bands), reducers)
 
-    def _advance(self, state: WaveState) -> tuple[Tensor, WaveState]:
+    def _advance(self, state: WaveState, reducers: Mapping[Place, Reducer] | None) -> tuple[Tensor, WaveState]:
         """Embed and run the next step's tokens; the state's cache grows in place."""
         band, *rest = state.bands
         x = self.ln_pre(self.tokenizer.embed(band, state.done))
-        x = self.run_blocks(x, cache=state.cache)
+        if reducers:
+            places = torch.arange(x.shape[1] - 1, device=x.device).expand(x.shape[0], -1)
+            x, _ = run_reduced(self.transformer.resblocks, x, ReductionContext(places), reducers, cache=state.cache)
+        else:
+            x = self.run_blocks(x, cache=state.cache)
         return self.ln_post(x[:, 0]) @ self.proj, WaveState(state.done + 1, state.cache, tuple(rest))
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.data.embedded import CANVAS, SPLITS, VIEW, class_names, indices, scene
+from common.data.embedded import SPLITS, indices, scene
+from common.data.embedded_scenes import CANVAS, VIEW, class_names
 
 
 def write_folder(folder: Path, split: str = "test", pictures: int = 200) -> None:

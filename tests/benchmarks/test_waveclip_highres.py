@@ -93,6 +93,8 @@ def test_what_is_rendered_says_what_was_run(large):
     }
     rendered = render(json.loads(json.dumps(result)))
     assert "| 64 px, 2 levels | exit 2 | 67 |" in rendered["md"] and "(×1.00)" in rendered["md"]
+    share = 100 * rows[1]["gmacs"] / rows[0]["gmacs"]
+    assert f"dense tower: {share:.1f} % (64 px, 2 levels)." in rendered["md"]
     for command in waveclip_highres.COMMANDS:
         assert f"not run; `{waveclip_highres.COMMANDS[0]}`" in rendered["md"] and command in rendered["md"]
     assert len(rendered["figures"]["waveclip-highres"].axes) == 1

@@ -11,7 +11,7 @@ from common import tasks
 from common.cli import main
 from common.clip import CLIP
 from common.data import embedded
-from common.data.embedded import vocabulary
+from common.data.embedded_scenes import vocabulary
 from tests.readme import ROOT
 
 TEACHER = ROOT / "benchmarks" / "weights" / "embedded_clip.safetensors"

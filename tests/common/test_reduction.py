@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.flops import count_macs
-from common.reduction import ReducedTower, ReductionContext
-from common.tower import ImageTower
+from common.reduction import ReducedTower, ReductionContext, run_reduced
+from common.tower import ImageTower, KVCache
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 16}
 
@@ -169,3 +169,68 @@ def test_reducers_that_are_modules_are_trained_and_saved_with_the_tower(tower):
 def test_an_unknown_place_is_an_error_that_names_the_places(tower, place):
     with pytest.raises(ValueError, match="from 0 to 2"):
         ReducedTower(tower, {place: keep_first(4)})
+
+
+@pytest.mark.parametrize("place", [1, (1, "middle")])
+@torch.no_grad()
+def test_class_attention_beside_a_cache_is_the_row_over_cached_and_own_tokens(tower, place):
+    """The second half of the tokens, over a cache of the first, attends as in one pass under a block-causal mask."""
+    torch.nn.init.normal_(tower.transformer.resblocks[1].attn.in_proj_bias)
+    x = torch.randn(2, 14, 64, dtype=torch.float64)
+    first, second, seen, cache = x[:, :6], x[:, 6:], [], KVCache()
+    tower.run_blocks(first, cache=cache)
+
+    def look(x, context):
+        seen.append(context.class_attention())
+        return x, context
+
+    context = ReductionContext(torch.arange(7).expand(2, -1))
+    found, _ = run_reduced(tower.transformer.resblocks, second, context, {place: look}, cache=cache)
+    step = torch.arange(14) >= 6
+    mask = step[:, None] >= step[None, :]
+    torch.testing.assert_close(found, tower.run_blocks(x, mask=mask)[:, 6:])
+    assert cache.tokens == 14
+    block = tower.transformer.resblocks[1]
+    entered = block.ln_1(tower.run_blocks(x, stop=1, mask=mask))
+    query, key, _ = (
+        part.unflatten(-1, (2, 32)).transpose(1, 2)
+        for part in F.linear(entered, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
+    )
+    row = (query[:, :, 6:7] @ key.transpose(-1, -2) / 32**0.5).softmax(-1)
+    torch.testing.assert_close(seen[0], row[:, :, 0, 7:].mean(1))
+
+
+@torch.no_grad()
+def test_keys_beside_a_cache_are_those_of_the_own_tokens(tower):
+    x, cache, found = torch.randn(2, 14, 64, dtype=torch.float64), KVCache(), []
+    tower.run_blocks(x[:, :6], cache=cache)
+
+    def look(x, context):
+        found.append((context.keys.shape, context.past.shape))
+        return x, context
+
+    context = ReductionContext(torch.arange(7).expand(2, -1))
+    run_reduced(tower.transformer.resblocks, x[:, 6:], context, {(0, "middle"): look}, cache=cache)
+    assert found == [((2, 2, 8, 32), (2, 2, 6, 32))]
+
+
+@torch.no_grad()
+def test_a_bias_hides_own_tokens_and_no_cached_ones(tower):
+    x = torch.randn(1, 14, 64, dtype=torch.float64)
+
+    def hide_last(x, context):
+        bias = torch.zeros(1, 1, 1, x.shape[1], dtype=x.dtype)
+        bias[..., -1] = -torch.inf
+        return x, replace(context, bias=bias)
+
+    def drop_last(x, context):
+        return context.select(x, torch.arange(6)[None])
+
+    results = []
+    for reducer in (hide_last, drop_last):
+        cache = KVCache()
+        tower.run_blocks(x[:, :6], cache=cache)
+        context = ReductionContext(torch.arange(7)[None])
+        y, _ = run_reduced(tower.transformer.resblocks, x[:, 6:], context, {1: reducer}, cache=cache)
+        results.append(y[:, :7])
+    torch.testing.assert_close(*results)

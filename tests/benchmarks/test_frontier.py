@@ -1,0 +1,206 @@
+"""The frontier on a tiny CLIP and noise: what is chosen, what it costs, what dominates, and what is said."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+
+from benchmarks import compositions, frontier
+from benchmarks.compositions import DENSE, FINE_KEEPS, KEEPS, WAVE, Family, families, reducers, weights
+from benchmarks.frontier import (
+    best_within,
+    class_texts,
+    compare,
+    mark_dominated,
+    measured,
+    observe,
+    operating_points,
+    path_gmacs,
+    render,
+    timed,
+    verdicts,
+)
+from benchmarks.levels import Levels
+from common.clip import CLIP
+from common.flops import count_macs
+from common.testing import TINY_CAPTIONS
+from patchrank.predictor import RankPredictor
+from patchrank.tower import PatchRankTower
+from waveclip import MarginGate, ProgressiveClassifier, WaveTower
+
+PROMPTS = list(TINY_CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny CLIP with 4 blocks, and a WaveCLIP of it."""
+    torch.manual_seed(0)
+    architecture = CLIP.tiny().architecture
+    clip = CLIP({**architecture, "vision_cfg": {**architecture["vision_cfg"], "layers": 4}}).eval()
+    return clip, WaveTower.from_image_tower(clip.image_tower).eval()
+
+
+@pytest.fixture(scope="module")
+def every(tiny):
+    return families(*tiny)
+
+
+def noise(split="val", pictures=16, image_size=None):
+    generator = torch.Generator().manual_seed(len(split))
+    return [
+        {
+            "image": torch.randn(8, 3, 32, 32, generator=generator),
+            "label": torch.randint(6, (8,), generator=generator),
+        }
+        for _ in range(pictures // 8)
+    ]
+
+
+def test_every_method_stands_alone_and_training_free_ones_in_the_fine_level(every):
+    names = list(reducers(0.5, 16, 4))
+    alone = [DENSE, *(f"teacher + {name}" for name in names), WAVE]
+    assert [of.name for of in every if not of.composed] == alone
+    assert [of.name for of in every if of.composed] == [f"{WAVE} + {name}" for name in names]
+    assert all(list(of.models) == list(FINE_KEEPS) for of in every if of.composed)
+
+
+def test_a_composition_pays_for_the_whole_coarse_level_and_less_for_the_fine_one(every):
+    by_name = {of.name: of for of in every}
+    coarse, fine = path_gmacs(by_name[WAVE].models[None], 32)
+    (dense,) = path_gmacs(by_name[DENSE].models[None], 32)
+    assert dense == count_macs(by_name[DENSE].clip.image_tower, torch.zeros(1, 3, 32, 32)).gmacs
+    for of in (of for of in every if of.models.keys() != {None}):
+        least, most = (path_gmacs(of.models[keep], 32) for keep in (min(of.models), max(of.models)))
+        assert least[-1] < most[-1] < (fine if of.composed else dense)
+        if of.composed:
+            assert least[0] == most[0] == coarse < least[1]
+
+
+def test_what_is_observed_is_what_the_real_classifier_answers(every):
+    texts = class_texts(every, PROMPTS)
+    seen = observe(every, noise(), texts)
+    assert set(seen) == {(of.name, keep) for of in every for keep in of.models}
+    of = every[-1]
+    model, levels = of.models[0.5], seen[of.name, 0.5]
+    threshold = float(levels.margin[0].sort().values[7:9].mean())
+    correct, shares = levels.at(threshold)
+    classify = ProgressiveClassifier(model, *texts[of.clip], MarginGate(threshold)).eval()
+    made = [(classify(batch["image"]), batch["label"]) for batch in noise()]
+    assert torch.cat([one.scores.argmax(-1) == labels for one, labels in made]).tolist() == correct.tolist()
+    assert float(torch.cat([one.exit_step for one, _ in made]).double().mean()) == shares[1] == 0.5
+    some = observe(every, noise(), texts, {(DENSE, None), (of.name, 0.5)})
+    assert set(some) == {(DENSE, None), (of.name, 0.5)} and torch.equal(some[of.name, 0.5].right, levels.right)
+
+
+def levels(generator, steps=2, pictures=50):
+    right = torch.rand(steps, pictures, generator=generator) < 0.5
+    return Levels(torch.rand(steps - 1, pictures, generator=generator), right, right[0])
+
+
+def test_the_best_setting_within_a_budget_by_trying_them_all(tiny):
+    generator = torch.Generator().manual_seed(0)
+    family = Family("a", dict.fromkeys((0.25, 0.5), torch.nn.Identity()), tiny[0])
+    seen = {("a", keep): levels(generator) for keep in family.models}
+    costs = {("a", 0.25): [1.0, 2.0], ("a", 0.5): [1.0, 3.0]}
+    for budget in (1.0, 1.5, 2.0, 3.0):
+        best = best_within(family, seen, costs, budget)
+        tried = []
+        for keep, refined in product(family.models, range(51)):
+            of, (coarse, fine) = seen["a", keep], costs["a", keep]
+            order = of.margin[0].argsort()
+            right = torch.cat([of.right[1][order[:refined]], of.right[0][order[refined:]]])
+            gmacs = coarse + (fine - coarse) * refined / 50
+            if gmacs <= budget + 1e-9:
+                tried.append(float(right.double().mean()))
+        assert best.accuracy == pytest.approx(max(tried)) and best.gmacs <= budget + 1e-6
+    assert best_within(family, seen, costs, 0.5) is None
+    points = operating_points(family, seen, costs, [0.5, 1.0, 1.0, 3.0])
+    assert [point.gmacs for point in points] == sorted({point.gmacs for point in points})
+
+
+def test_a_composition_is_compared_with_the_best_method_alone_that_costs_no_more(tiny):
+    clip, model = tiny[0], torch.nn.Identity()
+    alone, wave = Family("alone", {0.5: model}, clip), Family(WAVE, {None: model}, clip)
+    joined = Family("both", {0.5: model}, clip, composed=True)
+    right, wrong = torch.ones(1, 40, dtype=torch.bool), torch.zeros(1, 40, dtype=torch.bool)
+    none, margin = torch.zeros(0, 40), torch.linspace(0, 1, 40)[None]
+    seen = {
+        ("alone", 0.5): Levels(none, right, right[0]),
+        (WAVE, None): Levels(margin, torch.cat([wrong, right]), right[0]),
+        ("both", 0.5): Levels(margin, torch.cat([wrong, right]), right[0]),
+    }
+    costs = {("alone", 0.5): [2.5], (WAVE, None): [1.0, 3.0], ("both", 0.5): [1.0, 2.0]}
+    point = best_within(joined, seen, costs, 1.5)  # half of them refined
+    rows = [measured(joined, point, seen["both", 0.5], costs)]
+    compare(rows, [alone, wave, joined], seen, seen, costs)
+    assert rows[0]["accuracy"] == rows[0]["refined"] == 0.5 and rows[0]["gmacs"] == 1.5
+    assert rows[0]["rival"]["method"] == WAVE  # a quarter refined for the same money; "alone" is too dear
+    assert rows[0]["rival"]["difference"][0] == pytest.approx(0.25)
+    assert verdicts([rows[0] | {"dominated": []}])[0].startswith("**both pays** in multiply-adds: of 1 ")
+    costs["alone", 0.5] = [1.4]
+    compare(rows, [alone, wave, joined], seen, seen, costs)
+    assert rows[0]["rival"] | {"difference": None} == {"method": "alone", "keep": 0.5, "difference": None}
+    said = verdicts([rows[0] | {"dominated": ["seconds"]}])[0]
+    assert "does not pay" in said and "1 clearly below" in said and "0 are not dominated in time" in said
+
+
+def test_a_row_is_dominated_where_another_is_as_accurate_for_no_more():
+    rows = [
+        {"gmacs": 1.0, "seconds": 2.0, "accuracy": 0.5},
+        {"gmacs": 2.0, "seconds": 1.0, "accuracy": 0.5},
+        {"gmacs": 3.0, "seconds": 3.0, "accuracy": 0.6},
+        {"gmacs": 3.0, "seconds": 4.0, "accuracy": 0.6},
+    ]
+    mark_dominated(rows)
+    assert [row["dominated"] for row in rows] == [["seconds"], ["gmacs"], [], ["seconds"]]
+
+
+def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
+    monkeypatch.setattr(frontier, "models", lambda: tiny)
+    monkeypatch.setattr(frontier, "weights", dict)
+    monkeypatch.setattr(compositions, "weights", dict)
+    monkeypatch.setattr(frontier, "batches", lambda split, pictures: noise(split))
+    monkeypatch.setattr(frontier.EmbeddedDataModule, "class_prompts", PROMPTS)
+    result = json.loads(json.dumps(frontier.run(smoke=True)))
+    rows = result["rows"]
+    assert rows[0]["method"] == DENSE and all(row["seconds"] > 0 for row in rows)
+    assert all((row["rival"] is not None) == row["composed"] for row in rows)
+    budgets = [share * rows[0]["gmacs"] for share in result["budgets"]]
+    assert all(row["val"]["gmacs"] <= max(budgets) * (1 + 1e-6) for row in rows[1:])
+    rendered = render(result)
+    table = [line for line in rendered["md"].splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(rows) and len({line.count("|") for line in table}) == 1
+    assert f"| {DENSE} | – | – | {rows[0]['gmacs']:.4f} | 100 % |" in rendered["md"]
+    assert "MLIP: not run; `" in rendered["md"] and "teacher + rank predictor: not run; `" in rendered["md"]
+    assert rendered["md"].count("pay** in multiply-adds") + rendered["md"].count("pays** in multiply-adds") == len(
+        {row["method"] for row in rows if row["composed"]}
+    )
+    assert [axes.get_xlabel() for axes in rendered["figures"]["frontier"].axes] == [
+        "GMACs a picture",
+        "ms a picture, measured",
+    ]
+
+
+def test_trained_methods_are_there_when_their_weights_are(tiny, tmp_path, monkeypatch):
+    clip, wave = tiny
+    assert weights(tmp_path) == {}
+    ranker = PatchRankTower(clip.image_tower, RankPredictor.for_tower(clip.image_tower), 0.5, prune_layer=1)
+    ranker.save(tmp_path / "embedded_any_name.safetensors", clip.architecture)
+    clip.save(tmp_path / "embedded_clip.safetensors")
+    known = weights(tmp_path)
+    assert known == {"patchrank": tmp_path / "embedded_any_name.safetensors"}
+    monkeypatch.setattr(compositions, "weights", lambda: known)
+    (ranked,) = (of for of in families(clip, wave) if of.name == "teacher + rank predictor")
+    assert list(ranked.models) == list(KEEPS)
+    picture = torch.randn(2, 3, 32, 32)
+    at = PatchRankTower(clip.image_tower, ranker.predictor.eval(), KEEPS[1], prune_layer=1).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ranked.models[KEEPS[1]].eval()(picture), at(picture))
+
+
+def test_time_is_that_of_each_row(every):
+    texts = class_texts(every, PROMPTS)
+    rows = [{"method": of.name, "keep": next(iter(of.models)), "threshold": 0.0} for of in every]
+    taken = timed(rows, every, torch.randn(4, 3, 32, 32), texts, 1)
+    assert len(taken) == len(rows) and min(taken) > 0
