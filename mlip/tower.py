@@ -198,7 +198,7 @@ class MLIPTower(nn.Module):
         return MLIPFeatures(frequency, spatial[:, 0], frequency_tokens, spatial[:, 1:])
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """images [B,3,S,S] -> the spatial embedding [B,E], of length 1 unless told otherwise; no head of a loss runs."""
+        """images [B,3,S,S] -> the spatial embedding [B,E], of length 1 unless told otherwise; no loss's head runs."""
         x, _ = self.run_blocks(self.run_frequency(self.embed(images)), self.look(images))
         z = self.pool(x)
         return F.normalize(z, dim=-1) if normalize else z

@@ -44,7 +44,7 @@ def test_a_saved_guide_comes_back_with_its_sizes(tmp_path):
 
 def test_what_does_not_fit_is_named(tmp_path):
     Guide(**SMALL).save(tmp_path / "guide.safetensors")
-    with pytest.raises(ValueError, match="missing blocks.2"):
+    with pytest.raises(ValueError, match="missing blocks"):
         Guide(**SMALL | {"depth": 3}, weights=str(tmp_path / "guide.safetensors"))
     with pytest.raises(ValueError, match=r"blocks.0.attn.proj.bias has shape \(32,\), expected \(64,\)"):
         Guide(**SMALL | {"width": 64}, weights=str(tmp_path / "guide.safetensors"))
