@@ -91,9 +91,13 @@ def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) ->
 
 
 def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
-    """A tuning beside the same seed's predictor; the recorded path of that one is in the default run folder."""
+    """A tuning beside the same seed's predictor, with prompts in as many layers as the text tower has.
+
+    The predictor's path that is recorded is that of the default run folder.
+    """
+    depth = load_architecture(task.architecture)["text_cfg"]["layers"]
     file = f"retrain/patchrank/{name_of(task, 'predictor', seed)}/weights.safetensors"
-    model = {"kind": kind, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
+    model = {"kind": kind, "depth": depth, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
     run = _run(task, f"{kind}-{keep}", "prompts", seed, model, {})
     there = str((runs_directory() / file).absolute())
     return replace(run, places=("--model.init_args.predictor", there) if keep < 1 else ())
