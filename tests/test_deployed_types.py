@@ -19,6 +19,8 @@ from mlip.guide import Guide
 from mlip.model import MLIP
 from mlip.pretraining import MLIPPretraining
 from patchrank import PatchRankTower, PromptedCLIP, Prompts, PromptTuning, RankPredictor, RankPredictorTraining
+from patchrank.avit import AViTTower
+from patchrank.avit_training import AViTTraining
 from tests.common.towers import NAMES, pictures
 from waveclip import WaveCLIPDistillation, WaveTower
 
@@ -41,6 +43,7 @@ TYPES = {
     "wave": lambda clip: (WaveTower.from_image_tower(clip.image_tower), clip),
     "mlip": lambda clip: (mlip(clip), None),
     "patchrank": lambda clip: (PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1), clip),
+    "avit": lambda clip: (AViTTower(clip.image_tower, shift=0.0), clip),
     "prompted": lambda clip: (
         PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1, Prompts("coupled", 2, 2, 64, 64))),
         None,
@@ -100,14 +103,14 @@ def test_a_tower_without_a_predictor_has_one_path(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["onnx", "torch-export"])
-@pytest.mark.parametrize("kind", ["mlip", "patchrank", "prompted"])
+@pytest.mark.parametrize("kind", ["mlip", "patchrank", "prompted", "avit"])
 def test_its_graph_gives_the_same(tmp_path, monkeypatch, kind, form):
     monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
     model = made(tmp_path / "model", kind)
     assert main(["export", str(tmp_path / "model"), "--format", form]) == 0
     report = json.loads((tmp_path / "model" / form / "export.json").read_text())
     assert report["difference"] <= TOLERANCE and report["type"] == kind
-    assert report["setting"] == ({} if kind == "mlip" else {"keep": 0.5})
+    assert report["setting"] == ({"keep": 0.5} if kind in ("patchrank", "prompted") else {})
     file = tmp_path / "model" / form / report["stages"][0]["file"]
     graph = graphs.onnx_graph(file) if form == "onnx" else torch.export.load(file).module()
     for batch in (1, 4):
@@ -131,6 +134,7 @@ TRAININGS = {
     "RankPredictorTraining": lambda files: RankPredictorTraining(
         files["architecture"], files["clip"], prune_layer=1, keep=0.5
     ),
+    "AViTTraining": lambda files: AViTTraining(files["architecture"], files["clip"], depth=2.0),
     "PromptTuning": lambda files: PromptTuning(
         files["architecture"], files["clip"], predictor=files["ranks"], keep=0.5, prune_layer=1, prompts=1, depth=2
     ),

@@ -59,9 +59,10 @@ def stored(folder: Path) -> dict[str, Stored]:
     found = {}
     for name in BENCHMARKS:
         path = folder / f"{name}.json"
-        if path.is_file():
+        result = json.loads(path.read_text()) if path.is_file() else {}
+        if result.keys() - {"name", "conditions", "missing"}:  # else nothing was measured
             said, pictures = path.with_suffix(".md"), sorted(folder.glob(f"{name}*.png"))
-            found[name] = Stored(name, json.loads(path.read_text()), said.read_text(), pictures)
+            found[name] = Stored(name, result, said.read_text(), pictures)
     return found
 
 
@@ -164,12 +165,13 @@ def _article(name: str, title: str, found: dict[str, Stored]) -> str:
     of = found[name]
     stated = of.result.get("conditions", {})
     parts = [head, f'<p class="made">{code(command(name))}, scale: {text(stated.get("scale", "–"))}</p>']
-    if of.comparisons:
+    compared = any(each.ours is not None for each in of.comparisons)
+    if compared:
         rows = [[text(cell) for cell in each.cells()] for each in of.comparisons]
         heads = ("", "paper", "ours", "difference")
         parts.append(table(heads, rows, code(command(name)), f"{title}: paper and ours", numbers=3))
     parts += [figure(path, f"{title} ({path.stem})") for path in of.figures]
-    opened = "" if of.comparisons else " open"
+    opened = "" if compared else " open"
     parts.append(
         f"<details{opened}><summary>All that was measured</summary>{markdown(of.markdown, title)}</details>"
         f"<details><summary>Conditions of the run</summary>{conditions(stated)}</details></article>\n"

@@ -16,7 +16,7 @@ Result = dict[str, Any]
 class Comparison(NamedTuple):
     """One number that a paper prints, and ours.
 
-    ours: None where it was not run.  unit: "GMACs", "tokens", "%" or "points" (of 1 %).
+    ours: None where it was not run.  unit: "GMACs", "tokens", "%", "points" (of 1 %) or "times" (as long, as much).
     same: whether both are of the same thing. The embedded benchmark stands in for ImageNet only in direction, so
     there no difference is taken.
     """
@@ -29,7 +29,9 @@ class Comparison(NamedTuple):
 
     def cells(self) -> list[str]:
         """what, paper, ours, difference, as text."""
-        written = {"GMACs": "{:.2f}", "tokens": "{:g}", "%": "{:.1f}", "points": "{:+.1f}"}[self.unit]
+        written = {"GMACs": "{:.2f}", "tokens": "{:g}", "%": "{:.1f}", "points": "{:+.1f}", "times": "{:.2f}"}[
+            self.unit
+        ]
         ours = "not run" if self.ours is None else written.format(round(self.ours, 2))
         return [f"{self.what}, {self.unit}", written.format(self.paper), ours, self._difference()]
 
@@ -101,6 +103,22 @@ def _ablation(result: Result) -> Iterator[Comparison]:
             yield Comparison(what, gain, fmean(ours) if ours else None, "points", False)
 
 
+def _evaluated(result: Result) -> Iterator[Comparison]:
+    """Tables of `effclip evaluate`'s results, cell by cell."""
+    for titles, rows in zip(result["columns"], result["blocks"], strict=True):
+        for row in rows:
+            for title, paper, ours in zip(titles, row["values"], row["ours"], strict=False):  # means follow
+                if paper is not None:
+                    yield Comparison(f"{row['method']}, {title}", paper, ours, "%")
+
+
+def _table10(result: Result) -> Iterator[Comparison]:
+    hours = {row["method"]: row["gpu_hours"] for row in result["paper"]}
+    ours = {row["run"]: row["of_reference"] for row in result["rows"]}
+    what = "MLIP's training, in CLIP's time (ours: a step's)"
+    yield Comparison(what, hours["MLIP"] / hours["CLIP"], ours.get("mlip"), "times", False)
+
+
 def _accuracy(row: dict[str, Any]) -> float | None:
     return 100 * fmean(found["test"] for found in row["seeds"].values()) if row["seeds"] else None
 
@@ -142,6 +160,8 @@ _READERS: dict[str, Callable[[Result], Iterator[Comparison]]] = {
     "waveclip-fig1": _figure1,
     "waveclip-fig3": _figure3,
     "mlip-table9": _table9,
+    **{f"mlip-table{number}": _evaluated for number in (1, 2, 4)},
+    "mlip-table10": _table10,
     "patchrank-table1": _patch_ranking,
     **{f"mlip-table{number}": _ablation for number in (3, 5, 6, 7, 8)},
 }
