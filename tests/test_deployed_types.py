@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from common import directory, graphs
@@ -91,6 +92,16 @@ def test_a_keep_rate_is_a_budget(tmp_path, kind):
     z = model.at(0.5).encode_image(images)
     torch.testing.assert_close(z, model.encode_image(images))
     assert not torch.allclose(z, model.at(1.0).encode_image(images), atol=1e-3), "half the tokens are gone"
+
+
+def test_a_budget_on_the_command_line_says_its_keep_rate(tmp_path, capsys):
+    made(tmp_path / "model", "patchrank")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    found = load(tmp_path / "model", device="cpu")
+    budget = f"{found.costs[found.paths.rates.index(0.3)]:.9f}"
+    line = ["classify", str(tmp_path / "red.png"), "--model", str(tmp_path / "model"), "--device", "cpu"]
+    assert main([*line, "--gmacs", budget]) == 0
+    assert "keep rate 0.3" in capsys.readouterr().err
 
 
 @torch.no_grad()

@@ -154,7 +154,7 @@ def _state(item: dict[str, Any], found: dict[str, Stored]) -> str:
     if "benchmark" in item:
         return f"not run: {code(command(item['benchmark']))}"
     made_by = f": {code(item['command'])}" if "command" in item else ""
-    return f"not here, {text(item['why'])}{made_by}"
+    return f"not here: {text(item['why'])}{made_by}"
 
 
 def _article(name: str, title: str, found: dict[str, Stored]) -> str:
@@ -169,7 +169,8 @@ def _article(name: str, title: str, found: dict[str, Stored]) -> str:
     if compared:
         rows = [[text(cell) for cell in each.cells()] for each in of.comparisons]
         heads = ("", "paper", "ours", "difference")
-        parts.append(table(heads, rows, code(command(name)), f"{title}: paper and ours", numbers=3))
+        caption = f"{len(rows)} numbers that the paper prints, and ours"
+        parts.append(table(heads, rows, caption, f"{title}: paper and ours", numbers=3))
     parts += [figure(path, f"{title} ({path.stem})") for path in of.figures]
     opened = "" if compared else " open"
     parts.append(
@@ -181,7 +182,14 @@ def _article(name: str, title: str, found: dict[str, Stored]) -> str:
 
 def _not_run(found: dict[str, Stored]) -> str:
     """Benchmarks without a result, parts of the papers that no benchmark stands for, numbers that are missing."""
-    rows = [[text(BENCHMARKS[name]), "no result yet", code(command(name))] for name in BENCHMARKS if name not in found]
+    titles = {
+        item["benchmark"]: f"{paper['paper']}, {item['item']}: {item['about']}"
+        for paper in papers()
+        for item in paper["items"]
+        if "benchmark" in item
+    }
+    waiting = [name for name in BENCHMARKS if name not in found]
+    rows = [[text(titles.get(name, BENCHMARKS[name])), "no result yet", code(command(name))] for name in waiting]
     for paper in papers():
         for item in paper["items"]:
             title, made_by = f"{paper['paper']}, {item['item']}", item.get("command")

@@ -62,8 +62,8 @@ def _table2(result: Result) -> Iterator[Comparison]:
         method = row["method"]
         if row["paper_tokens"] is not None and row["tokens"] is not None:
             yield Comparison(method, row["paper_tokens"], row["tokens"], "tokens")
-        yield Comparison(f"{method}, attention's products counted", row["paper_gflops"], row["gmacs"], "GMACs")
-        yield Comparison(f"{method}, left out", row["paper_gflops"], row["gmacs_paper"], "GMACs")
+        yield Comparison(f"{method}, with attention's products", row["paper_gflops"], row["gmacs"], "GMACs")
+        yield Comparison(f"{method}, without", row["paper_gflops"], row["gmacs_paper"], "GMACs")
         found = row["accuracy"]
         yield Comparison(f"{method}, top-1", row["paper_accuracy"], found and found["top1"], "%")
     savings = result["paper_scale"]["savings"]
@@ -146,12 +146,12 @@ def _of_paper(name: str) -> Result:
 def _table9(result: Result) -> Iterator[Comparison]:
     for printed in result["paper"]:
         rows = [r for r in result["rows"] if (r["method"], r["architecture"]) == (printed["method"], "ViT-B-16")]
-        for account, said in (("gmacs", "attention's products counted"), ("gmacs_paper", "left out")):
+        for account, said in (("gmacs", "with attention's products"), ("gmacs_paper", "without")):
             for row in rows:
                 ours = row["tower"][account] + row["text"][account]
-                yield Comparison(f"{printed['method']} ViT-B/16 with text, {said}", printed["gflops"], ours, "GMACs")
+                yield Comparison(f"{printed['method']} ViT-B/16 and text, {said}", printed["gflops"], ours, "GMACs")
         if not rows:
-            yield Comparison(f"{printed['method']} ViT-B/16 with text", printed["gflops"], None, "GMACs")
+            yield Comparison(f"{printed['method']} ViT-B/16 and text", printed["gflops"], None, "GMACs")
 
 
 _READERS: dict[str, Callable[[Result], Iterator[Comparison]]] = {
