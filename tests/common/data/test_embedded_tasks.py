@@ -49,9 +49,10 @@ def test_a_style_is_a_shift_from_the_plain_picture(style, monkeypatch):
     gray, styled_gray = plain.mean(-1), styled.mean(-1)
     sharpness = [np.abs(np.diff(picture)).mean() for picture in (gray, styled_gray)]
     if style == "sketch":
-        assert np.ptp(styled, axis=-1).max() == 0 and np.median(styled) > 200  # grey lines on white
+        lines = (styled - 0.8 * plain) / 0.2
+        assert np.ptp(lines, axis=-1).max() < 12 and np.median(lines) > 200  # grey lines on white
     elif style == "colour":
-        assert np.abs(plain.max(-1) - styled.max(-1)).max() <= 2 and np.abs(plain - styled).mean() > 5
+        assert np.abs(plain.max(-1) - styled.max(-1)).max() <= 2 and np.abs(plain - styled).mean() > 1
     else:
         assert sharpness[1] < 0.8 * sharpness[0] and abs(gray.mean() - styled_gray.mean()) < 5
 
