@@ -112,6 +112,7 @@ class Tally:
         lines.append(f"mean cost {mean:.4g} GMACs a picture in the image tower, {100 * mean / most:.0f} % of the most")
         stops = ", ".join(f"{count:,} at level {level}" for level, count in sorted(self.levels.items()))
         lines += [f"stopped: {stops} (threshold {question.setting:.4g})"] if stops else []
+        lines += [f"keep rate {question.setting:g}"] if question.deployed.knob == "keep" else []
         known = question.deployed.calibration if question.deployed.knob else None
         if known is not None and question.calibrated_on_these and question.setting == known.point.setting:
             low, high = known.point.gmacs_interval

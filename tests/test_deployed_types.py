@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from common import directory, graphs
@@ -19,6 +20,8 @@ from mlip.guide import Guide
 from mlip.model import MLIP
 from mlip.pretraining import MLIPPretraining
 from patchrank import PatchRankTower, PromptedCLIP, Prompts, PromptTuning, RankPredictor, RankPredictorTraining
+from patchrank.avit import AViTTower
+from patchrank.avit_training import AViTTraining
 from tests.common.towers import NAMES, pictures
 from waveclip import WaveCLIPDistillation, WaveTower
 
@@ -41,6 +44,7 @@ TYPES = {
     "wave": lambda clip: (WaveTower.from_image_tower(clip.image_tower), clip),
     "mlip": lambda clip: (mlip(clip), None),
     "patchrank": lambda clip: (PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1), clip),
+    "avit": lambda clip: (AViTTower(clip.image_tower, shift=0.0), clip),
     "prompted": lambda clip: (
         PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1, Prompts("coupled", 2, 2, 64, 64))),
         None,
@@ -90,6 +94,16 @@ def test_a_keep_rate_is_a_budget(tmp_path, kind):
     assert not torch.allclose(z, model.at(1.0).encode_image(images), atol=1e-3), "half the tokens are gone"
 
 
+def test_a_budget_on_the_command_line_says_its_keep_rate(tmp_path, capsys):
+    made(tmp_path / "model", "patchrank")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    found = load(tmp_path / "model", device="cpu")
+    budget = f"{found.costs[found.paths.rates.index(0.3)]:.9f}"
+    line = ["classify", str(tmp_path / "red.png"), "--model", str(tmp_path / "model"), "--device", "cpu"]
+    assert main([*line, "--gmacs", budget]) == 0
+    assert "keep rate 0.3" in capsys.readouterr().err
+
+
 @torch.no_grad()
 def test_a_tower_without_a_predictor_has_one_path(tmp_path):
     clip = CLIP.tiny().eval()
@@ -100,14 +114,14 @@ def test_a_tower_without_a_predictor_has_one_path(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["onnx", "torch-export"])
-@pytest.mark.parametrize("kind", ["mlip", "patchrank", "prompted"])
+@pytest.mark.parametrize("kind", ["mlip", "patchrank", "prompted", "avit"])
 def test_its_graph_gives_the_same(tmp_path, monkeypatch, kind, form):
     monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
     model = made(tmp_path / "model", kind)
     assert main(["export", str(tmp_path / "model"), "--format", form]) == 0
     report = json.loads((tmp_path / "model" / form / "export.json").read_text())
     assert report["difference"] <= TOLERANCE and report["type"] == kind
-    assert report["setting"] == ({} if kind == "mlip" else {"keep": 0.5})
+    assert report["setting"] == ({"keep": 0.5} if kind in ("patchrank", "prompted") else {})
     file = tmp_path / "model" / form / report["stages"][0]["file"]
     graph = graphs.onnx_graph(file) if form == "onnx" else torch.export.load(file).module()
     for batch in (1, 4):
@@ -131,6 +145,7 @@ TRAININGS = {
     "RankPredictorTraining": lambda files: RankPredictorTraining(
         files["architecture"], files["clip"], prune_layer=1, keep=0.5
     ),
+    "AViTTraining": lambda files: AViTTraining(files["architecture"], files["clip"], depth=2.0),
     "PromptTuning": lambda files: PromptTuning(
         files["architecture"], files["clip"], predictor=files["ranks"], keep=0.5, prune_layer=1, prompts=1, depth=2
     ),

@@ -59,9 +59,10 @@ def stored(folder: Path) -> dict[str, Stored]:
     found = {}
     for name in BENCHMARKS:
         path = folder / f"{name}.json"
-        if path.is_file():
+        result = json.loads(path.read_text()) if path.is_file() else {}
+        if result.keys() - {"name", "conditions", "missing"}:  # else nothing was measured
             said, pictures = path.with_suffix(".md"), sorted(folder.glob(f"{name}*.png"))
-            found[name] = Stored(name, json.loads(path.read_text()), said.read_text(), pictures)
+            found[name] = Stored(name, result, said.read_text(), pictures)
     return found
 
 
@@ -153,7 +154,7 @@ def _state(item: dict[str, Any], found: dict[str, Stored]) -> str:
     if "benchmark" in item:
         return f"not run: {code(command(item['benchmark']))}"
     made_by = f": {code(item['command'])}" if "command" in item else ""
-    return f"not here, {text(item['why'])}{made_by}"
+    return f"not here: {text(item['why'])}{made_by}"
 
 
 def _article(name: str, title: str, found: dict[str, Stored]) -> str:
@@ -164,12 +165,14 @@ def _article(name: str, title: str, found: dict[str, Stored]) -> str:
     of = found[name]
     stated = of.result.get("conditions", {})
     parts = [head, f'<p class="made">{code(command(name))}, scale: {text(stated.get("scale", "–"))}</p>']
-    if of.comparisons:
+    compared = any(each.ours is not None for each in of.comparisons)
+    if compared:
         rows = [[text(cell) for cell in each.cells()] for each in of.comparisons]
         heads = ("", "paper", "ours", "difference")
-        parts.append(table(heads, rows, code(command(name)), f"{title}: paper and ours", numbers=3))
+        caption = f"{len(rows)} numbers that the paper prints, and ours"
+        parts.append(table(heads, rows, caption, f"{title}: paper and ours", numbers=3))
     parts += [figure(path, f"{title} ({path.stem})") for path in of.figures]
-    opened = "" if of.comparisons else " open"
+    opened = "" if compared else " open"
     parts.append(
         f"<details{opened}><summary>All that was measured</summary>{markdown(of.markdown, title)}</details>"
         f"<details><summary>Conditions of the run</summary>{conditions(stated)}</details></article>\n"
@@ -179,7 +182,14 @@ def _article(name: str, title: str, found: dict[str, Stored]) -> str:
 
 def _not_run(found: dict[str, Stored]) -> str:
     """Benchmarks without a result, parts of the papers that no benchmark stands for, numbers that are missing."""
-    rows = [[text(BENCHMARKS[name]), "no result yet", code(command(name))] for name in BENCHMARKS if name not in found]
+    titles = {
+        item["benchmark"]: f"{paper['paper']}, {item['item']}: {item['about']}"
+        for paper in papers()
+        for item in paper["items"]
+        if "benchmark" in item
+    }
+    waiting = [name for name in BENCHMARKS if name not in found]
+    rows = [[text(titles.get(name, BENCHMARKS[name])), "no result yet", code(command(name))] for name in waiting]
     for paper in papers():
         for item in paper["items"]:
             title, made_by = f"{paper['paper']}, {item['item']}", item.get("command")

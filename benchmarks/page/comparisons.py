@@ -16,7 +16,7 @@ Result = dict[str, Any]
 class Comparison(NamedTuple):
     """One number that a paper prints, and ours.
 
-    ours: None where it was not run.  unit: "GMACs", "tokens", "%" or "points" (of 1 %).
+    ours: None where it was not run.  unit: "GMACs", "tokens", "%", "points" (of 1 %) or "times" (as long, as much).
     same: whether both are of the same thing. The embedded benchmark stands in for ImageNet only in direction, so
     there no difference is taken.
     """
@@ -29,7 +29,9 @@ class Comparison(NamedTuple):
 
     def cells(self) -> list[str]:
         """what, paper, ours, difference, as text."""
-        written = {"GMACs": "{:.2f}", "tokens": "{:g}", "%": "{:.1f}", "points": "{:+.1f}"}[self.unit]
+        written = {"GMACs": "{:.2f}", "tokens": "{:g}", "%": "{:.1f}", "points": "{:+.1f}", "times": "{:.2f}"}[
+            self.unit
+        ]
         ours = "not run" if self.ours is None else written.format(round(self.ours, 2))
         return [f"{self.what}, {self.unit}", written.format(self.paper), ours, self._difference()]
 
@@ -60,8 +62,8 @@ def _table2(result: Result) -> Iterator[Comparison]:
         method = row["method"]
         if row["paper_tokens"] is not None and row["tokens"] is not None:
             yield Comparison(method, row["paper_tokens"], row["tokens"], "tokens")
-        yield Comparison(f"{method}, attention's products counted", row["paper_gflops"], row["gmacs"], "GMACs")
-        yield Comparison(f"{method}, left out", row["paper_gflops"], row["gmacs_paper"], "GMACs")
+        yield Comparison(f"{method}, with attention's products", row["paper_gflops"], row["gmacs"], "GMACs")
+        yield Comparison(f"{method}, without", row["paper_gflops"], row["gmacs_paper"], "GMACs")
         found = row["accuracy"]
         yield Comparison(f"{method}, top-1", row["paper_accuracy"], found and found["top1"], "%")
     savings = result["paper_scale"]["savings"]
@@ -101,6 +103,22 @@ def _ablation(result: Result) -> Iterator[Comparison]:
             yield Comparison(what, gain, fmean(ours) if ours else None, "points", False)
 
 
+def _evaluated(result: Result) -> Iterator[Comparison]:
+    """Tables of `effclip evaluate`'s results, cell by cell."""
+    for titles, rows in zip(result["columns"], result["blocks"], strict=True):
+        for row in rows:
+            for title, paper, ours in zip(titles, row["values"], row["ours"], strict=False):  # means follow
+                if paper is not None:
+                    yield Comparison(f"{row['method']}, {title}", paper, ours, "%")
+
+
+def _table10(result: Result) -> Iterator[Comparison]:
+    hours = {row["method"]: row["gpu_hours"] for row in result["paper"]}
+    ours = {row["run"]: row["of_reference"] for row in result["rows"]}
+    what = "MLIP's training, in CLIP's time (ours: a step's)"
+    yield Comparison(what, hours["MLIP"] / hours["CLIP"], ours.get("mlip"), "times", False)
+
+
 def _accuracy(row: dict[str, Any]) -> float | None:
     return 100 * fmean(found["test"] for found in row["seeds"].values()) if row["seeds"] else None
 
@@ -128,12 +146,12 @@ def _of_paper(name: str) -> Result:
 def _table9(result: Result) -> Iterator[Comparison]:
     for printed in result["paper"]:
         rows = [r for r in result["rows"] if (r["method"], r["architecture"]) == (printed["method"], "ViT-B-16")]
-        for account, said in (("gmacs", "attention's products counted"), ("gmacs_paper", "left out")):
+        for account, said in (("gmacs", "with attention's products"), ("gmacs_paper", "without")):
             for row in rows:
                 ours = row["tower"][account] + row["text"][account]
-                yield Comparison(f"{printed['method']} ViT-B/16 with text, {said}", printed["gflops"], ours, "GMACs")
+                yield Comparison(f"{printed['method']} ViT-B/16 and text, {said}", printed["gflops"], ours, "GMACs")
         if not rows:
-            yield Comparison(f"{printed['method']} ViT-B/16 with text", printed["gflops"], None, "GMACs")
+            yield Comparison(f"{printed['method']} ViT-B/16 and text", printed["gflops"], None, "GMACs")
 
 
 _READERS: dict[str, Callable[[Result], Iterator[Comparison]]] = {
@@ -142,6 +160,8 @@ _READERS: dict[str, Callable[[Result], Iterator[Comparison]]] = {
     "waveclip-fig1": _figure1,
     "waveclip-fig3": _figure3,
     "mlip-table9": _table9,
+    **{f"mlip-table{number}": _evaluated for number in (1, 2, 4)},
+    "mlip-table10": _table10,
     "patchrank-table1": _patch_ranking,
     **{f"mlip-table{number}": _ablation for number in (3, 5, 6, 7, 8)},
 }

@@ -56,8 +56,8 @@ def section(result: dict[str, Any]) -> str | None:
     data = {key: result[key] for key in ("sweep", "pictures", "teacher", "examples")}
     packed = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     readings = {
-        "stopped": "stop at the coarse level",
-        "refined": "go on to the fine level",
+        "stopped": 'stop at the coarse level: <span id="stopped-count"></span>',
+        "refined": 'go on to the fine level: <span id="refined-count"></span>',
         "accuracy": "named rightly",
         "gmacs": "mean GMACs a picture",
         "saved": "saved against the dense teacher",

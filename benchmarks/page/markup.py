@@ -69,7 +69,7 @@ def figure(path: Path, said: str) -> str:
     encoded = base64.b64encode(path.read_bytes()).decode()
     size = f'width="{width}" height="{height}"'
     shown = f'<img src="data:image/{TYPES[path.suffix]};base64,{encoded}" {size} alt="{text(said)}">'
-    return f"<figure>{scrolling(shown, said)}<figcaption>{text(said)}</figcaption></figure>"
+    return f"<figure>{scrolling(shown, said)}</figure>"
 
 
 def conditions(stated: dict[str, Any]) -> str:

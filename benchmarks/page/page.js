@@ -52,8 +52,10 @@
     const gmacs = sweep.gmacs[step];
     const said = threshold > 1 ? "above 1, none stops" : threshold.toFixed(3);
     write("shown", said);
-    write("stopped", `${count(pictures - refined)} (${percent(1 - refined / pictures)})`);
-    write("refined", `${count(refined)} (${percent(refined / pictures)})`);
+    write("stopped", percent(1 - refined / pictures));
+    write("stopped-count", count(pictures - refined));
+    write("refined", percent(refined / pictures));
+    write("refined-count", count(refined));
     write("accuracy", percent(accuracy));
     write("gmacs", gmacs.toFixed(4));
     write("saved", percent(1 - gmacs / teacher.gmacs));

@@ -1,10 +1,14 @@
-"""A folder of results to make the report page of: the committed ones, with a WaveCLIP's outcomes made up."""
+"""A folder of results to make the report page of: the committed ones, with those of two figures made up."""
 
+import base64
+import io
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.__main__ import RESULTS
 from benchmarks.exits import Outcomes
@@ -39,9 +43,32 @@ def examples():
     ]
 
 
+def png(seed):
+    """48 x 48 pixels of noise, PNG in base64."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def patches():
+    """Two pictures of noise, and which of 36 patches three methods keep."""
+    pictures = [png(place) for place in range(2)]
+    kept = {"class attention": range(18), "golden ranking": range(0, 36, 2), "predictor": range(18, 36)}
+    return {
+        "name": "patchrank-fig4",
+        "conditions": {"scale": "embedded", "keep": 0.5},
+        "shown": [{"name": f"noise {place}", "png": picture} for place, picture in enumerate(pictures)],
+        "grid": 6,
+        "kept": {name: [list(places)] * 2 for name, places in kept.items()},
+    }
+
+
 def write_results(folder: Path) -> dict:
     """Fill a folder and return what it has for the slider."""
     shutil.copytree(RESULTS, folder, dirs_exist_ok=True)
+    (folder / "patchrank-fig4.json").write_text(json.dumps(patches()))
+    (folder / "patchrank-fig4.md").write_text("| method | lost |\n|---|---:|\n| predictor | 0.1 |\n")
     file, of = folder / "waveclip-fig1.json", outcomes()
     result = json.loads(file.read_text()) | {
         "pictures": PICTURES,

@@ -97,6 +97,13 @@ def test_what_has_no_result_says_how_to_get_one(tmp_path):
     assert "0 of" in page
 
 
+def test_a_result_that_measured_nothing_counts_as_not_run(tmp_path):
+    missing = {"name": "mlip-fig5", "conditions": {}, "missing": ["make retrain ONLY=guide"]}
+    (tmp_path / "mlip-fig5.json").write_text(json.dumps(missing))
+    (tmp_path / "mlip-fig5.md").write_text("Not run.\n")
+    assert stored(tmp_path) == {} and "make reproduce-mlip-fig5" in build(tmp_path)
+
+
 def test_the_sliders_data_are_the_results(sample):
     page, result = sample
     (packed,) = re.findall(r'id="frontier-data">(.*?)</script>', page, re.S)
@@ -168,6 +175,21 @@ def test_an_ablation_is_compared_by_what_it_gains():
         "the seed that both have"
     )
     assert len(found) == 4
+
+
+def test_evaluated_tables_are_compared_cell_by_cell():
+    row = {"method": "MLIP", "values": [65.8, None, 48.5, 57.2], "ours": [65.0, 30.0, None]}
+    found = compare("mlip-table2", {"columns": [["C10", "C100", "F101"]], "blocks": [[row]]})
+    assert [(each.what, each.paper, each.ours) for each in found] == [
+        ("MLIP, C10", 65.8, 65.0),
+        ("MLIP, F101", 48.5, None),
+    ]
+
+
+def test_hours_are_compared_by_their_ratio():
+    printed = [{"method": "CLIP", "gpu_hours": 361}, {"method": "MLIP", "gpu_hours": 370}]
+    (found,) = compare("mlip-table10", {"paper": printed, "rows": [{"run": "mlip", "of_reference": 1.4}]})
+    assert found.cells()[1:] == ["1.02", "1.40", "other scale"]
 
 
 def test_patch_rankings_losses_and_means_stand_beside_ours():

@@ -144,7 +144,8 @@ def test_a_rate_that_costs_more_than_keeping_all_is_no_choice(labelled, monkeypa
     clip = CLIP.tiny().eval()
     tower = AttendedTower(clip.image_tower, 0.5)
     model = Deployed(Model("kept", "kept", 32, tower, clip, {"image": "a", "text": "b"}, {}), NAMES, ["a {}"])
-    dear = [cost + 0.2 * model.costs[-1] * (rate < 1) for rate, cost in zip(model.paths.rates, model.costs, strict=True)]
+    costs = zip(model.paths.rates, model.costs, strict=True)
+    dear = [cost + 0.2 * model.costs[-1] * (rate < 1) for rate, cost in costs]
     monkeypatch.setattr(model, "costs", dear)
     of = source(labelled, "zeroshot", "all")
     outcomes = observe(model, of, ["a {}"], SETTINGS)
