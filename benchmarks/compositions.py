@@ -26,7 +26,7 @@ from waveclip.reduced import ReducedWaveTower
 
 LAYER = 1
 """Of 4 blocks, the first that sees fewer tokens (after merging: whose attention is the last to see all)."""
-KEEPS = (0.25, 0.4, 0.55, 0.7, 0.85)
+KEEPS = (0.25, 0.45, 0.65, 0.85)
 FINE_KEEPS = (0.25, 0.5, 0.75)
 """Shares of the patch tokens that stay, of the teacher's 36 and of the fine level's 27."""
 DENSE, WAVE = "dense teacher", "WaveCLIP"

@@ -137,12 +137,12 @@ def test_a_composition_is_compared_with_the_best_method_alone_that_costs_no_more
     assert rows[0]["accuracy"] == rows[0]["refined"] == 0.5 and rows[0]["gmacs"] == 1.5
     assert rows[0]["rival"]["method"] == WAVE  # a quarter refined for the same money; "alone" is too dear
     assert rows[0]["rival"]["difference"][0] == pytest.approx(0.25)
-    assert verdicts([rows[0] | {"dominated": []}])[0].startswith("**both pays** in multiply-adds: of 1 ")
+    assert verdicts([rows[0] | {"dominated": []}])[0].startswith("**both pays** in multiply-adds: at 1 of 1 ")
     costs["alone", 0.5] = [1.4]
     compare(rows, [alone, wave, joined], seen, seen, costs)
     assert rows[0]["rival"] | {"difference": None} == {"method": "alone", "keep": 0.5, "difference": None}
     said = verdicts([rows[0] | {"dominated": ["seconds"]}])[0]
-    assert "does not pay" in said and "1 clearly below" in said and "0 are not dominated in time" in said
+    assert "does not pay" in said and "at 1 clearly below" in said and "In time 0 are not dominated" in said
 
 
 def test_a_row_is_dominated_where_another_is_as_accurate_for_no_more():
@@ -177,7 +177,7 @@ def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
         {row["method"] for row in rows if row["composed"]}
     )
     assert [axes.get_xlabel() for axes in rendered["figures"]["frontier"].axes] == [
-        "GMACs a picture",
+        "million multiply-adds a picture",
         "ms a picture, measured",
     ]
 
