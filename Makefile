@@ -8,12 +8,15 @@ PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test smoke data data-check retrain reproduce speed report \
+.PHONY: help setup lint test smoke data data-check retrain reproduce speed report test-report screenshots \
 	reproduce-table2 reproduce-waveclip-table1 reproduce-waveclip-fig1 reproduce-waveclip-fig3 \
 	reproduce-waveclip-fig4 reproduce-waveclip-highres reproduce-frontier \
 	reproduce-embedded-models reproduce-fashion-mnist \
-	reproduce-mlip-table3 reproduce-mlip-table5 reproduce-mlip-table6 reproduce-mlip-table7 reproduce-mlip-table8 \
-	reproduce-mlip-table9 reproduce-patchrank-costs
+	reproduce-mlip-table1 reproduce-mlip-table2 reproduce-mlip-table3 reproduce-mlip-table4 reproduce-mlip-table5 \
+	reproduce-mlip-table6 reproduce-mlip-table7 reproduce-mlip-table8 reproduce-mlip-table9 reproduce-mlip-table10 \
+	reproduce-mlip-fig2 reproduce-mlip-fig5 reproduce-mlip-fig6 reproduce-mlip-fig7 \
+	reproduce-patchrank-table1 reproduce-patchrank-fig1 reproduce-patchrank-fig3 reproduce-patchrank-fig4 \
+	reproduce-patchrank-fig5 reproduce-patchrank-costs
 
 help: ## explain every target and variable
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-28s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +59,7 @@ data-check: $(READY) ## is a recipe's data all there? (CONFIG=FILE.yaml; exit co
 
 retrain: $(READY) ## train the embedded models again (ONLY=NAME for one; resumes, skips what is finished)
 	$(PY) -m benchmarks retrain
+	$(if $(ONLY)$(CONFIG),,$(PY) -m benchmarks patchrank-runs)
 
 reproduce-table2: $(READY) ## WaveCLIP's Table 2: tokens, multiply-adds and accuracy beside the paper's
 	$(PY) -m benchmarks table2
@@ -84,15 +88,24 @@ reproduce-embedded-models: $(READY) ## the embedded models' zero-shot accuracy, 
 reproduce-fashion-mnist: $(READY) ## train a CLIP and a WaveCLIP on Fashion-MNIST (EFFCLIP_DATA=DIR) and test both
 	$(PY) -m benchmarks fashion-mnist
 
+reproduce-mlip-table1: $(READY) ## MLIP's Table 1, ImageNet: the paper's, and ours from what `effclip evaluate` found
+	$(PY) -m benchmarks mlip-table1
+
+reproduce-mlip-table2: $(READY) ## MLIP's Table 2, ten data sets: the same
+	$(PY) -m benchmarks mlip-table2
+
 reproduce-mlip-table3: $(READY) ## MLIP's Table 3, data of several sizes: trains what is missing (in all 45 minutes on 2 cores)
 	$(PY) -m benchmarks mlip-ablations --table 3
 	$(PY) -m benchmarks mlip-table3
+
+reproduce-mlip-table4: $(READY) ## MLIP's Table 4, retrieval: as Table 1
+	$(PY) -m benchmarks mlip-table4
 
 reproduce-mlip-table5: $(READY) ## MLIP's Table 5, label smoothing and nearest neighbours: trains what is missing (in all 27 minutes on 2 cores)
 	$(PY) -m benchmarks mlip-ablations --table 5
 	$(PY) -m benchmarks mlip-table5
 
-reproduce-mlip-table6: $(READY) ## MLIP's Table 6, frequency transform and token alignment: trains what is missing (in all 45 minutes on 2 cores)
+reproduce-mlip-table6: $(READY) ## MLIP's Table 6, frequency transform and token alignment: trains what is missing (in all 54 minutes on 2 cores)
 	$(PY) -m benchmarks mlip-ablations --table 6
 	$(PY) -m benchmarks mlip-table6
 
@@ -107,6 +120,36 @@ reproduce-mlip-table8: $(READY) ## MLIP's Table 8, with and without the Guide: t
 reproduce-mlip-table9: $(READY) ## MLIP's Table 9: multiply-adds of CLIP and MLIP beside the paper's
 	$(PY) -m benchmarks mlip-table9
 
+reproduce-mlip-table10: $(READY) ## MLIP's Table 10: time of a training step of every row, and accuracy for the time
+	$(PY) -m benchmarks mlip-table10
+
+reproduce-mlip-fig2: $(READY) ## MLIP's Figure 2: likeness of tokens by layer, and removing some at random
+	$(PY) -m benchmarks mlip-fig2
+
+reproduce-mlip-fig5: $(READY) ## MLIP's Figure 5: the ten pictures found for a caption
+	$(PY) -m benchmarks mlip-fig5
+
+reproduce-mlip-fig6: $(READY) ## MLIP's Figure 6: what the Lego-Filter passes
+	$(PY) -m benchmarks mlip-fig6
+
+reproduce-mlip-fig7: $(READY) ## MLIP's Figure 7: the embedding space by t-SNE
+	$(PY) -m benchmarks mlip-fig7
+
+reproduce-patchrank-table1: $(READY) ## Patch Ranking's table: methods x tasks at keep .6, and the headline
+	$(PY) -m benchmarks patchrank-table1
+
+reproduce-patchrank-fig1: $(READY) ## Patch Ranking's Figure 1: accuracy against multiply-adds by keep rate
+	$(PY) -m benchmarks patchrank-fig1
+
+reproduce-patchrank-fig3: $(READY) ## Patch Ranking's Figure 3: the three scores, patch by patch
+	$(PY) -m benchmarks patchrank-fig3
+
+reproduce-patchrank-fig4: $(READY) ## Patch Ranking's Figure 4: the patches kept at 50 %
+	$(PY) -m benchmarks patchrank-fig4
+
+reproduce-patchrank-fig5: $(READY) ## Patch Ranking's Figure 5: pruning before the first block, without tuning
+	$(PY) -m benchmarks patchrank-fig5
+
 reproduce-patchrank-costs: $(READY) ## Patch Ranking's costs: every method by keep rate, and golden rankings
 	$(PY) -m benchmarks patchrank-costs
 
@@ -117,5 +160,11 @@ speed: $(READY) ## our towers, MLIP's training step and our shard loader, each a
 	$(PY) -m benchmarks speed
 	$(PY) -m benchmarks loading
 
-report: $(READY) ## write the README's tables from benchmarks/results
+report: $(READY) ## write the README's tables, and all results as one HTML page (runs/report.html)
 	$(PY) -m benchmarks report
+
+test-report: $(READY) ## drive that page in headless Chromium, apart from make test (Debian: apt-get install chromium)
+	$(PY) -m pytest tests/browser
+
+screenshots: $(READY) ## photograph that page for the README, docs/report*.png (needs chromium too)
+	$(PY) -m benchmarks screenshots

@@ -6,12 +6,13 @@ longer than the check, or on other data that is quickly made; model, seeds, opti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 from benchmarks.embedded import PART, batches, counts, models, observe
 from common.data.embedded import EmbeddedDataModule
@@ -44,22 +45,23 @@ class _Losses(Callback):
         trainer.should_stop = len(self.values) >= self.steps
 
 
-def first_losses(recipe: str, steps: int = STEPS, data: LightningDataModule | None = None) -> list[float]:
+def first_losses(
+    recipe: str, steps: int = STEPS, data: LightningDataModule | None = None, settings: Sequence[str] = ()
+) -> list[float]:
     """The losses of the first steps of a recipe, a YAML file's path from the checkout's root.
 
-    data: takes the place of the recipe's; None: the embedded ``val``.
+    data: takes the place of the recipe's; None: the embedded ``val``.  settings: see ``built``.
     """
-    settings = yaml.safe_load((_ROOT / recipe).read_text())
-    seed_everything(settings["seed_everything"])
-    data = data or _ValAsTrain(**settings["data"]["init_args"] | {"num_workers": 0})
-    package, _, name = settings["model"]["class_path"].rpartition(".")
-    module = getattr(import_module(package), name)(**_rooted(settings["model"]["init_args"]))
+    said = yaml.safe_load((_ROOT / recipe).read_text())
+    seed_everything(said["seed_everything"])
+    module, own = built(recipe, settings)
+    data = data or _ValAsTrain(**own | {"num_workers": 0})
     losses = _Losses(steps)
     trainer = Trainer(
         accelerator="cpu",
-        max_steps=settings["trainer"]["max_steps"],
-        precision=settings["trainer"].get("precision"),
-        gradient_clip_val=settings["trainer"].get("gradient_clip_val"),
+        max_steps=said["trainer"]["max_steps"],
+        precision=said["trainer"].get("precision"),
+        gradient_clip_val=said["trainer"].get("gradient_clip_val"),
         max_epochs=-1,
         limit_val_batches=0,
         callbacks=[losses],
@@ -72,10 +74,25 @@ def first_losses(recipe: str, steps: int = STEPS, data: LightningDataModule | No
     return losses.values
 
 
+def built(recipe: str, settings: Sequence[str] = ()) -> tuple[LightningModule, dict[str, Any]]:
+    """A recipe's module, and its data's arguments.
+
+    settings: changes of the recipe as words of the command line, --model.init_args.NAME VALUE and the like.
+    """
+    said = yaml.safe_load((_ROOT / recipe).read_text())
+    for option, value in zip(settings[::2], settings[1::2], strict=True):
+        section, _, name = option.removeprefix("--").partition(".init_args.")
+        said[section]["init_args"][name] = yaml.safe_load(value)
+    package, _, name = said["model"]["class_path"].rpartition(".")
+    return getattr(import_module(package), name)(**_rooted(said["model"]["init_args"])), said["data"]["init_args"]
+
+
 def _rooted(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The weights' path from the checkout's root, wherever the check runs."""
-    weights = arguments.get("weights")
-    return arguments | ({"weights": str(_ROOT / weights)} if weights else {})
+    """The arguments, those that name files of the checkout with its root: the check may run anywhere."""
+    return {
+        name: str(_ROOT / value) if isinstance(value, str) and (_ROOT / value).is_file() else value
+        for name, value in arguments.items()
+    }
 
 
 def part_counts(parts: int = PARTS) -> dict[str, list[int]]:

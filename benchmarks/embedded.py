@@ -33,7 +33,7 @@ TEACHER_96, STUDENT_96 = WEIGHTS / "embedded_clip_96.safetensors", WEIGHTS / "em
 """The same at 96 px, and of two levels: benchmarks/waveclip_highres.py."""
 GUIDE = WEIGHTS / "embedded_guide.safetensors"
 RULE = (
-    "every emoji of one code point that Twemoji draws and whose CLDR short name has one or two words "
+    "every emoji of one code point that Twemoji draws and whose CLDR short name has at most 11 characters "
     "(no country flags, keycaps, skin tones or joined sequences), held-out names aside"
 )
 PART = 500

@@ -27,6 +27,7 @@ def from_checkpoint(path: Path, recipe: str) -> LightningModule:
     remembered = checkpoint["hyper_parameters"]
     arguments = {key: value for key, value in remembered.items() if not key.startswith("_")}
     module = getattr(import_module(package), name)(**arguments)
+    module.on_load_checkpoint(checkpoint)  # a training of a part keeps no more than that in its checkpoints
     module.load_state_dict(checkpoint["state_dict"])
     return module.eval()
 

@@ -30,6 +30,7 @@ from benchmarks.export import card, from_checkpoint, save
 from benchmarks.retrain import RECIPES, Run, fit, last_checkpoint
 from common.clip import CLIP
 from common.conditions import conditions, digest
+from common.data import catalogue
 from common.data.classification import ClassificationSet, classification_set
 from common.data.classification_module import ClassificationDataModule
 from common.data.pictures import loader
@@ -69,9 +70,9 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "embedded",
         seeds=1,
         dtype="float32",
-        data="stand-in pictures" if smoke else data.entry.title,
-        classes=data.test_pictures.class_names,
-        template=data.entry.templates[0],
+        data="stand-in pictures" if smoke else catalogue.entry(data.name).title,
+        classes=data.class_names,
+        template=data.templates[0],
         chosen_on=f"val, {len(data.val_pictures):,} pictures held out of train",
         reported_on="test, read once",
     )

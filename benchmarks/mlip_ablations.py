@@ -10,23 +10,25 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import retrain
+from benchmarks.embedded import WEIGHTS
 from benchmarks.mlip_table9 import EncodeImage, paper
-from benchmarks.retrain import RESULTS as RETRAINED
 from benchmarks.retrain import Run, work
-from common.conditions import digest
 from common.data.lookup import source
 from common.flops import count_macs
-from common.models import Model
+from common.models import load_model
 from common.tasks import Settings, retrieval, zero_shot
-from mlip.model import MLIP
 
-RESULTS = RETRAINED / "mlip"
+RESULTS = retrain.RESULTS / "mlip"
+ROOT = Path(__file__).parent.parent
 RECIPE, MINUTES, SEEDS = "mlip/embedded.yaml", 3, (0, 1, 2)
+COMMAND = "python -m benchmarks mlip-ablations"
 TABLES = ("3", "5", "6", "7", "8")
 
 _DENSE = {"keep_rates": None, "guide": None}
@@ -37,12 +39,14 @@ _CLIP = {
     "frequency_token_weight": 0.0,
     "spatial_token_weight": 0.0,
 }
+_INSTANCES = {"frequency_token_weight": 0.0, "spatial_token_weight": 0.0}
 _ALIGNED = {"spatial_token_weight": 0.1, "spatial_matching": "one_to_many"}
 _FILIP = {"spatial_weight": 0.5, "spatial_token_weight": 0.5, "spatial_matching": "filip"}
 ROWS: dict[str, dict[str, Any]] = {
     "clip": {**_CLIP, "spatial_weight": 1.0},
     "filip": {**_CLIP, **_FILIP},
-    "frequency": {**_DENSE, "frequency_token_weight": 0.0, "spatial_token_weight": 0.0},
+    "frequency": {**_DENSE, **_INSTANCES},
+    "frequency-linear": {**_DENSE, **_INSTANCES, "spectrum": "linear"},
     "tokens": {**_CLIP, **_ALIGNED},
     "frequency-tokens": _DENSE,
     "mlip": {},
@@ -61,16 +65,20 @@ ROWS: dict[str, dict[str, Any]] = {
 FILIP gives half of the weight to the embedding that is evaluated, half to late interaction of all pairs. Smoothing,
 neighbours' weight and queue (16 batches, as DeCLIP's 64 Ki at 4,096 are) are our choice: the paper states none.
 """
+BASELINE, MODEL = WEIGHTS / "embedded_mlip_clip.safetensors", WEIGHTS / "embedded_mlip.safetensors"
+_COMMITTED = {"clip-seed0": BASELINE, "mlip-seed0": MODEL}
+"""The runs whose weights the figures are made from."""
 
 
 def runs(names: Iterable[str]) -> list[Run]:
     """The rows' trainings, one for each seed, seed by seed, so that a stopped series has whole tables of fewer."""
-    names = list(names)
-    return [
-        Run(f"mlip/{name}-seed{seed}", RECIPE, MINUTES, seed, settings=_typed(ROWS[name]))
-        for seed in SEEDS
-        for name in names
-    ]
+    return [_run(name, seed) for seed, name in product(SEEDS, names)]
+
+
+def _run(name: str, seed: int) -> Run:
+    run = f"{name}-seed{seed}"
+    settings, output = _typed(ROWS[name]), _COMMITTED.get(run)
+    return Run(f"mlip/{run}", RECIPE, MINUTES, seed, settings, output, target=f"{COMMAND} --only {run}")
 
 
 def _typed(settings: dict[str, Any]) -> tuple[str, ...]:
@@ -84,11 +92,15 @@ def _typed(settings: dict[str, Any]) -> tuple[str, ...]:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Train what is not finished, and write a result for each run. A smoke run lists."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks mlip-ablations", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=COMMAND, description=main.__doc__)
     parser.add_argument("--table", choices=TABLES, help="the rows of this table alone")
+    parser.add_argument("--only", metavar="RUN", help="this run alone, such as mlip-seed0")
     parser.add_argument("--list", action="store_true", help="the runs with their minutes on 2 cores")
     said = parser.parse_args(arguments)
-    work(runs(rows_of(said.table)), lambda weights, _: evaluate(weights), said.list or bool(os.environ.get("SMOKE")))
+    chosen = [run for run in runs(rows_of(said.table)) if said.only in (None, run.name.removeprefix("mlip/"))]
+    if not chosen:
+        raise ValueError(f"--only {said.only} is no run here; they are a row of {', '.join(ROWS)}, and -seed0, 1 or 2")
+    work(chosen, evaluate, said.list or bool(os.environ.get("SMOKE")))
     return 0
 
 
@@ -99,18 +111,18 @@ def rows_of(table: str | None) -> list[str]:
     return [row["run"] for row in paper()[f"table{table}"] if row.get("run")]
 
 
-def evaluate(weights: Path) -> dict[str, Any]:
-    """Zero-shot accuracy on ``test`` and ``unseen``, recall on ``retrieval``, and the image tower's GMACs."""
-    clip = MLIP.load(weights).eval()
-    found = digest(weights)
-    size = clip.image_tower.vit.image_size
-    model = Model(weights.stem, "mlip", size, clip, clip, {"image": found, "text": found}, {weights.name: found})
-    settings = Settings()
-    measured: dict[str, Any] = {"gmacs": count_macs(EncodeImage(clip.image_tower), torch.zeros(1, 3, size, size)).gmacs}
-    for split in ("test", "unseen", "unseen-alone"):
+def evaluate(weights: Path, recipe: str) -> dict[str, Any]:
+    """What ``retrain.evaluate`` says of ``val`` and ``test``; held-out names, retrieval, the image tower's GMACs.
+
+    "unseen" are pictures of held-out names, scored among all names; "unseen-alone" among the held-out ones.
+    """
+    found, model, settings = retrain.evaluate(weights, recipe), load_model(str(weights)), Settings()
+    for split in ("unseen", "unseen-alone"):
         of = source("embedded", "zeroshot", split)
-        measured[split] = zero_shot(model, of, of.templates, settings) | {"names": len(of.class_names)}
-    return measured | {"retrieval": retrieval(model, source("embedded", "retrieval"), settings)}
+        found[split] = zero_shot(model, of, of.templates, settings) | {"names": len(of.class_names)}
+    found["retrieval"] = retrieval(model, source("embedded", "retrieval"), settings)
+    picture = torch.zeros(1, 3, model.image_size, model.image_size)
+    return found | {"gmacs": count_macs(EncodeImage(model.images.image_tower), picture).gmacs}
 
 
 def results() -> dict[str, list[dict[str, Any]]]:

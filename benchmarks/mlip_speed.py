@@ -68,7 +68,7 @@ def steps(dtype: torch.dtype, device: str, smoke: bool) -> dict[str, Any]:
     batch = 2 if smoke else BATCH if device == "cpu" else _largest_batch(modules["clip"], size, dtype, device)
     pairs = _pairs(size, batch, device)
     measured = alternate(
-        {name: _step(module, pairs, dtype) for name, module in modules.items()}, 2 if smoke else ROUNDS
+        {name: train_step(module, pairs, dtype) for name, module in modules.items()}, 2 if smoke else ROUNDS
     )
     count = _tokens(modules["mlip"].clip, pairs)
     words = size["text_cfg"]["context_length"]
@@ -85,7 +85,7 @@ def steps(dtype: torch.dtype, device: str, smoke: bool) -> dict[str, Any]:
     }
 
 
-def _step(module: ContrastivePretraining, batch: dict[str, Tensor], dtype: torch.dtype) -> Callable[[], None]:
+def train_step(module: ContrastivePretraining, batch: dict[str, Tensor], dtype: torch.dtype) -> Callable[[], None]:
     """A call that trains the module by one step."""
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, 1e-4, foreach=True)
@@ -115,7 +115,7 @@ def _largest_batch(module: nn.Module, size: dict[str, Any], dtype: torch.dtype, 
     batch = BATCH
     while True:
         try:
-            _step(module, _pairs(size, 2 * batch, device), dtype)()
+            train_step(module, _pairs(size, 2 * batch, device), dtype)()
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             return batch

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from benchmarks.baselines import BASELINES, TEACHER
@@ -43,16 +44,21 @@ def merging(patches: int, blocks: int, keep: float, layer: int) -> dict[Place, R
     return {(i, "middle"): ToMe(removed) for i in range(layer, blocks)}
 
 
-def methods(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
-    """Every method at one keep rate from block ``layer`` on."""
+def training_free(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
+    """The methods that need no training, at one keep rate from block ``layer`` on."""
     patches, blocks = tower.grid**2, len(tower.transformer.resblocks)
     return {
         "given scores": ReducedTower(tower, {layer: RandomKeep(keep)}),
         "class attention": ReducedTower(tower, {layer: ClassAttention(keep)}),
         "EViT": ReducedTower(tower, {(layer, "middle"): EViT(keep)}),
         "ToMe": ReducedTower(tower, merging(patches, blocks, keep, layer)),
-        PREDICTOR: PatchRankTower(tower, RankPredictor.for_tower(tower), keep, layer),
     }
+
+
+def methods(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
+    """These, and Patch Ranking with a predictor of random weights."""
+    ours = PatchRankTower(tower, RankPredictor.for_tower(tower), keep, layer)
+    return {**training_free(tower, keep, layer), PREDICTOR: ours}
 
 
 def pruning(tower: ImageTower, keeps: tuple[float, ...], batches: Mapping[bool, int], rounds: int) -> list[dict]:
@@ -194,4 +200,18 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "batch 1 for every "
         f"variant, timed on {', '.join(sampled)}; pictures ranked together: {', '.join(together)}."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {}}
+    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"patchrank-costs": _draw(result)}}
+
+
+def _draw(result: dict[str, Any]) -> Figure:
+    """How much faster each method is, against how many fewer multiply-adds it needs."""
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(row["method"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["method"] == name]
+        axes.plot([row["fewer_gmacs"] for row in rows], [row["faster"] for row in rows], "o", markersize=4, label=name)
+    most = max(row["fewer_gmacs"] for row in result["rows"])
+    axes.plot([1, most], [1, most], "k:", linewidth=1, label="time follows multiply-adds")
+    axes.set(title=result["model"], xlabel="fewer GMACs, times", ylabel="faster, times")
+    axes.legend(fontsize=7)
+    return figure

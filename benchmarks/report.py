@@ -1,16 +1,19 @@
-"""The README's tables, written from the result files: no number in it is typed by hand.
+"""The README's tables and the report page, written from the result files: no number in them is typed by hand.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a benchmark's, or "retrain".
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.__main__ import BENCHMARKS, RESULTS, module_of
+from benchmarks.page import build
+from common.paths import runs_directory
 
 README = Path(__file__).parent.parent / "README.md"
 _TABLE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- /table -->)", re.S)
@@ -34,11 +37,18 @@ def fill(text: str, tables: Callable[[str], str] = table) -> str:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Write the README's tables, and the Markdown beside each result, anew."""
+    """Write the README's tables, the Markdown beside each result, and the page, anew."""
+    command = argparse.ArgumentParser(prog="python -m benchmarks report", description=main.__doc__)
+    page = runs_directory() / "report.html"
+    command.add_argument("--page", type=Path, default=page, help="the HTML file (default %(default)s)")
+    said = command.parse_args(arguments)
     for name in BENCHMARKS:
         if (RESULTS / f"{name}.json").is_file():
             (RESULTS / f"{name}.md").write_text(table(name))
     text = README.read_text()
     README.write_text(fill(text))
     print(f"{len(_TABLE.findall(text))} tables written to {README.name}")
+    said.page.parent.mkdir(parents=True, exist_ok=True)
+    said.page.write_text(build(RESULTS))
+    print(f"{said.page}: {said.page.stat().st_size / 1e6:.1f} MB, for any browser, without a network")
     return 0

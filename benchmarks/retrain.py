@@ -26,10 +26,11 @@ from benchmarks.drift import first_losses
 from benchmarks.embedded import GUIDE, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches
 from benchmarks.export import card, from_checkpoint, save
 from benchmarks.levels import observe_levels
-from common.clip import CLIP, read_record
+from common.clip import read_record
 from common.conditions import conditions
 from common.data.embedded import EmbeddedDataModule, class_names
 from common.evaluation import wilson_interval, zero_shot
+from common.models import load_model
 from common.paths import runs_directory
 from common.zeroshot import embed_prompts
 from mlip.guide_mae import GuideMAE
@@ -46,6 +47,9 @@ RECIPES = {
     "waveclip/embedded_96.yaml": 15,
     "mlip/guide_mae.yaml": 5,
     "mlip/embedded.yaml": 3,
+    "patchrank/embedded_predictor.yaml": 1,
+    "patchrank/embedded_avit.yaml": 1,
+    "patchrank/embedded_prompts.yaml": 1,
 }
 """The recipes, and how many minutes their whole length takes on 2 cores."""
 Evaluation = Callable[[Path, str], dict[str, Any]]
@@ -59,6 +63,8 @@ class Run:
     minutes: on 2 cores. A shorter run has a whole schedule of its own: every number of steps in the model's
         settings is the same share of the recipe's.
     output: where the weights go if they are committed.
+    places: settings that no record repeats, since they only say where this machine has a file.
+    target: the command that makes this run alone, where it is not ``make retrain ONLY=name``.
     """
 
     name: str
@@ -67,6 +73,8 @@ class Run:
     seed: int = 0
     settings: tuple[str, ...] = ()
     output: Path | None = None
+    places: tuple[str, ...] = ()
+    target: str | None = None
 
     @property
     def steps(self) -> int:
@@ -181,8 +189,8 @@ def train(run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = No
     found = reconstruction(module) if isinstance(module, GuideMAE) else evaluate(weights, run.recipe)
     result = {**made, **found}
     if committed:
-        result["first_losses"] = first_losses(run.recipe)
-        committed.with_suffix(".md").write_text(card(committed, result))
+        result["first_losses"] = first_losses(run.recipe, settings=run.settings)
+        committed.with_suffix(".md").write_text(card(committed, result, run.target))
     result_file = folder / "result.json"
     # The folder's last: it says "finished".
     for path in [result_file] if overlay else [RESULTS / f"{run.name}.json", result_file]:
@@ -204,7 +212,13 @@ def fit(run: Run, folder: Path, overlay: str | None = None, places: Sequence[str
         stated.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
     checkpoint = last_checkpoint(folder)
     if checkpoint is None or steps_of(checkpoint) != steps:
-        arguments = [*run.arguments(overlay), *places, "--trainer.default_root_dir", str(folder.absolute())]
+        arguments = [
+            *run.arguments(overlay),
+            *run.places,
+            *places,
+            "--trainer.default_root_dir",
+            str(folder.absolute()),
+        ]
         if checkpoint:
             arguments += ["--ckpt_path", str(checkpoint.absolute())]
         code = _timed([sys.executable, "-m", "common.cli", "fit", *arguments], clock)
@@ -240,14 +254,14 @@ def _timed(line: list[str], record: Path) -> int:
 
 
 def evaluate(weights: Path, recipe: str, splits: Sequence[str] = ("val", "test")) -> dict[str, Any]:
-    """Accuracy by name on some splits, of a teacher's weights, or of a student's by level.
+    """Accuracy by name on some splits, of the weights of any CLIP, or of a WaveCLIP's by level.
 
-    recipe: of the training, which says how large the pictures are, and a student's teacher.
+    recipe: of the training, which says how large the pictures are, and a WaveCLIP's teacher.
     """
     settings = yaml.safe_load((_ROOT / recipe).read_text())
     size = settings["data"]["init_args"].get("image_size")
     student = WaveTower.load(weights).eval() if "wave" in read_record(weights) else None
-    clip = CLIP.load(_ROOT / settings["model"]["init_args"]["weights"] if student else weights).eval()
+    clip = load_model(str(_ROOT / settings["model"]["init_args"]["weights"] if student else weights)).text_encoder()
     prompts = EmbeddedDataModule().class_prompts
     found: dict[str, Any] = {"names": len(class_names("seen"))}
     with torch.no_grad():

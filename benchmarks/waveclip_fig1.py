@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.embedded import costs, models, outcomes
 from benchmarks.exits import frontier
+from benchmarks.sweep import examples, margins, sweep
 from benchmarks.table2 import paper
 from benchmarks.wavecost import expected
 from common.conditions import conditions
@@ -22,11 +23,12 @@ FLOOR = 61
 def run(smoke: bool = False) -> dict[str, Any]:
     """The margin gate's frontier over all thresholds on ``test``, the teacher's point, and the paper's.
 
-    smoke: the first pictures alone.
+    Beside them what the report page's slider moves over.  smoke: the first pictures alone.
     """
     stated = conditions("embedded", seeds=1, dtype="float32", batch=1, chosen_on="nothing is chosen: a sweep")
     test = outcomes("test", smoke)
-    dense, exits = costs(*models())
+    teacher, student = models()
+    dense, exits = costs(teacher, student)
     shares, accuracy = frontier(test.margin, test.coarse, test.fine)
     printed = paper()
     return {
@@ -39,8 +41,12 @@ def run(smoke: bool = False) -> dict[str, Any]:
             for share, right in zip(shares, accuracy, strict=True)
         ],
         "paper": [
-            {key: row[key] for key in ("method", "gflops", "accuracy")} for row in printed["table2"] + printed["prose"]
+            {key: row[key] for key in ("method", "gflops", "accuracy", "refined") if key in row}
+            for row in printed["table2"] + printed["prose"]
         ],
+        "sweep": sweep(test, exits),
+        "margins": margins(test),
+        "examples": examples(teacher, student),
     }
 
 

@@ -4,8 +4,8 @@ Shapes: B images, S image size, C classes, E joint dim, P paths of a model, chea
 
 * Levels: the model answers after a level where its confidence reaches a threshold, each picture on its own. It has
   ``stages()``, ``classifier(class_embeddings, logit_scale, threshold)`` and, called with images, every level's z.
-* Keep rates: the model prunes tokens, the same share for all pictures. It has ``keep`` and ``at(keep)``, itself at
-  another rate.
+* Keep rates: the model prunes tokens, the same share for all pictures. It is ``prunable``, and has ``keep`` and
+  ``at(keep)``, itself at another rate.
 * Anything else with ``encode_image`` is one path.
 """
 
@@ -133,7 +133,7 @@ def adaptive(model: nn.Module) -> OnePath:
     """The paths of a model, by what it has; see the top of this file."""
     if hasattr(model, "classifier"):
         return Levels(model)
-    return KeepRates(model) if hasattr(model, "keep") and hasattr(model, "at") else OnePath(model)
+    return KeepRates(model) if getattr(model, "prunable", False) else OnePath(model)
 
 
 @torch.no_grad()

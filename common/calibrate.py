@@ -123,12 +123,13 @@ def observe(deployed: Deployed, of: Labelled, templates: Sequence[str], settings
         scores, sure = paths.every(batch["image"].to(deployed.device), classes, deployed.scale)
         correct.append((scores.argmax(-1).cpu() == batch["label"]).T)
         confidence += [] if sure is None else [sure.T.cpu()]
-    return Outcomes(
-        np.asarray(deployed.costs),
-        torch.cat(correct).numpy(),
-        torch.cat(confidence).double().numpy() if confidence else None,
-        getattr(paths, "rates", ()),
-    )
+    right = torch.cat(correct).numpy()
+    if confidence:
+        return Outcomes(np.asarray(deployed.costs), right, torch.cat(confidence).double().numpy())
+    # What ranks tokens costs too: a rate near 1 may cost more than keeping all, and is no choice then.
+    costs = np.asarray(deployed.costs)
+    worth = [place for place, cost in enumerate(costs) if (cost < costs[place + 1 :]).all()]
+    return Outcomes(costs[worth], right[:, worth], None, [paths.rates[place] for place in worth])
 
 
 def lines(found: Calibration) -> list[str]:

@@ -181,7 +181,7 @@ class Calibration:
         points = [*self.curve, [self.point.setting, self.point.gmacs, self.point.accuracy]]
         fitting = [(cost, setting) for setting, cost, _ in points if cost <= gmacs * (1 + 1e-9)]
         if not fitting:
-            raise ValueError(f"--gmacs {gmacs:g}: the cheapest path costs {self.costs[0]:.4g}; give that or more")
+            raise ValueError(f"--gmacs {gmacs:g}: the cheapest path costs {min(self.costs):.4g}; give that or more")
         return max(fitting)[1]
 
     def write(self, file: Path) -> None:

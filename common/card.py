@@ -67,9 +67,10 @@ def _training(run: dict[str, Any]) -> dict[str, str]:
 
 
 def _licence(run: dict[str, Any]) -> list[str]:
-    begun = {name: value for name, value in run.get("arguments", {}).items() if name in ("weights", "text_weights")}
+    begun = run.get("arguments", {}).get("weights")
     said = ["The code that made and runs this model is under the MIT licence."]
-    said += [f"It began with weights from {value}: their licence goes with it." for value in begun.values() if value]
+    if begun:
+        said.append(f"It began with weights from {begun}: their licence goes with it.")
     if run.get("attribution"):
         return [*said, "", run["attribution"]]
     if run.get("card"):

@@ -108,7 +108,7 @@ class Tally:
             return lines
         if self.gmacs is None:
             return [*lines, "cost: not counted, this architecture has an operation whose cost is not known"]
-        mean, most = self.gmacs / self.answered, question.deployed.costs[-1]
+        mean, most = self.gmacs / self.answered, max(question.deployed.costs)
         lines.append(f"mean cost {mean:.4g} GMACs a picture in the image tower, {100 * mean / most:.0f} % of the most")
         stops = ", ".join(f"{count:,} at level {level}" for level, count in sorted(self.levels.items()))
         lines += [f"stopped: {stops} (threshold {question.setting:.4g})"] if stops else []

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 GROUP = "effclip.trainings"
 """The entry-point group that names the trainings whose checkpoints may be converted."""
 
-_STARTS = ("weights", "text_weights")
-"""Arguments of trainings that name the weights they began with, which a whole checkpoint replaces."""
+_STARTS = {"weights": None, "image_layers": 0}
+"""Arguments of trainings that say what they began with, which a whole checkpoint replaces, and what says: nothing."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,9 +77,9 @@ def from_checkpoint(path: Path) -> tuple[nn.Module, nn.Module | None, dict[str, 
     remembered = dict(checkpoint.get("hyper_parameters", {}))
     name = str(remembered.get("_class_path", "")).rpartition(".")[2]
     if name not in trainings():
-        what = f"of {name}" if name else "of no training that it names"
+        what = f"of {name}, which makes no model to use by itself" if name else "of no training that it names"
         raise ValueError(
-            f"{path} is a checkpoint {what}; `lightning fit` writes what can be converted, registered are "
+            f"{path} is a checkpoint {what}; `lightning fit` writes what can be converted, from "
             f"{', '.join(sorted(trainings()))}"
         )
     arguments = {key: value for key, value in remembered.items() if not key.startswith("_")}
@@ -114,7 +114,7 @@ def _restored(
 
     Where the checkpoint holds all of them, what the training began with is not looked for: it may be gone.
     """
-    module = training(**arguments | {name: None for name in _STARTS if name in arguments})
+    module = training(**arguments | {name: nothing for name, nothing in _STARTS.items() if name in arguments})
     if module.state_dict().keys() - checkpoint["state_dict"].keys():
         module = training(**arguments)
         module.on_load_checkpoint(checkpoint)

@@ -110,22 +110,19 @@ class Deployed:
         return self.calibration.point.setting if self.knob and self.calibration else self.paths.own
 
     def _within(self, gmacs: float) -> float | None:
-        if gmacs < self.costs[0]:
-            raise ValueError(f"gmacs {gmacs:g}: a picture costs {self.costs[0]:.4g} GMACs at least; give that or more")
-        if gmacs >= self.costs[-1]:
-            return None if self.knob is None else self._dearest()
+        least = min(self.costs)
+        if gmacs < least:
+            raise ValueError(f"gmacs {gmacs:g}: a picture costs {least:.4g} GMACs at least; give that or more")
         if self.knob == "keep":
-            fitting = [cost <= gmacs for cost in self.costs]
-            return self.paths.rates[sum(fitting) - 1]
+            return max(rate for rate, cost in zip(self.paths.rates, self.costs, strict=True) if cost <= gmacs)
+        if gmacs >= self.costs[-1]:
+            return None if self.knob is None else Levels.NEVER
         if self.calibration is None:
             raise ValueError(
                 f"gmacs {gmacs:g}: no threshold is known for a budget, since nothing was calibrated; run `effclip "
                 f"calibrate --data NAME --gmacs {gmacs:g}` with this model, or give a threshold"
             )
         return self.calibration.within(gmacs)
-
-    def _dearest(self) -> float:
-        return Levels.NEVER if self.knob == "threshold" else self.paths.rates[-1]
 
     def prompts_hash(self, labels: Sequence[str], templates: Sequence[str]) -> str:
         """16 hex digits that name the prompts of a classification, in whatever order its labels stand."""

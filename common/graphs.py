@@ -6,10 +6,12 @@ Shapes: B images, S image size.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +43,17 @@ def export_stages(stages: Sequence[Stage], image_size: int, form: str, files: Se
             with _quiet():
                 graphs.append(_export(stage, given, form, file))
         except Exception as error:  # exporters raise what they come upon: their own types, RuntimeError, KeyError, ...
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             other = "; --format torch-export has more operations" if form == "onnx" else ""
-            raise ValueError(f"{stage.name} cannot be exported as {form}: {reason}{other}") from error
+            raise ValueError(f"{stage.name} cannot be exported as {form}: {_reason(error)}{other}") from error
     return graphs
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an exporter failed of in the first place, without its colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
+    return next(filter(None, lines), type(error).__name__)
 
 
 def _export(stage: Stage, given: tuple[Tensor, ...], form: str, file: Path) -> Graph:
@@ -56,8 +65,21 @@ def _export(stage: Stage, given: tuple[Tensor, ...], form: str, file: Path) -> G
         return torch.export.load(file).module()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in stage.module.parameters())
     names = {"input_names": list(stage.inputs), "output_names": list(stage.outputs)}
-    torch.onnx.export(program, (), str(file), external_data=weights > _LARGE, verbose=False, dynamo=True, **names)
+    settings = {"external_data": weights > _LARGE, "verbose": False, "dynamo": True}
+    torch.onnx.export(program, (), str(file), custom_translation_table=_translations(), **settings, **names)
     return onnx_graph(file)
+
+
+def _translations() -> dict[Callable, Callable]:
+    """Operations that torch's exporter does not know in ONNX's own words."""
+    from onnxscript import opset18
+
+    def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        # TopK puts the lower place first where values are equal, which is what stable means.
+        size = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
+        return opset18.TopK(x, size, axis=dim, largest=descending, sorted=True)
+
+    return {torch.ops.aten.sort.stable: stable_sort}
 
 
 def onnx_graph(file: Path) -> Graph:

@@ -35,8 +35,10 @@ class MLIPPretraining(ContrastivePretraining):
 
     Args:
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
-        text_weights: where text tower and scale start: null (random), an open_clip tag, or a local weights file of a
-            CLIP of this architecture. The image tower always starts at random.
+        weights: where text tower and scale start: null (random), an open_clip tag, or a local weights file of a CLIP
+            of this architecture.
+        image_layers: how many of the image tower's last layers start from those weights too, with its embedding and
+            read-out; 0: the whole image tower starts at random.
         frequency_layers: number of Fourier blocks, the tower's first ones.
         keep_rates: acceleration blocks, layer (from 1) to the share of patch tokens that stay; null for none.
         guide: what the acceleration blocks attend to: null (nothing), random (an untrained DeiT-Tiny, for trials), or
@@ -66,7 +68,8 @@ class MLIPPretraining(ContrastivePretraining):
     def __init__(
         self,
         architecture: str = "ViT-B-16",
-        text_weights: str | None = None,
+        weights: str | None = None,
+        image_layers: int = 0,
         frequency_layers: int = 4,
         keep_rates: dict[int, float] | None = None,
         guide: str | None = None,
@@ -110,9 +113,13 @@ class MLIPPretraining(ContrastivePretraining):
             pieces=pieces,
             proportional_attention=proportional_attention,
         )
-        if text_weights is not None:
-            start = CLIP.from_open_clip(architecture, text_weights)
+        if weights is not None:
+            start = CLIP.from_open_clip(architecture, weights)
             self.clip.text_tower, self.clip.logit_scale = start.text_tower, start.logit_scale
+            if image_layers:
+                self.clip.image_tower.start_from(start.image_tower, image_layers)
+        elif image_layers:
+            raise ValueError(f"image_layers {image_layers} without weights that the layers could start from; name some")
         if frequency_layers and not (frequency_weight or frequency_token_weight):
             self.clip.image_tower.frequency_head.requires_grad_(False)  # nothing reads it; DDP waits for its gradient
         self.neighbours = NearestCaptions(neighbour_queue, sizes["embed_dim"]) if neighbour_weight else None

@@ -141,6 +141,20 @@ class MLIPTower(nn.Module):
         shared = {"embed_dim": architecture["embed_dim"], "quick_gelu": bool(architecture.get("quick_gelu", False))}
         return cls(**{**vision, **shared, **options})
 
+    @torch.no_grad()
+    def start_from(self, tower: ImageTower, layers: int) -> None:
+        """Copy embedding, read-out and the last ``layers`` blocks of a CLIP's tower of the same sizes.
+
+        ValueError: more layers than the Spatial Stage has.
+        """
+        own, theirs = self.vit.transformer.resblocks, tower.transformer.resblocks
+        if not 0 < layers <= len(own):
+            raise ValueError(f"{layers} layers to start from: the Spatial Stage has {len(own)}")
+        for block, other in zip(own[-layers:], theirs[-layers:], strict=True):
+            block.load_state_dict(other.state_dict())
+        state = {key: value for key, value in tower.state_dict().items() if not key.startswith("transformer.")}
+        self.vit.load_state_dict(state, strict=False)
+
     def embed(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> tokens [B,1+N,D], class token first, as CLIP embeds them."""
         return self.vit.embed(images)
@@ -167,7 +181,8 @@ class MLIPTower(nn.Module):
         seen: what ``look`` gave.
         """
         assert (seen is None) == (self.guide is None), "the Guide's tokens come from look(images)"
-        places = torch.arange(x.shape[1] - 1, device=x.device).expand(len(x), -1)
+        # Not len(): as a plain number it would be a constant of an exported graph.
+        places = torch.arange(x.shape[1] - 1, device=x.device).expand(x.shape[0], -1)
         blocks = self.vit.transformer.resblocks
         return run_reduced(blocks, x, ReductionContext(places), self._reducers(seen), self.frequency_layers)
 

@@ -1,5 +1,6 @@
 """Patch Ranking: keep the image tokens that a learned ranking puts first."""
 
+from patchrank.golden import GoldenRanking, golden_ranking
 from patchrank.modules import PromptTuning, RankPredictorTraining
 from patchrank.predictor import RankPredictor
 from patchrank.prompted import PromptedCLIP
@@ -7,10 +8,12 @@ from patchrank.prompts import Prompts
 from patchrank.tower import PatchRankTower
 
 __all__ = [
+    "GoldenRanking",
     "PatchRankTower",
     "PromptTuning",
     "PromptedCLIP",
     "Prompts",
     "RankPredictor",
     "RankPredictorTraining",
+    "golden_ranking",
 ]

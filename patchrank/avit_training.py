@@ -6,7 +6,6 @@ Shapes: B images, S image size, E joint dim.
 from __future__ import annotations
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -14,9 +13,10 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from patchrank.avit import AViTTower, Halting, distribution_loss, ponder_loss
+from patchrank.trained_part import TrainedPart
 
 
-class AViTTraining(LightningModule):
+class AViTTraining(TrainedPart):
     """Train an A-ViT to give a frozen CLIP's image embeddings with fewer tokens at depth.
 
     The paper trains for a classification loss; the cosine distance to the full embedding stands in its place, which
@@ -55,13 +55,12 @@ class AViTTraining(LightningModule):
             if value < 0:
                 raise ValueError(f"{name} {value} is negative; 0 leaves the term out")
         self.save_hyperparameters()
-        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu)
-        layers = len(clip.image_tower.transformer.resblocks)
+        self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu).requires_grad_(False)
+        layers = len(self.clip.image_tower.transformer.resblocks)
         if not 1 <= depth <= layers:
             raise ValueError(f"depth {depth} is not between 1 and this tower's {layers} blocks")
-        self.architecture, self.depth = clip.architecture, depth
-        self.teacher = clip.image_tower.requires_grad_(False).eval()
-        self.model = AViTTower(self.teacher, scale, shift).requires_grad_(True)
+        self.depth = depth
+        self.model = AViTTower(self.clip.image_tower, scale, shift).requires_grad_(True)
         self.term_weights = {"distribution": distribution_weight, "ponder": ponder_weight}
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.validation_cosine, self.validation_depth = MeanMetric(), MeanMetric()
@@ -73,7 +72,7 @@ class AViTTraining(LightningModule):
     def _distances(self, images: Tensor) -> tuple[Tensor, Halting]:
         """1 - cos to the full embedding [B], and the halting."""
         with torch.no_grad():
-            target = self.teacher(images)
+            target = self.clip.image_tower(images)
         halting = self.model.run(images)
         return 1 - F.cosine_similarity(halting.z.float(), target.float(), dim=-1), halting
 
@@ -109,3 +108,7 @@ class AViTTraining(LightningModule):
         """AdamW, per-step warm-up and cosine over the trainer's whole run."""
         groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)
         return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
+
+    def deployable(self) -> tuple[AViTTower, CLIP]:
+        """The tower whose tokens halt, and the CLIP whose texts it is read against."""
+        return self.model, self.clip

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.reduction import ReductionContext
+from patchrank.avit import AViTTower
 from patchrank.scores import keep_count
+
+__all__ = ["AViTTower", "ClassAttention", "EViT", "GoldenOracle", "RandomKeep", "ToMe", "match"]
 
 _PLACES = 2**14  # of RandomKeep's table: a grid of 128 x 128
 

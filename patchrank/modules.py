@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,22 +28,10 @@ from patchrank.ranking import Loss, kendall_tau, pruned_overlap, ranking_loss
 from patchrank.rankings import Rankings, ranked
 from patchrank.scores import Score, keep_count
 from patchrank.tower import PatchRankTower
+from patchrank.trained_part import TrainedPart
 
 
-class _TrainedPart(LightningModule):
-    """Checkpoints hold the parameters that train; the frozen CLIP comes back by the arguments that named it."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen weights out."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the frozen weights in, so that loading stays strict."""
-        checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
-
-
-class RankPredictorTraining(_TrainedPart):
+class RankPredictorTraining(TrainedPart):
     """Train a predictor to rank patch tokens as their golden ranking does; the CLIP is frozen.
 
     The golden rankings of the training pictures are computed before the first step and kept on disk, so the data
@@ -180,7 +168,7 @@ def _shown(batches: Iterable[dict[str, Any]], limits: list[int | float]) -> Iter
     return islice(batches, None if limit == float("inf") else int(limit))
 
 
-class PromptTuning(_TrainedPart):
+class PromptTuning(TrainedPart):
     """Tune prompts for few-shot classification while the predictor prunes; CLIP and predictor are frozen.
 
     The loss is the cross-entropy of CLIP's zero-shot scores, the class embeddings being those of the current text

@@ -12,31 +12,30 @@ import torch
 from timm.models.mlp_mixer import MixerBlock
 from torch import Tensor, nn
 
-from common.clip import read_record, read_state_dict
+from common.clip import read_record, read_state_dict, save_model
 from common.tower import ImageTower
 
 CHANNELS = 64
+_PREFIX = "predictor."
 
 
 class RankPredictor(nn.Module):
     """Scores for every patch token, high = keep: 46,246 parameters at ViT-B/16's 197 tokens, 7.3 M multiply-adds.
 
-    Neighbouring channels are averaged down to 64, which needs no weights; one MLP-Mixer block mixes the tokens
-    (class token included, hidden width 32) and the channels (256); a linear head reads each patch token. The
-    released code feeds it another network's last layer. Here it reads the very tokens that are about to be
-    pruned, the only ones that are there at no further cost.
+    Neighbouring channels are averaged, which needs no weights, down to 64 (or the greatest divisor of D below); one
+    MLP-Mixer block mixes the tokens (class token included, hidden width 32 of 64) and the channels (256 of 64); a
+    linear head reads each patch token. The released code feeds it another network's last layer. Here it reads the very
+    tokens that are about to be pruned, the only ones that are there at no further cost.
 
-    width: D, a multiple of 64.  tokens: 1 + N, fixed by the mixer.
-    ValueError: a width that 64 does not divide.
+    width: D.  tokens: 1 + N, fixed by the mixer.
     """
 
     def __init__(self, width: int = 768, tokens: int = 197) -> None:
         super().__init__()
-        if width % CHANNELS:
-            raise ValueError(f"width {width} cannot be averaged to {CHANNELS} channels; it must be a multiple of them")
         self.width, self.tokens = width, tokens
-        self.mixer = MixerBlock(CHANNELS, tokens, mlp_ratio=(0.5, 4.0))
-        self.head = nn.Linear(CHANNELS, 1)
+        self.channels = max(part for part in range(1, CHANNELS + 1) if width % part == 0)
+        self.mixer = MixerBlock(self.channels, tokens, mlp_ratio=(0.5, 4.0))
+        self.head = nn.Linear(self.channels, 1)
 
     @classmethod
     def for_tower(cls, tower: ImageTower) -> RankPredictor:
@@ -47,12 +46,20 @@ class RankPredictor(nn.Module):
         """x [B,1+N,D], class token first -> scores [B,N]. ValueError: other than the tokens it was built for."""
         if x.shape[1:] != (self.tokens, self.width):
             raise ValueError(f"{tuple(x.shape[1:])} tokens given to a predictor for {(self.tokens, self.width)}")
-        x = x.unflatten(-1, (CHANNELS, -1)).mean(-1)
+        x = x.unflatten(-1, (self.channels, -1)).mean(-1)
         return self.head(self.mixer(x)[:, 1:]).squeeze(-1)
 
 
+def save_predictor(
+    predictor: RankPredictor, path: str | Path, prune_layer: int, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write a predictor alone, for ``load_predictor``: below 100 kB.  prune_layer: the block whose tokens it reads."""
+    alone = nn.ModuleDict({_PREFIX.rstrip("."): predictor})
+    save_model(alone, path, {"patchrank": {"prune_layer": prune_layer}}, dtype)
+
+
 def load_predictor(path: str | Path, tower: ImageTower, prune_layer: int) -> RankPredictor:
-    """The predictor in a checkpoint of ``RankPredictorTraining`` or in a file of ``PatchRankTower.save``.
+    """The predictor in a checkpoint of ``RankPredictorTraining`` or in a file of ``PatchRankTower`` or its own.
 
     ValueError: no such file, one of another kind, or a predictor of another tower or of another block's tokens.
     """
@@ -61,8 +68,7 @@ def load_predictor(path: str | Path, tower: ImageTower, prune_layer: int) -> Ran
         trained_for, state = read_record(path).get("patchrank", {}), read_state_dict(str(path))
     else:
         trained_for, state = _checkpoint(path)
-    prefix = "predictor."
-    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    state = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
     if not state or "prune_layer" not in trained_for:
         raise ValueError(f"{path} holds no predictor; train one with lightning fit -c patchrank/predictor.yaml")
     if trained_for["prune_layer"] != prune_layer:

@@ -31,6 +31,20 @@ class PromptedCLIP(nn.Module):
         self.architecture, self.tokenizer = clip.architecture, clip.tokenizer
         self.tower, self.text_tower, self.logit_scale = tower, clip.text_tower, clip.logit_scale
 
+    @property
+    def prunable(self) -> bool:
+        """Whether the image tower can prune at any rate."""
+        return self.tower.prunable
+
+    @property
+    def keep(self) -> float:
+        """Share of patch tokens that stays."""
+        return self.tower.keep
+
+    def at(self, keep: float) -> PromptedCLIP:
+        """This model at another keep rate, its weights shared. ValueError: see ``PatchRankTower``."""
+        return PromptedCLIP(self, self.tower.at(keep)).train(self.training)
+
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """images [B,3,S,S] -> embeddings [B,E], of length 1 unless told otherwise."""
         return self.tower.encode_image(images, normalize)

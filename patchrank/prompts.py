@@ -143,7 +143,7 @@ def _replace(x: Tensor, context: ReductionContext, prompts: Prompts, layer: int)
 
 def _each(prompts: Tensor, x: Tensor) -> Tensor:
     """prompts [P,D] -> [B,P,D], one copy for each row of x, in its type."""
-    return prompts.to(x.dtype).expand(len(x), -1, -1)
+    return prompts.to(x.dtype).expand(x.shape[0], -1, -1)  # not len(), which an exported graph would keep
 
 
 def prompted_text(tower: TextTower, ids: Tensor, prompts: Prompts) -> Tensor:

@@ -43,9 +43,7 @@ class Rankings:
         """Orders [B,N] (long, most important patch first) of pictures by their keys. ValueError: a key not ranked."""
         unknown = [key for key in keys if key not in self.places]
         if unknown:
-            raise ValueError(
-                f"no golden ranking of picture {unknown[0]!r}, nor of {len(unknown) - 1} more of this batch"
-            )
+            raise ValueError(f"{len(unknown)} of {len(keys)} pictures were not ranked, such as {unknown[0]!r}")
         return self.orders[[self.places[key] for key in keys]].long()
 
 

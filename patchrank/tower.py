@@ -82,6 +82,16 @@ class PatchRankTower(ReducedTower):
         self.predictor, self.prompts = predictor, prompts
         self.keep, self.prune_layer, self.kept = keep, prune_layer, kept
 
+    @property
+    def prunable(self) -> bool:
+        """Whether there is a predictor to prune by, at any rate."""
+        return self.predictor is not None
+
+    def at(self, keep: float) -> PatchRankTower:
+        """This tower at another keep rate, its weights shared. ValueError: see the class."""
+        other = PatchRankTower(self.tower, self.predictor, keep, self.prune_layer, self.prompts)
+        return other.train(self.training)
+
     def record(self) -> dict[str, Any]:
         """What a file must say, beside the architecture, to build this tower again."""
         return {

@@ -1,12 +1,12 @@
-"""A classification set of the catalogue as image-text pairs, for training: each picture with a prompt of its class.
+"""Labelled pictures as Lightning trains on them: all, or a few of each class, with prompts of their class or alone.
 
-Shapes: B pairs, T text tokens, S image size, M pictures of the training part.
+Shapes: B pictures of a batch, T text tokens, S picture size, C classes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from random import Random
 from typing import Any
@@ -16,28 +16,34 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from common.clip import load_architecture
-from common.data import catalogue
-from common.data.classification import ClassificationSet, classification_set
+from common.data.classification import ClassificationSet
+from common.data.embedded import ATTRIBUTION
+from common.data.lookup import EMBEDDED_TASKS, Place, labelled_set, splits_of
 from common.data.pictures import loader
 from common.data.reader import caption_id, collate
 from common.data.shards import position
-from common.data.transforms import train_transform
+from common.data.sources import few_shot
+from common.data.transforms import Transform, eval_transform, train_transform
 from common.tokenizer import Tokenizer
-from common.zeroshot import fill
+from common.zeroshot import Template, fill
 
 
-class Pairs(Dataset):
-    """Pictures in open_clip's training view, each with a caption drawn from its class's prompts.
+class TrainingView(Dataset):
+    """Pictures by a transform, each with its label and, given a tokenizer, a caption drawn from its class's prompts.
 
-    Item (epoch, index) is a sample as ``common.data.reader.collate`` takes it. Box and prompt follow from (seed,
-    epoch, key). ``caption_id`` is one for all prompts of a class, since each of them fits all of its pictures.
+    Item (epoch, index) is a sample as ``common.data.reader.collate`` takes it. What is drawn for it follows from
+    (seed, epoch, key). ``caption_id`` is one for all prompts of a class, since each of them fits all of its pictures.
     """
 
-    def __init__(self, pictures: ClassificationSet, image_size: int, tokenizer: Tokenizer, seed: int) -> None:
-        self.pictures, self.seed, self.transform = pictures, seed, train_transform(image_size)
-        prompts = [[fill(template, name) for template in pictures.templates] for name in pictures.class_names]
-        self._ids = [[tokenizer.ids(prompt) for prompt in of_class] for of_class in prompts]
-        self._caption_ids = [caption_id(of_class[0]) for of_class in prompts]
+    def __init__(
+        self, pictures: ClassificationSet, transform: Transform, seed: int, tokenizer: Tokenizer | None
+    ) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+        self._ids = None
+        if tokenizer is not None:
+            prompts = [[fill(template, name) for template in pictures.templates] for name in pictures.class_names]
+            self._ids = [[tokenizer.ids(prompt) for prompt in of_class] for of_class in prompts]
+            self._caption_ids = [caption_id(of_class[0]) for of_class in prompts]
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -46,17 +52,14 @@ class Pairs(Dataset):
         epoch, index = place
         label, key = self.pictures.labels[index], self.pictures.keys[index]
         rng = Random(f"{self.seed}/{epoch}/{key}")
-        return {
-            "image": self.transform(self.pictures.picture(index), rng),
-            "ids": rng.choice(self._ids[label]),
-            "caption_id": self._caption_ids[label],
-            "label": label,
-            "key": key,
-        }
+        sample = {"image": self.transform(self.pictures.picture(index), rng), "label": label, "key": key}
+        if self._ids is None:
+            return sample
+        return sample | {"ids": rng.choice(self._ids[label]), "caption_id": self._caption_ids[label]}
 
 
-class PairLoader:
-    """Full batches of one process's share of the pairs, permuted by (seed, epoch); goes on where a trainer stopped.
+class EpochLoader:
+    """Full batches of one process's share of a view, permuted by (seed, epoch); goes on where a trainer stopped.
 
     progress: gives (epoch, batches of it that are done) when an iteration begins.
 
@@ -65,28 +68,28 @@ class PairLoader:
 
     def __init__(
         self,
-        pairs: Pairs,
+        view: TrainingView,
         batch_size: int,
         num_workers: int,
         progress: Callable[[], tuple[int, int]],
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if len(pairs) < world * batch_size:
+        if len(view) < world * batch_size:
             raise ValueError(
-                f"{len(pairs)} training pictures do not fill a batch of {batch_size} on {world} processes; lower "
+                f"{len(view)} training pictures do not fill a batch of {batch_size} on {world} processes; lower "
                 "batch_size"
             )
-        self._pairs, self._progress = pairs, progress
+        self._view, self._progress = view, progress
         self.batch_size, self.num_workers, self.rank, self.world = batch_size, num_workers, rank, world
 
     def __len__(self) -> int:
-        return len(self._pairs) // (self.world * self.batch_size)
+        return len(self._view) // (self.world * self.batch_size)
 
     def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
         """The places, (epoch, index), of every batch of an epoch."""
-        order = list(range(len(self._pairs)))
-        Random(f"{self._pairs.seed}/{epoch}").shuffle(order)
+        order = list(range(len(self._view)))
+        Random(f"{self._view.seed}/{epoch}").shuffle(order)
         own = order[self.rank :: self.world]
         starts = range(0, len(self) * self.batch_size, self.batch_size)
         return [[(epoch, index) for index in own[start : start + self.batch_size]] for start in starts]
@@ -95,7 +98,7 @@ class PairLoader:
         # A generator, so that this runs at the first batch, when a resumed trainer's counters stand right.
         epoch, done = self._progress()
         yield from DataLoader(
-            self._pairs,
+            self._view,
             batch_sampler=self.batches(epoch)[done:],
             num_workers=self.num_workers,
             collate_fn=collate,
@@ -104,88 +107,137 @@ class PairLoader:
 
 
 class ClassificationDataModule(LightningDataModule):
-    """Train a CLIP on the pictures and prompts of a classification set, and validate it by zero-shot accuracy.
+    """Labelled pictures of one data set to train on, all or some shots of each class; its val and test splits whole.
 
     Args:
-        data: A set of the catalogue that has training pictures, such as fashion_mnist.
+        name: A set of the catalogue that has training pictures, perhaps with its protocol (fashion_mnist, dtd@coop),
+            or an embedded task (embedded-sketch).
         architecture: open_clip model name or ``.json`` file, for picture size, context length and vocabulary.
         root: Folder of the catalogue's sets; default: $EFFCLIP_DATA.
-        protocol: mlip or coop, where the set's splits and prompts differ.
-        held_out: Training pictures, drawn once for all seeds, that validate instead; null: the set's own val split.
-        batch_size: Pairs per batch on each device.
+        shots: Training pictures of each class; null: all there are. The 2 shots of a seed contain its 1 shot, the 4
+            its 2, and so on.
+        held_out: Training pictures, drawn once for all seeds, that validate in the place of the set's val split.
+        batch_size: Training pictures per batch on each device.
+        eval_batch_size: Pictures per batch of validation and test.
         num_workers: Worker processes per device; 0 reads in the training process.
-        seed: Start of all randomness, together with epoch and key.
+        seed: Start of all randomness, that of the shots too; views and captions together with epoch and key.
+        captions: Whether training pictures come with a prompt of their class, drawn from the set's templates.
+        augment: Whether training pictures are random crops; False shows them as evaluation does, shuffled.
+        crop: A random crop's share of the picture, least and greatest.
+        flip: Whether every second random crop, by chance, is mirrored.
 
-    A training batch is {"image": normalised float [B,3,S,S], "text": long [B,T], "caption_id": long [B], equal for
-    pictures of one class, "label": long [B], "key": list[str]}; validation and test have no texts. ValueError, at
-    once: data that is missing, and what to download; no training pictures or none to validate with; a prompt that
-    the architecture's vocabulary cannot spell.
+    A training batch is {"image": normalised float [B,3,S,S], "label": long [B], "key": list[str]}, and with captions
+    {"text": long [B,T], "caption_id": long [B], equal for pictures of one class}; validation and test have no texts. A
+    set without a val split is not validated unless pictures are held out.
+    ValueError, at once: data that is missing, and what to download; no training pictures; a prompt that the
+    architecture's vocabulary cannot spell.
     """
 
     def __init__(
         self,
-        data: str,
-        *,
-        architecture: str,
+        name: str,
+        architecture: str = "ViT-B-16-quickgelu",
         root: str | None = None,
-        protocol: str = "mlip",
+        shots: int | None = None,
         held_out: int | None = None,
-        batch_size: int = 128,
+        batch_size: int = 64,
+        eval_batch_size: int = 64,
         num_workers: int = 1,
         seed: int = 0,
+        captions: bool = True,
+        augment: bool = True,
+        crop: tuple[float, float] = (0.9, 1.0),
+        flip: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        sizes = {
+            "batch_size": (batch_size, 1),
+            "eval_batch_size": (eval_batch_size, 1),
+            "num_workers": (num_workers, 0),
+        }
+        for argument, (value, least) in sizes.items():
             if value < least:
-                raise ValueError(f"{name} {value} must be at least {least}")
-        entry = catalogue.entry(data, protocol)
-        needed = {"train"} if held_out is not None else {"train", "val"}
-        if not needed <= set(entry.splits):
-            raise ValueError(
-                f"{entry.title} has the splits {list(entry.splits)}; training needs train, and val or held_out pictures"
-            )
-        self.root = root or os.environ.get("EFFCLIP_DATA")
-        if not self.root:
-            raise ValueError(
-                f"{entry.title}: give --data.root or set EFFCLIP_DATA to the folder of the data sets. It needs "
-                f"{entry.get}"
-            )
+                raise ValueError(f"{argument} {value} must be at least {least}")
         self.architecture = load_architecture(architecture)
-        text = self.architecture["text_cfg"]
-        self.image_size = self.architecture["vision_cfg"]["image_size"]
-        self.entry, self.batch_size, self.num_workers = entry, batch_size, num_workers
-        train = classification_set(entry, self.root, "train")
-        if held_out is None:
-            self.val_pictures = classification_set(entry, self.root, "val")
-        else:
-            train, self.val_pictures = _split(train, held_out, f"{data}/held out")
-        self.pairs = Pairs(train, self.image_size, Tokenizer(text["context_length"], text.get("vocabulary")), seed)
+        self.image_size, text = self.architecture["vision_cfg"]["image_size"], self.architecture["text_cfg"]
+        self.name, self._place = name, Place(root or os.environ.get("EFFCLIP_DATA"))
+        own = splits_of(name, "training")
+        self.splits = ("train", *(("val",) if held_out is not None or "val" in own else ()), "test")
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.augment = augment
+        self.training, self._held = labelled_set(name, "train", self._place), None
+        if held_out is not None:
+            self.training, self._held = _split(self.training, held_out, f"{name}/held out")
+        if shots is not None:
+            self.training = self.training.subset(few_shot(self.training.labels, shots, seed))
+        transform = train_transform(self.image_size, tuple(crop), flip) if augment else eval_transform(self.image_size)
+        tokenizer = Tokenizer(text["context_length"], text.get("vocabulary")) if captions else None
+        self.view = TrainingView(self.training, transform, seed, tokenizer)
+        self.scale = "embedded" if name in EMBEDDED_TASKS else "paper"
+        self.attribution = ATTRIBUTION if name in EMBEDDED_TASKS else None
+
+    @property
+    def root(self) -> str | None:
+        """The folder of the catalogue's sets."""
+        return self._place.root
+
+    @property
+    def class_names(self) -> list[str]:
+        """The C names, in the order of the labels."""
+        return self.training.class_names
+
+    @property
+    def templates(self) -> Sequence[Template]:
+        """The data set's prompts, see ``common.zeroshot.Template``."""
+        return self.training.templates
+
+    @property
+    def class_prompts(self) -> list[str]:
+        """One prompt a class, by the data set's first template: what validation classifies by."""
+        return [fill(self.templates[0], name) for name in self.class_names]
+
+    @cached_property
+    def val_pictures(self) -> ClassificationSet:
+        """What validates: the held-out pictures or the set's val split, read when it is first asked for."""
+        return self._held or labelled_set(self.name, "val", self._place)
 
     @cached_property
     def test_pictures(self) -> ClassificationSet:
         """The set's test split, read when it is first asked for."""
-        return classification_set(self.entry, self.root, "test")
+        return labelled_set(self.name, "test", self._place)
 
-    @property
-    def class_prompts(self) -> list[str]:
-        """The first prompt of each class, in the order of the labels: what validation classifies by."""
-        return [fill(self.entry.templates[0], name) for name in self.val_pictures.class_names]
+    def dataloader(self, split: str, *, train: bool | None = None) -> EpochLoader | DataLoader:
+        """The loader of any split, for training (shuffled, by the training view) or evaluation (each picture once).
 
-    def train_dataloader(self) -> PairLoader:
-        """Shuffled pairs, the same number of batches on every rank; without a trainer always the first epoch."""
+        train: which of the two; by default training for the split "train" alone, for which it is possible.
+        ValueError: no such split, or fewer training pictures than a batch.
+        """
+        if split not in self.splits:
+            raise ValueError(f"{self.name} has the splits {list(self.splits)}, not {split!r}")
+        if split == "train" and train is not False:
+            return self._training_loader()
+        pictures = self.training if split == "train" else getattr(self, f"{split}_pictures")
+        return loader(pictures, self.image_size, self.eval_batch_size, self.num_workers)
+
+    def _training_loader(self) -> EpochLoader:
+        """The same number of batches on every rank; without a trainer always the first epoch."""
         trainer = self.trainer
         if trainer is None:
-            return PairLoader(self.pairs, self.batch_size, self.num_workers, lambda: (0, 0))
-        progress, place = partial(position, trainer), (trainer.global_rank, trainer.world_size)
-        return PairLoader(self.pairs, self.batch_size, self.num_workers, progress, *place)
+            return EpochLoader(self.view, self.batch_size, self.num_workers, lambda: (0, 0))
+        place = (trainer.global_rank, trainer.world_size)
+        return EpochLoader(self.view, self.batch_size, self.num_workers, partial(position, trainer), *place)
 
-    def val_dataloader(self) -> DataLoader:
-        """Each validation picture with its label."""
-        return loader(self.val_pictures, self.image_size, self.batch_size, self.num_workers)
+    def train_dataloader(self) -> EpochLoader:
+        """Shuffled batches of the training view."""
+        return self.dataloader("train")
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Each validation picture with its label; nothing where there are none."""
+        return self.dataloader("val") if "val" in self.splits else []
 
     def test_dataloader(self) -> DataLoader:
         """Each test picture with its label."""
-        return loader(self.test_pictures, self.image_size, self.batch_size, self.num_workers)
+        return self.dataloader("test")
 
     def predict_dataloader(self) -> DataLoader:
         """The test split, for embeddings."""

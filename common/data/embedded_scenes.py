@@ -3,7 +3,7 @@
 A picture shows one emoji at a random size, place and angle on a smooth random background, sometimes with a
 second, smaller one. Its caption names the emoji and, each with its own probability, the background's
 colour, the place, the size and the second emoji, so that retrieval and token alignment have words to align.
-Names are CLDR short names of one or two words (embedded_names.tsv): every such emoji of one code point that
+Names are CLDR short names of at most 11 characters (embedded_names.tsv): every such emoji of one code point that
 Twemoji draws, hence no country flags, keycaps, skin tones or joined sequences. Artwork: Twemoji, CC-BY 4.0.
 """
 
@@ -43,13 +43,13 @@ RECIPE = {
     "colours": COLOURS,
     "grid": 4,  # random background colours each way
     "contrast": 24,  # their greatest distance from the named colour, per channel
-    "scale": (0.48, 0.65),  # of the view: small enough that half the resolution loses what tells names apart
-    "crowded_scale": (0.45, 0.60),  # with a second emoji
-    "medium": 0.52,
-    "large": 0.58,
+    "scale": (0.36, 0.50),  # of the view: small enough that half the resolution loses what tells names apart
+    "crowded_scale": (0.36, 0.50),  # with a second emoji
+    "medium": 0.41,
+    "large": 0.45,
     "degrees": 20,
-    "second": 0.2,
-    "second_scale": (0.35, 0.50),  # of the first emoji
+    "second": 0.1,
+    "second_scale": (0.45, 0.60),  # of the first emoji
     "overhang": 0.1,  # of the emoji, beyond the view
     "mention": 0.20,
     "quality": 95,

@@ -163,7 +163,10 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
 
 def _root(name: str, place: Place) -> str:
     if place.root is None:
-        raise ValueError(f"{_entry(name).title}: give --root or set EFFCLIP_DATA to the folder with the data sets")
+        of = _entry(name)
+        raise ValueError(
+            f"{of.title}: give --root or set EFFCLIP_DATA to the folder with the data sets. It needs {of.get}"
+        )
     return place.root
 
 

@@ -64,18 +64,15 @@ class PictureSet(Dataset):
 
 
 class _Prepared(Dataset):
-    """Pictures by a transform, its chance drawn from torch's generator, which differs between workers."""
-
-    def __init__(self, pictures: PictureSet, transform: Transform, chance: bool) -> None:
-        self.pictures, self.transform, self.chance = pictures, transform, chance
+    def __init__(self, pictures: PictureSet, transform: Transform) -> None:
+        self.pictures, self.transform = pictures, transform
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = Random(int(torch.randint(2**62, ()))) if self.chance else Random(0)
         item = {
-            "image": self.transform(self.pictures.picture(index), rng),
+            "image": self.transform(self.pictures.picture(index), Random(0)),  # evaluation draws nothing
             "key": self.pictures.keys[index],
         }
         return item if self.pictures.labels is None else item | {"label": self.pictures.labels[index]}
@@ -94,23 +91,7 @@ def loader(dataset: PictureSet, image_size: int, batch_size: int = 64, num_worke
     Every picture comes exactly once, in the order of the data set, by open_clip's evaluation transform.
     image_size: S.  num_workers: processes; 0 reads in the calling one.
     """
-    prepared = _Prepared(dataset, eval_transform(image_size), chance=False)
-    return DataLoader(prepared, batch_size, num_workers=num_workers, collate_fn=_collate, pin_memory=_pinned())
-
-
-def shuffled_loader(dataset: PictureSet, transform: Transform, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """The same batches for training: a new order in every epoch, by ``transform``, without a last part of a batch."""
+    prepared = _Prepared(dataset, eval_transform(image_size))
     return DataLoader(
-        _Prepared(dataset, transform, chance=True),
-        batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=num_workers,
-        collate_fn=_collate,
-        pin_memory=_pinned(),
-        persistent_workers=num_workers > 0,
+        prepared, batch_size, num_workers=num_workers, collate_fn=_collate, pin_memory=torch.cuda.is_available()
     )
-
-
-def _pinned() -> bool:
-    return torch.cuda.is_available()

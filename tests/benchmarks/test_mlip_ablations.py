@@ -4,16 +4,21 @@ import json
 
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 
 from benchmarks import mlip_ablations
 from benchmarks.__main__ import module_of
-from benchmarks.mlip_ablations import ROWS, TABLES, evaluate, rows_of, runs
+from benchmarks.mlip_ablations import BASELINE, COMMAND, MODEL, RECIPE, ROWS, TABLES, evaluate, rows_of, runs
 from benchmarks.mlip_table9 import paper
+from benchmarks.mlip_tables import interval
 from common.cli import main as lightning
 from common.clip import CLIP
+from common.data.embedded import EmbeddedDataModule
 from common.data.lookup import Captioned, Labelled
-from common.testing import TINY_CAPTIONS
+from common.testing import TINY_CAPTIONS, tiny_architecture
+from mlip.guide import Guide
 from mlip.model import MLIP
+from mlip.pretraining import MLIPPretraining
 
 
 @pytest.mark.parametrize("run", runs(ROWS)[: len(ROWS)], ids=lambda run: run.name)
@@ -32,6 +37,40 @@ def test_rows_are_trained_once_and_all_together_keep_to_the_budget():
     assert len(set(map(str, settings))) == len(ROWS), "two rows are the same training"
 
 
+@pytest.mark.parametrize("name", [name for name, changed in ROWS.items() if "train_fraction" not in changed])
+def test_no_loss_of_a_row_has_a_zero_gradient(name, tmp_path):
+    guide = Guide(image_size=16, patch_size=8, width=32, depth=1, heads=2)
+    guide.save(tmp_path / "guide.safetensors")
+    own = {"frequency_layers": 1, "keep_rates": {2: 0.5}, "guide": str(tmp_path / "guide.safetensors")}
+    torch.manual_seed(0)
+    module = MLIPPretraining(tiny_architecture(tmp_path), **own | ROWS[name])
+    text = module.clip.tokenizer(list(TINY_CAPTIONS), longest=True)
+    batch = {"image": torch.randn(6, 3, 32, 32), "text": text, "caption_id": torch.arange(6)}
+    module.losses(batch)  # fills the queue of neighbours
+    terms = module.losses(batch)
+    assert terms.keys() == {term for term, weight in module.weights.items() if weight}
+    for value in terms.values():
+        (gradient,) = torch.autograd.grad(value, module.clip.image_tower.vit.conv1.weight, retain_graph=True)
+        assert gradient.abs().max() > 0
+
+
+def test_two_runs_give_the_weights_of_the_figures():
+    committed = {run.name: run for run in runs(ROWS) if run.output}
+    assert {name: run.output for name, run in committed.items()} == {
+        "mlip/clip-seed0": BASELINE,
+        "mlip/mlip-seed0": MODEL,
+    }
+    assert all(run.target == f"{COMMAND} --only {name.removeprefix('mlip/')}" for name, run in committed.items())
+
+
+def test_one_run_alone_and_one_that_is_none(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    assert mlip_ablations.main(["--only", "mlip-seed1", "--list"]) == 0
+    assert capsys.readouterr().out.count("lightning fit") == 1
+    with pytest.raises(ValueError, match="--only mlip-seed7 is no run here"):
+        mlip_ablations.main(["--only", "mlip-seed7", "--list"])
+
+
 def test_listing_trains_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     (tmp_path / "retrain/mlip/clip-seed0").mkdir(parents=True)
@@ -39,7 +78,7 @@ def test_listing_trains_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("benchmarks.retrain.train", lambda *_, **__: pytest.fail("it trained"))
     assert mlip_ablations.main(["--table", "6", "--list"]) == 0
     printed = capsys.readouterr().out
-    assert "mlip/clip-seed0         finished" in printed and printed.count("about 3 min") == 14
+    assert "mlip/clip-seed0         finished" in printed and printed.count("about 3 min") == 17
 
 
 def test_a_models_result_has_every_column(monkeypatch, tmp_path):
@@ -56,13 +95,16 @@ def test_a_models_result_has_every_column(monkeypatch, tmp_path):
         return Labelled(split, [caption[2:] for caption in TINY_CAPTIONS], ("a {}",), "accuracy", loader)
 
     monkeypatch.setattr(mlip_ablations, "source", source)
+    monkeypatch.setattr(mlip_ablations.retrain, "batches", lambda split, pictures, size: loader(size, 6, 0))
+    monkeypatch.setattr(EmbeddedDataModule, "class_prompts", list(TINY_CAPTIONS))
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    found = json.loads(json.dumps(evaluate(tmp_path / "weights.safetensors")))
+    found = json.loads(json.dumps(evaluate(tmp_path / "weights.safetensors", RECIPE)))
     with torch.no_grad():
         guess = (clip.eval().encode_image(images) @ clip.encode_text(clip.tokenizer(list(TINY_CAPTIONS))).T).argmax(1)
-    assert found["test"]["top1"] == pytest.approx((guess == torch.arange(6)).float().mean().item())
-    assert found["test"]["names"] == 6 and found["gmacs"] > 0
-    assert found["retrieval"]["image_to_text"]["R@1"] == pytest.approx(found["test"]["top1"])
+    right = pytest.approx((guess == torch.arange(6)).float().mean().item())
+    assert found["val"]["top1"]["accuracy"] == found["test"]["top1"]["accuracy"] == right
+    assert found["unseen"]["top1"] == right and found["unseen"]["names"] == 6 and found["gmacs"] > 0
+    assert found["retrieval"]["image_to_text"]["R@1"] == right
 
 
 def result(seed, top1):
@@ -71,7 +113,8 @@ def result(seed, top1):
     return {
         "conditions": {"seed": seed, "revision": "abc"},
         "gmacs": 0.02,
-        "test": {"top1": top1},
+        "test": {"top1": {"accuracy": top1}},
+        "unseen": {"top1": top1 / 8},
         "unseen-alone": {"top1": top1 / 4},
         "retrieval": {"image_to_text": recall, "text_to_image": recall},
     }
@@ -84,9 +127,29 @@ def test_tables_show_spread_paired_differences_and_what_was_not_run(monkeypatch)
     monkeypatch.setattr(mlip_ablations, "results", lambda: known)
     table = module_of("mlip-table6")
     text = table.render(json.loads(json.dumps(table.run(smoke=True))))["md"]
-    assert "| CLIP | 10.4 | 6.6 | 16.3 | 16.0 ± 1.0 | 16.0 ± 1.0 | 32.0 ± 2.0 | 8.0 ± 0.5 | – | 0.0200 |" in text
-    assert "| 34.0 ± 3.0 |" in text and "| +2.0 ± 1.0 | 0.0200 |" in text  # 1, 2 and 3 points, seed by seed
+    ours = "16.0 ± 1.0 | 16.0 ± 1.0 | 32.0 ± 2.0 | 4.0 ± 0.2 | 8.0 ± 0.5 | 0.0200"
+    assert f"| CLIP | 10.4 | 6.6 | 16.3 | {ours} |" in text and "| 34.0 ± 3.0 |" in text
+    # 1, 2 and 3 points, seed by seed: Student's interval of three is ± 4.303 deviations / √3.
+    assert "| +1.0 [-0.2, +2.2] | +1.0 [-0.2, +2.2] | +2.0 [-0.5, +4.5] | +0.2 [" in text
+    assert "beside CLIP: no clear difference: + frequency transform." in text
     assert text.count("| not run | not run |") > 0 and "mlip-ablations --table 6" in text
+
+
+def test_intervals_over_seeds_are_scipys():
+    found = [0.01, 0.03, 0.02, 0.05]
+    expected = ttest_1samp(found, 0).confidence_interval(0.95)
+    assert interval(found) == pytest.approx((0.0275, *expected))
+    assert interval([0.2]) == (0.2, float("-inf"), float("inf"))
+
+
+def test_a_clear_difference_is_called_one(monkeypatch):
+    known = {name: [] for name in ROWS} | {"clip": [result(0, 0.30), result(1, 0.32), result(2, 0.34)]}
+    known["tokens"] = [result(0, 0.35), result(1, 0.371), result(2, 0.389)]
+    known["filip"] = [result(0, 0.2), result(1, 0.22)]
+    monkeypatch.setattr(mlip_ablations, "results", lambda: known)
+    table = module_of("mlip-table6")
+    text = table.render(table.run())["md"]
+    assert "better: + token alignment (one-to-many); worse: FILIP's late interaction." in text
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -93,7 +93,7 @@ def test_a_finished_training_is_not_run_again_and_an_interrupted_one_goes_on(mon
         lines.append(line)
         torch.save({"global_step": run.steps if len(lines) > 1 else 500}, tmp_path / "last.ckpt")
         record.write_text(json.dumps([2.0] * len(lines)))
-        return len(lines) == 1  # the first is killed
+        return int(len(lines) == 1)  # the first is killed
 
     monkeypatch.setattr(retrain, "_timed", timed)
     with pytest.raises(ValueError, match="run teacher ended with code 1; the same command continues it"):

@@ -137,3 +137,18 @@ def test_there_must_be_something_to_set(tmp_path, labelled, capsys):
     assert "has one cost" in capsys.readouterr().err
     assert main(["calibrate", "--data", "food101", "--root", "nowhere", "--gmacs", "1"]) == 1
     assert "has no val, and a test split is for reporting" in capsys.readouterr().err
+
+
+def test_a_rate_that_costs_more_than_keeping_all_is_no_choice(labelled, monkeypatch):
+    """A predictor costs something too: on few tokens, dropping some of them saves less than finding out which."""
+    clip = CLIP.tiny().eval()
+    tower = AttendedTower(clip.image_tower, 0.5)
+    model = Deployed(Model("kept", "kept", 32, tower, clip, {"image": "a", "text": "b"}, {}), NAMES, ["a {}"])
+    dear = [cost + 0.2 * model.costs[-1] * (rate < 1) for rate, cost in zip(model.paths.rates, model.costs, strict=True)]
+    monkeypatch.setattr(model, "costs", dear)
+    of = source(labelled, "zeroshot", "all")
+    outcomes = observe(model, of, ["a {}"], SETTINGS)
+    assert list(outcomes.costs) == sorted(outcomes.costs) and max(outcomes.costs) == dear[-1] < max(dear)
+    assert outcomes.paths[-1] == 1.0 and len(outcomes.paths) == outcomes.correct.shape[1] < len(dear)
+    assert calibrate(model, of, labelled, Wish(gmacs=1.0), ["a {}"], SETTINGS).point.setting == 1.0
+    assert model.setting(gmacs=1.0) == 1.0

@@ -129,7 +129,7 @@ def test_nothing_of_a_checkpoint_is_run(tmp_path, monkeypatch, capsys):
     ours = {"_class_path": "evil.CLIPPretraining", "architecture": "common/embedded_clip.json"}
     cases = {
         "code": (whole | {"hyper_parameters": {"bad": Payload()}}, "could run code"),
-        "class": (whole | {"hyper_parameters": {"_class_path": "evil.Training"}}, "of Training; `lightning fit`"),
+        "class": (whole | {"hyper_parameters": {"_class_path": "evil.Training"}}, "of Training, which makes no model"),
         "nothing": ({"state_dict": {}}, "of no training that it names"),
         "list": ([1, 2], "of no training that it names"),
         "weights": (whole | {"hyper_parameters": ours}, "the checkpoint does not fit CLIPPretraining"),

@@ -11,6 +11,8 @@ from waveclip import WaveTower
 class AttendedTower(ReducedTower):
     """Keeps the patch tokens that the class token attends to most in the second block."""
 
+    prunable = True
+
     def __init__(self, tower, keep):
         count = max(1, round(keep * tower.grid**2))
 

@@ -127,17 +127,42 @@ def test_neighbours_are_looked_for_in_earlier_batches(make):
     torch.testing.assert_close(module.losses(batch)["neighbour"], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_text_side_can_start_from_a_trained_clip(make, tmp_path):
-    teacher = CLIP.tiny()
+@pytest.fixture
+def teacher(tmp_path):
+    """A CLIP's weights, as a model and as a file."""
+    clip = CLIP.tiny()
     with torch.no_grad():
-        teacher.logit_scale.fill_(3.0)
-    teacher.save(tmp_path / "teacher.safetensors")
-    module = make(text_weights=str(tmp_path / "teacher.safetensors"))
+        clip.logit_scale.fill_(3.0)
+    clip.save(tmp_path / "teacher.safetensors")
+    return clip, str(tmp_path / "teacher.safetensors")
+
+
+def test_the_text_side_can_start_from_a_trained_clip(make, teacher):
+    teacher, file = teacher
+    module = make(weights=file)
     for key, value in teacher.text_tower.state_dict().items():
         assert torch.equal(module.clip.text_tower.state_dict()[key], value)
     assert module.clip.logit_scale == 3.0 and module.clip.logit_scale.requires_grad
     vit, theirs = module.clip.image_tower.vit, teacher.image_tower
     assert not torch.equal(vit.conv1.weight, theirs.conv1.weight)
+
+
+@torch.no_grad()
+def test_so_can_the_last_layers_of_the_image_side(make, teacher):
+    teacher, file = teacher
+    images, tower = pairs()["image"], teacher.image_tower
+    whole = make(**PLAIN, weights=file, image_layers=2).clip  # both of its layers
+    torch.testing.assert_close(whole.encode_image(images), teacher.encode_image(images), atol=1e-5, rtol=0)
+    for options in ({}, PLAIN):  # with a Fourier block in the first layer's place, and with a new layer there
+        module = make(**options, weights=file, image_layers=1)
+        vit, x = module.clip.image_tower.vit, torch.randn(2, 17, 64)
+        torch.testing.assert_close(vit.embed(images), tower.embed(images))
+        torch.testing.assert_close(vit.transformer.resblocks[-1](x), tower.transformer.resblocks[-1](x))
+        torch.testing.assert_close(vit.pool(x), tower.pool(x))
+    first, theirs = vit.transformer.resblocks[0], tower.transformer.resblocks[0]
+    assert not torch.equal(first.mlp.c_fc.weight, theirs.mlp.c_fc.weight)
+    with pytest.raises(ValueError, match="2 layers to start from: the Spatial Stage has 1"):
+        make(weights=file, image_layers=2)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +173,7 @@ def test_the_text_side_can_start_from_a_trained_clip(make, tmp_path):
         ({"frequency_layers": 0}, "frequency_weight 0.15 without Fourier blocks"),
         ({"spatial_matching": "hungarian"}, "spatial_matching 'hungarian' is none of one_to_many, one_to_one, filip"),
         ({"label_smoothing": 1.0}, "label_smoothing 1.0 is not in"),
+        ({"image_layers": 1}, "image_layers 1 without weights"),
         ({"neighbour_weight": 0.2, "neighbour_queue": 0}, "a queue of 0 captions"),
         ({"guide": "nowhere.pth"}, r"the Guide nowhere.pth: no weights at .*nowhere.pth; name a DeiT-Tiny"),
         ({"guide": "${NO_GUIDE_HERE}/a.pth"}, "set the environment variable NO_GUIDE_HERE to a DeiT-Tiny"),

@@ -101,7 +101,7 @@ def test_equals_one_block_of_one_picture_at_a_time(tower, score, layer, block, s
             tower, pictures[row : row + 1], label, score, layer, block, stride, rounds, removed
         )
         assert found.order[row].tolist() == order
-        torch.testing.assert_close(found.scores[row], torch.tensor(scores).double(), atol=1e-10, rtol=0)
+        torch.testing.assert_close(found.scores[row], torch.tensor(scores, dtype=torch.float64), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("memory", [1, 2**20, None])

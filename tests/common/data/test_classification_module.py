@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, Trainer
 
 from common.clip import load_architecture
 from common.data import catalogue
-from common.data.classification_module import ClassificationDataModule, PairLoader
+from common.data.classification_module import ClassificationDataModule, EpochLoader
 from common.pretraining import CLIPPretraining
 from common.tokenizer import Tokenizer, encode
 from common.zeroshot import fill
@@ -23,7 +23,7 @@ def module(tmp_path, monkeypatch):
     for prefix, rows in {"train": TRAIN, "t10k": TEST}.items():
         write_idx(tmp_path / "FashionMNIST/raw", ".gz", prefix, rows)
     of = small(catalogue.entry("fashion_mnist"), {"train": TRAIN, "test": TEST}, 10)
-    monkeypatch.setattr(catalogue, "entry", lambda name, protocol: of)
+    monkeypatch.setattr(catalogue, "entry", lambda name, protocol="mlip": of)
 
     def make(**options):
         options = {"root": str(tmp_path), "held_out": 4, "batch_size": 4, "num_workers": 0, **options}
@@ -45,7 +45,7 @@ def test_the_vocabulary_of_the_architecture_is_that_of_the_prompts():
 
 def test_a_picture_has_a_prompt_of_its_class_and_all_of_a_class_are_positives(module):
     data = module()
-    of, text = data.entry, data.architecture["text_cfg"]
+    of, text = catalogue.entry("fashion_mnist"), data.architecture["text_cfg"]
     tokenizer = Tokenizer(text["context_length"], text["vocabulary"])
     names = list(of.rename.values())
     prompts = {(fill(t, name), label) for label, name in enumerate(names) for t in of.templates}
@@ -53,7 +53,7 @@ def test_a_picture_has_a_prompt_of_its_class_and_all_of_a_class_are_positives(mo
     drawn, pairs = set(), set()
     for epoch in range(6):
         for place in data.train_dataloader().batches(epoch):
-            for sample in (data.pairs[item] for item in place):
+            for sample in (data.view[item] for item in place):
                 drawn.add((tuple(sample["ids"]), sample["label"]))
                 pairs.add((sample["caption_id"], sample["label"]))
     assert drawn <= spelled and len(drawn) == 3 * len(of.templates), "every prompt of the three classes comes"
@@ -81,8 +81,8 @@ def test_an_epoch_shows_every_picture_once_in_full_batches(module, workers):
 
 
 def test_processes_share_an_epoch(module):
-    pairs = module(held_out=2).pairs
-    parts = [PairLoader(pairs, 4, 0, lambda: (0, 0), rank, 2) for rank in (0, 1)]
+    view = module(held_out=2).view
+    parts = [EpochLoader(view, 4, 0, lambda: (0, 0), rank, 2) for rank in (0, 1)]
     assert [len(part) for part in parts] == [2, 2]
     shares = [set(keys(part)) for part in parts]
     assert len(shares[0]) == len(shares[1]) == 8 and not shares[0] & shares[1]
@@ -92,7 +92,7 @@ def test_held_out_pictures_are_apart_and_the_same_for_all_seeds(module):
     first, second = module(), module(seed=1, held_out=4)
     held = keys(first.val_dataloader())
     assert len(held) == 4 and held == keys(second.val_dataloader()) == sorted(held)
-    assert not set(held) & set(first.pairs.pictures.keys) and len(first.pairs) == 18
+    assert not set(held) & set(first.training.keys) and len(first.view) == 18
     assert keys(first.test_dataloader()) == [f"test/{number:06d}" for number in range(5)]
     (batch,) = first.test_dataloader()
     assert batch["label"].tolist() == [label for _, label in TEST] and "text" not in batch
@@ -101,10 +101,10 @@ def test_held_out_pictures_are_apart_and_the_same_for_all_seeds(module):
 def test_a_set_with_a_val_split_needs_none_held_out(tmp_path, monkeypatch):
     write_dtd(tmp_path)
     of = small(catalogue.entry("dtd"), SPLITS, 2)
-    monkeypatch.setattr(catalogue, "entry", lambda name, protocol: of)
+    monkeypatch.setattr(catalogue, "entry", lambda name, protocol="mlip": of)
     monkeypatch.setenv("EFFCLIP_DATA", str(tmp_path))
     data = ClassificationDataModule("dtd", architecture="ViT-B-32", batch_size=3, num_workers=0)
-    assert data.val_pictures.labels == [label for _, label in SPLITS["val"]] and len(data.pairs) == 3
+    assert data.val_pictures.labels == [label for _, label in SPLITS["val"]] and len(data.view) == 3
     (batch,) = data.train_dataloader()
     assert batch["image"].shape == (3, 3, 224, 224)
 
@@ -152,14 +152,10 @@ def test_a_run_goes_on_with_the_batch_after_its_last_one(tmp_path, module):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"held_out": None},
-            r"Fashion-MNIST has the splits \['train', 'test'\]; training needs train, and val or held",
-        ),
         ({"held_out": 22}, "held_out 22 of 22 training pictures leaves none on one side"),
         ({"held_out": 0}, "held_out 0 of 22"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
-        ({"root": None}, "Fashion-MNIST: give --data.root or set EFFCLIP_DATA.*apt-get download dataset-fashion-mnist"),
+        ({"root": None}, "Fashion-MNIST: give --root or set EFFCLIP_DATA.*apt-get download dataset-fashion-mnist"),
         ({"root": "/no/such/folder"}, "there is no such folder. It needs the four idx files"),
     ],
 )

@@ -1,10 +1,10 @@
-"""Few shots as Lightning gets them: nested, seeded, one view for rankings and random ones for tuning."""
+"""Few shots as Lightning gets them: nested and seeded, one view for rankings and random ones for tuning."""
 
 import pytest
 import torch
 
 from common.data import catalogue, lookup
-from common.data.few_shot import FewShotDataModule
+from common.data.classification_module import ClassificationDataModule
 from common.testing import tiny_architecture
 from tests.common.data.miniature import small, write_food101, write_split_json
 
@@ -16,7 +16,8 @@ def data(tmp_path, monkeypatch):
     architecture = tiny_architecture(tmp_path)
 
     def make(name="embedded-sketch", **options):
-        return FewShotDataModule(name, architecture, **{"batch_size": 10, "num_workers": 0} | options)
+        settings = {"batch_size": 10, "num_workers": 0, "captions": False}
+        return ClassificationDataModule(name, architecture, **settings | options)
 
     return make
 
@@ -41,22 +42,22 @@ def test_shots_are_nested_and_seeded(data):
 
 def test_training_is_shuffled_in_whole_batches_and_evaluation_is_not(data):
     module = data(shots=1, batch_size=30)
-    torch.manual_seed(0)
-    first, second = (keys(module.train_dataloader()) for _ in range(2))
+    loader = module.train_dataloader()
+    first, second = ([module.training.keys[i] for part in loader.batches(epoch) for _, i in part] for epoch in (0, 1))
     assert len(first) == len(set(first)) == 90 and first != second
-    assert keys(module.dataloader("train", train=False)) == module.training.keys
+    assert keys(loader) == first and keys(module.dataloader("train", train=False)) == module.training.keys
     assert len(keys(module.val_dataloader())) == 400
     assert len(module.class_prompts) == 100 and module.class_prompts[0].split()[0] in ("a", "an")
 
 
 def test_one_view_without_augmentation_and_random_ones_with_it(data):
     fixed, changing = data(shots=1, augment=False), data(shots=1)
-    stored = views(fixed.dataloader("train", train=False))
-    shown, *drawn = (views(module.train_dataloader()) for module in (fixed, changing, changing))
-    assert stored.keys() == shown.keys() == drawn[0].keys()
+    stored, shown = (views(loader) for loader in (fixed.dataloader("train", train=False), fixed.train_dataloader()))
+    assert stored.keys() == shown.keys()
     assert all(torch.equal(shown[key], image) for key, image in stored.items())
-    assert sum(not torch.equal(drawn[0][key], drawn[1][key]) for key in stored) > 90
-    assert {image.shape for image in drawn[0].values()} == {(3, 32, 32)}
+    assert sum((changing.view[0, i]["image"] != changing.view[1, i]["image"]).any() for i in range(100)) > 90
+    batch = next(iter(changing.train_dataloader()))
+    assert batch["image"].shape == (10, 3, 32, 32) and batch.keys() == {"image", "label", "key"}
 
 
 def test_a_set_of_the_catalogue_by_coops_split(data, tmp_path, monkeypatch):

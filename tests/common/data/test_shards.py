@@ -37,7 +37,9 @@ def module(architecture):
         options = {"batch_size": 4, "num_workers": 0, "shuffle_buffer": 5, **options}
         data = ShardDataModule(train, val, architecture=architecture, **options)
         if world > 1:
-            data.trainer = SimpleNamespace(global_rank=rank, world_size=world, current_epoch=0)
+            progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))
+            start = {"fit_loop": SimpleNamespace(epoch_loop=progress), "num_training_batches": 1}
+            data.trainer = SimpleNamespace(global_rank=rank, world_size=world, current_epoch=0, **start)
         return data
 
     return make

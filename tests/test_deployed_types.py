@@ -1,0 +1,175 @@
+"""Every registered model type and training, from its checkpoint to a directory, to answers and to graphs."""
+
+import json
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common import directory, graphs
+from common.cli import main
+from common.clip import CLIP
+from common.convert import from_checkpoint, trainings
+from common.deploy import load
+from common.export import TOLERANCE
+from common.models import registered
+from common.pretraining import CLIPPretraining
+from mlip.guide import Guide
+from mlip.model import MLIP
+from mlip.pretraining import MLIPPretraining
+from patchrank import PatchRankTower, PromptedCLIP, Prompts, PromptTuning, RankPredictor, RankPredictorTraining
+from tests.common.towers import NAMES, pictures
+from waveclip import WaveCLIPDistillation, WaveTower
+
+SIZES = {"image_size": 16, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}
+"""Of the tiny Guide."""
+
+
+def predictor(clip):
+    return RankPredictor.for_tower(clip.image_tower)
+
+
+def mlip(clip):
+    made = MLIP(clip.architecture, frequency_layers=1, keep_rates={2: 0.5}, guide=Guide(**SIZES))
+    made.image_tower.guide_attention["2"].out_proj.reset_parameters()  # zero at first, and then nothing to compare
+    return made
+
+
+TYPES = {
+    "CLIP": lambda clip: (clip, None),
+    "wave": lambda clip: (WaveTower.from_image_tower(clip.image_tower), clip),
+    "mlip": lambda clip: (mlip(clip), None),
+    "patchrank": lambda clip: (PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1), clip),
+    "prompted": lambda clip: (
+        PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1, Prompts("coupled", 2, 2, 64, 64))),
+        None,
+    ),
+}
+
+
+def made(folder, kind):
+    """A model directory of a random tiny model of this type."""
+    torch.manual_seed(0)
+    model, texts = TYPES[kind](CLIP.tiny().eval())
+    directory.write(folder, model.eval(), texts, NAMES, ["{a} {}"])
+    return model
+
+
+def test_every_registered_type_is_here():
+    assert set(TYPES) == set(registered()) and set(TRAININGS) == set(trainings())
+    assert {point.name for point in entry_points(group="effclip.models")} == set(TYPES)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_directory_of_any_type_answers_as_its_model(tmp_path, kind):
+    model, found = made(tmp_path / "model", kind), load(tmp_path / "model", device="cpu")
+    images = pictures(5)
+    assert found.model.type == kind
+    classes = found.classes(NAMES, ["{a} {}"])
+    scores, _ = found.paths.at(found.setting(), classes, found.scale)(images)
+    logits = found.scale * model.encode_image(images) @ classes.T
+    torch.testing.assert_close(scores, logits.softmax(-1), atol=1e-5, rtol=0)
+    assert len(found.costs) == {"wave": 2, "patchrank": 10, "prompted": 10}.get(kind, 1) and min(found.costs) > 0
+    assert found.knob == {"wave": "threshold", "patchrank": "keep", "prompted": "keep"}.get(kind)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["patchrank", "prompted"])
+def test_a_keep_rate_is_a_budget(tmp_path, kind):
+    model, found = made(tmp_path / "model", kind), load(tmp_path / "model", device="cpu")
+    images, rates = pictures(3), found.paths.rates
+    for rate, cost in zip(rates, found.costs, strict=True):
+        assert found.setting(gmacs=cost) == max(r for r, c in zip(rates, found.costs, strict=True) if c <= cost)
+        torch.testing.assert_close(
+            found.model.images.at(rate).encode_image(images), model.at(rate).encode_image(images)
+        )
+    z = model.at(0.5).encode_image(images)
+    torch.testing.assert_close(z, model.encode_image(images))
+    assert not torch.allclose(z, model.at(1.0).encode_image(images), atol=1e-3), "half the tokens are gone"
+
+
+@torch.no_grad()
+def test_a_tower_without_a_predictor_has_one_path(tmp_path):
+    clip = CLIP.tiny().eval()
+    directory.write(tmp_path / "model", PatchRankTower(clip.image_tower, None, 1.0), clip, NAMES)
+    found = load(tmp_path / "model", device="cpu")
+    assert found.knob is None and len(found.costs) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["onnx", "torch-export"])
+@pytest.mark.parametrize("kind", ["mlip", "patchrank", "prompted"])
+def test_its_graph_gives_the_same(tmp_path, monkeypatch, kind, form):
+    monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
+    model = made(tmp_path / "model", kind)
+    assert main(["export", str(tmp_path / "model"), "--format", form]) == 0
+    report = json.loads((tmp_path / "model" / form / "export.json").read_text())
+    assert report["difference"] <= TOLERANCE and report["type"] == kind
+    assert report["setting"] == ({} if kind == "mlip" else {"keep": 0.5})
+    file = tmp_path / "model" / form / report["stages"][0]["file"]
+    graph = graphs.onnx_graph(file) if form == "onnx" else torch.export.load(file).module()
+    for batch in (1, 4):
+        images = pictures(batch, seed=batch)
+        torch.testing.assert_close(graph(images)[0], model.encode_image(images), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["mlip", "patchrank", "prompted"])
+def test_open_clip_has_no_place_for_it(tmp_path, kind, capsys):
+    made(tmp_path / "model", kind)
+    assert main(["export", str(tmp_path / "model"), "--format", "open-clip"]) == 1
+    assert f"is of type {kind}, for which open_clip has no image tower" in capsys.readouterr().err
+
+
+TRAININGS = {
+    "CLIPPretraining": lambda files: CLIPPretraining(files["architecture"]),
+    "WaveCLIPDistillation": lambda files: WaveCLIPDistillation(files["architecture"], files["clip"]),
+    "MLIPPretraining": lambda files: MLIPPretraining(
+        files["architecture"], files["clip"], frequency_layers=1, keep_rates={2: 0.5}, guide=files["guide"]
+    ),
+    "RankPredictorTraining": lambda files: RankPredictorTraining(
+        files["architecture"], files["clip"], prune_layer=1, keep=0.5
+    ),
+    "PromptTuning": lambda files: PromptTuning(
+        files["architecture"], files["clip"], predictor=files["ranks"], keep=0.5, prune_layer=1, prompts=1, depth=2
+    ),
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """What a training may begin with: an architecture, a CLIP's weights, a Guide's, a predictor's."""
+    torch.manual_seed(0)
+    clip, paths = CLIP.tiny(), {name: tmp_path / f"{name}.safetensors" for name in ("clip", "guide", "ranks")}
+    clip.save(paths["clip"])
+    Guide(**SIZES).save(paths["guide"])
+    PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1).save(paths["ranks"], clip.architecture)
+    (tmp_path / "tiny.json").write_text(json.dumps(clip.architecture))
+    return {name: str(path) for name, path in paths.items()} | {"architecture": str(tmp_path / "tiny.json")}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_checkpoint_of_any_training_becomes_a_directory(tmp_path, files, name):
+    torch.manual_seed(1)
+    module = TRAININGS[name](files).eval()
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.05 * torch.randn_like(parameter))  # as if it had trained
+    checkpoint = {"state_dict": module.state_dict(), "global_step": 3}
+    checkpoint["hyper_parameters"] = {**module.hparams, "_class_path": f"{type(module).__module__}.{name}"}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    model, texts, run = from_checkpoint(tmp_path / "last.ckpt")
+    assert run["training"] == name and run["steps"] == 3
+    own, _ = module.deployable()
+    images = pictures(3)
+    torch.testing.assert_close(model.encode_image(images), own.encode_image(images), atol=1e-6, rtol=0)
+    assert main(["convert", str(tmp_path / "last.ckpt"), str(tmp_path / "model")]) == 0
+    found = load(tmp_path / "model", device="cpu").model
+    torch.testing.assert_close(found.images.encode_image(images), own.encode_image(images), atol=1e-5, rtol=0)
+    ids = found.texts.tokenizer(NAMES)
+    expected = (texts or model).encode_text(ids)
+    torch.testing.assert_close(F.normalize(found.texts.encode_text(ids), dim=-1), expected, atol=1e-5, rtol=0)
+    assert f"| training | {name} (" in (tmp_path / "model" / "README.md").read_text()
