@@ -81,7 +81,7 @@ def test_a_composition_pays_for_the_whole_coarse_level_and_less_for_the_fine_one
     coarse, fine = path_gmacs(by_name[WAVE].models[None], 32)
     (dense,) = path_gmacs(by_name[DENSE].models[None], 32)
     assert dense == count_macs(by_name[DENSE].clip.image_tower, torch.zeros(1, 3, 32, 32)).gmacs
-    for of in (of for of in every if of.models.keys() != {None}):
+    for of in (of for of in every if of.name.endswith((" + class attention", " + ToMe"))):
         least, most = (path_gmacs(of.models[keep], 32) for keep in (min(of.models), max(of.models)))
         assert least[-1] < most[-1] < (fine if of.composed else dense)
         if of.composed:
