@@ -143,13 +143,14 @@ class WaveTower(BlockTower):
     def stages(self) -> list[Stage]:
         """One graph a level, with the cache and the bands to come as flat tensors between them."""
         layers = range(len(self.transformer.resblocks))
-        cache = tuple(f"{part}_{layer}" for layer in layers for part in ("key", "value"))
-        bands = tuple(f"band_{step}" for step in range(1, self.steps))
-        found = []
+        found, inputs = [], ("images",)
         for step in range(self.steps):
-            inputs = ("images",) if step == 0 else (*cache, *bands[step - 1 :])
-            state = (*cache, *bands[step:]) if step < self.steps - 1 else ()
+            later = range(step + 1, self.steps)
+            names = [f"{part}_{layer}" for layer in layers for part in ("key", "value")] if later else []
+            # A graph's inputs and outputs must not share a name, so each says which level it comes from.
+            state = tuple(f"{name}_of_level_{step}" for name in [*names, *(f"band_{other}" for other in later)])
             found.append(Stage(f"level_{step}", _Level(self, step), inputs, ("embedding", *state)))
+            inputs = state
         return found
 
     def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
