@@ -82,7 +82,7 @@ def loss_of(module):
 def predictor(start):
     """Makes the module of a predictor's training on the tiny tower."""
     return lambda **options: RankPredictorTraining(
-        **start, **{"prune_layer": 1, "keep": 0.5, "warmup_steps": 1, "learning_rate": 1e-2} | options
+        **start | {"prune_layer": 1, "keep": 0.5, "warmup_steps": 1, "learning_rate": 1e-2} | options
     )
 
 
@@ -211,6 +211,16 @@ def test_a_checkpoint_holds_what_trains_and_gives_equal_outputs(which, request, 
     further = lightning.Trainer(max_steps=5, enable_checkpointing=False, **QUIET)
     further.fit(again, Pictures(), ckpt_path=tmp_path / "a.ckpt")
     assert moved(again, before) == stored.keys() and further.global_step == 5
+
+
+@WARNINGS
+def test_random_frozen_weights_stay_in_a_checkpoint_since_nothing_else_knows_them(predictor, tmp_path):
+    module = predictor(weights=None)
+    trainer, _ = fit(module)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = RankPredictorTraining.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    with torch.no_grad():
+        assert torch.equal(again(Pictures().images()), module(Pictures().images()))
 
 
 @WARNINGS

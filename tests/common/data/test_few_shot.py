@@ -47,6 +47,7 @@ def test_training_is_shuffled_in_whole_batches_and_evaluation_is_not(data):
     assert len(first) == len(set(first)) == 90 and first != second
     assert keys(loader) == first and keys(module.dataloader("train", train=False)) == module.training.keys
     assert len(keys(module.val_dataloader())) == 400
+    assert module.scale == "embedded" and "CC-BY" in module.attribution
     assert len(module.class_prompts) == 100 and module.class_prompts[0].split()[0] in ("a", "an")
 
 
