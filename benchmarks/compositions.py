@@ -6,15 +6,16 @@ is not, a reducer thins the fine level's tokens while the cached coarse ones sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
-from benchmarks.embedded import WEIGHTS
+from benchmarks.mlip_ablations import BASELINE, MODEL
+from benchmarks.mlip_models import MAKE
 from benchmarks.patchrank_costs import merging
-from common.clip import CLIP, read_record
+from benchmarks.patchrank_tasks import COMMITTED, PLAIN, PRUNE_LAYER
+from common.clip import CLIP
 from common.reduction import Place, ReducedTower, Reducer
 from mlip.merging import Merging
 from mlip.model import MLIP
@@ -26,15 +27,17 @@ from waveclip.reduced import ReducedWaveTower
 
 LAYER = 1
 """Of 4 blocks, the first that sees fewer tokens (after merging: whose attention is the last to see all)."""
-KEEPS = (0.25, 0.4, 0.55, 0.7, 0.85)
+KEEPS = (0.25, 0.45, 0.65, 0.85)
 FINE_KEEPS = (0.25, 0.5, 0.75)
 """Shares of the patch tokens that stay, of the teacher's 36 and of the fine level's 27."""
 DENSE, WAVE = "dense teacher", "WaveCLIP"
+RANKED = "teacher + rank predictor"
 TRAINED = {
-    "patchrank": ("teacher + rank predictor", "lightning fit -c patchrank/embedded_predictor.yaml"),
-    "mlip": ("MLIP", "lightning fit -c mlip/embedded.yaml"),
+    RANKED: (COMMITTED / f"{PLAIN.name}.safetensors", "python -m benchmarks patchrank-runs"),
+    "CLIP trained as MLIP": (BASELINE, MAKE[BASELINE]),
+    "MLIP": (MODEL, MAKE[MODEL]),
 }
-"""By what their weights file records, the methods that are there only when trained: name, and what trains them."""
+"""The methods that have weights of their own: the file, and the command that trains it."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,7 @@ def families(teacher: CLIP, wave: WaveTower, smoke: bool = False) -> list[Family
     for name in names:
         models = {keep: ReducedTower(tower, by_name[name]) for keep, by_name in whole.items()}
         found.append(Family(f"teacher + {name}", models, teacher))
-    known = weights()
-    if "patchrank" in known:
-        layer = read_record(known["patchrank"])["patchrank"]["prune_layer"]
-        predictor = load_predictor(known["patchrank"], tower, layer).eval()
-        models = {keep: PatchRankTower(tower, predictor, keep, layer) for keep in whole}
-        found.append(Family(TRAINED["patchrank"][0], models, teacher))
-    if "mlip" in known:
-        clip = MLIP.load(known["mlip"]).eval()
-        found.append(Family(TRAINED["mlip"][0], {None: clip.image_tower}, clip))
+    found += trained(teacher, list(whole))
     found.append(Family(WAVE, {None: wave}, teacher))
     for name in names:
         models = {keep: ReducedWaveTower(wave, {fine: by_name[name]}) for keep, by_name in within.items()}
@@ -95,11 +90,17 @@ def families(teacher: CLIP, wave: WaveTower, smoke: bool = False) -> list[Family
     return found
 
 
-def weights(folder: Path = WEIGHTS) -> dict[str, Path]:
-    """The embedded weights of each kind of TRAINED that are there, by what the file records."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("embedded_*.safetensors")):
-        record = read_record(path)
-        for kind in TRAINED.keys() & record.keys():
-            found.setdefault(kind, path)
+def trained(teacher: CLIP, keeps: Sequence[float]) -> list[Family]:
+    """The methods of TRAINED whose weights are there; the rank predictor prunes the teacher at ``keeps``."""
+    found = []
+    for name, (path, _) in TRAINED.items():
+        if not path.is_file():
+            continue
+        if name == RANKED:
+            predictor = load_predictor(path, teacher.image_tower, PRUNE_LAYER).eval()
+            towers = {keep: PatchRankTower(teacher.image_tower, predictor, keep, PRUNE_LAYER) for keep in keeps}
+            found.append(Family(name, towers, teacher))
+        else:
+            clip = MLIP.load(path).eval()
+            found.append(Family(name, {None: clip.image_tower}, clip))
     return found

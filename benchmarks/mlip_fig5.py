@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks.embedded import batches
 from benchmarks.mlip_models import BASELINE, COMPARED, MODEL, TITLES, models, needing, not_run
-from common.data.embedded import CANVAS, VIEW, indices, scene
+from common.data.embedded import indices, scene
+from common.data.embedded_scenes import CANVAS, VIEW
 from common.retrieval import ranks, recall
 from common.zeroshot import embed_prompts
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.embedded import batches
 from benchmarks.mlip_models import BASELINE, COMPARED, MODEL, TITLES, models, needing, not_run
 from benchmarks.tsne import tsne
-from common.data.embedded import class_names
+from common.data.embedded_scenes import class_names
 from common.evaluation import paired_difference, wilson_interval
 
 NAMES, PERPLEXITY, STEPS = 10, 30.0, 1000

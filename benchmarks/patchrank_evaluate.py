@@ -17,6 +17,7 @@ from benchmarks.drift import first_losses
 from benchmarks.patchrank_costs import training_free
 from benchmarks.patchrank_tasks import (
     COMMITTED,
+    FOR_ALL,
     KEEP,
     KEEPS,
     PLAIN,
@@ -128,31 +129,32 @@ def untuned(predictor: RankPredictor, task: Task, keeps: Sequence[float]) -> dic
     return of_towers(towers, task.pictures("test"), clip.image_tower.image_size, classes)
 
 
-def _kept(weights: Path, task: Task, name: str, seeds: Sequence[int], seed: int, layer: int) -> RankPredictor:
-    """The predictor of a run's weights, put beside the committed ones where its seed is one of ``seeds``."""
+def _kept(weights: Path, task: Task, layer: int, committed: Path | None) -> RankPredictor:
+    """The predictor of a run's weights, also written by itself to ``committed``."""
     predictor = load_predictor(weights, task.clip().image_tower, layer).eval()
-    if seed in seeds:
-        save_predictor(predictor, COMMITTED / f"{name}.safetensors", layer)
+    if committed is not None:
+        save_predictor(predictor, committed, layer)
     return predictor
 
 
 def evaluate_predictor(weights: Path, task: Task, seed: int) -> dict[str, Any]:
     """A predictor on the task that it was trained for, at every keep rate."""
-    predictor = _kept(weights, task, task.name.lower(), (0,), seed, PRUNE_LAYER)
+    committed = COMMITTED / f"{task.name.lower()}.safetensors"
+    predictor = _kept(weights, task, PRUNE_LAYER, None if seed else committed)
     found = agreement(predictor, task, PRUNE_LAYER) | {"test": untuned(predictor, task, KEEPS)}
     return found | _losses("predictor", task, seed)
 
 
 def evaluate_transfer(weights: Path, seed: int) -> dict[str, Any]:
     """The predictor for all tasks: on each of them at keep .6."""
-    predictor = _kept(weights, PLAIN, PLAIN.name, (0,), seed, PRUNE_LAYER)
+    predictor = _kept(weights, PLAIN, PRUNE_LAYER, None if seed else FOR_ALL)
     found = {task.name.lower(): untuned(predictor, task, (KEEP,))[str(KEEP)] for task in STYLES}
     return agreement(predictor, PLAIN, PRUNE_LAYER) | {"test": found}
 
 
 def evaluate_first(weights: Path, seed: int) -> dict[str, Any]:
     """The predictor that prunes at the first block, which Figure 5 evaluates."""
-    return agreement(_kept(weights, PLAIN, f"first-seed{seed}", SEEDS, seed, 0), PLAIN, 0)
+    return agreement(_kept(weights, PLAIN, 0, COMMITTED / f"first-seed{seed}.safetensors"), PLAIN, 0)
 
 
 @torch.no_grad()

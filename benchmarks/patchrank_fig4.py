@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.patchrank_fig3 import SHOWN, opened, shown
 from benchmarks.patchrank_tables import COMMAND
-from benchmarks.patchrank_tasks import COMMITTED, PLAIN, PRUNE_LAYER, search
+from benchmarks.patchrank_tasks import FOR_ALL, PLAIN, PRUNE_LAYER, search
 from common.conditions import conditions, digest
 from common.data.pictures import loader
 from common.reduction import ReducedTower
@@ -30,8 +30,7 @@ ATTENTION, ORACLE, PREDICTOR = "class attention", "golden ranking", "predictor"
 @torch.no_grad()
 def run(smoke: bool = False) -> dict[str, Any]:
     """What each method keeps of the first test pictures, and what the embeddings of more of them lose by it."""
-    file = COMMITTED / "plain.safetensors"
-    files = [path for path in (PLAIN.weights, file) if path.is_file()]
+    files = [path for path in (PLAIN.weights, FOR_ALL) if path.is_file()]
     stated = conditions("embedded", seeds=1, dtype="float32", weights={path.name: digest(path) for path in files})
     clip, pictures = PLAIN.clip(), PLAIN.pictures("test", SHOWN if smoke else COMPARED)
     tower = clip.image_tower
@@ -41,8 +40,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
         ATTENTION: ReducedTower(tower, {PRUNE_LAYER: ClassAttention(KEEP)}),
         ORACLE: ReducedTower(tower, {PRUNE_LAYER: GoldenOracle(KEEP, order)}),
     }
-    if file.is_file():
-        towers[PREDICTOR] = PatchRankTower(tower, load_predictor(file, tower, PRUNE_LAYER).eval(), KEEP, PRUNE_LAYER)
+    if FOR_ALL in files:
+        towers[PREDICTOR] = PatchRankTower(tower, load_predictor(FOR_ALL, tower, PRUNE_LAYER).eval(), KEEP, PRUNE_LAYER)
     full, kept, lost = tower(batch["image"]), {}, {}
     for name, made in towers.items():
         x, context = made.run(batch["image"])

@@ -27,7 +27,7 @@ from benchmarks.patchrank_evaluate import (
     evaluate_prompts,
     evaluate_transfer,
 )
-from benchmarks.patchrank_tasks import COMMITTED, KEEP, PLAIN, RECIPES, SEEDS, TASKS, Task, search
+from benchmarks.patchrank_tasks import COMMITTED, FOR_ALL, KEEP, PLAIN, RECIPES, SEEDS, TASKS, Task, search
 from benchmarks.retrain import RECIPES as MINUTES
 from benchmarks.retrain import RESULTS as RETRAINED
 from benchmarks.retrain import Run, work
@@ -91,9 +91,13 @@ def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) ->
 
 
 def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
-    """A tuning beside the same seed's predictor; the recorded path of that one is in the default run folder."""
+    """A tuning beside the same seed's predictor, with prompts in as many layers as the text tower has.
+
+    The predictor's path that is recorded is that of the default run folder.
+    """
+    depth = load_architecture(task.architecture)["text_cfg"]["layers"]
     file = f"retrain/patchrank/{name_of(task, 'predictor', seed)}/weights.safetensors"
-    model = {"kind": kind, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
+    model = {"kind": kind, "depth": depth, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
     run = _run(task, f"{kind}-{keep}", "prompts", seed, model, {})
     there = str((runs_directory() / file).absolute())
     return replace(run, places=("--model.init_args.predictor", there) if keep < 1 else ())
@@ -117,8 +121,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         for item in items(seed, there):
             work([item.run], lambda weights, _, item=item: item.evaluate(weights), listing)
     if not listing:
-        COMMITTED.mkdir(parents=True, exist_ok=True)
-        (COMMITTED / "README.md").write_text(card())
+        write_cards()
     return 0
 
 
@@ -142,31 +145,37 @@ def results() -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
 
 
-def card() -> str:
-    """What the committed weights are and where they come from."""
-    known, lines = results(), []
-    files = {f"{task.name.lower()}.safetensors": name_of(task, "predictor", 0) for task in (*TASKS, PLAIN)}
+def write_cards() -> None:
+    """Write what the committed weights are and where they come from."""
+    files = {f"{task.name.lower()}.safetensors": name_of(task, "predictor", 0) for task in TASKS}
     files |= {f"first-seed{seed}.safetensors": name_of(PLAIN, "first", seed) for seed in SEEDS}
     files |= {f"{task.name.lower()}_prompts.safetensors": name_of(task, f"coupled-{KEEP}", 0) for task in TASKS}
+    COMMITTED.mkdir(parents=True, exist_ok=True)
+    (COMMITTED / "README.md").write_text(_card("Predictors and prompts of Patch Ranking", COMMITTED, files))
+    for_all = {FOR_ALL.name: name_of(PLAIN, "predictor", 0)}
+    FOR_ALL.with_suffix(".md").write_text(_card(FOR_ALL.name, FOR_ALL.parent, for_all))
+
+
+def _card(title: str, folder: Path, files: Mapping[str, str]) -> str:
+    """The card of those files in a folder that are there.  files: by their names, the runs that made them."""
+    known = results()
+    lines = [
+        f"# {title}",
+        "",
+        "fp16 predictors (`patchrank.predictor.load_predictor`), fp32 prompts (`patchrank.Prompts.load`), made by "
+        "`python -m benchmarks patchrank-runs`.",
+        "",
+        "| file | command | seed | revision at the start | trained | measured |",
+        "|---|---|---:|---|---|---|",
+    ]
     for file, name in files.items():
-        if name not in known or not (COMMITTED / file).is_file():
+        if name not in known or not (folder / file).is_file():
             continue
         made, stated = known[name], known[name]["conditions"]
         tree = "clean tree" if stated["clean"] else "tree with changes"
-        lines.append(
-            f"| {file} | `{made['command']}` | {stated['seed']} | {stated['revision']} ({tree}) | {stated['date']} "
-            f"| {_measured(made)} |"
-        )
-    return "\n".join([_CARD_HEAD, *lines, "", ATTRIBUTION, "", FASHION_ATTRIBUTION]) + "\n"
-
-
-_CARD_HEAD = """# Predictors and prompts of Patch Ranking
-
-fp16 predictors (`patchrank.predictor.load_predictor`) and fp32 prompts (`patchrank.Prompts.load`) for the embedded CLIP
-and for that of Fashion-MNIST, made by `python -m benchmarks patchrank-runs`.
-
-| file | command | seed | revision at the start | trained | measured |
-|---|---|---:|---|---|---|"""
+        cells = [file, f"`{made['command']}`", str(stated["seed"]), f"{stated['revision']} ({tree})", stated["date"]]
+        lines.append(f"| {' | '.join([*cells, _measured(made)])} |")
+    return "\n".join([*lines, "", ATTRIBUTION, "", FASHION_ATTRIBUTION]) + "\n"
 
 
 def _measured(made: Mapping[str, Any]) -> str:

@@ -32,7 +32,8 @@ PRUNE_LAYER = 1
 """Block 1 of the embedded tower's 4: a quarter of the depth, as block 3 of 12. Of Fashion-MNIST's 3 it is a third."""
 SEEDS = (0, 1, 2)
 RECIPES = {kind: f"patchrank/embedded_{kind}.yaml" for kind in ("predictor", "avit", "prompts")}
-COMMITTED = WEIGHTS / "patchrank"
+COMMITTED, FOR_ALL = WEIGHTS / "patchrank", WEIGHTS / "embedded_patchrank.safetensors"
+"""The folder of committed predictors and prompts, and the predictor for all embedded tasks, which others use too."""
 KEEP, KEEPS = 0.6, (0.9, 0.8, 0.7, 0.6, 0.5)
 _BATCH = 250
 

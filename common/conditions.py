@@ -27,7 +27,7 @@ def conditions(scale: str, **others: Any) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": _git("rev-parse", "HEAD"),
         "clean": None if changes is None else not changes,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # plain: checkpoints hold it too
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
         **others,

@@ -26,7 +26,7 @@ def kept_tokens(rate: float, tokens: int) -> int:
         raise ValueError(
             f"keep rate {rate} is not in [0.5, 1]: each merged token needs another to go into, so at most half go"
         )
-    return math.floor(Fraction(rate).limit_denominator(1_000_000) * tokens)
+    return math.floor(Fraction(rate).limit_denominator(1_000_000) * int(tokens))  # a tracer gives tensors
 
 
 def match(x: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:

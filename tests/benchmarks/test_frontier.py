@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks import compositions, frontier
-from benchmarks.compositions import DENSE, FINE_KEEPS, KEEPS, WAVE, Family, families, reducers, weights
+from benchmarks import frontier
+from benchmarks.compositions import DENSE, FINE_KEEPS, KEEPS, RANKED, TRAINED, WAVE, Family, families, reducers
 from benchmarks.frontier import (
     best_within,
     class_texts,
@@ -25,11 +25,22 @@ from benchmarks.levels import Levels
 from common.clip import CLIP
 from common.flops import count_macs
 from common.testing import TINY_CAPTIONS
-from patchrank.predictor import RankPredictor
+from mlip.model import MLIP
+from patchrank.predictor import RankPredictor, save_predictor
 from patchrank.tower import PatchRankTower
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 
 PROMPTS = list(TINY_CAPTIONS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untrained(tmp_path_factory):
+    """No weights of trained methods; gives the folder where they would be."""
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (path, command) in TRAINED.items():
+            patch.setitem(TRAINED, name, (folder / path.name, command))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +81,7 @@ def test_a_composition_pays_for_the_whole_coarse_level_and_less_for_the_fine_one
     coarse, fine = path_gmacs(by_name[WAVE].models[None], 32)
     (dense,) = path_gmacs(by_name[DENSE].models[None], 32)
     assert dense == count_macs(by_name[DENSE].clip.image_tower, torch.zeros(1, 3, 32, 32)).gmacs
-    for of in (of for of in every if of.models.keys() != {None}):
+    for of in (of for of in every if of.name.endswith((" + class attention", " + ToMe"))):
         least, most = (path_gmacs(of.models[keep], 32) for keep in (min(of.models), max(of.models)))
         assert least[-1] < most[-1] < (fine if of.composed else dense)
         if of.composed:
@@ -137,12 +148,12 @@ def test_a_composition_is_compared_with_the_best_method_alone_that_costs_no_more
     assert rows[0]["accuracy"] == rows[0]["refined"] == 0.5 and rows[0]["gmacs"] == 1.5
     assert rows[0]["rival"]["method"] == WAVE  # a quarter refined for the same money; "alone" is too dear
     assert rows[0]["rival"]["difference"][0] == pytest.approx(0.25)
-    assert verdicts([rows[0] | {"dominated": []}])[0].startswith("**both pays** in multiply-adds: of 1 ")
+    assert verdicts([rows[0] | {"dominated": []}])[0].startswith("**both pays** in multiply-adds: at 1 of 1 ")
     costs["alone", 0.5] = [1.4]
     compare(rows, [alone, wave, joined], seen, seen, costs)
     assert rows[0]["rival"] | {"difference": None} == {"method": "alone", "keep": 0.5, "difference": None}
     said = verdicts([rows[0] | {"dominated": ["seconds"]}])[0]
-    assert "does not pay" in said and "1 clearly below" in said and "0 are not dominated in time" in said
+    assert "does not pay" in said and "at 1 clearly below" in said and "In time 0 are not dominated" in said
 
 
 def test_a_row_is_dominated_where_another_is_as_accurate_for_no_more():
@@ -158,8 +169,6 @@ def test_a_row_is_dominated_where_another_is_as_accurate_for_no_more():
 
 def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
     monkeypatch.setattr(frontier, "models", lambda: tiny)
-    monkeypatch.setattr(frontier, "weights", dict)
-    monkeypatch.setattr(compositions, "weights", dict)
     monkeypatch.setattr(frontier, "batches", lambda split, pictures: noise(split))
     monkeypatch.setattr(frontier.EmbeddedDataModule, "class_prompts", PROMPTS)
     result = json.loads(json.dumps(frontier.run(smoke=True)))
@@ -172,31 +181,36 @@ def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
     table = [line for line in rendered["md"].splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(rows) and len({line.count("|") for line in table}) == 1
     assert f"| {DENSE} | – | – | {rows[0]['gmacs']:.4f} | 100 % |" in rendered["md"]
-    assert "MLIP: not run; `" in rendered["md"] and "teacher + rank predictor: not run; `" in rendered["md"]
+    assert all(f"{name}: not run; `{command}`" in rendered["md"] for name, (_, command) in TRAINED.items())
     assert rendered["md"].count("pay** in multiply-adds") + rendered["md"].count("pays** in multiply-adds") == len(
         {row["method"] for row in rows if row["composed"]}
     )
     assert [axes.get_xlabel() for axes in rendered["figures"]["frontier"].axes] == [
-        "GMACs a picture",
+        "million multiply-adds a picture",
         "ms a picture, measured",
     ]
 
 
-def test_trained_methods_are_there_when_their_weights_are(tiny, tmp_path, monkeypatch):
+def test_trained_methods_are_there_when_their_weights_are(tiny, untrained):
     clip, wave = tiny
-    assert weights(tmp_path) == {}
-    ranker = PatchRankTower(clip.image_tower, RankPredictor.for_tower(clip.image_tower), 0.5, prune_layer=1)
-    ranker.save(tmp_path / "embedded_any_name.safetensors", clip.architecture)
-    clip.save(tmp_path / "embedded_clip.safetensors")
-    known = weights(tmp_path)
-    assert known == {"patchrank": tmp_path / "embedded_any_name.safetensors"}
-    monkeypatch.setattr(compositions, "weights", lambda: known)
-    (ranked,) = (of for of in families(clip, wave) if of.name == "teacher + rank predictor")
-    assert list(ranked.models) == list(KEEPS)
-    picture = torch.randn(2, 3, 32, 32)
-    at = PatchRankTower(clip.image_tower, ranker.predictor.eval(), KEEPS[1], prune_layer=1).eval()
+    predictor = RankPredictor.for_tower(clip.image_tower).eval()
+    mlip = MLIP(clip.architecture, frequency_layers=1, keep_rates={3: 0.5}).eval()
+    paths = {name: path for name, (path, _) in TRAINED.items()}
+    save_predictor(predictor, paths[RANKED], 1, torch.float32)
+    mlip.save(paths["MLIP"])
+    try:
+        by_name = {of.name: of for of in families(clip, wave)}
+    finally:
+        paths[RANKED].unlink(), paths["MLIP"].unlink()
+    assert by_name.keys() & TRAINED.keys() == {RANKED, "MLIP"}
+    pictures = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(ranked.models[KEEPS[1]].eval()(picture), at(picture))
+        for keep, model in by_name[RANKED].models.items():
+            expected = PatchRankTower(clip.image_tower, predictor, keep, prune_layer=1)
+            torch.testing.assert_close(model(pictures), expected(pictures))
+        found = by_name["MLIP"].models[None].encode_image(pictures)
+        torch.testing.assert_close(found, mlip.encode_image(pictures))
+    assert list(by_name[RANKED].models) == list(KEEPS)
 
 
 def test_time_is_that_of_each_row(every):

@@ -16,8 +16,8 @@ from patchrank.predictor import RankPredictor, save_predictor
 def predictors(monkeypatch, tmp_path):
     """Untrained predictors in the place of the committed ones, and rankings in a folder of the test."""
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    for module in (patchrank_fig4, patchrank_fig5):
-        monkeypatch.setattr(module, "COMMITTED", tmp_path)
+    monkeypatch.setattr(patchrank_fig4, "FOR_ALL", tmp_path / "plain.safetensors")
+    monkeypatch.setattr(patchrank_fig5, "COMMITTED", tmp_path)
 
     def give():
         torch.manual_seed(0)

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from common.cli import main
+from common.clip import load_architecture
 from mlip.tower import PAPER_LAYERS
 from tests.readme import ROOT
 
@@ -39,6 +40,36 @@ def test_a_recipe_states_the_papers_setting(name):
     assert all(model[key] == layers[key] for key in ("frequency_layers", "keep_rates"))
 
 
+def merged(*overlays):
+    """The settings of YFCC15M's recipe under overlays."""
+    settings = {}
+    for file in ("yfcc15m", *overlays):
+        said = yaml.safe_load((ROOT / f"mlip/{file}.yaml").read_text())
+        for section in ("model", "data"):
+            settings.setdefault(section, {}).update(said.get(section, {}).get("init_args", {}))
+    return settings
+
+
+@pytest.mark.parametrize(("overlay", "name"), [("vit_b_32", "ViT-B-32"), ("vit_l_14", "ViT-L-14")])
+def test_overlays_for_other_sizes_state_tables_12_and_13(overlay, name):
+    settings, layers = merged(overlay), PAPER_LAYERS[name]
+    model = settings["model"]
+    assert model["architecture"] == settings["data"]["architecture"]
+    assert {key: model[key] for key in ("frequency_layers", "keep_rates")} | {"embed_dim": 512} == layers
+    ours, open_clips = load_architecture(model["architecture"]), load_architecture(name)
+    assert ours["embed_dim"] == 512
+    assert open_clips["vision_cfg"] == ours["vision_cfg"] and open_clips["text_cfg"] == ours["text_cfg"]
+
+
+def test_the_plain_overlay_is_clip_alone_and_filip_adds_its_loss():
+    parts = ("frequency_layers", "keep_rates", "guide", "frequency_weight", "frequency_token_weight")
+    for overlay in ("clip", "filip"):
+        model = merged("vit_b_32", overlay)["model"]
+        assert not any(model[part] for part in parts) and model["architecture"] == "ViT-B-32"
+    assert merged("clip")["model"]["spatial_token_weight"] == 0 and merged("clip")["model"]["spatial_weight"] == 1
+    assert model["spatial_token_weight"] == 0.5 and model["spatial_matching"] == "filip"
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_missing_data_is_said_in_one_message_with_the_way_to_it(name, bare, capsys):
     assert main(["fit", "-c", f"mlip/{name}.yaml"]) == 1
@@ -58,7 +89,8 @@ def test_missing_data_is_said_in_one_message_with_the_way_to_it(name, bare, caps
 def test_the_smoke_overlay_runs_any_of_them(name, bare, capsys):
     assert main(["fit", "-c", f"mlip/{name}.yaml", "-c", "mlip/smoke.yaml"]) == 0
     (config,) = (bare / "runs").rglob("config.yaml")
-    assert yaml.safe_load(config.read_text())["model"]["init_args"]["keep_rates"] == {2: 0.5, 3: 0.5}
+    rates = yaml.safe_load(config.read_text())["model"]["init_args"]["keep_rates"]
+    assert {int(layer): rate for layer, rate in rates.items()} == {2: 0.5, 3: 0.5}  # not the recipe's 9 and 11
     (checkpoint,) = (bare / "runs").rglob("last.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 4
 

@@ -83,7 +83,10 @@ def test_layer_by_layer_as_table_13_has_it(name):
     entered = {}
 
     def record(part, *place):
-        part.register_forward_pre_hook(lambda part, given: entered.setdefault(place, given[0].shape[1]))
+        def hook(part, given):
+            entered.setdefault(place, given[0].shape[1])
+
+        part.register_forward_pre_hook(hook)
 
     for number, block in enumerate(layers, 1):
         record(block.ln_1, number, "mix"), record(block.mlp, number, "mlp")
