@@ -61,7 +61,8 @@ def stored(folder: Path) -> dict[str, Stored]:
         path = folder / f"{name}.json"
         result = json.loads(path.read_text()) if path.is_file() else {}
         if result.keys() - {"name", "conditions", "missing"}:  # else nothing was measured
-            said, pictures = path.with_suffix(".md"), sorted(folder.glob(f"{name}*.png"))
+            said = path.with_suffix(".md")
+            pictures = sorted([*folder.glob(f"{name}.png"), *folder.glob(f"{name}-*.png")])  # not those of name0
             found[name] = Stored(name, result, said.read_text(), pictures)
     return found
 
@@ -109,13 +110,13 @@ def _missing(name: str) -> str:
 
 def _glance(found: dict[str, Stored]) -> str:
     """How much of the papers there is, and how to read it."""
-    items = [item for paper in papers() for item in paper["items"]]
+    items = [item for paper in papers() for item in paper["items"] if "benchmark" in item]
     run = [item for item in items if item.get("benchmark") in found]
     numbers = [each for item in run for each in found[item["benchmark"]].comparisons]
     ours = [each for each in numbers if each.ours is not None]
     alike = sum(each.same for each in ours)
     figures = {
-        "tables and figures of the papers": f"{len(run)} of {len(items)}",
+        "tables and figures that measure something were run": f"{len(run)} of {len(items)}",
         "printed numbers with ours beside them": f"{len(ours)} of {len(numbers)}",
         "of these at the paper's own scale": str(alike),
     }

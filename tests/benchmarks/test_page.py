@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.__main__ import BENCHMARKS, RESULTS
 from benchmarks.exits import NEVER
@@ -95,6 +96,19 @@ def test_what_has_no_result_says_how_to_get_one(tmp_path):
     for name in BENCHMARKS:
         assert command(name) in unescape(listed)
     assert "0 of" in page
+
+
+def test_each_article_has_its_own_figures(tmp_path):
+    for name in ("mlip-table1", "mlip-table10"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, "rows": []}))
+        (tmp_path / f"{name}.md").write_text("")
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "mlip-table1-again.png")
+    found = {name: [path.name for path in of.figures] for name, of in stored(tmp_path).items()}
+    assert found == {
+        "mlip-table1": ["mlip-table1-again.png", "mlip-table1.png"],
+        "mlip-table10": ["mlip-table10.png"],
+    }
 
 
 def test_a_result_that_measured_nothing_counts_as_not_run(tmp_path):
