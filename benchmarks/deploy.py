@@ -68,7 +68,9 @@ def _printed(line: str, smoke: bool) -> dict[str, Any]:
         code = _PROGRAMS[program](words)
     if code:
         raise ValueError(f"{line}: exit code {code}; it said: {error.getvalue().strip()}")
-    return {"out": out.getvalue(), "error": error.getvalue(), "seconds": time.monotonic() - start}
+    # Paths as a reader sees them, from where the commands are typed.
+    said = (text.getvalue().replace(f"{Path.cwd()}/", "") for text in (out, error))
+    return {**dict(zip(("out", "error"), said, strict=True)), "seconds": time.monotonic() - start}
 
 
 @contextmanager

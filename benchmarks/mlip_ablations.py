@@ -65,7 +65,7 @@ ROWS: dict[str, dict[str, Any]] = {
 FILIP gives half of the weight to the embedding that is evaluated, half to late interaction of all pairs. Smoothing,
 neighbours' weight and queue (16 batches, as DeCLIP's 64 Ki at 4,096 are) are our choice: the paper states none.
 """
-BASELINE, MODEL = WEIGHTS / "embedded_mlip_clip.safetensors", WEIGHTS / "embedded_mlip.safetensors"
+BASELINE, MODEL = WEIGHTS / "mlip_baseline.safetensors", WEIGHTS / "embedded_mlip.safetensors"
 _COMMITTED = {"clip-seed0": BASELINE, "mlip-seed0": MODEL}
 """The runs whose weights the figures are made from."""
 
