@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from common.tasks import Settings, retrieval, zero_shot
 
 RESULTS = retrain.RESULTS / "mlip"
 ROOT = Path(__file__).parent.parent
-RECIPE, MINUTES, SEEDS = "mlip/embedded.yaml", 3, (0, 1, 2)
+RECIPE, SEEDS = "mlip/embedded.yaml", (0, 1, 2)
+PICTURES, HELD_OUT = 8000, 2000
+"""Of seen names and of held-out ones, the first of their splits, that a row is scored on."""
 COMMAND = "python -m benchmarks mlip-ablations"
 TABLES = ("3", "5", "6", "7", "8")
 
@@ -78,7 +81,7 @@ def runs(names: Iterable[str]) -> list[Run]:
 def _run(name: str, seed: int) -> Run:
     run = f"{name}-seed{seed}"
     settings, output = _typed(ROWS[name]), _COMMITTED.get(run)
-    return Run(f"mlip/{run}", RECIPE, MINUTES, seed, settings, output, target=f"{COMMAND} --only {run}")
+    return Run(f"mlip/{run}", RECIPE, retrain.RECIPES[RECIPE], seed, settings, output, target=f"{COMMAND} --only {run}")
 
 
 def _typed(settings: dict[str, Any]) -> tuple[str, ...]:
@@ -112,14 +115,16 @@ def rows_of(table: str | None) -> list[str]:
 
 
 def evaluate(weights: Path, recipe: str) -> dict[str, Any]:
-    """What ``retrain.evaluate`` says of ``val`` and ``test``; held-out names, retrieval, the image tower's GMACs.
+    """What ``retrain.evaluate`` says of ``test``; held-out names, retrieval, the image tower's GMACs.
 
     "unseen" are pictures of held-out names, scored among all names; "unseen-alone" among the held-out ones.
     """
-    found, model, settings = retrain.evaluate(weights, recipe), load_model(str(weights)), Settings()
+    found = retrain.evaluate(weights, recipe, ("test",), PICTURES)
+    model, settings = load_model(str(weights)), Settings()
+    held_out = replace(settings, limit=HELD_OUT)
     for split in ("unseen", "unseen-alone"):
         of = source("embedded", "zeroshot", split)
-        found[split] = zero_shot(model, of, of.templates, settings) | {"names": len(of.class_names)}
+        found[split] = zero_shot(model, of, of.templates, held_out) | {"names": len(of.class_names)}
     found["retrieval"] = retrieval(model, source("embedded", "retrieval"), settings)
     picture = torch.zeros(1, 3, model.image_size, model.image_size)
     return found | {"gmacs": count_macs(EncodeImage(model.images.image_tower), picture).gmacs}

@@ -45,8 +45,8 @@ RECIPES = {
     "waveclip/fashion_mnist.yaml": 8,
     "common/embedded_clip_96.yaml": 15,
     "waveclip/embedded_96.yaml": 15,
-    "mlip/guide_mae.yaml": 5,
-    "mlip/embedded.yaml": 3,
+    "mlip/guide_mae.yaml": 3,
+    "mlip/embedded.yaml": 2,
     "patchrank/embedded_predictor.yaml": 1,
     "patchrank/embedded_avit.yaml": 1,
     "patchrank/embedded_prompts.yaml": 1,
@@ -130,7 +130,7 @@ RUNS = (
     Run("waveclip-random-start", _WAVE, 3, settings=("--model.init_args.start", "random")),
     Run("teacher-96", "common/embedded_clip_96.yaml", 15, output=TEACHER_96),
     Run("waveclip-96", "waveclip/embedded_96.yaml", 15, output=STUDENT_96),
-    Run("guide", "mlip/guide_mae.yaml", 5, output=GUIDE),
+    Run("guide", "mlip/guide_mae.yaml", 3, output=GUIDE),
 )
 
 
@@ -253,10 +253,13 @@ def _timed(line: list[str], record: Path) -> int:
     return code
 
 
-def evaluate(weights: Path, recipe: str, splits: Sequence[str] = ("val", "test")) -> dict[str, Any]:
+def evaluate(
+    weights: Path, recipe: str, splits: Sequence[str] = ("val", "test"), count: int | None = None
+) -> dict[str, Any]:
     """Accuracy by name on some splits, of the weights of any CLIP, or of a WaveCLIP's by level.
 
     recipe: of the training, which says how large the pictures are, and a WaveCLIP's teacher.
+    count: only the first pictures of a split, a multiple of 250.
     """
     settings = yaml.safe_load((_ROOT / recipe).read_text())
     size = settings["data"]["init_args"].get("image_size")
@@ -266,7 +269,7 @@ def evaluate(weights: Path, recipe: str, splits: Sequence[str] = ("val", "test")
     found: dict[str, Any] = {"names": len(class_names("seen"))}
     with torch.no_grad():
         for split in splits:
-            pictures = batches(split, None, size)
+            pictures = batches(split, count, size)
             if student is None:
                 levels = {"top1": zero_shot(clip, pictures, embed_prompts(clip, prompts)).correct}
             else:
