@@ -130,7 +130,7 @@ def _baselines(task: Task, listing: bool, console: Console) -> None:
     name = f"{task.name.lower()}-baselines"
     finished = runs_directory() / "retrain" / "patchrank" / name / "result.json"
     state = "finished" if finished.is_file() else "about 2 min"
-    console.print(f"{f'patchrank/{name}':<44} {state}", markup=False, highlight=False)
+    console.print(f"patchrank/{name:<24} {state}", markup=False, highlight=False)
     if listing or finished.is_file():
         return
     stated = conditions("embedded", seeds=None, seed=None, dtype="float32")
