@@ -58,7 +58,7 @@ def card(path: Path, result: dict[str, Any], target: str | None = None, attribut
         f"| steps | {result['steps']:,} |",
         f"| file | fp16 safetensors, {path.stat().st_size / 1e6:.1f} MB |",
     ]
-    for split in ("val", "test"):
+    for split in (name for name in ("val", "test") if name in result):
         for level, found in result[split].items():
             lines.append(f"| {split}, {level} | {_measured(found, result)} |")
     return "\n".join([*lines, "", attribution or ATTRIBUTION]) + "\n"
