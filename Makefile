@@ -161,7 +161,7 @@ speed: $(READY) ## our towers, MLIP's training step and our shard loader, each a
 	$(PY) -m benchmarks speed
 	$(PY) -m benchmarks loading
 
-report: $(READY) ## write the README's tables, and all results as one HTML page (runs/report.html)
+report: $(READY) ## write the tables of README and docs, and all results as one HTML page (runs/report.html)
 	$(PY) -m benchmarks report
 
 test-report: $(READY) ## drive that page in headless Chromium, apart from make test (Debian: apt-get install chromium)

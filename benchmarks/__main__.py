@@ -63,7 +63,7 @@ ACTIONS = {
     "mlip-ablations": "train the rows of MLIP's tables 3, 5, 6, 7 and 8 (--table N, --only RUN, --list)",
     "patchrank-runs": "train and evaluate what Patch Ranking's table 1 and figures 1, 4 and 5 show (--list, --seeds N)",
     "evaluations": "tables of the results of `effclip evaluate` in some folders (DIR ... [--out FILE])",
-    "report": "write the README's tables and one HTML page from benchmarks/results (--page FILE)",
+    "report": "write the tables of README and docs, and one HTML page from benchmarks/results (--page FILE)",
     "screenshots": "photograph that page for the README (needs chromium)",
 }
 

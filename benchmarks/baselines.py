@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
@@ -70,6 +71,12 @@ class Baseline:
         """
         family = MobileCLIP if "timm_model_name" in self.architecture["vision_cfg"] else _vit
         return family(self.architecture, weights).eval()
+
+    def countable_tower(self) -> nn.Module:
+        """The image tower with weights of no meaning, for counting: drawing random ones takes longer than the count."""
+        with torch.device("meta"):
+            tower = self.build().image_tower
+        return tower.to_empty(device="cpu")
 
 
 def _vit(architecture: dict[str, Any], weights: Path | None) -> CLIP:

@@ -1,6 +1,6 @@
-"""The README's tables and the report page, written from the result files: no number in them is typed by hand.
+"""The tables of README and docs, and the report page, from the result files: no number in them is typed by hand.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a benchmark's, or "retrain".
+A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a benchmark's, or one of OTHERS.
 """
 
 from __future__ import annotations
@@ -10,25 +10,40 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.__main__ import BENCHMARKS, RESULTS, module_of
 from benchmarks.page import build
 from common.paths import runs_directory
 
-README = Path(__file__).parent.parent / "README.md"
+_ROOT = Path(__file__).parent.parent
+PAGES = (_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md")))
+OTHERS: dict[str, Callable[[], str]] = {
+    "headlines": lambda: module_of("headlines").table(),
+    "retrain": lambda: module_of("retrain").table(),
+    "table2-embedded": lambda: _stored("table2", lambda result: module_of("embedded").markdown(result["embedded"])),
+}
+"""Tables that are no benchmark's whole Markdown."""
 _TABLE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- /table -->)", re.S)
 
 
 def table(name: str) -> str:
-    """The Markdown of a benchmark's stored result, or that it was not run. ValueError: no such benchmark."""
-    if name == "retrain":
-        return module_of(name).table()
+    """The Markdown of a benchmark's stored result, or that it was not run; or of one of OTHERS.
+
+    ValueError: no such table.
+    """
+    if name in OTHERS:
+        return OTHERS[name]()
     if name not in BENCHMARKS:
-        raise ValueError(f"the README asks for table {name!r}; there are {[*BENCHMARKS, 'retrain']}")
+        raise ValueError(f"a page asks for table {name!r}; there are {[*BENCHMARKS, *OTHERS]}")
+    return _stored(name, lambda result: module_of(name).render(result)["md"])
+
+
+def _stored(name: str, markdown: Callable[[dict[str, Any]], str]) -> str:
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         return f"Not run: `python -m benchmarks {name}`.\n"
-    return module_of(name).render(json.loads(path.read_text()))["md"]
+    return markdown(json.loads(path.read_text()))
 
 
 def fill(text: str, tables: Callable[[str], str] = table) -> str:
@@ -37,17 +52,18 @@ def fill(text: str, tables: Callable[[str], str] = table) -> str:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Write the README's tables, the Markdown beside each result, and the page, anew."""
+    """Write the tables of README and docs, the Markdown beside each result, and the page, anew."""
     command = argparse.ArgumentParser(prog="python -m benchmarks report", description=main.__doc__)
-    page = runs_directory() / "report.html"
-    command.add_argument("--page", type=Path, default=page, help="the HTML file (default %(default)s)")
+    default = runs_directory() / "report.html"
+    command.add_argument("--page", type=Path, default=default, help="the HTML file (default %(default)s)")
     said = command.parse_args(arguments)
     for name in BENCHMARKS:
         if (RESULTS / f"{name}.json").is_file():
             (RESULTS / f"{name}.md").write_text(table(name))
-    text = README.read_text()
-    README.write_text(fill(text))
-    print(f"{len(_TABLE.findall(text))} tables written to {README.name}")
+    for page in PAGES:
+        text = page.read_text()
+        page.write_text(fill(text))
+        print(f"{page.relative_to(_ROOT)}: {len(_TABLE.findall(text))} tables written")
     said.page.parent.mkdir(parents=True, exist_ok=True)
     said.page.write_text(build(RESULTS))
     print(f"{said.page}: {said.page.stat().st_size / 1e6:.1f} MB, for any browser, without a network")

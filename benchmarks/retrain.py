@@ -164,7 +164,7 @@ def work(runs: Sequence[Run], evaluate: Evaluation, listing: bool, overlay: str 
         folder = runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
         state = "finished" if (folder / "result.json").is_file() else f"about {run.minutes} min"
         typed = shlex.join(command(run, overlay))
-        console.print(f"{run.name:<24}{state:<14}{typed}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{run.name:<23} {state:<14}{typed}", markup=False, highlight=False, soft_wrap=True)
         if not listing and state != "finished":
             train(run, folder, evaluate, overlay)
 

@@ -110,7 +110,7 @@ def _row_costs(rows: list[dict[str, Any]]) -> list[Cost]:
     """The cost of each row: of its architecture, or for WAVECLIP the mean over its two exits."""
     known: dict[str, list[Cost]] = {}
     for name, baseline in BASELINES.items():
-        tower = baseline.build().image_tower
+        tower = baseline.countable_tower()
         example = torch.zeros(1, 3, baseline.image_size, baseline.image_size)
         known[name] = [Cost(baseline.tokens, count_macs(tower, example))]
         if name == TEACHER:

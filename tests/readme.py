@@ -1,7 +1,8 @@
 """The commands of README.md and docs/*.md: their blocks, and (as `python tests/readme.py`) running them.
 
 A fenced `bash` block is to be run as it stands, unless the line before it (blank lines aside) is a comment
-such as `<!-- needs: network, gpu -->`.
+such as `<!-- needs: network, gpu -->`, or it stands in a benchmark's table, between `<!-- table: NAME -->` and
+`<!-- /table -->`: the benchmark wrote it there because it runs it, and `make smoke` runs the benchmark.
 """
 
 import os
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {"network", "data", "gpu", "time"}
 
+_TABLE = re.compile(r"<!-- table: [a-z0-9-]+ -->.*?<!-- /table -->", re.S)
 _BLOCK = re.compile(
     r"(?:<!--\s*needs:(?P<needs>[^>]*?)-->[ \t]*\n\s*)?^```bash[ \t]*\n(?P<script>.*?)^```", re.M | re.S
 )
@@ -23,10 +25,16 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """One `bash` block: its script, and what it needs that CI has not (empty: CI runs it)."""
+    """One `bash` block: its script, what it needs that CI has not, and whether it stands in a benchmark's table."""
 
     script: str
     needs: frozenset[str]
+    in_table: bool
+
+    @property
+    def runs(self) -> bool:
+        """Whether CI runs it from the page."""
+        return not self.needs and not self.in_table
 
     def commands(self) -> list[str]:
         """The commands, one string each: continued lines joined, comments and blank lines left out."""
@@ -37,16 +45,21 @@ class Block:
 
 def blocks(text: str) -> list[Block]:
     """The `bash` blocks of the Markdown `text`, in order."""
+    tables = [mark.span() for mark in _TABLE.finditer(text)]
     return [
-        Block(match["script"], frozenset(word.strip() for word in (match["needs"] or "").split(",")) - {""})
+        Block(
+            match["script"],
+            frozenset(word.strip() for word in (match["needs"] or "").split(",")) - {""},
+            any(start < match.start() < end for start, end in tables),
+        )
         for match in _BLOCK.finditer(text)
     ]
 
 
 def main() -> int:
-    """Run every block that needs nothing special from the checkout's root; 1 if any failed."""
+    """Run every block that is to be run, from the checkout's root; 1 if any failed."""
     failed = 0
-    runnable = [(page, block) for page in PAGES for block in blocks(page.read_text()) if not block.needs]
+    runnable = [(page, block) for page in PAGES for block in blocks(page.read_text()) if block.runs]
     for page, block in runnable:
         start = time.monotonic()
         print(f"--- {page.name}:\n{block.script}", flush=True)

@@ -5,11 +5,14 @@ import importlib
 import importlib.util
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import BENCHMARKS
 from common.cli import COMMANDS, SUBCOMMANDS, main
 from tests.readme import NEEDS, PAGES, ROOT, blocks
+from tests.test_configs import RUNS
 
 FOLDERS = ("common", "waveclip", "mlip", "patchrank", "benchmarks", "tests")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -21,10 +24,12 @@ def test_blocks_are_told_apart_by_the_comment_before_them():
     text = (
         "```bash\nmake test  # quick\n```\n<!-- needs: network, gpu -->\n\n```bash\na \\\n  b\n```\n"
         "```python\nno()\n```\n<!-- a remark -->\n```bash\nc\n```\n"
+        "<!-- table: deploy -->\n```bash\nd\n```\n<!-- /table -->\n"
     )
     found = blocks(text)
-    assert [block.commands() for block in found] == [["make test"], ["a b"], ["c"]]
-    assert [block.needs for block in found] == [set(), {"network", "gpu"}, set()]
+    assert [block.commands() for block in found] == [["make test"], ["a b"], ["c"], ["d"]]
+    assert [block.needs for block in found] == [set(), {"network", "gpu"}, set(), set()]
+    assert [block.runs for block in found] == [True, False, True, False]
 
 
 def _words(command: str) -> list[str]:
@@ -32,10 +37,15 @@ def _words(command: str) -> list[str]:
     return [word for word in shlex.split(command) if not ASSIGNMENT.fullmatch(word)]
 
 
+def _recipes(words: list[str]) -> list[Path]:
+    """The recipe and its overlays, where a command says nothing else; tests/test_configs.py parses them."""
+    return [ROOT / file for file in words[1::2]] if set(words[::2]) == {"-c"} else []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_names_what_exists(page):
     page_blocks = blocks(page.read_text())
-    assert any(not block.needs for block in page_blocks), f"{page.name} shows nothing that CI runs"
+    assert page_blocks, f"{page.name} shows no command"
     for block in page_blocks:
         assert block.needs <= NEEDS, f"unknown need in {sorted(block.needs)}; one of {sorted(NEEDS)}"
         for command in block.commands():
@@ -45,7 +55,8 @@ def test_every_command_of_a_page_names_what_exists(page):
                 assert set(targets) <= MAKE_TARGETS, f"{command!r} is not in the Makefile"
             if words[:2] == ["python", "-m"]:
                 assert importlib.util.find_spec(words[2]), f"{command!r} names no module"
-            if words[0] in ("lightning", "effclip") and words[1] in SUBCOMMANDS:
+            parsed = words[1:2] == ["fit"] and _recipes(words[2:]) in RUNS
+            if words[0] in ("lightning", "effclip") and words[1] in SUBCOMMANDS and not parsed:
                 with pytest.raises(SystemExit) as stop:
                     main([*words[1:], "--print_config"])
                 assert stop.value.code in (0, None), f"{command!r} is not accepted"
@@ -53,11 +64,46 @@ def test_every_command_of_a_page_names_what_exists(page):
                 importlib.import_module(COMMANDS[words[1]]).parser().parse_args(words[2:])
 
 
+def test_ci_runs_what_readme_begins_with():
+    running = [command for block in blocks(PAGES[0].read_text()) if block.runs for command in block.commands()]
+    assert running[0] == "make reproduce-table2" and len(running) > 3
+
+
+def test_no_command_block_stands_on_two_pages():
+    scripts = [block.script for page in PAGES for block in blocks(page.read_text())]
+    assert len(set(scripts)) == len(scripts)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Pictures of results may wait for their run; a heading's link is the heading in small letters and dashes."""
+    for target in re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", page.read_text()):
+        file, _, heading = "".join(target).partition("#")
+        if file.startswith(("http:", "https:")):
+            continue
+        path = (page.parent / file).resolve() if file else page
+        waiting = path.parent == ROOT / "benchmarks/results" and path.stem in BENCHMARKS
+        assert path.exists() or waiting, f"{page.name} links to {file}, which is not there"
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in anchors, f"{page.name} links to {file}#{heading}, a heading that is not there"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_import_what_exists(page):
+    for script in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        for node in ast.walk(ast.parse(script)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names), f"{page.name}: {ast.unparse(node)}"
+
+
 def test_blocks_that_ci_runs_do_not_install():
     for page in PAGES:
         for block in blocks(page.read_text()):
             installs = re.search(r"git clone|make setup|pip install", block.script)
-            assert block.needs or not installs, f"needs the network, so mark it:\n{block.script}"
+            assert not block.runs or not installs, f"needs the network, so mark it:\n{block.script}"
 
 
 def test_make_help_explains_every_target():

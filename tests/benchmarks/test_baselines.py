@@ -25,25 +25,17 @@ def released_tinyclip(clip: torch.nn.Module) -> dict:
     return {"epoch": 25, "name": "TinyCLIP", "state_dict": state}
 
 
-@pytest.mark.parametrize(
-    ("name", "paper", "full"),
-    [
-        ("tinyclip-vit-8m-16", 1.59, 1.79),
-        ("tinyclip-vit-39m-16", 7.53, 8.00),
-        ("open-clip-vit-b-32", 4.37, 4.41),
-        ("mobileclip-b", 17.01, 17.73),
-        ("mobileclip-s2", 5.99, 6.00),
-    ],
-)
-def test_costs(name, paper, full):
-    row = BASELINES[name]
-    row = replace(row, architecture={**row.architecture, "text_cfg": SMALL_TEXT})
-    macs = count_macs(row.build().image_tower, torch.zeros(1, 3, row.image_size, row.image_size))
-    assert (round(macs.gmacs_paper, 2), round(macs.gmacs, 2)) == (paper, full)
+def test_a_tower_for_counting_is_the_same_but_for_its_weights():
+    row = replace(BASELINES["tinyclip-vit-8m-16"], architecture=tinyclip_architecture(1, 64, 1, 64))
+    drawn, counted, picture = row.build().image_tower, row.countable_tower(), torch.zeros(1, 3, 224, 224)
+    assert {key: value.shape for key, value in drawn.state_dict().items()} == {
+        key: value.shape for key, value in counted.state_dict().items()
+    }
+    assert count_macs(drawn, picture) == count_macs(counted, picture)
 
 
-@pytest.mark.parametrize("name", ["tinyclip-vit-8m-16", "tinyclip-vit-39m-16"])
-def test_tinyclip_layout(name, tmp_path):
+def test_tinyclip_layout(tmp_path):
+    name = "tinyclip-vit-8m-16"
     row = BASELINES[name]
     theirs = open_clip.CLIP(**row.architecture).eval()
     torch.save(released_tinyclip(theirs), tmp_path / f"{name}.pt")

@@ -70,6 +70,8 @@ def test_listing_trains_nothing_and_says_what_is_missing(monkeypatch, tmp_path, 
     printed = capsys.readouterr().out
     assert "Fashion-MNIST: not run" in printed and printed.count("about 1 min") == 2 + 3 * 6 - 1
     assert printed.count("about 2 min") == 3 and printed.count("finished") == 1
+    listed = [line.split() for line in printed.splitlines() if line.startswith("patchrank/")]
+    assert {words[1] for words in listed} == {"about", "finished"}  # however long the name before it
 
 
 @pytest.fixture(scope="module")

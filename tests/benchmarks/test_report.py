@@ -1,6 +1,7 @@
-"""The README's tables are the result files', and the runner writes where it says."""
+"""The tables of README and docs are the result files', and the runner writes where it says."""
 
 import json
+import re
 
 import pytest
 from matplotlib.figure import Figure
@@ -8,13 +9,20 @@ from rich.console import Console
 
 from benchmarks import __main__ as runner
 from benchmarks import report
-from benchmarks.report import README, fill, table
+from benchmarks.report import OTHERS, PAGES, fill, table
 
 
-def test_readme_holds_what_the_result_files_say():
-    text = README.read_text()
-    assert "<!-- table: table2 -->" in text
-    assert fill(text) == text, "the README differs from benchmarks/results; run `make report`"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_holds_what_the_result_files_say(page):
+    text = page.read_text()
+    assert fill(text) == text, f"{page.name} differs from benchmarks/results; run `make report`"
+
+
+def test_every_benchmark_stands_on_a_page():
+    shown = "".join(page.read_text() for page in PAGES)
+    tables = set(re.findall(r"<!-- table: (\S+) -->", shown))
+    named = set(re.findall(r"reproduce-([a-z0-9-]+)", shown))
+    assert set(runner.BENCHMARKS) <= tables | named and set(OTHERS) <= tables
 
 
 def test_markdown_beside_each_result_is_its_rendering():

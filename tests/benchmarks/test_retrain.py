@@ -20,8 +20,10 @@ from mlip.guide_mae import GuideMAE
 from tests.readme import ROOT
 from waveclip import WaveCLIPDistillation, WaveTower
 
+CHANGED = [run for run in RUNS if len(run.arguments()) > 2]  # a recipe as it stands: tests/test_configs.py
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+
+@pytest.mark.parametrize("run", CHANGED, ids=lambda run: run.name)
 def test_every_run_is_a_command_that_lightning_accepts(run, capsys):
     with pytest.raises(SystemExit) as stop:
         lightning(["fit", *run.arguments(), "--print_config"])
