@@ -95,26 +95,26 @@ reproduce-mlip-table1: $(READY) ## MLIP's Table 1, ImageNet: the paper's, and ou
 reproduce-mlip-table2: $(READY) ## MLIP's Table 2, ten data sets: the same
 	$(PY) -m benchmarks mlip-table2
 
-reproduce-mlip-table3: $(READY) ## MLIP's Table 3, data of several sizes: trains what is missing (in all 45 minutes on 2 cores)
+reproduce-mlip-table3: $(READY) ## MLIP's Table 3, data of several sizes; trains what is missing
 	$(PY) -m benchmarks mlip-ablations --table 3
 	$(PY) -m benchmarks mlip-table3
 
 reproduce-mlip-table4: $(READY) ## MLIP's Table 4, retrieval: as Table 1
 	$(PY) -m benchmarks mlip-table4
 
-reproduce-mlip-table5: $(READY) ## MLIP's Table 5, label smoothing and nearest neighbours: trains what is missing (in all 27 minutes on 2 cores)
+reproduce-mlip-table5: $(READY) ## MLIP's Table 5, label smoothing and nearest neighbours; trains what is missing
 	$(PY) -m benchmarks mlip-ablations --table 5
 	$(PY) -m benchmarks mlip-table5
 
-reproduce-mlip-table6: $(READY) ## MLIP's Table 6, frequency transform and token alignment: trains what is missing (in all 54 minutes on 2 cores)
+reproduce-mlip-table6: $(READY) ## MLIP's Table 6, frequency transform and token alignment; trains what is missing
 	$(PY) -m benchmarks mlip-ablations --table 6
 	$(PY) -m benchmarks mlip-table6
 
-reproduce-mlip-table7: $(READY) ## MLIP's Table 7, matchings of tokens: trains what is missing (in all 36 minutes on 2 cores)
+reproduce-mlip-table7: $(READY) ## MLIP's Table 7, matchings of tokens; trains what is missing
 	$(PY) -m benchmarks mlip-ablations --table 7
 	$(PY) -m benchmarks mlip-table7
 
-reproduce-mlip-table8: $(READY) ## MLIP's Table 8, with and without the Guide: trains what is missing (in all 27 minutes on 2 cores)
+reproduce-mlip-table8: $(READY) ## MLIP's Table 8, with and without the Guide; trains what is missing
 	$(PY) -m benchmarks mlip-ablations --table 8
 	$(PY) -m benchmarks mlip-table8
 

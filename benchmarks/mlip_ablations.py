@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from benchmarks import retrain
 from benchmarks.embedded import WEIGHTS
@@ -24,6 +25,7 @@ from benchmarks.retrain import Run, work
 from common.data.lookup import source
 from common.flops import count_macs
 from common.models import load_model
+from common.paths import runs_directory
 from common.tasks import Settings, retrieval, zero_shot
 
 RESULTS = retrain.RESULTS / "mlip"
@@ -66,7 +68,7 @@ ROWS: dict[str, dict[str, Any]] = {
 """What each row changes of the recipe: settings of the model, and of the data its ``train_fraction``.
 
 FILIP gives half of the weight to the embedding that is evaluated, half to late interaction of all pairs. Smoothing,
-neighbours' weight and queue (16 batches, as DeCLIP's 64 Ki at 4,096 are) are our choice: the paper states none.
+neighbours' weight and queue (as many batches as DeCLIP's 64 Ki at 4,096 are) are our choice: the paper states none.
 """
 BASELINE, MODEL = WEIGHTS / "mlip_baseline.safetensors", WEIGHTS / "embedded_mlip.safetensors"
 _COMMITTED = {"clip-seed0": BASELINE, "mlip-seed0": MODEL}
@@ -81,7 +83,8 @@ def runs(names: Iterable[str]) -> list[Run]:
 def _run(name: str, seed: int) -> Run:
     run = f"{name}-seed{seed}"
     settings, output = _typed(ROWS[name]), _COMMITTED.get(run)
-    return Run(f"mlip/{run}", RECIPE, retrain.RECIPES[RECIPE], seed, settings, output, target=f"{COMMAND} --only {run}")
+    minutes = retrain.RECIPES[RECIPE]  # fewer would shorten the recipe
+    return Run(f"mlip/{run}", RECIPE, minutes, seed, settings, output, target=f"{COMMAND} --only {run}")
 
 
 def _typed(settings: dict[str, Any]) -> tuple[str, ...]:
@@ -131,10 +134,28 @@ def evaluate(weights: Path, recipe: str) -> dict[str, Any]:
 
 
 def results() -> dict[str, list[dict[str, Any]]]:
-    """The stored results of every row, in the order of the seeds; a row that was not run has none."""
-    return {
+    """The stored results of every row, in the order of the seeds; a row that was not run has none.
+
+    ValueError: runs of different lengths, which no table may compare.
+    """
+    found = {
         name: [
             json.loads(path.read_text()) for seed in SEEDS if (path := RESULTS / f"{name}-seed{seed}.json").is_file()
         ]
         for name in ROWS
     }
+    lengths: dict[int, list[str]] = {}
+    for run in (run for runs in found.values() for run in runs):
+        lengths.setdefault(run["steps"], []).append(run["name"])
+    if len(lengths) > 1:
+        said = "; ".join(f"{steps} steps: {', '.join(names)}" for steps, names in sorted(lengths.items()))
+        raise ValueError(
+            f"runs of different lengths cannot be compared ({said}); remove the folders of one kind from "
+            f"{runs_directory() / 'retrain' / 'mlip'}, and `{COMMAND}` trains them as {RECIPE} now says"
+        )
+    return found
+
+
+def batch_size() -> int:
+    """Pairs of a training step, by the recipe."""
+    return yaml.safe_load((ROOT / RECIPE).read_text())["data"]["init_args"]["batch_size"]

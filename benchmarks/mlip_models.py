@@ -32,9 +32,10 @@ def needing(name: str, weights: tuple[Path, ...], measure: Callable[[], dict[str
 
     stated: conditions beside seed and weights.
     """
-    missing = [command for path, command in MAKE.items() if path in weights and not path.is_file()]
-    if missing:  # they are made from the Guide's, in their turn
-        missing = list(dict.fromkeys(([] if GUIDE.is_file() else [MAKE[GUIDE]]) + missing))
+    absent = [path for path in weights if not path.is_file()]
+    if MODEL in absent and not GUIDE.is_file():
+        absent.append(GUIDE)  # MLIP's training reads it
+    missing = [command for path, command in MAKE.items() if path in absent]
     known = {path.name: digest(path) for path in weights if path.is_file()}
     result = {"name": name, "conditions": conditions("embedded", seeds=1, weights=known, **stated), "missing": missing}
     return result if missing else result | measure()

@@ -5,7 +5,7 @@ Shapes: B pairs, K image tokens, T text tokens, E joint dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ ROUNDS = 5
 
 def measure(device: str, rounds: int, smoke: bool = False) -> dict[str, Any]:
     """Seconds of matching ``PAIRS`` pairs, and of one training step of either method, in alternating rounds."""
-    calls = {f"{image}x{text}": matching(PAIRS, image, text, device) for image, text in MATCHED}
+    calls = {f"{image} x {text}": matching(PAIRS, image, text, device) for image, text in MATCHED}
     return {
         "pairs": PAIRS,
         "matching": alternate(calls, rounds),
@@ -65,7 +65,7 @@ def steps(dtype: torch.dtype, device: str, smoke: bool) -> dict[str, Any]:
         "clip": CLIPPretraining(architecture).to(device),
     }
     size = load_architecture(architecture)
-    batch = 2 if smoke else BATCH if device == "cpu" else _largest_batch(modules["clip"], size, dtype, device)
+    batch = 2 if smoke else BATCH if device == "cpu" else _largest_batch(modules.values(), size, dtype, device)
     pairs = _pairs(size, batch, device)
     measured = alternate(
         {name: train_step(module, pairs, dtype) for name, module in modules.items()}, 2 if smoke else ROUNDS
@@ -110,12 +110,16 @@ def _pairs(size: dict[str, Any], batch: int, device: str) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in made.items()}
 
 
-def _largest_batch(module: nn.Module, size: dict[str, Any], dtype: torch.dtype, device: str) -> int:
-    """The largest power of two of pairs of which plain CLIP, the larger of the two, makes a step on this GPU."""
+def _largest_batch(
+    modules: Iterable[ContrastivePretraining], size: dict[str, Any], dtype: torch.dtype, device: str
+) -> int:
+    """The largest power of two of pairs of which this GPU makes a step of each module beside the other's optimiser."""
     batch = BATCH
     while True:
         try:
-            train_step(module, _pairs(size, 2 * batch, device), dtype)()
+            pairs = _pairs(size, 2 * batch, device)
+            for step in [train_step(module, pairs, dtype) for module in modules]:
+                step()
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             return batch
@@ -150,6 +154,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     return [
         *table,
         "",
-        f"A step is forward, backward and clipped AdamW; GMACs are of one pair forward, the Guide's included. Matching "
-        f"{found['pairs']} pairs one to one (image x text tokens) takes {said.replace('x', ' x ')}.",
+        "A step is forward, backward and clipped AdamW; its batch is the largest power of two that fits in a GPU's "
+        f"memory, on a CPU {BATCH}. GMACs are of one pair forward, the Guide's included. Matching {found['pairs']} "
+        f"pairs one to one (image x text tokens) takes {said}.",
     ]

@@ -10,8 +10,10 @@ from typing import Any
 from scipy.stats import t as student
 
 from benchmarks import mlip_ablations
+from benchmarks.embedded import RULE
 from benchmarks.mlip_table9 import paper
 from common.conditions import conditions
+from common.data.embedded import SPLITS, class_names
 
 PRINTED = {
     "i2t": "I2T R@1",
@@ -44,10 +46,14 @@ class Table:
     reading: str
 
     def run(self, smoke: bool = False) -> dict[str, Any]:
-        """What the finished runs found; ``python -m benchmarks mlip-ablations`` makes them. smoke: the same."""
-        known, rows = mlip_ablations.results(), []
+        """What the finished runs found; ``python -m benchmarks mlip-ablations`` makes them. smoke: the same.
+
+        ValueError: see ``mlip_ablations.results``.
+        """
+        known, rows, every = mlip_ablations.results(), [], []
         for printed in paper()[f"table{self.number}"]:
             made = known.get(printed.get("run"), [])
+            every += made
             rows.append(
                 {
                     "method": printed["method"],
@@ -61,18 +67,24 @@ class Table:
                     "revisions": sorted({str(run["conditions"]["revision"]) for run in made}),
                 }
             )
-        return {"name": f"mlip-table{self.number}", "conditions": conditions("embedded"), "rows": rows}
+        stated = conditions(
+            "embedded",
+            seeds=len({run["conditions"]["seed"] for run in every}),
+            names={split: len(class_names(split)) for split in ("seen", "unseen")},
+            rule=RULE,
+            pictures={split: SPLITS[split][0] for split in ("train", "test", "unseen", "retrieval")},
+            batch=mlip_ablations.batch_size(),
+            steps=every[0]["steps"] if every else None,
+        )
+        planned = list(mlip_ablations.SEEDS)
+        return {"name": f"mlip-table{self.number}", "conditions": stated, "planned": planned, "rows": rows}
 
     def render(self, result: dict[str, Any]) -> dict[str, Any]:
         """The result as {"md": Markdown, "figures": {}}."""
-        rows = result["rows"]
-        seeds = {len(row["seeds"]) for row in rows if row["run"]}
-        missing = f" Not run yet: `{mlip_ablations.COMMAND} --table {self.number}`." if 0 in seeds else ""
-        note = (
-            f"Embedded scale, mean ± standard deviation over {max(seeds)} training seeds, in %. Same start, steps and "
-            f"data for every row. The paper's columns are MS-COCO and ImageNet.{missing}"
-        )
-        blocks = [_values(rows), *self._differences(rows), self.reading, note]
+        rows, stated = result["rows"], result["conditions"]
+        blocks = [_values(rows), *self._differences(rows), self.reading, _setting(stated)]
+        if missing := _missing(rows, result["planned"]):
+            blocks.append(f"Not run: {missing}. `{mlip_ablations.COMMAND} --table {self.number}` trains them.")
         return {"md": "\n\n".join(blocks) + "\n", "figures": {}}
 
     def _differences(self, rows: list[dict[str, Any]]) -> list[str]:
@@ -82,18 +94,20 @@ class Table:
         pairs = {method: found for method, found in pairs.items() if found}
         if not pairs:
             return []
-        head = [f"against {reference['method']}, points [95 %]", *(title for title, _ in OURS.values())]
-        lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * len(OURS)}"]
+        head = [f"against {reference['method']}, points [95 %]", "seeds", *(title for title, _ in OURS.values())]
+        lines = [f"| {' | '.join(head)} |", f"|---|---|{'---:|' * len(OURS)}"]
         for method, found in pairs.items():
-            lines.append(f"| {' | '.join([method, *(_points(found[key]) for key in OURS)])} |")
-        groups: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": []}
-        for method, found in pairs.items():
-            _, low, high = found["test"]
-            groups["better" if low > 0 else "worse" if high < 0 else "no clear difference"].append(method)
-        said = "; ".join(f"{word}: {', '.join(methods)}" for word, methods in groups.items() if methods)
+            cells = [method, ", ".join(found), *(_points([each[key] for each in found.values()]) for key in OURS)]
+            lines.append(f"| {' | '.join(cells)} |")
+        said = "; ".join(
+            f"{word}: {', '.join(methods)}"
+            for word in ("better", "worse", "no clear difference", "one seed alone")
+            if (methods := [method for method, found in pairs.items() if _judged(found) == word])
+        )
         note = (
-            "Differences of runs with one seed; brackets: Student's 95 % interval of their mean. Zero-shot accuracy "
-            f"beside {reference['method']}: {said}."
+            f"Each run less {reference['method']}'s of the same seed; mean over the seeds that both have, and in "
+            "brackets, where they are at least two, Student's 95 % interval of that mean. Zero-shot accuracy beside "
+            f"{reference['method']}: {said}."
         )
         return ["\n".join(lines), note]
 
@@ -101,42 +115,80 @@ class Table:
 def _values(rows: list[dict[str, Any]]) -> str:
     """The table of the paper's numbers and ours."""
     printed = [key for key in PRINTED if any(key in row["paper"] for row in rows)]
-    head = ["method", *(f"{PRINTED[key]}, paper" for key in printed), *(title for title, _ in OURS.values()), "GMACs"]
+    ours = ["seeds", *(title for title, _ in OURS.values()), "GMACs"]
+    head = ["method", *(f"{PRINTED[key]}, paper" for key in printed), *ours]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows:
         cells = [row["method"], *(f"{row['paper'][key]:.1f}" if key in row["paper"] else "–" for key in printed)]
         if row["seeds"]:
+            cells.append(", ".join(row["seeds"]))
             cells += [spread([found[key] for found in row["seeds"].values()]) for key in OURS]
             cells.append(f"{row['gmacs']:.4f}")
         else:
-            cells += ["not run" if row["run"] else "–"] * (len(OURS) + 1)
+            cells += ["not run" if row["run"] else "–"] * len(ours)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _paired(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """A row's fractions less the reference's, over the seeds that both have: by column the mean and its interval."""
-    shared = [seed for seed in row["seeds"] if seed in reference["seeds"]]
-    if not shared:
-        return {}
-    return {key: interval([row["seeds"][seed][key] - reference["seeds"][seed][key] for seed in shared]) for key in OURS}
+def _setting(stated: dict[str, Any]) -> str:
+    """What all rows have in common, from a result's conditions."""
+    names, pictures = stated["names"], stated["pictures"]
+    length = ""
+    if stated["steps"] is not None:
+        length = f" ({stated['steps']:,} steps of {stated['batch']} of the {pictures['train']:,} training pictures)"
+    return (
+        "Embedded scale, in %: mean ± standard deviation over a row's training seeds, without deviation where there is "
+        f"one. All rows start alike, are trained alike long{length}, and read the same pictures where they do not say "
+        f"otherwise. Zero-shot: {pictures['test']:,} test pictures among {names['seen']:,} names, by chance "
+        f"{100 / names['seen']:.2f}; {stated['rule']}. Held-out names: {names['unseen']}, {pictures['unseen']:,} "
+        f"pictures. Retrieval: {pictures['retrieval']:,} pictures with a caption each. The paper's columns are MS-COCO "
+        "and ImageNet."
+    )
+
+
+def _missing(rows: list[dict[str, Any]], seeds: Sequence[int]) -> str:
+    """The seeds that rows of ours lack: "seeds 1, 2 of MLIP; seed 2 of CLIP"."""
+    lacking: dict[str, list[str]] = {}
+    for row in (row for row in rows if row["run"]):
+        left = [str(seed) for seed in seeds if str(seed) not in row["seeds"]]
+        if left:
+            lacking.setdefault(f"seed{'s' * (len(left) > 1)} {', '.join(left)}", []).append(row["method"])
+    return "; ".join(f"{left} of {', '.join(methods)}" for left, methods in lacking.items())
+
+
+def _paired(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """A row's fractions less the reference's, by column, for each seed that both have."""
+    return {
+        seed: {key: found[key] - reference["seeds"][seed][key] for key in OURS}
+        for seed, found in row["seeds"].items()
+        if seed in reference["seeds"]
+    }
+
+
+def _judged(found: dict[str, dict[str, float]]) -> str:
+    """What the paired differences of zero-shot accuracy say of a row."""
+    if len(found) < 2:
+        return "one seed alone"
+    _, low, high = interval([each["test"] for each in found.values()])
+    return "better" if low > 0 else "worse" if high < 0 else "no clear difference"
 
 
 def interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of differences between paired runs, and Student's interval of it: without bounds where there is one pair."""
+    """Mean of at least two differences between paired runs, and Student's interval of it."""
     mean, pairs = fmean(differences), len(differences)
-    if pairs < 2:
-        return mean, float("-inf"), float("inf")
     half = student.ppf((1 + confidence) / 2, pairs - 1) * stdev(differences) / pairs**0.5
     return mean, mean - half, mean + half
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation of fractions, in %."""
+    """Mean ± standard deviation of fractions, in %; of a single one, itself."""
     mean = f"{100 * fmean(values):.1f}"
     return f"{mean} ± {100 * stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def _points(found: tuple[float, float, float]) -> str:
-    mean, low, high = (100 * value for value in found)
-    return f"{mean:+.1f}" if high == float("inf") else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _points(differences: Sequence[float]) -> str:
+    """The mean of paired differences in points, with its interval where there are several."""
+    if len(differences) == 1:
+        return f"{100 * differences[0]:+.1f}"
+    mean, low, high = (100 * value for value in interval(differences))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -11,6 +11,7 @@ from benchmarks.__main__ import module_of
 from benchmarks.mlip_ablations import BASELINE, COMMAND, MODEL, RECIPE, ROWS, TABLES, evaluate, rows_of, runs
 from benchmarks.mlip_table9 import paper
 from benchmarks.mlip_tables import interval
+from benchmarks.retrain import RECIPES
 from common.cli import main as lightning
 from common.clip import CLIP
 from common.data.embedded import EmbeddedDataModule
@@ -78,7 +79,7 @@ def test_listing_trains_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("benchmarks.retrain.train", lambda *_, **__: pytest.fail("it trained"))
     assert mlip_ablations.main(["--table", "6", "--list"]) == 0
     printed = capsys.readouterr().out
-    assert "mlip/clip-seed0         finished" in printed and printed.count("about 3 min") == 17
+    assert "mlip/clip-seed0         finished" in printed and printed.count(f"about {RECIPES[RECIPE]} min") == 17
 
 
 def test_a_models_result_has_every_column(monkeypatch, tmp_path):
@@ -107,10 +108,12 @@ def test_a_models_result_has_every_column(monkeypatch, tmp_path):
     assert found["retrieval"]["image_to_text"]["R@1"] == right
 
 
-def result(seed, top1):
+def result(seed, top1, steps=450):
     """What a run's file holds, as far as tables read it."""
     recall = {"R@1": top1 / 2}
     return {
+        "name": f"mlip/some-seed{seed}",
+        "steps": steps,
         "conditions": {"seed": seed, "revision": "abc"},
         "gmacs": 0.02,
         "test": {"top1": {"accuracy": top1}},
@@ -120,41 +123,76 @@ def result(seed, top1):
     }
 
 
-def test_tables_show_spread_paired_differences_and_what_was_not_run(monkeypatch):
-    known = {name: [] for name in ROWS}
-    known["clip"] = [result(0, 0.30), result(1, 0.32), result(2, 0.34)]
-    known["frequency"] = [result(0, 0.31), result(1, 0.34), result(2, 0.37)]
-    monkeypatch.setattr(mlip_ablations, "results", lambda: known)
-    table = module_of("mlip-table6")
-    text = table.render(json.loads(json.dumps(table.run(smoke=True))))["md"]
-    ours = "16.0 ± 1.0 | 16.0 ± 1.0 | 32.0 ± 2.0 | 3.2 ± 0.2 | 8.0 ± 0.5 | 0.0200"
+@pytest.fixture
+def rendered(monkeypatch):
+    """The Markdown of a table of these runs; all other rows have none."""
+
+    def render(number, **known):
+        monkeypatch.setattr(mlip_ablations, "results", lambda: {name: [] for name in ROWS} | known)
+        table = module_of(f"mlip-table{number}")
+        return table.render(json.loads(json.dumps(table.run(smoke=True))))["md"]
+
+    return render
+
+
+def test_tables_show_spread_and_paired_differences(rendered):
+    clip = [result(0, 0.30), result(1, 0.32), result(2, 0.34)]
+    text = rendered(6, clip=clip, frequency=[result(0, 0.31), result(1, 0.34), result(2, 0.37)])
+    ours = "0, 1, 2 | 16.0 ± 1.0 | 16.0 ± 1.0 | 32.0 ± 2.0 | 3.2 ± 0.2 | 8.0 ± 0.5 | 0.0200"
     assert f"| CLIP | 10.4 | 6.6 | 16.3 | {ours} |" in text and "| 34.0 ± 3.0 |" in text
     # 1, 2 and 3 points, seed by seed: Student's interval of three is ± 4.303 deviations / √3.
-    assert "| +1.0 [-0.2, +2.2] | +1.0 [-0.2, +2.2] | +2.0 [-0.5, +4.5] | +0.2 [" in text
+    differences = "+1.0 [-0.2, +2.2] | +1.0 [-0.2, +2.2] | +2.0 [-0.5, +4.5] | +0.2 ["
+    assert f"| + frequency transform | 0, 1, 2 | {differences}" in text
     assert "beside CLIP: no clear difference: + frequency transform." in text
-    assert text.count("| not run | not run |") > 0 and "mlip-ablations --table 6" in text
+
+
+def test_a_clear_difference_is_called_one(rendered):
+    clip = [result(0, 0.30), result(1, 0.32), result(2, 0.34)]
+    tokens = [result(0, 0.35), result(1, 0.371), result(2, 0.389)]
+    text = rendered(6, clip=clip, tokens=tokens, filip=[result(0, 0.2), result(1, 0.22)])
+    assert "better: + token alignment (one-to-many); worse: FILIP's late interaction." in text
+
+
+def test_a_single_seed_has_neither_deviation_nor_interval_nor_judgement(rendered):
+    text = rendered(8, mlip=[result(0, 0.5)], clip=[result(0, 0.4)])
+    assert "| MLIP | 14.6 | 9.3 | 18.4 | 0 | 25.0 | 25.0 | 50.0 | 5.0 | 12.5 | 0.0200 |" in text
+    assert "| CLIP | 0 | -5.0 | -5.0 | -10.0 | -1.0 | -2.5 |" in text
+    assert "Zero-shot accuracy beside MLIP: one seed alone: CLIP." in text
+    assert "Not run: seeds 1, 2 of CLIP, MLIP; seeds 0, 1, 2 of MLIP without Guide." in text
+
+
+def test_differences_are_of_the_seeds_that_both_rows_have(rendered):
+    text = rendered(8, mlip=[result(0, 0.5), result(1, 0.6), result(2, 0.1)], clip=[result(1, 0.5), result(0, 0.3)])
+    change, half = -15.0, 100 * 12.706 * 0.05  # of -20 and -10 points: Student's quantile of one degree of freedom
+    assert f"| CLIP | 1, 0 | -7.5 [-39.3, +24.3] | -7.5 [-39.3, +24.3] | {change:+.1f} [{change - half:+.1f}," in text
+    assert "Not run: seed 2 of CLIP; seeds 0, 1, 2 of MLIP without Guide. `python -m benchmarks mlip-" in text
+    text = rendered(8, mlip=[result(0, 0.5)], clip=[result(1, 0.5)])
+    assert "points [95 %]" not in text  # no pair
+
+
+def test_notes_state_the_runs_own_length(rendered):
+    assert "(300 steps of 128 of the 60,000 training pictures)" in rendered(3, mlip=[result(0, 0.5, steps=300)])
+    assert "in a queue of 16 batches" in rendered(5)
+    assert " steps of " not in rendered(5)
+
+
+def test_runs_of_different_lengths_are_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlip_ablations, "RESULTS", tmp_path)
+    (tmp_path / "clip-seed0.json").write_text(json.dumps(result(0, 0.5)))
+    assert [run["steps"] for run in mlip_ablations.results()["clip"]] == [450]
+    (tmp_path / "mlip-seed1.json").write_text(json.dumps(result(1, 0.5, steps=300)))
+    with pytest.raises(ValueError, match="300 steps: mlip/some-seed1; 450 steps: mlip/some-seed0"):
+        mlip_ablations.results()
 
 
 def test_intervals_over_seeds_are_scipys():
     found = [0.01, 0.03, 0.02, 0.05]
     expected = ttest_1samp(found, 0).confidence_interval(0.95)
     assert interval(found) == pytest.approx((0.0275, *expected))
-    assert interval([0.2]) == (0.2, float("-inf"), float("inf"))
-
-
-def test_a_clear_difference_is_called_one(monkeypatch):
-    known = {name: [] for name in ROWS} | {"clip": [result(0, 0.30), result(1, 0.32), result(2, 0.34)]}
-    known["tokens"] = [result(0, 0.35), result(1, 0.371), result(2, 0.389)]
-    known["filip"] = [result(0, 0.2), result(1, 0.22)]
-    monkeypatch.setattr(mlip_ablations, "results", lambda: known)
-    table = module_of("mlip-table6")
-    text = table.render(table.run())["md"]
-    assert "better: + token alignment (one-to-many); worse: FILIP's late interaction." in text
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_table_can_be_made_before_anything_is_run(table, monkeypatch):
-    monkeypatch.setattr(mlip_ablations, "results", lambda: {name: [] for name in ROWS})
-    module = module_of(f"mlip-table{table}")
-    text = module.render(module.run())["md"]
+def test_every_table_can_be_made_before_anything_is_run(table, rendered):
+    text = rendered(table)
     assert all(f"| {row['method']} |" in text for row in paper()[f"table{table}"])
+    assert "| not run | not run |" in text and f"mlip-ablations --table {table}" in text

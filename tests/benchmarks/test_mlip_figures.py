@@ -11,7 +11,7 @@ from benchmarks import mlip_fig2, mlip_fig5, mlip_fig6, mlip_fig7, mlip_models, 
 from benchmarks.__main__ import module_of
 from benchmarks.mlip_fig2 import RandomRemoval, layer_similarity, removal, token_similarity
 from benchmarks.mlip_fig6 import UNTRAINED, rings, spectra, start_gain, whole
-from benchmarks.mlip_models import GUIDE, MAKE, needing
+from benchmarks.mlip_models import BASELINE, GUIDE, MAKE, MODEL, needing
 from common.clip import CLIP
 from common.reduction import ReductionContext
 from common.testing import TINY_CAPTIONS
@@ -136,6 +136,7 @@ def test_without_weights_the_commands_that_make_them_are_named(name, monkeypatch
     nowhere = {tmp_path / path.name: command for path, command in MAKE.items()}
     monkeypatch.setattr(mlip_models, "MAKE", nowhere)
     monkeypatch.setattr(mlip_models, "GUIDE", tmp_path / GUIDE.name)
+    monkeypatch.setattr(mlip_models, "MODEL", tmp_path / MODEL.name)
     module = module_of(name)
     for constant in ("GUIDE", "BASELINE", "MODEL"):
         if hasattr(module, constant):
@@ -144,6 +145,22 @@ def test_without_weights_the_commands_that_make_them_are_named(name, monkeypatch
     text = module.render(json.loads(json.dumps(result)))["md"]
     assert text.startswith("Not run: `make retrain ONLY=guide`") and text.endswith(f"`python -m benchmarks {name}`.\n")
     assert ("--only mlip-seed0" in text) == (name != "mlip-table10")
+
+
+def test_the_guide_is_asked_for_only_where_mlip_must_be_trained(monkeypatch, tmp_path):
+    guide, clip, mlip = (tmp_path / path.name for path in (GUIDE, BASELINE, MODEL))
+    monkeypatch.setattr(mlip_models, "MAKE", {guide: "guide", clip: "clip", mlip: "mlip"})
+    monkeypatch.setattr(mlip_models, "GUIDE", guide)
+    monkeypatch.setattr(mlip_models, "MODEL", mlip)
+
+    def missing():
+        return needing("mlip-figx", (clip, mlip), dict)["missing"]
+
+    assert missing() == ["guide", "clip", "mlip"]
+    mlip.write_bytes(b"x")
+    assert missing() == ["clip"]
+    clip.write_bytes(b"x")
+    assert missing() == []
 
 
 def test_what_is_needed_and_there_is_measured(tmp_path, monkeypatch):
@@ -160,9 +177,10 @@ def test_table_10_puts_time_and_accuracy_beside_the_papers():
         {"run": "mlip", "seconds": 0.25, "of_reference": 0.5, "steps": 240, "seeds": []},
     ]
     stated = {"dtype": "bfloat16 autocast", "rounds": 7, "device": "CPU", "threads": 2, "torch": "2"}
-    result = {"missing": [], "conditions": stated, "batch": 128, "rows": rows}
+    result = {"missing": [], "conditions": stated, "batch": 128, "rows": rows, "planned": 2}
     text = mlip_table10.render(result | {"paper": mlip_table10.paper()["table10"]})["md"]
-    assert "| clip | 0.500 | 1.00 | 2.00 | 35.0 | 17.5 |" in text
-    assert "| mlip | 0.250 | 0.50 | 1.00 | not run | not run |" in text and "mlip-ablations" in text
+    assert "| clip | 0.500 | 1.00 | 2.00 | 2 | 35.0 ± 7.1 | 17.5 |" in text
+    assert "| mlip | 0.250 | 0.50 | 1.00 | 0 | not run | not run |" in text
+    assert "Not all of 2 seeds were run: `python -m benchmarks mlip-ablations`." in text
     for row in mlip_table10.paper()["table10"]:  # accuracy over the hours of 32 GPUs together
         assert row["accuracy"] / (row["gpu_hours"] / 32) == pytest.approx(row["ratio"], abs=0.012)

@@ -8,7 +8,7 @@ from benchmarks import mlip_speed
 
 def test_steps_and_matching_are_measured_side_by_side():
     found = mlip_speed.measure("cpu", rounds=1, smoke=True)
-    assert set(found["matching"]) == {"49x20", "196x77"}
+    assert set(found["matching"]) == {"49 x 20", "196 x 77"}
     for row in found["steps"]:
         assert row["ratio"] > 0 and len(row["mlip"]["rounds"]) == len(row["clip"]["rounds"]) == 2
         assert row["macs_ratio"] == pytest.approx(row["gmacs"]["clip"] / row["gmacs"]["mlip"])

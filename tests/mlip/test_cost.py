@@ -6,20 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.mlip_table9 import EncodeImage
 from common.clip import load_architecture
 from common.flops import count_macs
 from mlip import PAPER_LAYERS, Guide, MLIPTower
-
-
-class EncodeImage(nn.Module):
-    """A tower's inference as a module's forward."""
-
-    def __init__(self, tower):
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, images):
-        return self.tower.encode_image(images)
 
 
 def guide_macs(image_size):
