@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.progress import bar
 from common.stages import Stage, inputs_of, run_chain
 
 Graph = Callable[..., tuple[Tensor, ...]]
@@ -41,7 +42,7 @@ def export_stages(stages: Sequence[Stage], image_size: int, form: str, files: Se
         _need_onnx()
     graphs = []
     inputs = inputs_of(stages, torch.randn(_EXAMPLE, 3, image_size, image_size))
-    for stage, given, file in zip(stages, inputs, files, strict=True):
+    for stage, given, file in bar(list(zip(stages, inputs, files, strict=True)), "exporting"):
         try:
             with _quiet():
                 graphs.append(_export(stage, given, form, file))
