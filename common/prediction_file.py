@@ -22,9 +22,10 @@ class PredictionFile(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the batches and write them."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # all processes have to ask for it
         batches = trainer.predict_loop.predictions
         if not batches:
-            return  # --return_predictions false: nobody wants them
+            return  # --return_predictions false, or a process without pictures
         if not all(isinstance(batch, dict) and "key" in batch for batch in batches):
             rank_zero_warn(
                 f"{type(pl_module).__name__}.predict_step gives no dicts with a 'key', so no file of predictions is "
@@ -37,8 +38,8 @@ class PredictionFile(Callback):
         }
         columns["key"] = np.array([key for batch in batches for key in batch["key"]])
         rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        file = Path(trainer.log_dir or trainer.default_root_dir) / f"predictions{rank}.npz"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = folder / f"predictions{rank}.npz"
+        folder.mkdir(parents=True, exist_ok=True)
         np.savez(file, **columns)
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in sorted(columns.items()))
         print(f"{file}: {shapes}")
