@@ -1,6 +1,6 @@
-"""The commands for a model in use, run on embedded test pictures, with what they print.
+"""The commands for a model in use, and the same from Python, run on embedded test pictures, with what they print.
 
-They are run in this process, in a folder that is left afterwards, as if it were the checkout.
+They are run in this process, in a folder of their own, as if it were the checkout.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import io
 import os
 import shlex
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from common.cli import main as effclip
 from common.conditions import conditions, digest
 from common.data.embedded import class_names
 from common.data.embedded_folder import main as embedded_folder
+from common.paths import runs_directory
 
 _ROOT = Path(__file__).parent.parent
 STEPS = (
@@ -33,7 +33,15 @@ STEPS = (
         "effclip export runs/emoji-model --format onnx",
     ),
 )
-"""Blocks of the README, each with what it prints."""
+"""Blocks of commands, each with what it prints."""
+PYTHON = """\
+from common.deploy import load
+
+model = load()  # the embedded model, as calibrated above; load("DIR"): a model directory
+answers = model.classify("runs/emoji", gmacs=0.015)  # or ["red apple", "rocket"] for labels of yours
+print(answers[0])
+"""
+"""The last block, which needs the calibration of those before."""
 _SHOWN = 5
 """Lines of a table that are shown."""
 _PROGRAMS = {"effclip": lambda words: effclip(words), "python": lambda words: embedded_folder(words[2:])}
@@ -52,34 +60,46 @@ def run(smoke: bool = False) -> dict[str, Any]:
     )
     with _like_the_checkout():
         steps = [{"lines": list(lines), "printed": [_printed(line, smoke) for line in lines]} for lines in STEPS]
+        said = _captured("the Python block", lambda: exec(PYTHON, {}))
+        steps.append({"lines": PYTHON.splitlines(), "language": "python", "printed": [said]})
     return {"name": "deploy", "conditions": stated, "steps": steps}
 
 
 def _printed(line: str, smoke: bool) -> dict[str, Any]:
-    """What one command printed and how long it took; in a smoke run on a few pictures."""
+    """What one command printed; in a smoke run on a few pictures."""
     program, *words = shlex.split(line, comments=True)
     if program not in _PROGRAMS:
-        return {"out": "", "error": "", "seconds": 0.0}
+        return {"out": "", "error": ""}
     if smoke:
         words += {"classify": ["--device", "cpu"], "calibrate": ["--limit", "200"]}.get(words[0], [])
         words += ["--pictures", "20"] if program == "python" else []
-    out, error, start = io.StringIO(), io.StringIO(), time.monotonic()
-    with redirect_stdout(out), redirect_stderr(error):
-        code = _PROGRAMS[program](words)
+    return _captured(line, lambda: _PROGRAMS[program](words))
+
+
+def _captured(what: str, call: Callable[[], int | None]) -> dict[str, str]:
+    """What ``call`` writes to either stream, paths as they are from where it was typed. ValueError: its exit code."""
+    streams = {"out": io.StringIO(), "error": io.StringIO()}
+    with redirect_stdout(streams["out"]), redirect_stderr(streams["error"]):
+        code = call()
     if code:
-        raise ValueError(f"{line}: exit code {code}; it said: {error.getvalue().strip()}")
-    # Paths as a reader sees them, from where the commands are typed.
-    said = (text.getvalue().replace(f"{Path.cwd()}/", "") for text in (out, error))
-    return {**dict(zip(("out", "error"), said, strict=True)), "seconds": time.monotonic() - start}
+        raise ValueError(f"{what}: exit code {code}; it said: {streams['error'].getvalue().strip()}")
+    return {name: text.getvalue().replace(f"{Path.cwd()}/", "") for name, text in streams.items()}
 
 
 @contextmanager
 def _like_the_checkout() -> Iterator[None]:
-    """An empty working directory that has the benchmarks in it; the folder of runs stays what it is."""
+    """A working directory with the benchmarks, and runs of its own that have the packed data and nothing else.
+
+    So what the default model was calibrated for before neither changes what is printed nor is lost.
+    """
     before, runs = Path.cwd(), os.environ.get("EFFCLIP_RUNS")
+    data = runs_directory().absolute() / "data"
+    data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "benchmarks").symlink_to(_ROOT / "benchmarks")
-        os.environ["EFFCLIP_RUNS"] = str(Path(runs or "runs").absolute())
+        (Path(folder) / "runs").mkdir()
+        (Path(folder) / "runs" / "data").symlink_to(data)
+        os.environ["EFFCLIP_RUNS"] = "runs"
         os.chdir(folder)
         try:
             yield
@@ -94,7 +114,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     """The blocks with what they printed, long tables cut, as Markdown."""
     parts = []
     for step in result["steps"]:
-        parts.append("\n".join(["```bash", *step["lines"], "```"]))
+        parts.append("\n".join([f"```{step.get('language', 'bash')}", *step["lines"], "```"]))
         said = [line for printed in step["printed"] for line in _shown(printed)]
         if said:
             parts.append("\n".join(["```text", *said, "```"]))
@@ -107,12 +127,11 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(printed: dict[str, Any]) -> Sequence[str]:
-    """The lines that a reader needs: neither progress bars nor where this machine keeps its runs."""
+    """The lines that a reader needs: no progress bars, of a table the beginning."""
     out, error = (
         [line.rstrip() for line in printed[name].splitlines() if line.strip() and "━" not in line]
         for name in ("out", "error")
     )
-    out = [line for line in out if not line.startswith("saved: ")]
     if out and out[0].startswith("picture,"):
         out = [*out[:_SHOWN], "..."]
     return [*error[:1], *out, *error[1:]] if error and error[0].startswith("the embedded") else [*out, *error]

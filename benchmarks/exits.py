@@ -14,9 +14,10 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from benchmarks.wavecost import Cost, expected
+from common.adaptive import Levels
 from common.evaluation import paired_difference
 
-NEVER = 2.0
+NEVER = Levels.NEVER
 """A threshold that no confidence reaches: every picture is refined."""
 
 CLEARLY_BETTER, NEAR = 0.05, 0.03

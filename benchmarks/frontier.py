@@ -310,7 +310,8 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
         said = "pays" if above else "does not pay"
         lines.append(
             f"**{name} {said}** in multiply-adds: at {above} of {len(points)} operating points it is clearly above the "
-            f"best method alone that costs no more, at {below} clearly below. In time {quick} are not dominated."
+            f"best method alone that costs no more, at {below} clearly below. In measured time it is on "
+            f"the frontier at {quick} of them: no other row is as accurate and no slower."
         )
     return lines
 

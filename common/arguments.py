@@ -36,9 +36,7 @@ def read_templates(said: str, others: str = "") -> tuple[str, ...]:
     others: the other values that the command knows. ValueError: no such file, or a text without {}.
     """
     if said.endswith(".txt"):
-        if not Path(said).is_file():
-            raise ValueError(f"no templates at {Path(said).absolute()}")
-        lines = tuple(line.strip() for line in Path(said).read_text().splitlines() if line.strip())
+        lines = tuple(_lines(said, "templates"))
     else:
         lines = (said,)
     without = [line for line in lines if "{}" not in line]
@@ -57,10 +55,20 @@ def read_labels(said: str | None, file: str | None) -> list[str] | None:
         return None
     if said is not None and file is not None:
         raise ValueError("--labels and --labels-file both name the classes; give one of them")
-    if file is not None and not Path(file).is_file():
-        raise ValueError(f"no labels at {Path(file).absolute()}")
-    parts = Path(file).read_text().splitlines() if file is not None else said.split(",")
-    return checked_labels([part.strip() for part in parts if part.strip()])
+    parts = _lines(file, "labels") if file is not None else [part.strip() for part in said.split(",")]
+    return checked_labels([part for part in parts if part])
+
+
+def _lines(file: str, what: str) -> list[str]:
+    """The lines of a text file that have something on them."""
+    path = Path(file).absolute()
+    if not path.is_file():
+        raise ValueError(f"no {what} at {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark, which is no letter
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def checked_labels(names: Sequence[str]) -> list[str]:

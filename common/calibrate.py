@@ -108,9 +108,9 @@ def observe(deployed: Deployed, of: Labelled, templates: Sequence[str], settings
     """What every path of a model says of labelled pictures, one pass over them."""
     import numpy as np
     import torch
-    from rich.progress import track
 
     from common.calibration import Outcomes
+    from common.progress import bar
     from common.tasks import first
 
     classes, paths = deployed.classes(of.class_names, templates), deployed.paths
@@ -119,7 +119,7 @@ def observe(deployed: Deployed, of: Labelled, templates: Sequence[str], settings
     if start is None:
         raise ValueError("the data has no picture; check the path and the split")
     correct, confidence = [], []
-    for batch in track(chain([start], batches), "observing"):
+    for batch in bar(chain([start], batches), "observing"):
         scores, sure = paths.every(batch["image"].to(deployed.device), classes, deployed.scale)
         correct.append((scores.argmax(-1).cpu() == batch["label"]).T)
         confidence += [] if sure is None else [sure.T.cpu()]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from common.deploy import Answer, Question
 
 _SUFFIXES = (".csv", ".jsonl")
+_NOBODY_READS = 128 + 13
+"""The exit code by which a shell names SIGPIPE."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,18 +53,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 with --strict and a damaged picture. ValueError, for a user: a mistake."""
+    """Run the command line; 0 done, 1 with --strict and a damaged picture, 141 when nobody reads the rows any more.
+
+    ValueError, for a user: a mistake.
+    """
     said = parser().parse_args(arguments)
     labels = read_labels(said.labels, said.labels_file)
     templates = None if said.template is None else read_templates(said.template)
     if said.out is not None and said.out.suffix not in _SUFFIXES:
         raise ValueError(f"--out {said.out}: rows are written as {' or '.join(_SUFFIXES)}")
-    if said.model is None and (said.weights or said.quick_gelu or said.text_model):
-        raise ValueError("--weights, --quick-gelu and --text-model belong to a --model; name one")
-    if said.workers is not None and said.workers < 1:
-        raise ValueError(f"--workers {said.workers} must be at least 1")
     from common.data.files import find_pictures
     from common.deploy import about_embedded, load
+    from common.progress import bar
 
     total = sum(1 for _ in find_pictures(said.paths))  # also says what is not there before a model is loaded
     deployed = load(**model_arguments(said), device=said.device)
@@ -73,10 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for remark in remarks:
         _say(f"note: {remark.message}")
     tally, start = Tally(), time.monotonic()
-    with _writer(said.out) as write:
-        for answer in _bar(question.stream(find_pictures(said.paths), said.batch_size, said.workers), total):
-            tally.add(answer)
-            write(asdict(answer))
+    answers = question.stream(find_pictures(said.paths), said.batch_size, said.workers)
+    try:
+        with _writer(said.out) as write:
+            for answer in bar(answers, "classifying", total):
+                tally.add(answer)
+                write(asdict(answer))
+    except BrokenPipeError:
+        # Who read the rows, such as head, has seen enough. What is not written yet must go somewhere at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOBODY_READS
     _say("\n".join(tally.lines(question, time.monotonic() - start)))
     return 1 if said.strict and tally.damaged else 0
 
@@ -111,7 +120,9 @@ class Tally:
         mean, most = self.gmacs / self.answered, max(question.deployed.costs)
         lines.append(f"mean cost {mean:.4g} GMACs a picture in the image tower, {100 * mean / most:.0f} % of the most")
         stops = ", ".join(f"{count:,} at level {level}" for level, count in sorted(self.levels.items()))
-        lines += [f"stopped: {stops} (threshold {question.setting:.4g})"] if stops else []
+        if stops:
+            threshold = "no threshold: all levels" if question.setting > 1 else f"threshold {question.setting:.4g}"
+            lines.append(f"stopped: {stops} ({threshold})")
         lines += [f"keep rate {question.setting:g}"] if question.deployed.knob == "keep" else []
         known = question.deployed.calibration if question.deployed.knob else None
         if known is not None and question.calibrated_on_these and question.setting == known.point.setting:
@@ -126,6 +137,7 @@ def _writer(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     if out is None:
         write = _rows(sys.stdout, jsonl=False)
         yield lambda row: write(row | {"picture": row["picture"].encode(errors="replace").decode()})
+        sys.stdout.flush()
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -146,13 +158,6 @@ def _rows(file: IO[str], jsonl: bool) -> Callable[[dict[str, Any]], None]:
         table.writerow(shown)
 
     return write
-
-
-def _bar(answers: Iterable[Answer], total: int) -> Iterable[Answer]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(answers, "classifying", total, console=Console(stderr=True))
 
 
 def _say(text: str) -> None:

@@ -37,6 +37,8 @@ usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] 
                       wins over what the checkpoint remembers
   --help              after any of these: all settings
 
+predict writes predictions.npz (every picture's key and embedding) into the run's folder
+
 environment: EFFCLIP_RUNS (folder of run directories, default runs), EFFCLIP_DEBUG=1 (tracebacks)"""
 
 
@@ -48,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] and argv[0] in SUBCOMMANDS:
-        return _answered(lambda: _train(argv))
+        return _answered(lambda: _train(argv), "lightning")
     if argv[:1] and argv[0] in COMMANDS:
-        return _answered(lambda: importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]))
+        return _answered(lambda: importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]), f"effclip {argv[0]}")
     if argv[:1] and argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -103,15 +105,15 @@ def _other_lightning() -> importlib.metadata.EntryPoint | None:
     return next((script for script in scripts if script.value != "common.cli:main"), None)
 
 
-def _answered(call: Callable[[], int]) -> int:
-    """The exit code of ``call``; a ValueError of this suite becomes one line and 1."""
+def _answered(call: Callable[[], int], name: str) -> int:
+    """The exit code of ``call``; a ValueError of this suite becomes one line, after the command's name, and 1."""
     try:
         return call()
     except ValueError as error:
         ours = own_error(error)
         if os.environ.get("EFFCLIP_DEBUG") or ours is None:
             raise
-        print(f"lightning: error: {ours}", file=sys.stderr)
+        print(f"{name}: error: {ours}", file=sys.stderr)
         return 1
 
 

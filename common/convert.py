@@ -11,6 +11,7 @@ import argparse
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from common.arguments import read_labels, read_templates
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
     from torch import nn
+
+    from common.calibration import Calibration
 
 GROUP = "effclip.trainings"
 """The entry-point group that names the trainings whose checkpoints may be converted."""
@@ -50,14 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from common import directory
     from common.card import write_card
 
+    calibration = None
     if source.suffix == ".ckpt":
         if said.text_model is not None:
             raise ValueError("--text-model belongs to weights files; a checkpoint holds its text tower")
         model, texts, run = from_checkpoint(source)
     else:
-        model, texts, run = _from_weights(source, said.text_model)
+        model, texts, run, calibration = _from_weights(source, said.text_model)
     own_names, own_templates = run.pop("class_names", None), run.pop("templates", None)
-    directory.write(said.folder, model, texts, names or own_names or (), templates or own_templates or (), run)
+    described = directory.write(
+        said.folder, model, texts, names or own_names or (), templates or own_templates or (), run
+    )
+    if calibration is not None:  # the weights are the same in another file
+        replace(calibration, weights=described.weights).write(said.folder / directory.CALIBRATION)
     write_card(said.folder)
     print(f"{said.folder}: {', '.join(sorted(path.name for path in said.folder.iterdir()))}")
     return 0
@@ -125,28 +133,22 @@ def _restored(
     return module
 
 
-def _from_weights(path: Path, text_model: str | None) -> tuple[nn.Module, nn.Module | None, dict[str, Any]]:
-    """The same from a weights file; what is known of the run is the card beside it.
-
-    The embedded WaveCLIP brings its text side, names and prompts along.
-    """
+def _from_weights(
+    path: Path, text_model: str | None
+) -> tuple[nn.Module, nn.Module | None, dict[str, Any], Calibration | None]:
+    """The same from a weights file, and what was calibrated for it; known of the run is the card beside it."""
     from common.clip import read_record
-    from common.deploy import EMBEDDED, load
-    from common.models import load_model
+    from common.deploy import load
 
-    names: dict[str, Any] = {}
-    if path.resolve() == EMBEDDED["model"].resolve() and text_model is None:
-        deployed = load(device="cpu")
-        loaded, names = deployed.model, {"class_names": deployed.class_names, "templates": list(deployed.templates)}
-    else:
-        loaded = load_model(str(path), text_model=text_model)
-    texts, own = loaded.text_encoder(), read_record(path)["architecture"]
+    deployed = load(path, text_model=text_model, device="cpu")
+    loaded, texts, own = deployed.model, deployed.model.text_encoder(), read_record(path)["architecture"]
     if getattr(texts, "architecture", {}).get("vision_cfg") != own["vision_cfg"]:
         raise ValueError(f"{text_model} is no CLIP of this suite with the image tower that {path} was made of")
     beside = path.with_suffix(".md")
     card = beside.read_text() if beside.is_file() else None
-    run = {"weights": {path.name: loaded.weights["image"]}, "card": card, **names}
-    return loaded.images, None if texts is loaded.images else texts, run
+    run = {"weights": {path.name: loaded.weights["image"]}, "card": card}
+    run |= {"class_names": deployed.class_names, "templates": list(deployed.templates)}
+    return loaded.images, None if texts is loaded.images else texts, run, deployed.calibration
 
 
 if __name__ == "__main__":

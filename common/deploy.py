@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -25,13 +25,9 @@ from common.data.embedded import TEMPLATES, class_names
 from common.data.files import Picture, find_pictures, read_ahead
 from common.data.transforms import eval_transform, to_batch
 from common.directory import CALIBRATION, read
-from common.models import Model, load_model
+from common.models import EMBEDDED, Model, is_embedded, load_model
 from common.paths import runs_directory
 from common.zeroshot import PHOTO, class_embeddings, fill
-
-_WEIGHTS = Path(__file__).parent.parent / "benchmarks" / "weights"
-EMBEDDED = {"model": _WEIGHTS / "embedded_waveclip.safetensors", "text_model": _WEIGHTS / "embedded_clip.safetensors"}
-"""The model that is there without a download: image tower and text side."""
 
 
 @dataclass(frozen=True)
@@ -209,14 +205,15 @@ class Question:
         """One answer a picture, in order; the pictures are read by threads, a few batches ahead and no more.
 
         workers: threads; None: one a core, at most eight. A damaged picture's answer has an error and no label.
+        ValueError, at once: batch_size or workers below 1.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size} must be at least 1")
-        workers = workers or min(8, os.cpu_count() or 1)
-        transform = eval_transform(self.deployed.model.image_size)
-        decoded = read_ahead(sources, transform, workers, 2 * batch_size)
-        while group := list(islice(decoded, batch_size)):
-            yield from self._answers(group)
+        workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        for name, value in (("batch_size", batch_size), ("workers", workers)):
+            if value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        decoded = read_ahead(sources, eval_transform(self.deployed.model.image_size), workers, 2 * batch_size)
+        groups = iter(lambda: list(islice(decoded, batch_size)), [])
+        return chain.from_iterable(map(self._answers, groups))
 
     def _answers(self, pictures: Sequence[Picture]) -> Iterator[Answer]:
         sound = [picture for picture in pictures if picture.error is None]
@@ -258,16 +255,18 @@ def load(
     model: a model directory, a weights file or an open_clip name; None: the embedded WaveCLIP, which knows the
         words of its small benchmark and no others.
     device: None: a GPU where there is one.
+    ValueError: what ``load_model`` refuses, no text tower, or other arguments without a model.
     """
+    if model is None and (weights, quick_gelu, text_model) != (None, None, None):
+        raise ValueError("--weights, --quick-gelu and --text-model belong to a --model; name one")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if model is None:
-        files = {side: str(file) for side, file in EMBEDDED.items()}
-        return Deployed(load_model(**files), class_names("seen"), TEMPLATES, device)
-    found = load_model(str(model), weights, quick_gelu, text_model)
-    if found.folder is None:
-        return Deployed(found, device=device)
-    described = read(found.folder)
-    return Deployed(found, described.class_names, described.templates or PHOTO, device)
+    found = load_model(str(model or EMBEDDED), weights, quick_gelu, text_model)
+    if found.folder is not None:
+        described = read(found.folder)
+        return Deployed(found, described.class_names, described.templates or PHOTO, device)
+    if is_embedded(model or EMBEDDED):
+        return Deployed(found, class_names("seen"), TEMPLATES, device)
+    return Deployed(found, device=device)
 
 
 def about_embedded() -> str:

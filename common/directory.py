@@ -43,6 +43,11 @@ class Description:
     templates: Sequence[str] = ()
     run: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """The hash of each side's weights, "image" and "text"."""
+        return {"image": self.files[WEIGHTS], "text": self.files.get(TEXT, self.files[WEIGHTS])}
+
 
 def is_directory(path: Path) -> bool:
     """Whether a folder is a model directory."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from pathlib import Path
 from common.paths import runs_directory
 
 _OURS = "efficient-clip"
-_REPAIR = f"pip install --force-reinstall --no-deps {_OURS}"
+_INSTALL = "pip install -e . in the checkout, or `make setup`"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,14 @@ def findings() -> Iterator[Finding]:
     yield command_owner(Path(sys.executable).parent / "lightning")
     for group in ("effclip.models", "effclip.trainings"):
         names = sorted({point.name for point in importlib.metadata.entry_points(group=group)})
-        yield Finding(group, ", ".join(names) or "none", None if names else _REPAIR)
+        yield Finding(group, ", ".join(names) or "none", None if names else repair())
+    for package in ("torch", "lightning"):
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a broken installation raises anything
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            yield Finding(package, f"cannot be imported: {said}", f"pip install --force-reinstall {package}")
+            return
     yield from hardware()
     yield from data()
 
@@ -68,7 +77,7 @@ def versions() -> Iterator[Finding]:
     try:
         required = importlib.metadata.requires(_OURS) or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(_OURS, "not installed", "pip install -e . in the checkout, or `make setup`")
+        yield Finding(_OURS, "not installed", _INSTALL)
         return
     for requirement in map(Requirement, required):
         extra = re.search(r"""extra == ['"](\w+)['"]""", str(requirement.marker or ""))
@@ -85,6 +94,22 @@ def versions() -> Iterator[Finding]:
         yield Finding(requirement.name, version, None if fits else f"pip install '{wanted}'")
 
 
+def repair() -> str:
+    """What installs this suite's commands again, from where it was installed from.
+
+    Its bare name would be looked up in a package index, where it may be a stranger's.
+    """
+    try:
+        stated = json.loads(importlib.metadata.distribution(_OURS).read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        return _INSTALL
+    source = stated.get("url", _OURS)
+    if "vcs_info" in stated:
+        source = f"{stated['vcs_info']['vcs']}+{source}@{stated['vcs_info']['commit_id']}"
+    editable = "-e " if stated.get("dir_info", {}).get("editable") else ""
+    return f"pip install --force-reinstall --no-deps {editable}{shlex.quote(source)}"
+
+
 def command_owner(script: Path) -> Finding:
     """Whose the `lightning` command is: of several packages that install one, the last to be installed wins."""
     what = "lightning command"
@@ -94,12 +119,12 @@ def command_owner(script: Path) -> Finding:
         if point.dist is not None and point.value != "common.cli:main"
     )
     if not script.is_file():
-        return Finding(what, f"none at {script}; `effclip` and `python -m common.cli` do the same", _REPAIR)
+        return Finding(what, f"none at {script}; `effclip` and `python -m common.cli` do the same", repair())
     if "common.cli" in script.read_text(errors="replace"):
         also = f"; {', '.join(others)} installs one too, and what is not ours to run is handed on" if others else ""
         return Finding(what, f"ours{also}")
     owner = ", ".join(others) or "another package"
-    return Finding(what, f"{owner}'s; `effclip` and `python -m common.cli` are ours all the same", _REPAIR)
+    return Finding(what, f"{owner}'s; `effclip` and `python -m common.cli` are ours all the same", repair())
 
 
 def hardware() -> Iterator[Finding]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, distributed, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
+from common.progress import bar
 from common.zeroshot import similarity
 
 
@@ -55,7 +55,7 @@ def accuracy(
     five = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
     per_class = MulticlassStatScores(num_classes, average="none").to(device)
     correct, keys = [], []
-    for batch in track(loader, description="evaluating", disable=not progress):
+    for batch in bar(loader, "evaluating") if progress else loader:
         if "label" not in batch:
             raise ValueError(f"a batch with {sorted(batch)} has no 'label'; evaluation needs labelled pictures")
         labels = batch["label"].to(device)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = said.out or Path(said.model) / said.format
     if said.out is None and not Path(said.model).is_dir():
         raise ValueError(f"{said.model} is no folder, so --out must say where the graphs go")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder.absolute()} is there already; name a new folder with --out")
     if said.format == "open-clip" and (names or templates):
         raise ValueError("--labels-file and --template go with graphs; open_clip has the text tower itself")
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         report = write_graphs(deployed, said.format, folder, names, templates)
-    except ValueError:
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # it was new, and half an export is of no use
         raise
     print("\n".join(lines(report)))

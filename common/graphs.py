@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
+from common.progress import bar
 from common.stages import Stage, inputs_of, run_chain
 
 Graph = Callable[..., tuple[Tensor, ...]]
@@ -26,6 +28,8 @@ _EXAMPLE = 2
 """The batch that graphs are made from; 1 would be taken for a constant."""
 _LARGE = 1_500_000_000
 """Bytes of weights above which ONNX keeps them in a file of their own (its own format ends at 2 GB)."""
+_MEASURED = 0.5
+"""Seconds that each chain is timed for, at least."""
 
 
 @torch.no_grad()
@@ -38,7 +42,7 @@ def export_stages(stages: Sequence[Stage], image_size: int, form: str, files: Se
         _need_onnx()
     graphs = []
     inputs = inputs_of(stages, torch.randn(_EXAMPLE, 3, image_size, image_size))
-    for stage, given, file in zip(stages, inputs, files, strict=True):
+    for stage, given, file in bar(list(zip(stages, inputs, files, strict=True)), "exporting"):
         try:
             with _quiet():
                 graphs.append(_export(stage, given, form, file))
@@ -129,9 +133,13 @@ def rates(
 
 def _seconds(chain: Sequence[nn.Module | Graph], images: Tensor) -> float:
     """The median duration of a chain, after warm-up, over half a second at least."""
-    known = {"run": run_chain, "chain": chain, "images": images}
-    timer = Timer("run(chain, images)", globals=known, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=0.5).median
+    run_chain(chain, images)
+    taken: list[float] = []
+    while sum(taken) < _MEASURED:
+        start = time.perf_counter()
+        run_chain(chain, images)
+        taken.append(time.perf_counter() - start)
+    return median(taken)
 
 
 def _need_onnx() -> None:

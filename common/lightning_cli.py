@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from common.paths import runs_directory
+from common.prediction_file import PredictionFile
 from common.run_record import RunRecord
 
 # The names by which Lightning finds a checkpoint itself.
@@ -20,7 +21,8 @@ class RecipeCLI(LightningCLI):
     """Parse `arguments` (`["fit", "-c", "recipe.yaml", ...]`), build model, data and trainer, and run.
 
     Model and data are named by `class_path`; modules configure their own optimisers; run directories stand
-    in `$EFFCLIP_RUNS`; every random generator is seeded, by 0 when the recipe does not say otherwise.
+    in `$EFFCLIP_RUNS`; every random generator is seeded, by 0 when the recipe does not say otherwise. `predict`
+    writes a file; see ``PredictionFile``.
 
     Raises:
         ValueError: `--ckpt_path` is a web address, is missing, or is not a plain checkpoint.
@@ -36,7 +38,7 @@ class RecipeCLI(LightningCLI):
             save_config_callback=RunRecord,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            trainer_defaults={"default_root_dir": str(runs_directory())},
+            trainer_defaults={"default_root_dir": str(runs_directory()), "callbacks": [PredictionFile()]},
             args=self._arguments,
         )
 

@@ -25,6 +25,10 @@ from common.text_model import TextModel
 GROUP = "effclip.models"
 """The entry-point group that names the model types which may be loaded."""
 
+_COMMITTED = Path(__file__).parent.parent / "benchmarks" / "weights"
+EMBEDDED, _EMBEDDED_TEXTS = _COMMITTED / "embedded_waveclip.safetensors", _COMMITTED / "embedded_clip.safetensors"
+"""The model that is there without a download, an image tower alone, and the CLIP that it was distilled from."""
+
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -54,7 +58,7 @@ class Model:
         if self.texts is None:
             raise ValueError(
                 f"{self.name} (type {self.type}) has no text tower; name the CLIP that it was distilled from "
-                "with --text-model FILE, or ask for --tasks linear-probe alone"
+                "with --text-model FILE"
             )
         return self.texts
 
@@ -73,7 +77,8 @@ def load_model(
         model name.
     weights: for an open_clip name, one of its tags or a local file.
     quick_gelu: for a local file of open_clip weights, the activation that it was trained with.
-    text_model: a file, folder or name whose text tower is taken, for types that have none.
+    text_model: a file, folder or name whose text tower is taken, for types that have none. The embedded WaveCLIP
+        finds its own.
     ValueError: nothing there, no record, a type that is not registered, or arguments that do not go together.
     """
     path = _weights_path(model)
@@ -83,6 +88,8 @@ def load_model(
         loaded = _of_open_clip(model, weights, quick_gelu)
     else:
         loaded = _of_directory(path) if path.is_dir() else _of_this_suite(model, path)
+    if text_model is None and is_embedded(model):
+        text_model = str(_EMBEDDED_TEXTS)
     if text_model is None:
         return loaded
     other = load_model(text_model)
@@ -95,6 +102,11 @@ def load_model(
     )
 
 
+def is_embedded(model: str | Path) -> bool:
+    """Whether ``model`` is the file of the embedded WaveCLIP."""
+    return Path(model).resolve() == EMBEDDED.resolve()
+
+
 def model_type(record: dict[str, Any], path: Path) -> str:
     """The registered type that a file's record states: the section beside "architecture", or CLIP without one.
 
@@ -102,8 +114,8 @@ def model_type(record: dict[str, Any], path: Path) -> str:
     """
     if "architecture" not in record:
         raise ValueError(
-            f"{path} records no architecture; for open_clip's weights give --model NAME --weights {path}, and a "
-            "training checkpoint is exported first"
+            f"{path} records no architecture; for open_clip's weights give --model NAME --weights {path}, and of a "
+            "training checkpoint `effclip convert` makes a model directory"
         )
     sections = sorted(record.keys() - {"architecture"})
     kind = sections[0] if sections else "CLIP"
@@ -131,8 +143,7 @@ def _of_directory(folder: Path) -> Model:
     described = read_directory(folder)
     loaded = _of_this_suite(folder.resolve().name, folder / WEIGHTS)
     texts = TextModel.load(folder / TEXT).eval() if TEXT in described.files else loaded.texts
-    weights = {"image": described.files[WEIGHTS], "text": described.files.get(TEXT, described.files[WEIGHTS])}
-    return replace(loaded, texts=texts, weights=weights, files=described.files, folder=folder)
+    return replace(loaded, texts=texts, weights=described.weights, files=described.files, folder=folder)
 
 
 def _of_this_suite(model: str, path: Path) -> Model:

@@ -12,7 +12,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +21,7 @@ from common.data.sources import few_shot
 from common.evaluation import Accuracy, accuracy, wilson_interval
 from common.models import Model
 from common.probe import fit_best
+from common.progress import bar
 from common.retrieval import ranks, recall
 from common.zeroshot import Template, embed_prompts
 
@@ -81,7 +81,7 @@ def retrieval(model: Model, source: Captioned, settings: Settings) -> dict[str, 
     """
     encode = _encoder(model, settings)
     batches = _batches(model, source, settings)
-    images = torch.cat([encode(batch["image"]) for batch in _bar(batches, source.split)])
+    images = torch.cat([encode(batch["image"]) for batch in bar(batches, f"embedding {source.split}")])
     captions = source.captions[: settings.limit]
     if len(captions) != len(images):
         raise ValueError(f"{len(images)} pictures were read, but {len(captions)} have captions; check the data")
@@ -153,10 +153,6 @@ def _batches(model: Model, source: Labelled | Captioned, settings: Settings) -> 
     return loader if settings.limit is None else first(loader, settings.limit)
 
 
-def _bar(batches: Iterable[Mapping[str, Any]], what: str) -> Iterable[Mapping[str, Any]]:
-    return track(batches, description=f"embedding {what}")
-
-
 def _encoder(model: Model, settings: Settings) -> Callable[[Tensor], Tensor]:
     """images [B,3,S,S] -> unit embeddings fp32 [B,E] on the settings' device."""
     tower, device = model.images.to(settings.device), torch.device(settings.device)
@@ -176,7 +172,7 @@ def _features(model: Model, source: Labelled, settings: Settings) -> tuple[Tenso
     encode = _encoder(model, settings)
     found = [
         (encode(batch["image"]), batch["label"].to(settings.device))
-        for batch in _bar(_batches(model, source, settings), source.split)
+        for batch in bar(_batches(model, source, settings), f"embedding {source.split}")
     ]
     features, labels = map(torch.cat, zip(*found, strict=True))
     return features, labels

@@ -18,7 +18,8 @@ GROUPS = {
 }
 START = 0.264
 """The share of refined pictures that the slider starts at: WAVECLIP-mid's."""
-_WIDTH, _LEFT, _RIGHT, _TOP = 440, 52, 428, 14
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 52, 428, 14, 236
+"""Of a drawing in its own units, and of the rectangle between its axes."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _curve(sweep: dict[str, Sequence[float]], pictures: int, dense: dict[str, fl
     every = [*right, 100 * dense["accuracy"]]
     spread = max(every) - min(every)
     x = Axis(0, 1.08 * max(*sweep["gmacs"], dense["gmacs"]), _LEFT, _RIGHT)
-    y = Axis(min(every) - 0.15 * spread, max(every) + 0.15 * spread, 236, _TOP)
+    y = Axis(min(every) - 0.15 * spread, max(every) + 0.15 * spread, _BOTTOM, _TOP)
     line = " ".join(f"{x.at(cost):.1f},{y.at(share):.1f}" for cost, share in zip(sweep["gmacs"], right, strict=True))
     cx, cy = x.at(dense["gmacs"]), y.at(100 * dense["accuracy"])
     inside = (
@@ -103,7 +104,7 @@ def _curve(sweep: dict[str, Sequence[float]], pictures: int, dense: dict[str, fl
 def _histogram(margins: dict[str, list[int]]) -> str:
     """Pictures by margin, stacked by which level is right; the part below the threshold goes on."""
     totals = [sum(column) for column in zip(*margins.values(), strict=True)]
-    x, y = Axis(0, 1, _LEFT, _RIGHT), Axis(0, 1.05 * max(totals), 236, _TOP)
+    x, y = Axis(0, 1, _LEFT, _RIGHT), Axis(0, 1.05 * max(totals), _BOTTOM, _TOP)
     width, parts = (_RIGHT - _LEFT) / len(totals), []
     bottom = [0] * len(totals)
     for group, counts in margins.items():
@@ -115,8 +116,8 @@ def _histogram(margins: dict[str, list[int]]) -> str:
                     f'<rect class="{_class(group)}" x="{x.at(place / len(totals)):.2f}" y="{high:.2f}" {size}/>'
                 )
             bottom[place] += count
-    parts.append(f'<rect id="veil" x="{_LEFT}" y="{_TOP}" width="0" height="{236 - _TOP}"/>')
-    parts.append(f'<line id="edge" class="cross" y1="{_TOP}" y2="236"/>')
+    parts.append(f'<rect id="veil" x="{_LEFT}" y="{_TOP}" width="0" height="{_BOTTOM - _TOP}"/>')
+    parts.append(f'<line id="edge" class="cross" y1="{_TOP}" y2="{_BOTTOM}"/>')
     label = "Pictures by coarse margin and by which level is right; those below the threshold go on"
     keys = "".join(f'<li><span class="key {_class(group)}"></span>{text(said)}</li>' for group, said in GROUPS.items())
     drawn = _drawing("histogram", x, y, "".join(parts), "margin at the coarse level", "pictures", label)

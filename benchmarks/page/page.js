@@ -16,6 +16,7 @@
     return (value) => first + ((value - low) / (high - low)) * (last - first);
   };
   const curve = { x: axis("curve", "x"), y: axis("curve", "y") };
+  const bottom = Number(find("curve").dataset.y.split(" ")[2]);
   const margin = axis("histogram", "x");
 
   const place = (element, values) => {
@@ -26,7 +27,7 @@
     const [x, y] = [curve.x(gmacs), curve.y(100 * accuracy)];
     place("point", { cx: x, cy: y });
     place("across", { x1: curve.x(0), x2: x, y1: y, y2: y });
-    place("down", { x1: x, x2: x, y1: y, y2: 236 });
+    place("down", { x1: x, x2: x, y1: y, y2: bottom });
     const edge = margin(Math.min(threshold, 1));
     place("veil", { width: edge - margin(0) });
     place("edge", { x1: edge, x2: edge });

@@ -153,7 +153,7 @@ def test_a_composition_is_compared_with_the_best_method_alone_that_costs_no_more
     compare(rows, [alone, wave, joined], seen, seen, costs)
     assert rows[0]["rival"] | {"difference": None} == {"method": "alone", "keep": 0.5, "difference": None}
     said = verdicts([rows[0] | {"dominated": ["seconds"]}])[0]
-    assert "does not pay" in said and "at 1 clearly below" in said and "In time 0 are not dominated" in said
+    assert "does not pay" in said and "at 1 clearly below" in said and "on the frontier at 0 of them" in said
 
 
 def test_a_row_is_dominated_where_another_is_as_accurate_for_no_more():

@@ -16,7 +16,7 @@ from common.data import embedded
 from common.data.embedded_folder import write_folder
 from common.data.lookup import source
 from common.deploy import Deployed, load
-from common.models import Model
+from common.models import EMBEDDED, Model
 from common.tasks import Settings
 from tests.common.towers import NAMES, AttendedTower, tiny_directory
 
@@ -91,6 +91,10 @@ def test_the_default_model_keeps_its_calibration_with_the_runs(tmp_path, monkeyp
     assert deployed.calibration.pictures == 50 and deployed.calibration.conditions["limit"] == 50
     assert deployed.calibration_file.is_relative_to(tmp_path / "calibrations")
     assert deployed.ask().calibrated_on_these
+    assert main(["convert", str(EMBEDDED), str(tmp_path / "model")]) == 0
+    converted = load(tmp_path / "model", device="cpu")
+    assert converted.calibration_file == tmp_path / "model" / "calibration.json", "it goes along"
+    assert converted.calibration.point == deployed.calibration.point and converted.ask().calibrated_on_these
 
 
 @torch.no_grad()
@@ -128,7 +132,7 @@ def test_a_users_mistake_is_one_line(model, labelled, others, message, capsys):
     line = ["calibrate", "--data", labelled, "--model", model, "--workers", "0", "--template", "{}", "--device", "cpu"]
     assert main([*line, *others]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("lightning: error: ") and message in error
+    assert error.startswith("effclip calibrate: error: ") and message in error
 
 
 def test_there_must_be_something_to_set(tmp_path, labelled, capsys):

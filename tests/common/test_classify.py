@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.arguments import read_labels
 from common.cli import main
 from common.data import embedded
 from common.data.embedded import class_names
@@ -55,8 +57,10 @@ def test_rows_as_csv_and_as_json_lines_say_what_python_says(model, folder, tmp_p
         assert float(row["probability"]) == pytest.approx(answer.probability, rel=1e-4)
         assert other["gmacs"] == pytest.approx(answer.gmacs)
     mean = np.mean([answer.gmacs for answer in expected if not answer.error])
-    for said in ("9 pictures in ", "1 that could not be read", f"mean cost {mean:.4g} GMACs", "at level "):
+    for said in ("9 pictures in ", "1 that could not be read", f"mean cost {mean:.4g} GMACs", "(threshold 0.01)"):
         assert said in printed.err
+    assert main(line[:4]) == 0
+    assert "stopped: 9 at level 1 (no threshold: all levels)" in capsys.readouterr().err
 
 
 def test_only_strict_makes_a_damaged_picture_a_failure(model, folder, capsys):
@@ -68,11 +72,33 @@ def test_only_strict_makes_a_damaged_picture_a_failure(model, folder, capsys):
 
 
 def test_labels_from_the_line_or_a_file(model, folder, tmp_path, capsys):
-    (tmp_path / "labels.txt").write_text("cat\n\n dog \n")
+    (tmp_path / "labels.txt").write_text("cat\n\n dog \n", encoding="utf-8-sig")  # as some editors save it
     for words in (["--labels", "cat, dog"], ["--labels-file", str(tmp_path / "labels.txt")]):
         assert main(["classify", folder, "--model", model, "--template", "the {}", *words]) == 0
         found = {row["label"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
         assert found <= {"cat", "dog", ""}
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path):
+    (tmp_path / "labels.txt").write_bytes("café\nthé".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt is no UTF-8 text \(byte 3: .*\); save it as UTF-8"):
+        read_labels(None, str(tmp_path / "labels.txt"))
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(model, folder, monkeypatch):
+    """As in `effclip classify FOLDER | head -1`: rows go into a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert main(["classify", folder, "--model", model, "--device", "cpu"]) == 128 + 13
+
+
+def test_a_mistake_leaves_the_rows_of_an_earlier_run(model, folder, tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("mine\n")
+    assert main(["classify", folder, "--model", model, "--out", str(rows), "--batch-size", "0"]) == 1
+    assert rows.read_text() == "mine\n" and "batch_size 0" in capsys.readouterr().err
 
 
 def test_the_default_model_knows_emoji_and_says_so(tmp_path, capsys, monkeypatch):
@@ -104,7 +130,7 @@ def test_the_default_model_knows_emoji_and_says_so(tmp_path, capsys, monkeypatch
         (["--threshold", "0.1", "--gmacs", "1"], "two ways to say one thing"),
         (["--threshold", "-1"], "margin threshold -1.0 is negative"),
         (["--batch-size", "0"], "batch_size 0 must be at least 1"),
-        (["--workers", "0"], "--workers 0 must be at least 1"),
+        (["--workers", "0"], "workers 0 must be at least 1"),
     ],
 )
 def test_a_users_mistake_is_one_line(model, folder, others, message, capsys):
@@ -112,13 +138,13 @@ def test_a_users_mistake_is_one_line(model, folder, others, message, capsys):
     others = [str((first + last) / 2) if word == "0.0001" else word for word in others]
     assert main(["classify", folder, "--model", model, "--device", "cpu", *others]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("lightning: error: ") and message in error
+    assert error.startswith("effclip classify: error: ") and message in error
 
 
-def test_what_is_missing_is_said_before_a_model_is_loaded(capsys):
+def test_what_is_missing_is_said_before_a_model_is_loaded(folder, capsys):
     assert main(["classify", "nowhere.jpg", "--model", "nothing/either"]) == 1
     assert "no picture and no folder at" in capsys.readouterr().err
-    assert main(["classify", "x.jpg", "--weights", "openai"]) == 1
+    assert main(["classify", folder, "--weights", "openai"]) == 1
     assert "belong to a --model" in capsys.readouterr().err
 
 

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from common import cli
 from common.cli import main, resolve_configs
+from common.prediction_file import PredictionFile
 
 MODULE_NAME = "boring_recipe_classes"
 
@@ -43,7 +46,7 @@ class Boring(pl.LightningModule):
     test_step = validation_step
 
     def predict_step(self, batch, batch_idx):
-        return self.layer(batch)
+        return {"key": [f"{batch_idx}-{row}" for row in range(len(batch))], "embedding": self.layer(batch)}
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -102,6 +105,26 @@ def test_fit_then_the_other_subcommands(recipe, checkpoint, tmp_path):
     assert yaml.safe_load(config.read_text())["model"]["init_args"]["tau"] == 0.07
     for command in ("validate", "test", "predict"):
         assert main([command, "-c", str(recipe), "--data.width", "6", "--ckpt_path", str(checkpoint)]) == 0
+    (file,) = (tmp_path / "runs").rglob("predictions.npz")
+    with np.load(file, allow_pickle=False) as found:
+        assert found["key"].tolist() == ["0-0", "0-1", "1-0", "1-1"]
+        torch.testing.assert_close(torch.from_numpy(found["embedding"]), Boring.last.layer(torch.ones(4, 6)))
+
+
+def test_predictions_of_another_kind_are_left_to_the_caller(tmp_path):
+    trainer = SimpleNamespace(predict_loop=SimpleNamespace(predictions=[torch.ones(2)]), log_dir=str(tmp_path))
+    with pytest.warns(UserWarning, match="Boring.predict_step gives no dicts with a 'key'"):
+        PredictionFile().on_predict_epoch_end(trainer, Boring())
+    assert not any(tmp_path.iterdir())
+
+
+def test_each_process_writes_its_own_predictions(tmp_path):
+    loop = SimpleNamespace(predictions=[{"key": ["a", "b"], "scores": torch.ones(2, 3, dtype=torch.bfloat16)}])
+    for rank in (0, 1):
+        trainer = SimpleNamespace(predict_loop=loop, log_dir=str(tmp_path), global_rank=rank, world_size=2)
+        PredictionFile().on_predict_epoch_end(trainer, Boring())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions-0.npz", "predictions-1.npz"]
+    assert np.load(tmp_path / "predictions-1.npz")["scores"].shape == (2, 3)
 
 
 @pytest.mark.parametrize(("typed", "tau"), [([], 0.9), (["--model.tau", "0.33"], 0.33)])

@@ -1,6 +1,9 @@
 """`effclip doctor`: what it looks at, and that every fault comes with its mend."""
 
+import importlib
 import importlib.metadata
+import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +43,7 @@ def scripts(monkeypatch, *others):
 def test_who_owns_the_command(monkeypatch, tmp_path):
     script = tmp_path / "lightning"
     scripts(monkeypatch)
-    assert "pip install --force-reinstall --no-deps efficient-clip" in command_owner(script).mend
+    assert "pip install --force-reinstall --no-deps" in command_owner(script).mend
     script.write_text("#!/usr/bin/python\nfrom common.cli import main\n")
     assert command_owner(script) == Finding("lightning command", "ours")
     scripts(monkeypatch, "lightning-sdk")
@@ -48,6 +51,43 @@ def test_who_owns_the_command(monkeypatch, tmp_path):
     script.write_text("#!/usr/bin/python\nfrom lightning_sdk.cli import main\n")
     taken = command_owner(script)
     assert taken.found.startswith("lightning-sdk's; `effclip`") and "--force-reinstall" in taken.mend
+
+
+@pytest.mark.parametrize(
+    ("stated", "source"),
+    [
+        ({"url": "file:///home/me/my clip", "dir_info": {"editable": True}}, ["-e", "file:///home/me/my clip"]),
+        ({"url": "file:///home/me/clip", "dir_info": {}}, ["file:///home/me/clip"]),
+        ({"url": "https://host/clip", "vcs_info": {"vcs": "git", "commit_id": "1f"}}, ["git+https://host/clip@1f"]),
+        (None, ["efficient-clip"]),
+    ],
+)
+def test_the_repair_installs_from_where_it_was_installed(monkeypatch, stated, source):
+    """From an index alone by its bare name, which a stranger may own there."""
+    text = None if stated is None else json.dumps(stated)
+    found = SimpleNamespace(read_text=lambda name: {"direct_url.json": text}[name])
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
+    assert shlex.split(doctor.repair()) == ["pip", "install", "--force-reinstall", "--no-deps", *source]
+
+
+def test_without_an_installation_the_repair_is_to_install(monkeypatch):
+    monkeypatch.setattr(doctor, "_OURS", "no-such-package")
+    assert "make setup" in doctor.repair()
+
+
+def test_a_package_that_cannot_be_imported_is_a_finding(monkeypatch):
+    """A torch of another CUDA raises OSError on import, say; what needs it is not looked at then."""
+
+    def broken(name):
+        raise OSError("libcudart.so.13: cannot open shared object file\nmore")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    *_, last = doctor.findings()
+    assert last == Finding(
+        "torch",
+        "cannot be imported: libcudart.so.13: cannot open shared object file",
+        "pip install --force-reinstall torch",
+    )
 
 
 def test_versions_against_what_is_asked_for(monkeypatch):

@@ -120,7 +120,7 @@ def test_other_settings_make_another_file(model, tmp_path):
 def test_a_users_mistake_is_one_line(model, others, message, capsys):
     assert evaluate(model, *others) == 1
     error = capsys.readouterr().err
-    assert error.startswith("lightning: error: ") and error.count("\n") == 1
+    assert error.startswith("effclip evaluate: error: ") and error.count("\n") == 1
     assert message in error
 
 

@@ -18,6 +18,7 @@ from common.models import Model
 from common.stages import run_chain
 from tests.common.towers import NAMES, AttendedTower, pictures, tiny_directory
 
+measured = graphs._seconds  # before the fixture below stands in for it
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
@@ -149,6 +150,13 @@ def test_mistakes(tmp_path, capsys):
     ):
         assert main(["export", *line]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_duration_is_the_median_over_half_a_second(monkeypatch):
+    ran, clock = [], iter([0.0, 0.2, 1.0, 1.1, 2.0, 2.3])
+    monkeypatch.setattr(graphs, "run_chain", lambda chain, images: ran.append(chain))
+    monkeypatch.setattr(graphs.time, "perf_counter", lambda: next(clock))
+    assert measured([], None) == pytest.approx(0.2) and len(ran) == 4, "of three, after one to warm up"
 
 
 def test_speed_is_measured_for_every_path_and_batch(tmp_path, monkeypatch):
