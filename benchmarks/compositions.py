@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.mlip_ablations import BASELINE, MODEL
 from benchmarks.mlip_models import MAKE
 from benchmarks.patchrank_costs import merging
-from benchmarks.patchrank_tasks import COMMITTED, PLAIN, PRUNE_LAYER
+from benchmarks.patchrank_tasks import FOR_ALL, PRUNE_LAYER
 from common.clip import CLIP
 from common.reduction import Place, ReducedTower, Reducer
 from mlip.merging import Merging
@@ -33,7 +33,7 @@ FINE_KEEPS = (0.25, 0.5, 0.75)
 DENSE, WAVE = "dense teacher", "WaveCLIP"
 RANKED = "teacher + rank predictor"
 TRAINED = {
-    RANKED: (COMMITTED / f"{PLAIN.name}.safetensors", "python -m benchmarks patchrank-runs"),
+    RANKED: (FOR_ALL, "python -m benchmarks patchrank-runs"),
     "CLIP trained as MLIP": (BASELINE, MAKE[BASELINE]),
     "MLIP": (MODEL, MAKE[MODEL]),
 }

@@ -95,7 +95,8 @@ def evaluate_baselines(task: Task) -> dict[str, Any]:
     encoders = {name: plain(made) for name, made in built.items()}
     encoders["golden"] = oracle(tower, rankings, KEEP, PRUNE_LAYER)
     found = answers(encoders, pictures, size, embed_prompts(clip, task.module.class_prompts))
-    costs = {name: gmacs(made, size) for name, made in built.items()} | {"golden": gmacs(built["random 0"], size)}
+    costs = {name: gmacs(made, size) for name, made in built.items()}
+    costs["golden"] = costs["random 0"]  # either keeps by an order that is given and costs nothing
     return {"test": {name: stored(correct, costs[name]) for name, correct in found.items()}}
 
 
@@ -129,7 +130,7 @@ def untuned(predictor: RankPredictor, task: Task, keeps: Sequence[float]) -> dic
     return of_towers(towers, task.pictures("test"), clip.image_tower.image_size, classes)
 
 
-def _kept(weights: Path, task: Task, layer: int, committed: Path | None) -> RankPredictor:
+def _loaded(weights: Path, task: Task, layer: int, committed: Path | None) -> RankPredictor:
     """The predictor of a run's weights, also written by itself to ``committed``."""
     predictor = load_predictor(weights, task.clip().image_tower, layer).eval()
     if committed is not None:
@@ -140,21 +141,21 @@ def _kept(weights: Path, task: Task, layer: int, committed: Path | None) -> Rank
 def evaluate_predictor(weights: Path, task: Task, seed: int) -> dict[str, Any]:
     """A predictor on the task that it was trained for, at every keep rate."""
     committed = COMMITTED / f"{task.name.lower()}.safetensors"
-    predictor = _kept(weights, task, PRUNE_LAYER, None if seed else committed)
+    predictor = _loaded(weights, task, PRUNE_LAYER, None if seed else committed)
     found = agreement(predictor, task, PRUNE_LAYER) | {"test": untuned(predictor, task, KEEPS)}
     return found | _losses("predictor", task, seed)
 
 
 def evaluate_transfer(weights: Path, seed: int) -> dict[str, Any]:
     """The predictor for all tasks: on each of them at keep .6."""
-    predictor = _kept(weights, PLAIN, PRUNE_LAYER, None if seed else FOR_ALL)
+    predictor = _loaded(weights, PLAIN, PRUNE_LAYER, None if seed else FOR_ALL)
     found = {task.name.lower(): untuned(predictor, task, (KEEP,))[str(KEEP)] for task in STYLES}
     return agreement(predictor, PLAIN, PRUNE_LAYER) | {"test": found}
 
 
 def evaluate_first(weights: Path, seed: int) -> dict[str, Any]:
     """The predictor that prunes at the first block, which Figure 5 evaluates."""
-    return agreement(_kept(weights, PLAIN, 0, COMMITTED / f"first-seed{seed}.safetensors"), PLAIN, 0)
+    return agreement(_loaded(weights, PLAIN, 0, COMMITTED / f"first-seed{seed}.safetensors"), PLAIN, 0)
 
 
 @torch.no_grad()
@@ -183,7 +184,7 @@ def evaluate_prompts(weights: Path, task: Task, kind: str, keep: float, seed: in
     if of_record and seed == 0:
         own.prompts.save(COMMITTED / f"{task.name.lower()}_prompts.safetensors")
     keeps = KEEPS if keep < 1 else (keep,)
-    towers = {str(of): PatchRankTower(own.tower, own.predictor, of, PRUNE_LAYER, own.prompts) for of in keeps}
+    towers = {str(of): own.at(of) for of in keeps}
     classes = embed_prompts(model, task.module.class_prompts)
     val = of_towers({str(keep): own}, task.pictures("val", 1000), size, classes)
     found = {"val": val, "test": of_towers(towers, task.pictures("test"), size, classes)}

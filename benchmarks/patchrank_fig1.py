@@ -5,13 +5,26 @@ Collected from the finished runs (``benchmarks.patchrank_runs``).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.patchrank_runs import KINDS, results
-from benchmarks.patchrank_tables import COMMAND, DENSE, OURS, ROWS, Known, Source, attended, percent, pruned, tuned
+from benchmarks.patchrank_tables import (
+    COMMAND,
+    DENSE,
+    OURS,
+    ROWS,
+    Known,
+    Source,
+    attended,
+    percent,
+    pruned,
+    saved,
+    tuned,
+)
 from benchmarks.patchrank_tasks import KEEP, KEEPS, STYLES, TASKS, Task
 from common.conditions import conditions
 
@@ -33,9 +46,10 @@ def curves() -> dict[str, dict[float, Source]]:
 def run(smoke: bool = False) -> dict[str, Any]:
     """What the finished runs found. smoke: the same."""
     known, stated = results(), conditions("embedded", chosen_on="nothing is chosen: a sweep")
+    dense = {task: ROWS[DENSE].of(known, task)[0]["gmacs"] for task in TASKS if ROWS[DENSE].of(known, task)}
     rows = [
-        {"curve": name, "task": task.name, "points": points}
-        for task in TASKS
+        {"curve": name, "task": task.name, "dense": dense[task], "points": points}
+        for task in dense  # evaluated before anything is trained
         for name, sources in curves().items()
         if (points := _points(known, task, sources))
     ]
@@ -54,21 +68,42 @@ def _points(known: Known, task: Task, sources: dict[float, Source]) -> list[dict
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    lines = [f"| task | method | {' | '.join(f'{keep:.0%}' for keep in RATES)} |", f"|---|---|{'---:|' * len(RATES)}"]
-    for row in result["rows"]:
-        by = {point["keep"]: percent(point["accuracy"]) for point in row["points"]}
-        lines.append(f"| {row['task']} | {row['curve']} | {' | '.join(by.get(keep, 'not run') for keep in RATES)} |")
+    rows = [
+        (row["task"], row["curve"], *_cells(row, lambda point: percent(point["accuracy"]))) for row in result["rows"]
+    ]
+    parts = [_table(("task", "method"), rows), _table(("GMACs, saved", "method"), _costs(result["rows"]))]
     if not result["rows"]:
-        lines = [f"Not run: `{COMMAND}`."]
+        parts = [f"Not run: `{COMMAND}`."]
     seeds = max((len(point["accuracy"]) for row in result["rows"] for point in row["points"]), default=0)
     note = (
         f"Embedded scale: top-1 on test in %, mean ± standard deviation over up to {seeds} training seeds, by the "
         "share of patch tokens kept from block 1 on. Prompts are tuned with 16 shots, the same steps each: without "
         f"pruning for 100 %, at keep {KEEP} for all other rates. T: text prompts; V+T: visual prompts mapped from "
-        "text prompts. "
+        "text prompts. GMACs are the image tower's, saved is against all its tokens without prompts. "
         "The paper draws its curves for Caltech101 and prints no numbers."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"patchrank-fig1": _draw(result)}}
+    return {"md": "\n\n".join([*parts, note]) + "\n", "figures": {"patchrank-fig1": _draw(result)}}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = [*head, *(f"{keep:.0%}" for keep in RATES)]
+    lines = [cells, ["---", "---", *["---:"] * len(RATES)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: Mapping[str, Any], of: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """A cell for each keep rate."""
+    by = {point["keep"]: of(point) for point in row["points"]}
+    return [by.get(keep, "not run") for keep in RATES]
+
+
+def _costs(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """What each method costs, tasks whose towers cost the same in one line."""
+    tasks: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        cells = _cells(row, lambda point, row=row: f"{point['gmacs']:.4f}, {saved(point['gmacs'], row['dense'])}")
+        tasks.setdefault((row["curve"], *cells), []).append(row["task"])
+    return [(", ".join(names), *cells) for cells, names in tasks.items()]
 
 
 def _draw(result: dict[str, Any]) -> Figure:

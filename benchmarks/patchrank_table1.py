@@ -31,6 +31,7 @@ from benchmarks.patchrank_tables import (
     paper,
     percent,
     points,
+    saved,
     tuned,
 )
 from benchmarks.patchrank_tasks import KEEP, PRUNE_LAYER, STYLES, TASKS, Task, paired
@@ -166,7 +167,7 @@ def _cells(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     mean = f"{100 * fmean(fmean(found) for found in styles):.1f}" if all(styles) else "not run"
     cost = ["not run", "not run"]
     if row["gmacs"]:
-        cost = [f"{row['gmacs']:.4f}", f"{100 * (1 - row['gmacs'] / dense['gmacs']):.1f} %"]
+        cost = [f"{row['gmacs']:.4f}", saved(row["gmacs"], dense["gmacs"])]
     taken = [f"{1000 * row['seconds'][str(batch)]:.2f}" if row["seconds"] else "–" for batch in BATCHES]
     printed = {of["row"]: f"{fmean(of['accuracy']):.1f}" for of in paper()["table1"]}
     behind = [points(row["behind"]), points(row["behind_tuned"])]

@@ -99,6 +99,11 @@ def percent(values: Sequence[float]) -> str:
     return f"{mean} ± {100 * stdev(values):.1f}" if len(values) > 1 else mean
 
 
+def saved(gmacs: float, dense: float) -> str:
+    """What a cost saves against that of all tokens, in %."""
+    return f"{100 * (1 - gmacs / dense):.1f} %"
+
+
 def points(difference: Sequence[float] | None) -> str:
     """A difference of fractions with its interval, in points."""
     if difference is None:

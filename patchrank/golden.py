@@ -135,7 +135,8 @@ def _rank(
         if round_number < rounds:
             order, last = order.tensor_split([order.shape[1] - removed_per_round], dim=1)
             tail = torch.cat([last, tail], dim=1)
-            remaining = remaining.scatter(1, last, False)
+            gone = member.new_zeros(last.shape)  # a tensor, since the counter's tracer cannot record a bool
+            remaining = remaining.scatter(1, last, gone)
     return GoldenRanking(torch.cat([order, tail], dim=1), scores)
 
 
@@ -195,8 +196,21 @@ class Variants:
         return self.tower.pool(class_step(blocks[-1], x))
 
 
-def golden_macs(tower: ImageTower, prune_layer: int = 3, block: int = 2, stride: int = 1) -> int:
-    """Multiply-adds of ranking one picture in one round, attention included (as ``gmacs`` of ``common.flops``)."""
+def golden_macs(
+    tower: ImageTower,
+    prune_layer: int = 3,
+    block: int = 2,
+    stride: int = 1,
+    rounds: int = 1,
+    removed_per_round: int | None = None,
+    *,
+    attention: bool = True,
+) -> int:
+    """Multiply-adds of ranking one picture, as ``gmacs`` of ``common.flops``; without attention as ``gmacs_paper``.
+
+    Exact for one round. What later rounds cost depends on the picture, since their windows may be alike or have lost
+    tokens; here each takes away a single token, which is the most that it can cost.
+    """
     width, layers = tower.proj.shape[0], len(tower.transformer.resblocks)
     perceptron = 2 * width * tower.transformer.resblocks[0].mlp.c_fc.out_features
     heads, patches = tower.transformer.resblocks[0].attn.heads, tower.grid**2
@@ -206,12 +220,13 @@ def golden_macs(tower: ImageTower, prune_layer: int = 3, block: int = 2, stride:
         return 5 * width * tokens
 
     def whole(tokens: int) -> int:
-        return (4 * width**2 + perceptron) * tokens + 2 * width * tokens**2 + 2 * norm(tokens)
+        products = 2 * width * tokens**2 if attention else 0
+        return (4 * width**2 + perceptron) * tokens + products + 2 * norm(tokens)
 
     def project(tokens: int) -> int:
         return 3 * width**2 * tokens + norm(tokens)
 
-    def last(tokens: int) -> int:  # class step and pooling
+    def last(tokens: int) -> int:  # class step and pooling; no fused attention
         folded = 4 * width**2 + 2 * heads * width * tokens
         return norm(tokens) + folded + perceptron + 2 * norm(1) + tower.proj.numel()
 
@@ -221,8 +236,10 @@ def golden_macs(tower: ImageTower, prune_layer: int = 3, block: int = 2, stride:
 
     embed = tower.conv1.weight.numel() * patches + norm(patches + 1)
     once = embed + prune_layer * whole(patches + 1) + (project(patches + 1) if prune_layer < layers - 1 else 0)
-    comparisons = windows**2 * patches  # of the windows with each other
-    return once + variant(patches + 1) + windows * variant(patches + 1 - block**2) + comparisons
+    left = [patches - number * (removed_per_round or 0) for number in range(1, rounds)]
+    variants = windows * sum(map(variant, [patches + 1 - block**2, *left]))
+    comparisons = rounds * windows**2 * patches  # of the windows with each other
+    return once + variant(patches + 1) + variants + comparisons
 
 
 def _first_alike(sets: Tensor) -> Tensor:

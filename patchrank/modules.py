@@ -234,11 +234,11 @@ class PromptTuning(TrainedPart):
         return self.model.tower.prompts
 
     def setup(self, stage: str) -> None:
-        """Tokenise the class prompts. ValueError: the data has no classes."""
+        """Tokenise the class prompts, and forget how an earlier run embedded its own. ValueError: no classes."""
         texts, template = _class_prompts(self.trainer), self.template
         if template is not None:
             texts = [fill(template, name) for name in self.trainer.datamodule.class_names]
-        self._ids = self.model.tokenizer(texts, longest=True)
+        self._ids, self._classes = self.model.tokenizer(texts, longest=True), None
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> unit embeddings [B,E] of the pruned, prompted tower."""

@@ -65,7 +65,7 @@ def ranked(
         it, named by their hash, and pictures are found by a hash of what is in them, so neither a new name nor
         another order of the data computes anything again. Processes may share it.
     save_every: seconds after which what is new is written. A run that was killed goes on from what it wrote last.
-    progress: draw a bar, with what a picture costs where that is known before (in one round).
+    progress: draw a bar that says what a picture costs (in several rounds, at most).
     settings: of ``golden_ranking``, but ``labels``. They run in the tower's own precision, whatever autocast says.
     ValueError: batches without keys or, where asked for, labels; two different pictures under one key.
     """
@@ -98,9 +98,10 @@ def ranked(
 
 
 def _description(tower: ImageTower, settings: Mapping[str, Any]) -> str:
-    geometry = {name: settings[name] for name in ("prune_layer", "block", "stride") if name in settings}
-    cost = "" if settings.get("rounds", 1) > 1 else f" ({golden_macs(tower, **geometry) / 1e9:.4g} GMACs a picture)"
-    return "golden rankings" + cost
+    counted = ("prune_layer", "block", "stride", "rounds", "removed_per_round")
+    cost = golden_macs(tower, **{name: settings[name] for name in counted if name in settings}) / 1e9
+    bound = "at most " if settings.get("rounds", 1) > 1 else ""
+    return f"golden rankings ({bound}{cost:.4g} GMACs a picture)"
 
 
 def settings_key(tower: ImageTower, score: Score, **settings: Any) -> str:

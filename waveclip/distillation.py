@@ -18,6 +18,7 @@ from common import optim
 from common.clip import CLIP
 from common.contrastive import info_nce, scaled_cosines
 from common.zeroshot import embed_prompts
+from waveclip.growing import adopt_levels
 from waveclip.tokenizer import Start
 from waveclip.tower import WaveTower
 
@@ -69,6 +70,8 @@ class WaveCLIPDistillation(LightningModule):
         transform: conv (one strided convolution) or ptwt (haar only).
         shared_class_token: one class token for all levels instead of one each.
         start: whether tokenizer, positions and class tokens start from the teacher's or at random.
+        first_levels: the file of a WaveTower of fewer levels on smaller pictures, whose levels become the first
+            ones of this student (``waveclip.growing``); null: all start from the teacher.
         detail_scale: the scale of the teacher's filter that detail bands start from.
         train: all parameters, or only the new ones (tokenizer with its embeddings, and class tokens).
         learning_rate: peak rate of AdamW.
@@ -96,6 +99,7 @@ class WaveCLIPDistillation(LightningModule):
         transform: Literal["conv", "ptwt"] = "conv",
         shared_class_token: bool = False,
         start: Start = "teacher",
+        first_levels: str | None = None,
         detail_scale: float = 4.0,
         train: Literal["all", "new"] = "all",
         learning_rate: float = 1e-4,
@@ -132,6 +136,8 @@ class WaveCLIPDistillation(LightningModule):
             start=start,
             detail_scale=detail_scale,
         )
+        if first_levels is not None:
+            adopt_levels(self.wave, WaveTower.load(first_levels))
         self.wave.requires_grad_(train == "all")
         self.wave.tokenizer.requires_grad_(True)
         self.learning_rate, self.new_rate_factor = learning_rate, new_rate_factor

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from benchmarks import patchrank_costs
-from benchmarks.patchrank_costs import DENSE, PREDICTOR, golden, methods, one_by_one, pruning
+from benchmarks.patchrank_costs import (
+    DENSE,
+    PREDICTOR,
+    golden_cost,
+    golden_time,
+    methods,
+    one_by_one,
+    pruning,
+    verdicts,
+)
 from common.tower import ImageTower
 from patchrank.golden import golden_ranking
 from patchrank.scores import grid_blocks, token_scores
@@ -44,20 +53,34 @@ def test_all_methods_lose_about_as_many_tokens(tower):
 
 
 def test_rows_hold_every_method_layer_and_rate_and_render(tower):
-    rows = pruning(tower, (0.75, 0.5), {True: 1, False: 2}, 1)
-    assert len(rows) == 2 * 2 * 5 and {row["batch"] for row in rows if row["method"] == PREDICTOR} == {1}
+    rows = pruning(tower, (0.5,), {True: 1, False: 2}, {True: 2, False: 1})
+    assert len(rows) == 2 * 5 and {row["batch"] for row in rows if row["method"] == PREDICTOR} == {1}
     by = {(row["layer"], row["keep"], row["method"]): row for row in rows}
+    assert by[3, 0.5, PREDICTOR]["fewer_gmacs"] < by[0, 0.5, PREDICTOR]["fewer_gmacs"]
     for layer in (0, 3):
-        assert by[layer, 0.5, PREDICTOR]["gmacs"] < by[layer, 0.75, PREDICTOR]["gmacs"]
         assert by[layer, 0.5, "given scores"]["gmacs"] < by[layer, 0.5, "class attention"]["gmacs"]
+    counted = [{"model": "a tower", **golden_cost(tower, layer)} for layer in (0, 1)]
+    assert all(row["gmacs_paper"] < row["gmacs"] < row["gmacs_alone"] for row in counted)
+    assert counted[1]["gmacs_alone"] > 1.5 * counted[1]["gmacs"]
     result = {
         "model": "a tower",
         "dense": {"gmacs": 1.0, "gmacs_paper": 0.9},
         "rows": rows,
-        "golden": {"a tower": golden(tower, 1, 2, 3, 1)},
+        "golden": [counted[0], counted[1] | golden_time(tower, 1, 2, 3, 1, 1.6)],
         "conditions": {"dtype": "float32", "device": "CPU", "threads": 2},
     }
     rendered = patchrank_costs.render(result)
     assert f"| {DENSE} | 1 | 0.9 |" in rendered["md"] and "3 of 9 variants (a tower)" in rendered["md"]
-    assert rendered["md"].count(f"| {PREDICTOR} |") == 4
-    assert result["golden"]["a tower"]["gmacs_alone"] > 1.5 * result["golden"]["a tower"]["gmacs"]
+    assert rendered["md"].count(f"| {PREDICTOR} |") == 2 and rendered["md"].count("| counted alone |") == 1
+
+
+def test_each_demand_on_time_has_its_verdict():
+    def row(keep, faster, method=PREDICTOR):
+        return {"layer": 3, "keep": keep, "method": method, "batch": 8, "fewer_gmacs": 2.0, "faster": faster}
+
+    golden = [{"model": "small", "layer": 1, "seconds": 1, "faster": 7.9, "least": 8.0}, {"model": "large", "layer": 0}]
+    followed = [row(0.6, 1.9), row(0.5, 1.8), row(0.5, 0.5, "EViT")]
+    pruned, ranked = verdicts({"rows": followed, "golden": golden})
+    assert "**met**, by 2 of 2 rows, the least 0.90 x." in pruned and "**not met**, 7.90 x" in ranked
+    pruned, _ = verdicts({"rows": [row(0.6, 1.9), row(0.5, 1.7)], "golden": golden})
+    assert "**not met**, by 1 of 2 rows, the least 0.85 x; missed at block 3, keep 0.5." in pruned

@@ -64,4 +64,5 @@ def test_figure_5_has_a_row_for_every_method_and_rate(predictors):
     by = {row["method"]: row for row in result["rows"]}
     assert len(by["predictor"]["accuracy"]) == 2 and by["class attention"]["lead"] is None
     assert by["predictor"]["gmacs"] < by["all tokens"]["gmacs"] and len(by["predictor"]["lead"]) == 3
+    assert by["golden ranking (oracle)"]["gmacs"] < by["class attention"]["gmacs"] < by["predictor"]["gmacs"]
     assert "| predictor | 50% |" in rendered["md"] and "patchrank-fig5" in rendered["figures"]

@@ -197,6 +197,18 @@ def test_words_and_a_template_make_the_text_of_the_first_step(tuning):
 
 
 @WARNINGS
+def test_visual_prompts_are_tested_among_the_classes_of_the_data_at_hand(tuning):
+    class Renamed(Pictures):
+        class_prompts = tuple(reversed(CLASSES))
+
+    module = tuning(kind="visual")
+    trainer, _ = fit(module, steps=2)
+    trainer.test(module, Renamed(), verbose=False)
+    with torch.no_grad():
+        torch.testing.assert_close(module._classes, module.model.encode_text(module.model.tokenizer(CLASSES[::-1])))
+
+
+@WARNINGS
 @pytest.mark.parametrize("which", ["predictor", "tuning"])
 def test_a_checkpoint_holds_what_trains_and_gives_equal_outputs(which, request, tmp_path):
     module = request.getfixturevalue(which)()

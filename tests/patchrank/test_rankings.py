@@ -71,6 +71,12 @@ def test_a_second_time_everything_comes_from_disk(tower, tmp_path, computed):
         assert torch.equal(first.of([f"picture {row}"]), second.of([f"PICTURE {row}"]))
 
 
+@pytest.mark.parametrize(("greedy", "cost"), [({}, "0.0"), ({"rounds": 2, "removed_per_round": 4}, "at most 0.0")])
+def test_what_a_picture_costs_is_printed(tower, tmp_path, capsys, greedy, cost):
+    ranked(tower, loader(), folder=tmp_path, prune_layer=1, **greedy)
+    assert f"golden rankings ({cost}" in (printed := capsys.readouterr().out) and "GMACs a picture)" in printed
+
+
 def test_after_a_kill_only_what_was_not_written_is_computed(tower, tmp_path, computed):
     """What a kill leaves is what stands in the folder at that moment."""
 

@@ -8,6 +8,7 @@ from common import tower as tower_module
 from common.clip import CLIP
 from common.flops import count_macs
 from patchrank.predictor import RankPredictor
+from patchrank.prompts import Prompts
 from patchrank.tower import PatchRankTower
 
 TOKENS = 16  # patch tokens of CLIP.tiny(): 32 px, patch 8
@@ -85,9 +86,9 @@ def test_equal_scores_keep_the_earlier_tokens(parts):
 
 
 @torch.no_grad()
-def test_a_compiled_tower_is_one_graph_and_equal(parts):
+def test_a_compiled_tower_with_prompts_is_one_graph_and_equal(parts):
     tower, predictor, images = parts
-    pruned = PatchRankTower(tower, predictor, 0.5, 1).eval()
+    pruned = PatchRankTower(tower, predictor, 0.5, 1, Prompts("visual", 2, 2, 64, 64)).eval()
     compiled = torch.compile(pruned, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), pruned(images), atol=1e-5, rtol=0)
 
