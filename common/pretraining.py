@@ -61,16 +61,21 @@ class ContrastivePretraining(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Embed the data's class prompts, where it has classes."""
-        prompts = self.trainer.datamodule.class_prompts
+        prompts = getattr(self.trainer.datamodule, "class_prompts", None)
         self._classes = None if prompts is None else embed_prompts(self.clip, prompts)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Zero-shot accuracy by class prompt where there are labels, else the loss; recall where there are captions."""
+        """Zero-shot accuracy by class prompt where there are classes, else InfoNCE; recall where there are captions.
+
+        InfoNCE is among the batch's own pairs, since the processes may have different numbers of batches.
+        """
         image = self.clip.encode_image(batch["image"])
         if "text" in batch:
-            self.validation_recall.update(image, self.clip.encode_text(batch["text"]), batch["caption_id"])
+            text = self.clip.encode_text(batch["text"])
+            self.validation_recall.update(image, text, batch["caption_id"])
         if self._classes is None:
-            self.log("val_loss", self.loss(batch), sync_dist=True, batch_size=len(image))
+            loss = info_nce(image, text, self.clip.logit_scale.exp(), same=batch["caption_id"], gather=False)
+            self.log("val_loss", loss, sync_dist=True, batch_size=len(image))
             return
         guess = (image @ self._classes.T).argmax(1)
         self.validation_top1.update((guess == batch["label"]).float())

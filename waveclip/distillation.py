@@ -121,6 +121,8 @@ class WaveCLIPDistillation(LightningModule):
         for name, value in terms.items():
             if value < 0:
                 raise ValueError(f"{name}_weight {value} is negative; 0 leaves the term out")
+        if train not in ("all", "new"):
+            raise ValueError(f"train {train!r} is neither all nor new")
         if distribution_scale <= 0:
             raise ValueError(f"distribution_scale {distribution_scale} must be positive; 1 keeps the teacher's scale")
         self.save_hyperparameters()
@@ -157,8 +159,7 @@ class WaveCLIPDistillation(LightningModule):
         return self.wave(images)
 
     def _embed_classes(self) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        prompts = None if datamodule is None else datamodule.class_prompts
+        prompts = getattr(self.trainer.datamodule, "class_prompts", None)
         self._classes = None if prompts is None else embed_prompts(self.teacher, prompts)
 
     def on_fit_start(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.tower import ImageTower
-from waveclip.wavelet import Transform, filters, wavedec2
+from waveclip.wavelet import Transform, check_transform, wavedec2
 
 Start = Literal["teacher", "random"]
 
@@ -69,7 +69,9 @@ class WaveletTokenizer(nn.Module):
     ) -> None:
         super().__init__()
         check_size(tower.image_size, tower.patch_size, levels)
-        filters(wavelet)
+        check_transform(wavelet, transform)
+        if start not in ("teacher", "random"):
+            raise ValueError(f"start {start!r} is neither teacher nor random")
         self.image_size, self.patch_size, self.levels = tower.image_size, tower.patch_size, levels
         self.wavelet, self.transform = wavelet, transform
         self.register_buffer("colour", YCBCR.float(), persistent=False)

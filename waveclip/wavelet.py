@@ -32,12 +32,21 @@ def filters(wavelet: str) -> Tensor:
     if wavelet not in pywt.wavelist(kind="discrete"):
         raise ValueError(f"unknown wavelet {wavelet!r}; use one of PyWavelets' discrete ones, such as haar or db2")
     filter_bank = pywt.Wavelet(wavelet)
-    if not filter_bank.orthogonal:
+    if not filter_bank.orthogonal or wavelet == "dmey":  # cut short, it is orthogonal to two digits only
         raise ValueError(f"wavelet {wavelet!r} is not orthogonal; use haar, dbN, symN or coifN")
     # On the CPU whatever the default device is, since the cache outlives it.
     low = torch.tensor(filter_bank.dec_lo, dtype=torch.float64, device="cpu").flip(0)
     high = torch.tensor(filter_bank.dec_hi, dtype=torch.float64, device="cpu").flip(0)
     return torch.stack([torch.outer(rows, columns) for rows in (low, high) for columns in (low, high)])[[0, 2, 1, 3]]
+
+
+def check_transform(wavelet: str, transform: Transform) -> None:
+    """ValueError: an unfit wavelet (see ``filters``), no such transform, or ptwt with another filter than haar."""
+    filters(wavelet)
+    if transform not in ("conv", "ptwt"):
+        raise ValueError(f"transform {transform!r} is neither conv nor ptwt")
+    if transform == "ptwt" and wavelet not in ("haar", "db1"):
+        raise ValueError(f"ptwt's {wavelet!r} transform does not halve sizes exactly; use transform: conv")
 
 
 @lru_cache
@@ -56,13 +65,13 @@ def _dense(wavelet: str, channels: int) -> Tensor:
 def dwt2(x: Tensor, wavelet: str = "haar", transform: Transform = "conv") -> tuple[Tensor, Tensor]:
     """One level of analysis: x [B,C,S,S] -> LL [B,C,S/2,S/2] and details [B,3,C,S/2,S/2] (H, V, D).
 
-    ValueError: odd S, a filter longer than S, or ptwt asked for another filter than haar or a half precision.
+    ValueError: odd S, a filter longer than S, ptwt asked for a half precision; see also ``check_transform``.
     """
+    check_transform(wavelet, transform)
     size = min(x.shape[-2:])
     if x.shape[-1] % 2 or x.shape[-2] % 2:
         raise ValueError(f"a picture of {tuple(x.shape[-2:])} pixels cannot be halved; use even sizes")
     if transform == "ptwt":
-        _require_haar(wavelet)
         if x.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(f"ptwt does not take {x.dtype}; use transform: conv, or full precision")
         coarse, details = ptwt.wavedec2(x, wavelet, level=1, mode="zero")
@@ -83,8 +92,8 @@ def idwt2(coarse: Tensor, details: Tensor, wavelet: str = "haar", transform: Tra
 
     The filters are orthogonal, so synthesis is the transposed analysis, wrapped around the periodic border.
     """
+    check_transform(wavelet, transform)
     if transform == "ptwt":
-        _require_haar(wavelet)
         return ptwt.waverec2((coarse, ptwt.WaveletDetailTuple2d(*details.unbind(1))), wavelet)
     kernel, channels = filters(wavelet).to(coarse), coarse.shape[1]
     pad = kernel.shape[-1] // 2 - 1
@@ -121,8 +130,3 @@ def _wrap(x: Tensor, pad: int, dim: int) -> Tensor:
     shape = list(x.shape)
     shape[dim] = size
     return x.new_zeros(shape).index_add_(dim if dim >= 0 else x.ndim + dim, index, x)
-
-
-def _require_haar(wavelet: str) -> None:
-    if wavelet not in ("haar", "db1"):
-        raise ValueError(f"ptwt's {wavelet!r} transform does not halve sizes exactly; use transform: conv")

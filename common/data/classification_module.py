@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.clip import load_architecture
 from common.data.classification import ClassificationSet
@@ -207,7 +208,8 @@ class ClassificationDataModule(LightningDataModule):
         return labelled_set(self.name, "test", self._place)
 
     def dataloader(self, split: str, *, train: bool | None = None) -> EpochLoader | DataLoader:
-        """The loader of any split, for training (shuffled, by the training view) or evaluation (each picture once).
+        """The loader of any split, for training (shuffled, by the training view) or evaluation (each picture once
+        over all processes).
 
         train: which of the two; by default training for the split "train" alone, for which it is possible.
         ValueError: no such split, or fewer training pictures than a batch.
@@ -217,7 +219,13 @@ class ClassificationDataModule(LightningDataModule):
         if split == "train" and train is not False:
             return self._training_loader()
         pictures = self.training if split == "train" else getattr(self, f"{split}_pictures")
-        return loader(pictures, self.image_size, self.eval_batch_size, self.num_workers)
+        return loader(pictures, self.image_size, self.eval_batch_size, self.num_workers, self._share(pictures))
+
+    def _share(self, pictures: ClassificationSet) -> Sampler | None:
+        """This process's part of the pictures: Lightning's own sampler would repeat some to make the parts equal."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return None
+        return UnrepeatedDistributedSampler(pictures, self.trainer.world_size, self.trainer.global_rank, shuffle=False)
 
     def _training_loader(self) -> EpochLoader:
         """The same number of batches on every rank; without a trainer always the first epoch."""

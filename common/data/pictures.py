@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data.sources import missing_files
 from common.data.transforms import Transform, eval_transform, to_batch
@@ -85,13 +85,20 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def loader(dataset: PictureSet, image_size: int, batch_size: int = 64, num_workers: int = 0) -> DataLoader:
+def loader(
+    dataset: PictureSet, image_size: int, batch_size: int = 64, num_workers: int = 0, sampler: Sampler | None = None
+) -> DataLoader:
     """Batches {"image": normalised float [B,3,S,S], "key": list[str]} and "label": long [B] where there are labels.
 
     Every picture comes exactly once, in the order of the data set, by open_clip's evaluation transform.
     image_size: S.  num_workers: processes; 0 reads in the calling one.
+    sampler: which pictures instead, as places in the data set.
     """
-    prepared = _Prepared(dataset, eval_transform(image_size))
     return DataLoader(
-        prepared, batch_size, num_workers=num_workers, collate_fn=_collate, pin_memory=torch.cuda.is_available()
+        _Prepared(dataset, eval_transform(image_size)),
+        batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
     )

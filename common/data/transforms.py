@@ -12,9 +12,8 @@ from random import Random
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms import functional as TF
 
 Transform = Callable[[Image.Image, Random], np.ndarray]
 
@@ -44,10 +43,13 @@ def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), fl
     return partial(_crop_and_resize, image_size=image_size, scale=scale, flip=flip)
 
 
-# Transforms are partial objects rather than closures: workers started by "spawn" receive them by pickling.
+# Transforms are partial objects rather than closures: workers started by "spawn" receive them by pickling. They are
+# PIL's own operations, since torchvision, whose results they equal, takes such a worker as long to import as torch.
 def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.ndarray:
-    image = TF.resize(image.convert("RGB"), image_size, TF.InterpolationMode.BICUBIC)
-    return np.asarray(TF.center_crop(image, [image_size, image_size]))
+    width, height = (int(image_size * side / min(image.size)) for side in image.size)
+    image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
 
 
 def _crop_and_resize(
@@ -56,7 +58,7 @@ def _crop_and_resize(
     image = image.convert("RGB")
     box = random_box(*image.size, scale, rng)
     image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(TF.hflip(image) if flip and rng.random() < 0.5 else image)
+    return np.asarray(ImageOps.mirror(image) if flip and rng.random() < 0.5 else image)
 
 
 def random_box(width: int, height: int, scale: tuple[float, float], rng: Random) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""What the tests of deployment share: a tower with a keep rate, noise, model directories of tiny models."""
+"""Towers that tests share: one with a keep rate, large ones without drawn weights, directories of tiny models."""
 
 import torch
 
@@ -33,6 +33,13 @@ def pictures(count, size=32, seed=0):
 
 NAMES = ["red cat", "green dog", "blue bird"]
 """Classes that the tiny CLIP's vocabulary can spell."""
+
+
+def undrawn(build):
+    """What ``build`` builds, with weights of no meaning: drawing random ones takes longer than to count it."""
+    with torch.device("meta"):
+        module = build()
+    return module.to_empty(device="cpu").eval()
 
 
 def tiny_directory(folder, levels=1):

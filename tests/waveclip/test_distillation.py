@@ -134,6 +134,11 @@ def test_the_token_term_compares_places(make):
     torch.testing.assert_close(loss, module.logged["train_cosine"] + 3 * expected)
 
 
+def test_what_trains_is_all_or_new(make):
+    with pytest.raises(ValueError, match="train 'tokenizer' is neither all nor new"):
+        make(train="tokenizer")
+
+
 @pytest.mark.parametrize("term", ["distribution", "contrastive", "token"])
 def test_a_negative_weight_is_refused(make, term):
     with pytest.raises(ValueError, match=rf"{term}_weight -1\.0 is negative; 0 leaves the term out"):

@@ -73,6 +73,19 @@ def test_the_coarse_pass_starts_as_the_teacher_at_low_resolution(levels):
     torch.testing.assert_close(z, low(F.avg_pool2d(images, factor)), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"start": "teachr"}, "start 'teachr' is neither teacher nor random"),
+        ({"transform": "fft"}, "transform 'fft' is neither conv nor ptwt"),
+        ({"transform": "ptwt", "wavelet": "db2"}, "ptwt's 'db2' transform does not halve sizes exactly"),
+    ],
+)
+def test_a_choice_that_is_not_there_is_refused_at_once(option, message):
+    with pytest.raises(ValueError, match=message):
+        WaveletTokenizer(tower(), **option)
+
+
 @torch.no_grad()
 def test_detail_filters_start_as_the_coarse_one_scaled():
     tokenizer = WaveletTokenizer(tower(), levels=1, detail_scale=3.0)

@@ -11,6 +11,7 @@ from common.pretraining import CLIPPretraining
 from common.tokenizer import Tokenizer, encode
 from common.zeroshot import fill
 from tests.common.data.miniature import SPLITS, small, write_dtd, write_idx
+from tests.common.data.processes import validated_by_two
 
 ARCHITECTURE = "common/fashion_mnist_clip.json"
 TRAIN = [(number, number % 3) for number in range(22)]
@@ -86,6 +87,13 @@ def test_processes_share_an_epoch(module):
     assert [len(part) for part in parts] == [2, 2]
     shares = [set(keys(part)) for part in parts]
     assert len(shares[0]) == len(shares[1]) == 8 and not shares[0] & shares[1]
+
+
+def test_two_processes_evaluate_every_picture_exactly_once(tmp_path, module):
+    data = module(held_out=5)
+    found = validated_by_two(data, tmp_path)
+    assert [len(keys) for keys in found] == [3, 2]
+    assert sorted(found[0] + found[1]) == data.val_pictures.keys
 
 
 def test_held_out_pictures_are_apart_and_the_same_for_all_seeds(module):

@@ -1,9 +1,10 @@
 """Few shots as Lightning gets them: nested and seeded, one view for rankings and random ones for tuning."""
 
+import numpy as np
 import pytest
 import torch
 
-from common.data import catalogue, lookup
+from common.data import catalogue, embedded_tasks, lookup
 from common.data.classification_module import ClassificationDataModule
 from common.testing import tiny_architecture
 from tests.common.data.miniature import small, write_food101, write_split_json
@@ -22,6 +23,12 @@ def data(tmp_path, monkeypatch):
     return make
 
 
+@pytest.fixture
+def blank(monkeypatch):
+    """The pictures are not drawn, where only their keys matter."""
+    monkeypatch.setattr(embedded_tasks, "draw", lambda *_: np.zeros((48, 48, 3), np.uint8))
+
+
 def keys(loader):
     return [key for batch in loader for key in batch["key"]]
 
@@ -31,7 +38,7 @@ def views(loader):
     return {key: image for batch in loader for key, image in zip(batch["key"], batch["image"], strict=True)}
 
 
-def test_shots_are_nested_and_seeded(data):
+def test_shots_are_nested_and_seeded(data, blank):
     drawn = {shots: set(data(shots=shots, seed=1).training.keys) for shots in (1, 2, 4, 8, 16)}
     for shots, found in drawn.items():
         assert len(found) == 100 * shots
@@ -40,7 +47,7 @@ def test_shots_are_nested_and_seeded(data):
     assert set(data(shots=None).training.keys) == drawn[16]
 
 
-def test_training_is_shuffled_in_whole_batches_and_evaluation_is_not(data):
+def test_training_is_shuffled_in_whole_batches_and_evaluation_is_not(data, blank):
     module = data(shots=1, batch_size=30)
     loader = module.train_dataloader()
     first, second = ([module.training.keys[i] for part in loader.batches(epoch) for _, i in part] for epoch in (0, 1))
