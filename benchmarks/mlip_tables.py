@@ -72,7 +72,11 @@ class Table:
             seeds=len({run["conditions"]["seed"] for run in every}),
             names={split: len(class_names(split)) for split in ("seen", "unseen")},
             rule=RULE,
-            pictures={split: SPLITS[split][0] for split in ("train", "test", "unseen", "retrieval")},
+            pictures={
+                **{split: SPLITS[split][0] for split in ("train", "retrieval")},
+                "test": mlip_ablations.PICTURES,
+                "unseen": mlip_ablations.HELD_OUT,
+            },
             batch=mlip_ablations.batch_size(),
             steps=every[0]["steps"] if every else None,
         )

@@ -115,6 +115,7 @@ def _draw(result: dict[str, Any]) -> Figure:
             means = [100 * fmean(point["accuracy"]) for point in points]
             axes.plot([point["gmacs"] for point in points], means, "o-", markersize=4, label=row["curve"])
         axes.set(title=task, xlabel="GMACs a picture", ylabel="top-1, %")
+        axes.locator_params(axis="x", nbins=4)
     if result["rows"]:
         axes.legend(fontsize=7)
     return figure
