@@ -47,7 +47,7 @@ lint: $(READY) ## ruff's rules and formatting
 
 # Two processes of one thread each: most tests are small, and threads that wait for one another cost more than they give.
 test: $(READY) ## the whole test suite, without a network, in two processes
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 smoke: $(READY) ## every benchmark at its smallest, in one process
 	SMOKE=1 $(PY) -m benchmarks all

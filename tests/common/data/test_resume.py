@@ -13,6 +13,7 @@ from common.testing import TINY_CAPTIONS, jpeg, tiny_architecture, write_shards
 
 STEPS = 15  # two epochs of 6 batches and half of a third
 SAVED = (1, 4, 6, 9)  # in an epoch's midst, after its last batch, in the second one
+RESUMED = {"1": 1, "4": 4, "6": 6, "9": 9, "epoch": 6, "exception": 11}  # checkpoint: batches that are done
 
 
 class Killed(Exception):
@@ -78,8 +79,8 @@ def fit(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, fit, workers, monkeypatch, recwarn):
+@pytest.mark.parametrize(("workers", "resumed"), [(0, RESUMED), (2, ("1", "epoch", "exception"))])
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, fit, workers, resumed, monkeypatch, recwarn):
     decoded = []
     decode = Decoder.__call__
     monkeypatch.setattr(Decoder, "__call__", lambda self, raw, rng: decoded.append(raw) or decode(self, raw, rng))
@@ -92,9 +93,9 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, fit, w
     folder = tmp_path / "checkpoints"
     with pytest.raises(Killed):
         fit(workers, Recorder(folder, kill=11))
-    for name, done in [*((str(step), step) for step in SAVED), ("epoch", 6), ("exception", 11)]:
+    for name in resumed:
+        done, rest = RESUMED[name], Recorder()
         decoded.clear()
-        rest = Recorder()
         weights = fit(workers, rest, folder / f"{name}.ckpt")
         assert rest.keys == whole.keys[done:], name
         assert all(torch.equal(weights[key], expected[key]) for key in expected), name

@@ -6,7 +6,10 @@ import logging
 import os
 import pickle
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
+from threading import Thread
 from types import SimpleNamespace
 
 import lightning
@@ -18,6 +21,7 @@ from torch.utils.data import DataLoader
 from common.data.reader import Damage, Shard, ShardDataset, caption_id, expand, shuffled
 from common.data.shards import ShardDataModule
 from common.testing import jpeg, write_shards
+from tests.common.data.processes import validated_by_two
 
 
 @pytest.fixture
@@ -90,28 +94,10 @@ def test_spawned_workers_keep_their_rank(tmp_path, module):
     assert sorted(keys(batches)) == ["s1-0", "s1-1", "s3-0", "s3-1"]
 
 
-class Keys(lightning.LightningModule):
-    """Writes down the keys that a rank was given."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder, self.keys = folder, []
-
-    def validation_step(self, batch, batch_idx):
-        self.keys += batch["key"]
-
-    def on_validation_epoch_end(self):
-        (self.folder / f"{self.global_rank}.json").write_text(json.dumps(self.keys))
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_processes_read_every_sample_exactly_once(tmp_path, module, workers):
     data = module(val=write_shards(tmp_path / "val", 5, 3), num_workers=workers)
-    trainer = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp_fork", logger=False, enable_progress_bar=False
-    )
-    trainer.validate(Keys(tmp_path), data, verbose=False)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    found = validated_by_two(data, tmp_path)
     assert [len(keys) for keys in found] == [9, 6]
     assert sorted(found[0] + found[1]) == sorted(f"s{shard}-{sample}" for shard in range(5) for sample in range(3))
 
@@ -251,6 +237,21 @@ def test_pipes_only_where_they_are_allowed(tmp_path, module):
         module(pattern)
     loader = module(pattern, allow_pipe=True, train_num_samples=4).train_dataloader()
     assert sorted(keys(loader)) == [f"s0-{i}" for i in range(4)]
+
+
+def test_shards_over_http_and_one_that_is_not_there(tmp_path, module, monkeypatch):
+    write_shards(tmp_path / "val", 2, 4)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            place = f"http://127.0.0.1:{server.server_port}/val"
+            found = keys(module(val=place + "/{000..001}.tar").val_dataloader())
+            with pytest.raises(ValueError, match=r"samples are damaged.*/val/002\.tar"):
+                list(module(val=place + "/{000..002}.tar").val_dataloader())
+        finally:
+            server.shutdown()
+    assert found == [f"s{shard}-{sample}" for shard in range(2) for sample in range(4)]
 
 
 def test_fewer_shards_than_readers(tmp_path, module):
