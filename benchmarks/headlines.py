@@ -67,13 +67,18 @@ def mlip_against_clip(result: Result) -> str | None:
 def pruned_and_tuned(result: Result) -> str | None:
     """Patch Ranking's own headline: tuned and pruned against tuned and unpruned, mean of three tasks."""
     found = result["headline"]
-    return found and f"{in_points(found['styles'])} points at keep {result['conditions']['keep']}"
+    return found and f"{in_points(found['styles'])} points at keep {result['conditions']['keep']}{_alone(result)}"
 
 
 def ahead_of_class_attention(result: Result) -> str | None:
     """Patch Ranking's lead without tuning, mean of three tasks."""
     (lead,) = (row["behind"] for row in result["rows"] if row["row"] == "class attention")
-    return lead and f"{in_points(lead)} points at keep {result['conditions']['keep']}"
+    return lead and f"{in_points(lead)} points at keep {result['conditions']['keep']}{_alone(result)}"
+
+
+def _alone(result: Result) -> str:
+    """A remark where one training seed is all there is: the interval is then over pictures alone."""
+    return " (one seed)" if result["headline"] and result["headline"]["seeds"] == 1 else ""
 
 
 def best_composition(result: Result) -> str | None:

@@ -70,3 +70,14 @@ def test_costs_and_compositions():
 def test_a_command_is_in_the_makefile(line):
     target = line.command.removeprefix("make ")
     assert f"\n{target}:" in (headlines.RESULTS.parent.parent / "Makefile").read_text()
+
+
+@pytest.mark.parametrize(("seeds", "remark"), [(1, " (one seed)"), (3, "")])
+def test_patch_rankings_lines_say_where_one_seed_is_all(seeds, remark):
+    result = {
+        "conditions": {"keep": 0.6},
+        "headline": {"styles": [0.036, 0.028, 0.044], "seeds": seeds},
+        "rows": [{"row": "class attention", "behind": [0.009, 0.006, 0.013]}],
+    }
+    assert headlines.pruned_and_tuned(result) == f"+3.6 [+2.8, +4.4] points at keep 0.6{remark}"
+    assert headlines.ahead_of_class_attention(result) == f"+0.9 [+0.6, +1.3] points at keep 0.6{remark}"
