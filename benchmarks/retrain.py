@@ -225,6 +225,11 @@ def fit(run: Run, folder: Path, overlay: str | None = None, places: Sequence[str
         if code:
             raise ValueError(f"run {run.name} ended with code {code}; the same command continues it")
         checkpoint = last_checkpoint(folder)
+    if not clock.is_file():
+        raise ValueError(
+            f"run {run.name} is trained, but what timed it was killed before; write its minutes into {clock}, such as "
+            "[26.0], or remove its folder to train again"
+        )
     minutes = json.loads(clock.read_text())
     return {
         "name": run.name,

@@ -164,20 +164,12 @@ class CLIP(nn.Module):
         state = {_our_key(key): value for key, value in state.items() if key not in ("attn_mask", "context_length")}
         if resize and _POSITIONS in state:
             state[_POSITIONS] = resize_positions(state[_POSITIONS], self.image_tower.grid)
-        own = self.state_dict()
-        wrong = [f"missing {key}" for key in own.keys() - state.keys()]
-        wrong += [f"unknown {key}" for key in state.keys() - own.keys()]
-        wrong += [
-            f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own.keys() & state.keys()
-            if state[key].shape != own[key].shape
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-            if _POSITIONS in state and len(state[_POSITIONS]) != len(own[_POSITIONS]):
-                more += "; image_size interpolates positions for pictures of another size"
-            raise ValueError(f"{source} does not fit this architecture: {'; '.join(sorted(wrong)[:4])}{more}")
-        self.load_state_dict(state)
+        try:
+            load_state(self, state, source)
+        except ValueError as error:
+            if _POSITIONS in state and len(state[_POSITIONS]) != len(self.state_dict()[_POSITIONS]):
+                raise ValueError(f"{error}; image_size interpolates positions for pictures of another size") from None
+            raise
 
     def open_clip_state_dict(self) -> dict[str, Tensor]:
         """Copies of the weights under open_clip's names; its model of this architecture loads them strictly."""
@@ -206,6 +198,22 @@ def save_model(module: nn.Module, path: str | Path, record: dict[str, Any], dtyp
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().to("cpu", dtype).contiguous().clone() for key, value in module.state_dict().items()}
     save_file(state, str(path), metadata={key: json.dumps(value) for key, value in record.items()})
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a whole state dict, called ``source`` in an error. ValueError names the keys that do not fit."""
+    own = module.state_dict()
+    wrong = [f"missing {key}" for key in own.keys() - state.keys()]
+    wrong += [f"unknown {key}" for key in state.keys() - own.keys()]
+    wrong += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if state[key].shape != own[key].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise ValueError(f"{source} does not fit this architecture: {'; '.join(sorted(wrong)[:4])}{more}")
+    module.load_state_dict(state)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

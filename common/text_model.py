@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
 from common.tokenizer import Tokenizer
 from common.tower import TextTower
 
@@ -52,5 +52,5 @@ class TextModel(nn.Module):
         if not {"architecture", "text"} <= record.keys():
             raise ValueError(f"{path} holds no text tower alone; `effclip convert` writes one")
         model = cls(record["architecture"])
-        model.load_state_dict(read_state_dict(str(path)))
+        load_state(model, read_state_dict(str(path)), str(path))
         return model

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
 from common.tower import ImageTower
 
 
@@ -114,7 +114,7 @@ class AViTTower(nn.Module):
         if not {"architecture", "avit"} <= record.keys():
             raise ValueError(f"{path} does not describe an AViTTower; convert its training checkpoint first")
         model = cls(CLIP(record["architecture"]).image_tower, **record["avit"])
-        model.load_state_dict(read_state_dict(str(path)))
+        load_state(model, read_state_dict(str(path)), str(path))
         return model
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
 from patchrank.prompts import check_depth, prompted_text
 from patchrank.tower import PatchRankTower
 
@@ -68,5 +68,5 @@ class PromptedCLIP(nn.Module):
             raise ValueError(f"{path} does not describe a PromptedCLIP; save one after tuning first")
         clip = CLIP(record["architecture"])
         model = cls(clip, PatchRankTower.from_record(clip.image_tower, record["prompted"]))
-        model.load_state_dict(read_state_dict(str(path)))
+        load_state(model, read_state_dict(str(path)), str(path))
         return model

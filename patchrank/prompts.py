@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from common.clip import read_record, read_state_dict, save_model
+from common.clip import load_state, read_record, read_state_dict, save_model
 from common.reduction import ReductionContext
 from common.tower import BlockTower, ImageTower, TextTower
 
@@ -107,7 +107,7 @@ class Prompts(nn.Module):
         if "prompts" not in record:
             raise ValueError(f"{path} holds no prompts; a training checkpoint is exported with Prompts.save first")
         prompts = cls(**record["prompts"])
-        prompts.load_state_dict(read_state_dict(str(path)))
+        load_state(prompts, read_state_dict(str(path)), str(path))
         return prompts
 
 

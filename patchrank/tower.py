@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
 from common.reduction import ReducedTower, Reducer, ReductionContext
 from common.tower import ImageTower
 from patchrank.predictor import RankPredictor
@@ -129,5 +129,5 @@ class PatchRankTower(ReducedTower):
         if not {"architecture", "patchrank"} <= record.keys():
             raise ValueError(f"{path} does not describe a PatchRankTower; save one from a trained predictor first")
         model = cls.from_record(CLIP(record["architecture"]).image_tower, record["patchrank"])
-        model.load_state_dict(read_state_dict(str(path)))
+        load_state(model, read_state_dict(str(path)), str(path))
         return model

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
 from common.reduction import Place, Reducer, ReductionContext, run_reduced
 from common.stages import Stage
 from common.tower import BlockTower, ImageTower, KVCache
@@ -170,7 +170,7 @@ class WaveTower(BlockTower):
         if not {"architecture", "wave"} <= record.keys():
             raise ValueError(f"{path} does not describe a WaveTower; convert its training checkpoint first")
         model = cls.from_image_tower(CLIP(record["architecture"]).image_tower, **record["wave"])
-        model.load_state_dict(read_state_dict(str(path)))
+        load_state(model, read_state_dict(str(path)), str(path))
         return model
 
 

@@ -160,6 +160,15 @@ def test_a_file_of_another_model_is_refused(tmp_path):
         WaveTower.load(tmp_path / "clip.safetensors")
 
 
+def test_a_file_whose_weights_are_not_what_it_describes_is_refused(tmp_path):
+    wave, _ = tower()
+    wave.save(tmp_path / "wave.safetensors", {**CLIP.tiny().architecture, "embed_dim": 16})
+    with pytest.raises(
+        ValueError, match=r"wave.safetensors does not fit .* proj has shape \(64, 32\), expected \(64, 16\)"
+    ):
+        WaveTower.load(tmp_path / "wave.safetensors")
+
+
 def test_attention_is_paid_for_new_tokens_alone():
     class Refined(torch.nn.Module):
         def __init__(self, wave):
