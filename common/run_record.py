@@ -15,8 +15,8 @@ class RunRecord(SaveConfigCallback):
     """Saves the configuration beside the checkpoints, as its base class does, and a record of the run in each.
 
     The record holds plain values only: "model", "data" and "seed" from the configuration; "conditions" of the
-    run's start, kept when it goes on later; "attribution", "class_names" and "templates" where the data has them;
-    "metrics", the last validation's.
+    run's start, kept when it goes on later; "attribution", "class_names" and "templates" where the data has them, or
+    the template that a model was tuned with; "metrics", the last validation's.
     """
 
     record: dict[str, Any] | None = None
@@ -25,7 +25,8 @@ class RunRecord(SaveConfigCallback):
         """Begin the record, on the first process, which is the one that writes checkpoints."""
         said = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         data, of = said.get("data") or {}, trainer.datamodule
-        names, templates = getattr(of, "class_names", None), getattr(of, "templates", None) or []
+        names, own = getattr(of, "class_names", None), getattr(pl_module, "template", None)
+        templates = [own] if own else getattr(of, "templates", None) or []
         self.record = {
             "model": said.get("model"),
             "data": data,

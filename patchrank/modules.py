@@ -23,7 +23,7 @@ from common.contrastive import scaled_cosines
 from common.zeroshot import embed_prompts, fill
 from patchrank.predictor import RankPredictor, load_predictor
 from patchrank.prompted import PromptedCLIP
-from patchrank.prompts import Kind, Prompts
+from patchrank.prompts import Kind, Prompts, words_by_layer
 from patchrank.ranking import Loss, kendall_tau, pruned_overlap, ranking_loss
 from patchrank.rankings import Rankings, ranked
 from patchrank.scores import Score, keep_count
@@ -185,7 +185,7 @@ class PromptTuning(TrainedPart):
         kind: coupled (text prompts, and image prompts mapped from them), independent (both), text or visual.
         prompts: how many each prompted encoder gets.
         depth: how many layers have prompts of their own.
-        words: text whose words the first layer's text prompts start as, one prompt each; null: at random.
+        words: text whose words the text prompts start as, one prompt each; null: at random.
         template: class prompt with {} for the name; null: the data's own. Text prompts stand before it.
         learning_rate: peak rate of SGD.
         momentum: of SGD.
@@ -216,7 +216,7 @@ class PromptTuning(TrainedPart):
         clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu)
         ranks = None if predictor is None else load_predictor(predictor, clip.image_tower, prune_layer)
         widths = clip.text_tower.ln_final.normalized_shape[0], clip.image_tower.ln_post.normalized_shape[0]
-        start = None if words is None else _words(clip, words, kind)
+        start = None if words is None else _words(clip, words, kind, depth)
         learned = Prompts(kind, prompts, depth, *widths, start=start)
         self.model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, ranks, keep, prune_layer, learned))
         self.model.requires_grad_(False)
@@ -301,9 +301,9 @@ def _class_prompts(trainer: Trainer) -> list[str]:
     return prompts
 
 
-def _words(clip: CLIP, words: str, kind: Kind) -> Tensor | None:
-    """The token embeddings of words, one a prompt; a warning and None where there are no text prompts."""
+def _words(clip: CLIP, words: str, kind: Kind, depth: int) -> Tensor | None:
+    """Words as prompts, one a word, in every layer; a warning and None where there are no text prompts."""
     if kind == "visual":
         rank_zero_warn(f"words {words!r} are ignored: kind visual has no text prompts")
         return None
-    return clip.text_tower.token_embedding.weight.detach()[clip.tokenizer.ids(words)[1:-1]]
+    return words_by_layer(clip.text_tower, clip.tokenizer([words], longest=True), depth)

@@ -33,7 +33,7 @@ class Prompts(nn.Module):
 
     kind: see ``Kind``.  count: P of each prompted encoder; 0 is the model without prompts.  depth: L.
     text_width, image_width: D of the encoders.
-    start: [P,D], the first layer's text prompts, such as words' embeddings; by default all start at random,
+    start: [L,P,D], the text prompts of every layer, such as ``words_by_layer``; by default all start at random,
         with MaPLe's deviation of 0.02.
     ValueError: an unknown kind, a negative count, no depth, or a start that does not fit.
     """
@@ -68,13 +68,9 @@ class Prompts(nn.Module):
         if kind == "coupled":
             self.couplings = nn.ModuleList(nn.Linear(text_width, image_width) for _ in range(depth))
         if start is not None:
-            self._start(start)
-
-    def _start(self, start: Tensor) -> None:
-        if self.text is None or start.shape != self.text.shape[1:]:
-            raise ValueError(f"a start of {tuple(start.shape)} for {self.texts} text prompts; give one vector each")
-        with torch.no_grad():
-            self.text[0] = start
+            if self.text is None or start.shape != self.text.shape:
+                raise ValueError(f"a start of {tuple(start.shape)} for {self.texts} text prompts in {depth} layers")
+            self.text.data.copy_(start)
 
     def text_at(self, layer: int) -> Tensor:
         """The text prompts [P,D] of a layer < L."""
@@ -109,6 +105,22 @@ class Prompts(nn.Module):
         prompts = cls(**record["prompts"])
         load_state(prompts, read_state_dict(str(path)), str(path))
         return prompts
+
+
+@torch.no_grad()
+def words_by_layer(tower: TextTower, ids: Tensor, depth: int) -> Tensor:
+    """What words are before each of the first ``depth`` layers -> [L,P,D], which as prompts are those words exactly.
+
+    ids: [1,T], start-of-text, P words, end-of-text.  Words see nothing of what follows them, so before any layer
+    they are the same in all texts that begin with them. (MaPLe starts at words in the first layer alone, at random
+    vectors below: a model whose first step is no longer the CLIP that it starts from.)
+    """
+    x, mask = tower.embed(ids), tower.causal_mask[: ids.shape[1], : ids.shape[1]]
+    layers = [tower.token_embedding(ids)]  # the first layer's prompts get their positions with every text
+    for layer in range(1, depth):
+        x = tower.run_blocks(x, layer - 1, layer, mask=mask)
+        layers.append(x)
+    return torch.cat(layers)[:, 1:-1]
 
 
 def check_depth(prompts: Prompts, tower: BlockTower) -> None:

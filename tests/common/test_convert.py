@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -15,6 +16,7 @@ from common.convert import from_checkpoint
 from common.data import embedded
 from common.data.embedded import ATTRIBUTION, class_names, prompt
 from common.deploy import load
+from common.run_record import RunRecord
 from common.zeroshot import embed_prompts
 from tests.common.towers import NAMES, pictures, tiny_directory
 from waveclip import WaveTower
@@ -90,6 +92,14 @@ def test_the_card_is_written_from_the_run(runs, tmp_path):
     ):
         assert said in card, said
     assert stated["scale"] == "embedded" and stated["date"] in card
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "a {}"), ("of a {}.", "of a {}.")])
+def test_a_model_is_used_with_the_template_that_it_was_tuned_with(own, expected):
+    record = RunRecord(SimpleNamespace(dump=lambda *_, **__: "model: {}"), None)
+    data = SimpleNamespace(class_names=NAMES, templates=("a {}",))
+    record.save_config(SimpleNamespace(datamodule=data), SimpleNamespace(template=own), "fit")
+    assert record.record["templates"] == [expected]
 
 
 def test_weights_of_this_suite_bring_their_card(tmp_path, capsys):

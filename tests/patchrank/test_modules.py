@@ -184,8 +184,9 @@ def test_a_step_is_the_cross_entropy_of_the_zero_shot_scores(tuning):
 
 
 @WARNINGS
-def test_words_and_a_template_make_the_text_of_the_first_step(tuning):
-    module = tuning(kind="text", depth=1, words="a red", template="bird {}", keep=1.0)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_words_and_a_template_make_the_text_of_the_first_step(tuning, depth):
+    module = tuning(kind="text", depth=depth, words="a red", template="bird {}", keep=1.0)
     module.trainer = SimpleNamespace(datamodule=Pictures())
     module.setup("fit")
     texts = module.model.tokenizer([f"a red bird {name}" for name in Pictures.class_names])

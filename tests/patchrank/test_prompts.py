@@ -7,7 +7,7 @@ from common.clip import CLIP
 from common.models import load_model
 from patchrank.predictor import RankPredictor
 from patchrank.prompted import PromptedCLIP
-from patchrank.prompts import Prompts, prompted_text
+from patchrank.prompts import Prompts, prompted_text, words_by_layer
 from patchrank.tower import PatchRankTower
 
 KINDS = ("coupled", "independent", "text", "visual")
@@ -102,10 +102,11 @@ def test_text_prompts_stand_after_start_of_text(clip, kind, depth):
     torch.testing.assert_close(prompted_text(clip.text_tower, ids, made), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
 @torch.no_grad()
-def test_words_as_prompts_are_the_words_in_the_text(clip):
-    start = clip.text_tower.token_embedding.weight[clip.tokenizer.ids("red bird")[1:-1]]
-    made = Prompts("text", 2, 1, 64, 64, start=start)
+def test_words_as_prompts_are_the_words_in_the_text(clip, depth):
+    start = words_by_layer(clip.text_tower, clip.tokenizer(["red bird"], longest=True), depth)
+    made = Prompts("text", 2, depth, 64, 64, start=start)
     found = prompted_text(clip.text_tower, clip.tokenizer(TEXTS), made)
     expected = clip.text_tower(clip.tokenizer([f"red bird {text}" for text in TEXTS]))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -195,8 +196,8 @@ def test_what_does_not_go_together_is_refused(clip, tmp_path):
         prompts("both")
     with pytest.raises(ValueError, match="2 prompts in 0 layers"):
         prompts(depth=0)
-    with pytest.raises(ValueError, match=r"a start of \(3, 64\) for 2 text prompts"):
-        prompts(start=torch.zeros(3, 64))
+    with pytest.raises(ValueError, match=r"a start of \(2, 3, 64\) for 2 text prompts in 2 layers"):
+        prompts(start=torch.zeros(2, 3, 64))
     with pytest.raises(ValueError, match="prompts of depth 3 for a tower of 2 blocks; take 2 at most"):
         PatchRankTower(tower, None, 1.0, prompts=prompts(depth=3))
     with pytest.raises(ValueError, match="prompts of depth 3 for a tower of 2 blocks"):
