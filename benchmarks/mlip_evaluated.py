@@ -146,7 +146,10 @@ class Evaluated:
         tasks = ",".join(dict.fromkeys(column.task for block in blocks for column in block.columns))
         data = list(dict.fromkeys(column.data for block in blocks for column in block.columns))
         runs = dict.fromkeys(row["run"] for rows in result["blocks"] for row in rows if "run" in row)
-        lines = ["Scale: paper, in %. What was not run needs YFCC15M, the data sets and GPUs. A row is made by"]
+        lines = [
+            "Scale: paper, in %. What was not run needs YFCC15M, the data sets and GPUs. With the file of mae-lite's "
+            "DeiT-Tiny in MLIP_GUIDE, also when it is converted, a row is made by"
+        ]
         for run in runs:
             overlays = "".join(f" -c {overlay}" for overlay in OVERLAYS[run])
             lines.append(f"- `{run}`: `lightning fit -c {RECIPE}{overlays}`, then `effclip convert LAST.ckpt {run}`")

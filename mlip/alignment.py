@@ -66,10 +66,11 @@ def one_to_one(image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> 
     real partner and the rectangular assignment is the same. Its "s >= l2 or t >= l3" would zero the last real token
     too (a strict > is meant), and its Algorithm 1 is garbled; the solver here is scipy's.
     """
-    owner, place = text_mask.nonzero(as_tuple=True)
+    known = text_mask.cpu()  # places and lengths in one transfer: on a GPU either would be one of its own
+    lengths = known.sum(1)
+    owner, place = (index.to(text_mask.device) for index in known.nonzero(as_tuple=True))
     cosines = _cosines(text_tokens, image_tokens)[owner, place]
-    lengths = text_mask.sum(1)
-    partner = match(cosines, lengths.tolist()).to(cosines.device)
+    partner, lengths = match(cosines, lengths.tolist()).to(cosines.device), lengths.to(cosines.device)
     matched = cosines.gather(1, partner.clamp(min=0)[:, None])[:, 0]
     share = (partner >= 0).to(cosines.dtype) / lengths.clamp(max=cosines.shape[1])[owner]
     return -(matched * share).sum() / len(lengths)

@@ -26,7 +26,7 @@ from rich.progress import track
 
 from common.cli import own_error, resolve_configs
 from common.data.packing import MANIFEST, digest
-from common.data.reader import Damage, Decoder, Shard, manifests, read_shard
+from common.data.reader import Damage, Shard, manifests, read_shard
 from common.data.shards import ShardDataModule
 from common.paths import runs_directory
 
@@ -105,9 +105,9 @@ def _without_entry(path: Path, listed: bool, verify: bool) -> tuple[int, str]:
     return samples, f"{path} is not in the manifest beside it" if listed else ""
 
 
-def draw_sheet(data: ShardDataModule, urls: Sequence[str], file: Path) -> list[str]:
-    """Write a PNG of samples from all over the shards, as the model sees them; gives what could not be decoded."""
-    decoder = Decoder(data.picture_transform(False), data.tokenizer, data.captions)
+def draw_sheet(data: ShardDataModule, split: str, urls: Sequence[str], file: Path) -> list[str]:
+    """Write a PNG of samples from all over a split, as the model sees them; gives what could not be decoded."""
+    decoder = data.decoder(split)
     sheet = Image.new("RGB", (COLUMNS * TILE, ROWS * (TILE + TEXT)), "white")
     draw, problems = ImageDraw.Draw(sheet), []
     for place, raw in enumerate(islice(_spread(urls, COLUMNS * ROWS), COLUMNS * ROWS)):
@@ -118,7 +118,7 @@ def draw_sheet(data: ShardDataModule, urls: Sequence[str], file: Path) -> list[s
             problems.append(f"sample {raw['__key__']}: {error}")
             continue
         sheet.paste(Image.fromarray(np.asarray(sample["image"])).resize((TILE - 4, TILE - 4)), (x + 2, y + 2))
-        words = raw["txt"].decode() if data.captions else f"label {sample.get('label')}"
+        words = raw["txt"].decode() if decoder.captions else f"label {sample.get('label')}"
         lines = textwrap.wrap(words.encode("ascii", "replace").decode(), 25)[:3]  # all that PIL's own font is sure of
         draw.multiline_text((x + 3, y + TILE), "\n".join(lines), fill="black", spacing=1)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def check(data: ShardDataModule, folder: Path, verify: bool | None = None) -> bo
         urls = data.shard_urls(split)
         samples, remarks, problems = compare(urls, verify)
         sheet = folder / f"{split}.png"
-        problems += draw_sheet(data, [url for url in urls if ":" in url or Path(url).is_file()], sheet)
+        problems += draw_sheet(data, split, [url for url in urls if ":" in url or Path(url).is_file()], sheet)
         print(f"{split}: {len(urls)} shards, {samples or 'an unknown number of'} samples")
         print(*(f"  {remark}" for remark in [*remarks, f"samples to look at: {sheet}"]), sep="\n")
         print(*(f"  WRONG: {problem}\n" for problem in problems), sep="", end="")

@@ -175,11 +175,13 @@ class Decoder:
     """Bytes of one sample -> picture, token ids and label; formats: pictures, UTF-8 text, JSON.
 
     captions: False leaves texts unread, so that pictures without one (labelled sets) are complete samples.
+    classes: how many there are, where every sample must have the label of one.
     """
 
     transform: Transform
     tokenizer: Tokenizer
     captions: bool = True
+    classes: int | None = None
 
     def __call__(self, sample: dict[str, Any], rng: Random) -> dict[str, Any]:
         """{"image": uint8 [H,W,3], "key", "ids" and "caption_id" with captions, "label" where there is one}.
@@ -199,6 +201,8 @@ class Decoder:
             out["image"] = self.transform(image, rng)
         facts = json.loads(sample["json"]) if "json" in sample else {}
         label = sample["cls"] if "cls" in sample else facts.get("label") if isinstance(facts, dict) else None
+        if self.classes is not None and not (label is not None and 0 <= int(label) < self.classes):
+            raise ValueError(f"needs a label (cls, or json's label) below {self.classes}, has {label}")
         return out if label is None else {**out, "label": int(label)}
 
 

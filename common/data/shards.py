@@ -5,7 +5,7 @@ Shapes: B samples, T tokens, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from common.clip import load_architecture
+from common.data.catalogue import Entry, entry
 from common.data.reader import Decoder, Shard, ShardDataset, count_samples, expand, manifests
 from common.data.transforms import Transform, eval_transform, train_transform
 from common.tokenizer import Tokenizer
+from common.zeroshot import fill
 
 
 def position(trainer: Trainer) -> tuple[int, int]:
@@ -113,6 +115,8 @@ class ShardDataModule(LightningDataModule):
         allow_pipe: Whether ``pipe:`` URLs may run their shell command.
         captions: Whether samples have captions; False reads pictures and labels alone.
         augment: Whether training pictures are drawn at random; False shows them as evaluation does, shuffled.
+        classes: A set of the catalogue (imagenet) whose labelled pictures validation and test show; then they need no
+            captions, and are classified among its names.
 
     A batch is {"image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key":
     list[str]} and "label": long [B] where the shards carry labels. ValueError, at once: missing shards, or not
@@ -139,6 +143,7 @@ class ShardDataModule(LightningDataModule):
         allow_pipe: bool = False,
         captions: bool = True,
         augment: bool = True,
+        classes: str | None = None,
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "global_batch_size": global_batch_size}
@@ -162,6 +167,7 @@ class ShardDataModule(LightningDataModule):
         self.num_workers, self.train_num_samples = num_workers, train_num_samples
         self.seed, self.shuffle_buffer, self.max_damaged = seed, max(1, shuffle_buffer), max_damaged
         self.captions, self.variant, self.augment = captions, variant, augment
+        self._set = None if classes is None else _named(classes)
         patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
         self._urls = self._find({split: pattern for split, pattern in patterns.items() if pattern}, allow_pipe)
         self._compare_with_manifest(self._urls.get("train", []))
@@ -219,9 +225,19 @@ class ShardDataModule(LightningDataModule):
         return self._urls[split]
 
     @property
+    def class_names(self) -> list[str] | None:
+        """The names in the order of the labels; None where the pairs have no classes."""
+        return self._set and list(self._set.class_names)
+
+    @property
+    def templates(self) -> Sequence[str]:
+        """The prompts of the set whose classes these are."""
+        return self._set.templates if self._set else ()
+
+    @property
     def class_prompts(self) -> list[str] | None:
-        """One prompt a class, in the order of the labels; None where the pairs have no classes."""
-        return None
+        """One prompt a class by the set's first template, in the order of the labels; None without classes."""
+        return self._set and [fill(self.templates[0], name) for name in self.class_names]
 
     def picture_transform(self, train: bool) -> Transform:
         """(PIL image, Random) -> uint8 [H,W,3]: open_clip's training or evaluation transform."""
@@ -247,7 +263,7 @@ class ShardDataModule(LightningDataModule):
         shards = [Shard(url, None) for url in urls] if known else count_samples(urls)
         dataset = ShardDataset(
             shards,
-            Decoder(self.picture_transform(train and self.augment), self.tokenizer, self.captions),
+            self.decoder(split, train),
             batch_size,
             batches=self._train_batches(shards, batch_size, world * workers) if train else None,
             rank=rank,
@@ -258,6 +274,13 @@ class ShardDataModule(LightningDataModule):
         )
         length = dataset.batches * workers if train else self._eval_batches(dataset, workers)
         return ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
+
+    def decoder(self, split: str, train: bool = False) -> Decoder:
+        """What makes a sample of a split's bytes; for training views or evaluation's."""
+        transform = self.picture_transform(train and self.augment)
+        if self._set is None or split == "train":
+            return Decoder(transform, self.tokenizer, self.captions)
+        return Decoder(transform, self.tokenizer, captions=False, classes=len(self._set.class_names))
 
     def device_batch_size(self, devices: int) -> int:
         """Pairs per batch on each of so many devices. ValueError: global_batch_size cannot be divided among them."""
@@ -311,3 +334,11 @@ class ShardDataModule(LightningDataModule):
     def predict_dataloader(self) -> ShardLoader:
         """The test split, for embeddings."""
         return self.test_dataloader()
+
+
+def _named(name: str) -> Entry:
+    """A set of the catalogue that states its class names. ValueError: no such set, or one that reads them of files."""
+    found = entry(name)
+    if found.class_names is None:
+        raise ValueError(f"classes {name!r}: that set has its class names in its files; imagenet's are known without")
+    return found
