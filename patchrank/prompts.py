@@ -113,7 +113,7 @@ def words_by_layer(tower: TextTower, ids: Tensor, depth: int) -> Tensor:
 
     ids: [1,T], start-of-text, P words, end-of-text.  Words see nothing of what follows them, so before any layer
     they are the same in all texts that begin with them. (MaPLe starts at words in the first layer alone, at random
-    vectors below: a model whose first step is no longer the CLIP that it starts from.)
+    vectors below, so that its texts are no longer the CLIP's. Coupled image prompts start as random maps either way.)
     """
     x, mask = tower.embed(ids), tower.causal_mask[: ids.shape[1], : ids.shape[1]]
     layers = [tower.token_embedding(ids)]  # the first layer's prompts get their positions with every text
