@@ -37,8 +37,8 @@ class LegoFilter(nn.Module):
 
     Both transforms are orthonormal. In the power spectrum that is the printed 1/hw; the inverse is √(hw) times the
     printed one, a constant that the pieces absorb. The half spectrum has columns 0 to G/2, one more than printed:
-    without the last the inverse would not be exact, and odd grids (7×7 in ViT-B/32) have no half. What columns 0
-    and G/2 hold twice is read as its Hermitian mean.
+    without the last the inverse would not be exact, and odd grids (7×7 in ViT-B/32) have no half. Columns 0 and
+    G/2 hold (u,v) and (-u,v), of which a real result has one: the filter there is the Hermitian mean of both.
 
     The paper leaves open what a piece is: here K independent complex tensors [G,V,D], normal with deviation 0.02.
     The transform runs in fp32 at least, since half-precision FFTs want powers of two.
@@ -61,7 +61,11 @@ class LegoFilter(nn.Module):
     def gain(self) -> Tensor:
         """2 Σ_j x_j cos((2j-1)π/2K), complex [G,V,D]: S is common to all pieces, so they act as this one filter."""
         pieces = self.pieces.to(torch.promote_types(self.pieces.dtype, torch.float32))
-        return 2 * (torch.view_as_complex(pieces) * self.weights[:, None, None, None]).sum(0)
+        gain = 2 * (torch.view_as_complex(pieces) * self.weights[:, None, None, None]).sum(0)
+        # Transforms of different devices read a half spectrum that is not Hermitian differently.
+        opposite = torch.cat([gain[:1], gain[1:].flip(0)]).conj()  # row -u
+        mean, last = (gain + opposite) / 2, (self.grid + 1) // 2  # column G/2; odd grids have none
+        return torch.cat([mean[:, :1], gain[:, 1:last], mean[:, last:]], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens x [B,N,D], row by row, -> [B,N,D]."""
