@@ -1,6 +1,7 @@
 """Every registered model type and training, from its checkpoint to a directory, to answers and to graphs."""
 
 import json
+import re
 from importlib.metadata import entry_points
 
 import pytest
@@ -156,14 +157,25 @@ TRAININGS = {
 
 @pytest.fixture
 def files(tmp_path):
-    """What a training may begin with: an architecture, a CLIP's weights, a Guide's, a predictor's."""
+    """What a training may begin with: an architecture, weights of a CLIP, a WaveTower, a Guide and a predictor."""
     torch.manual_seed(0)
-    clip, paths = CLIP.tiny(), {name: tmp_path / f"{name}.safetensors" for name in ("clip", "guide", "ranks")}
+    clip, paths = CLIP.tiny(), {name: tmp_path / f"{name}.safetensors" for name in ("clip", "wave", "guide", "ranks")}
+    WaveTower.from_image_tower(clip.image_tower).save(paths["wave"], clip.architecture)
     clip.save(paths["clip"])
     Guide(**SIZES).save(paths["guide"])
     PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1).save(paths["ranks"], clip.architecture)
     (tmp_path / "tiny.json").write_text(json.dumps(clip.architecture))
     return {name: str(path) for name, path in paths.items()} | {"architecture": str(tmp_path / "tiny.json")}
+
+
+def checkpoint_of(module, path):
+    """What `lightning fit` would save of a training after three steps."""
+    checkpoint = {"state_dict": module.state_dict(), "global_step": 3}
+    kind = type(module)
+    checkpoint["hyper_parameters"] = {**module.hparams, "_class_path": f"{kind.__module__}.{kind.__name__}"}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    return path
 
 
 @torch.no_grad()
@@ -174,11 +186,7 @@ def test_a_checkpoint_of_any_training_becomes_a_directory(tmp_path, files, name)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.add_(0.05 * torch.randn_like(parameter))  # as if it had trained
-    checkpoint = {"state_dict": module.state_dict(), "global_step": 3}
-    checkpoint["hyper_parameters"] = {**module.hparams, "_class_path": f"{type(module).__module__}.{name}"}
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "last.ckpt")
-    model, texts, run = from_checkpoint(tmp_path / "last.ckpt")
+    model, texts, run = from_checkpoint(checkpoint_of(module, tmp_path / "last.ckpt"))
     assert run["training"] == name and run["steps"] == 3
     own, _ = module.deployable()
     images = pictures(3)
@@ -190,3 +198,22 @@ def test_a_checkpoint_of_any_training_becomes_a_directory(tmp_path, files, name)
     expected = (texts or model).encode_text(ids)
     torch.testing.assert_close(F.normalize(found.texts.encode_text(ids), dim=-1), expected, atol=1e-5, rtol=0)
     assert f"| training | {name} (" in (tmp_path / "model" / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_weights_that_a_training_began_with_may_be_gone(tmp_path, files):
+    grown = {"image_size": 64, "levels": 2, "first_levels": files["wave"]}
+    module = WaveCLIPDistillation(files["architecture"], files["clip"], **grown).eval()
+    for name in ("clip", "wave"):
+        (tmp_path / f"{name}.safetensors").unlink()
+    model, _, _ = from_checkpoint(checkpoint_of(module, tmp_path / "last.ckpt"))
+    images = pictures(2, 64)
+    torch.testing.assert_close(model.encode_image(images), module.wave.encode_image(images), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "part"), [("MLIPPretraining", "guide"), ("PromptTuning", "ranks")])
+def test_a_file_that_says_what_a_model_is_made_of_is_asked_for(tmp_path, files, name, part):
+    path = checkpoint_of(TRAININGS[name](files), tmp_path / "last.ckpt")
+    (tmp_path / f"{part}.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"{name} is built again with .*{re.escape(files[part])}"):
+        from_checkpoint(path)
