@@ -217,3 +217,27 @@ def test_a_file_that_says_what_a_model_is_made_of_is_asked_for(tmp_path, files, 
     (tmp_path / f"{part}.safetensors").unlink()
     with pytest.raises(ValueError, match=rf"{name} is built again with .*{re.escape(files[part])}"):
         from_checkpoint(path)
+
+
+def test_tuned_prompts_are_read_with_the_templates_they_were_tuned_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    folder = tmp_path / "model"
+    made(folder, "prompted")
+    for number, name in enumerate(2 * NAMES):
+        file = tmp_path / "labelled" / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), 10 + 40 * number).save(file)
+    line = ["--model", str(folder), "--data", str(tmp_path / "labelled"), "--workers", "0", "--device", "cpu"]
+    for others in ([], ["--template", "{a} {}"], ["--template", "{}"]):
+        assert main(["evaluate", *line, *others, "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("the model's own templates") == 1
+    found = [json.loads(file.read_text())["conditions"] for file in (tmp_path / "out").glob("*.json")]
+    hashes = {stated["template"]: stated["templates_hash"] for stated in found}
+    assert hashes["own"] == hashes["{a} {}"] != hashes["{}"]
+    for others, own in (([], True), (["--template", "{}"], False)):
+        assert main(["calibrate", *line, *others, "--gmacs", "1"]) == 0
+        assert ("the model's own templates" in capsys.readouterr().out) == own
+        deployed = load(folder, device="cpu")
+        assert deployed.calibration.conditions["own_templates"] == deployed.ask().calibrated_on_these == own
+    assert main(["evaluate", *line, "--template", "ensemble"]) == 1
+    assert "is not in this model's vocabulary" in capsys.readouterr().err, "the data's own prompt"
