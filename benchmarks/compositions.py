@@ -19,14 +19,14 @@ from common.clip import CLIP
 from common.reduction import Place, ReducedTower, Reducer
 from mlip.merging import Merging
 from mlip.model import MLIP
-from patchrank.baselines import ClassAttention, RandomKeep
+from patchrank.baselines import ClassAttention, EViT, RandomKeep
 from patchrank.predictor import load_predictor
 from patchrank.tower import PatchRankTower
 from waveclip import WaveTower
 from waveclip.reduced import ReducedWaveTower
 
 LAYER = 1
-"""Of 4 blocks, the first that sees fewer tokens (after merging: whose attention is the last to see all)."""
+"""Of 4 blocks, the first that sees fewer tokens (EViT and merging: whose attention is the last to see all)."""
 KEEPS = (0.25, 0.45, 0.65, 0.85)
 FINE_KEEPS = (0.25, 0.5, 0.75)
 """Shares of the patch tokens that stay, of the teacher's 36 and of the fine level's 27."""
@@ -61,6 +61,7 @@ def reducers(keep: float, patches: int, blocks: int) -> dict[str, dict[Place, Re
     return {
         "random": {LAYER: RandomKeep(keep)},
         "class attention": {LAYER: ClassAttention(keep)},
+        "EViT": {(LAYER, "middle"): EViT(keep)},
         "ToMe": merging(patches, blocks, keep, LAYER),
         "MLIP's merging": {(layer, "middle"): Merging(halfway) for layer in (LAYER, LAYER + 1)},
     }

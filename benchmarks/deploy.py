@@ -112,18 +112,25 @@ def _like_the_checkout() -> Iterator[None]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The blocks with what they printed, long tables cut, as Markdown."""
-    parts = []
-    for step in result["steps"]:
-        parts.append("\n".join([f"```{step.get('language', 'bash')}", *step["lines"], "```"]))
-        said = [line for printed in step["printed"] for line in _shown(printed)]
-        if said:
-            parts.append("\n".join(["```text", *said, "```"]))
+    parts = [_block(step) for step in result["steps"]]
     stated = result["conditions"]
     parts.append(
         f"{stated['names']:,} names: {stated['rule']}. Pictures of {stated['reported_on']}; thresholds are chosen on "
         f"{stated['chosen_on']}. {stated['device']}, {stated['threads']} threads, torch {stated['torch']}."
     )
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
+
+
+def in_python(result: dict[str, Any]) -> str:
+    """The Python block alone with what it printed, as Markdown."""
+    return "\n\n".join(_block(step) for step in result["steps"] if step.get("language") == "python") + "\n"
+
+
+def _block(step: dict[str, Any]) -> str:
+    """The lines of a step, and under them what they printed."""
+    said = [line for printed in step["printed"] for line in _shown(printed)]
+    typed = "\n".join([f"```{step.get('language', 'bash')}", *step["lines"], "```"])
+    return "\n".join([typed, "", "```text", *said, "```"]) if said else typed
 
 
 def _shown(printed: dict[str, Any]) -> Sequence[str]:

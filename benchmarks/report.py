@@ -19,6 +19,7 @@ from common.paths import runs_directory
 _ROOT = Path(__file__).parent.parent
 PAGES = (_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md")))
 OTHERS: dict[str, Callable[[], str]] = {
+    "deploy-python": lambda: _stored("deploy", lambda result: module_of("deploy").in_python(result)),
     "headlines": lambda: module_of("headlines").table(),
     "retrain": lambda: module_of("retrain").table(),
     "table2-embedded": lambda: _stored("table2", lambda result: module_of("embedded").markdown(result["embedded"])),

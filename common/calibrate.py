@@ -34,7 +34,11 @@ def parser() -> argparse.ArgumentParser:
     add("--split", help="default: val")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--class-names", help="text file with one name a line, for a folder or table of your own")
-    add("--template", help="a prompt with {} for the class name, or a .txt file of such; default: the data set's")
+    add(
+        "--template",
+        help="a prompt with {} for the class name, or a .txt file of such; default: the data set's, but for a model "
+        "directory of tuned prompts the templates that they were tuned for",
+    )
     add("--limit", type=int, help="the first so many pictures")
     add("--batch-size", type=int, default=256, help="pictures at a time (default %(default)s)")
     add("--workers", type=int, default=1, help="processes that read pictures (default %(default)s)")
@@ -76,14 +80,16 @@ def calibrate(
 ) -> Calibration:
     """Choose the setting for a wish on labelled pictures.
 
-    name: of the data, to be kept.  templates: prompts; None: the data's own.
+    name: of the data, to be kept.
+    templates: prompts; None: the data's own, or the model's where its texts were tuned for them.
     ValueError: a model without a setting, or a wish that no setting meets.
     """
     from common.calibration import Calibration, choose, thinned
     from common.conditions import conditions
     from common.tasks import Settings
 
-    settings, templates = settings or Settings(device=deployed.device), tuple(templates or of.templates)
+    settings, own = settings or Settings(device=deployed.device), deployed.model.templates
+    templates = tuple(templates or own or of.templates)
     if deployed.knob is None:
         raise ValueError(
             f"{deployed.model.name} has one cost, {deployed.costs[0]:.4g} GMACs a picture, and nothing to calibrate; "
@@ -100,7 +106,7 @@ def calibrate(
         deployed.costs,
         deployed.model.weights,
         deployed.prompts_hash(of.class_names, templates),
-        at_start | {"classes": len(of.class_names), "templates": len(templates)},
+        at_start | {"classes": len(of.class_names), "templates": len(templates), "own_templates": templates == own},
     )
 
 
@@ -136,8 +142,9 @@ def lines(found: Calibration) -> list[str]:
     """What was chosen, in words."""
     point, (low, high), (least, most) = found.point, found.point.gmacs_interval, found.point.accuracy_interval
     asked = " ".join(f"{name} {value:g}" for name, value in found.wish.items() if value is not None)
+    prompts = ", the model's own templates" if found.conditions.get("own_templates") else ""
     return [
-        f"for {asked}: {found.knob} {point.setting:.6g}, from {found.pictures:,} pictures",
+        f"for {asked}: {found.knob} {point.setting:.6g}, from {found.pictures:,} pictures{prompts}",
         f"mean cost {point.gmacs:.4g} GMACs; on as many new pictures {low:.4g} to {high:.4g} (95 %)",
         f"accuracy {100 * point.accuracy:.2f} %; on those {100 * least:.2f} to {100 * most:.2f} %",
         f"the paths cost {', '.join(f'{cost:.4g}' for cost in found.costs)}",

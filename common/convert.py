@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GROUP = "effclip.trainings"
 """The entry-point group that names the trainings whose checkpoints may be converted."""
 
-_STARTS = {"weights": None, "image_layers": 0}
+_STARTS = {"weights": None, "image_layers": 0, "first_levels": None}
 """Arguments of trainings that say what they began with, which a whole checkpoint replaces, and what says: nothing."""
 
 
@@ -120,17 +120,29 @@ def _restored(
 ) -> LightningModule:
     """The training's module with a checkpoint's weights.
 
-    Where the checkpoint holds all of them, what the training began with is not looked for: it may be gone.
+    Where the checkpoint holds all of them, what the training began with is not looked for: it may be gone. Files that
+    say what the model is made of (an architecture, a Guide, a predictor) must be there.
     """
-    module = training(**arguments | {name: nothing for name, nothing in _STARTS.items() if name in arguments})
+    module = _built(training, arguments | {name: none for name, none in _STARTS.items() if name in arguments})
     if module.state_dict().keys() - checkpoint["state_dict"].keys():
-        module = training(**arguments)
+        module = _built(training, arguments)
         module.on_load_checkpoint(checkpoint)
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"the checkpoint does not fit {training.__name__}: {str(error)[:400]}") from error
     return module
+
+
+def _built(training: type[LightningModule], arguments: dict[str, Any]) -> LightningModule:
+    """The training with these arguments. ValueError: what is wrong with them, and where their files are looked for."""
+    try:
+        return training(**arguments)
+    except ValueError as error:
+        raise ValueError(
+            f"the checkpoint's {training.__name__} is built again with the files that its arguments name, relative "
+            f"paths from the current folder: {error}"
+        ) from error
 
 
 def _from_weights(

@@ -32,7 +32,8 @@ class Description:
     """What model.json says.
 
     type: the registered name.  architecture: of the CLIP that the model belongs to, in open_clip's format.
-    class_names, templates: of the data it was trained on; empty where that has no classes.
+    class_names, templates: of the data it was trained on, or the templates that its texts were tuned for; empty where
+        the data has no classes.
     files: the hash of each weights file.  run: what the training recorded of itself; see ``RunRecord``.
     """
 

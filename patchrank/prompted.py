@@ -24,6 +24,9 @@ class PromptedCLIP(nn.Module):
     ValueError: prompts in more layers than an encoder has.
     """
 
+    tuned_for_templates = True
+    """The prompts were tuned in front of certain class prompts, and evaluation reads the classes by those."""
+
     def __init__(self, clip: CLIP | PromptedCLIP, tower: PatchRankTower) -> None:
         super().__init__()
         if tower.prompts is not None and tower.prompts.texts:

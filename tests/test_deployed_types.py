@@ -1,6 +1,7 @@
 """Every registered model type and training, from its checkpoint to a directory, to answers and to graphs."""
 
 import json
+import re
 from importlib.metadata import entry_points
 
 import pytest
@@ -156,14 +157,25 @@ TRAININGS = {
 
 @pytest.fixture
 def files(tmp_path):
-    """What a training may begin with: an architecture, a CLIP's weights, a Guide's, a predictor's."""
+    """What a training may begin with: an architecture, weights of a CLIP, a WaveTower, a Guide and a predictor."""
     torch.manual_seed(0)
-    clip, paths = CLIP.tiny(), {name: tmp_path / f"{name}.safetensors" for name in ("clip", "guide", "ranks")}
+    clip, paths = CLIP.tiny(), {name: tmp_path / f"{name}.safetensors" for name in ("clip", "wave", "guide", "ranks")}
+    WaveTower.from_image_tower(clip.image_tower).save(paths["wave"], clip.architecture)
     clip.save(paths["clip"])
     Guide(**SIZES).save(paths["guide"])
     PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1).save(paths["ranks"], clip.architecture)
     (tmp_path / "tiny.json").write_text(json.dumps(clip.architecture))
     return {name: str(path) for name, path in paths.items()} | {"architecture": str(tmp_path / "tiny.json")}
+
+
+def checkpoint_of(module, path):
+    """What `lightning fit` would save of a training after three steps."""
+    checkpoint = {"state_dict": module.state_dict(), "global_step": 3}
+    kind = type(module)
+    checkpoint["hyper_parameters"] = {**module.hparams, "_class_path": f"{kind.__module__}.{kind.__name__}"}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    return path
 
 
 @torch.no_grad()
@@ -174,11 +186,7 @@ def test_a_checkpoint_of_any_training_becomes_a_directory(tmp_path, files, name)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.add_(0.05 * torch.randn_like(parameter))  # as if it had trained
-    checkpoint = {"state_dict": module.state_dict(), "global_step": 3}
-    checkpoint["hyper_parameters"] = {**module.hparams, "_class_path": f"{type(module).__module__}.{name}"}
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "last.ckpt")
-    model, texts, run = from_checkpoint(tmp_path / "last.ckpt")
+    model, texts, run = from_checkpoint(checkpoint_of(module, tmp_path / "last.ckpt"))
     assert run["training"] == name and run["steps"] == 3
     own, _ = module.deployable()
     images = pictures(3)
@@ -190,3 +198,46 @@ def test_a_checkpoint_of_any_training_becomes_a_directory(tmp_path, files, name)
     expected = (texts or model).encode_text(ids)
     torch.testing.assert_close(F.normalize(found.texts.encode_text(ids), dim=-1), expected, atol=1e-5, rtol=0)
     assert f"| training | {name} (" in (tmp_path / "model" / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_weights_that_a_training_began_with_may_be_gone(tmp_path, files):
+    grown = {"image_size": 64, "levels": 2, "first_levels": files["wave"]}
+    module = WaveCLIPDistillation(files["architecture"], files["clip"], **grown).eval()
+    for name in ("clip", "wave"):
+        (tmp_path / f"{name}.safetensors").unlink()
+    model, _, _ = from_checkpoint(checkpoint_of(module, tmp_path / "last.ckpt"))
+    images = pictures(2, 64)
+    torch.testing.assert_close(model.encode_image(images), module.wave.encode_image(images), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "part"), [("MLIPPretraining", "guide"), ("PromptTuning", "ranks")])
+def test_a_file_that_says_what_a_model_is_made_of_is_asked_for(tmp_path, files, name, part):
+    path = checkpoint_of(TRAININGS[name](files), tmp_path / "last.ckpt")
+    (tmp_path / f"{part}.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"{name} is built again with .*{re.escape(files[part])}"):
+        from_checkpoint(path)
+
+
+def test_tuned_prompts_are_read_with_the_templates_they_were_tuned_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    folder = tmp_path / "model"
+    made(folder, "prompted")
+    for number, name in enumerate(2 * NAMES):
+        file = tmp_path / "labelled" / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), 10 + 40 * number).save(file)
+    line = ["--model", str(folder), "--data", str(tmp_path / "labelled"), "--workers", "0", "--device", "cpu"]
+    for others in ([], ["--template", "{a} {}"], ["--template", "{}"]):
+        assert main(["evaluate", *line, *others, "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count("the model's own templates") == 1
+    found = [json.loads(file.read_text())["conditions"] for file in (tmp_path / "out").glob("*.json")]
+    hashes = {stated["template"]: stated["templates_hash"] for stated in found}
+    assert hashes["own"] == hashes["{a} {}"] != hashes["{}"]
+    for others, own in (([], True), (["--template", "{}"], False)):
+        assert main(["calibrate", *line, *others, "--gmacs", "1"]) == 0
+        assert ("the model's own templates" in capsys.readouterr().out) == own
+        deployed = load(folder, device="cpu")
+        assert deployed.calibration.conditions["own_templates"] == deployed.ask().calibrated_on_these == own
+    assert main(["evaluate", *line, "--template", "ensemble"]) == 1
+    assert "is not in this model's vocabulary" in capsys.readouterr().err, "the data's own prompt"

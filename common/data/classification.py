@@ -15,6 +15,7 @@ from scipy.io.matlab import MatReadError
 
 from common.data import catalogue
 from common.data.catalogue import METRICS, Entry
+from common.data.files import files_below
 from common.data.pictures import PictureSet, loader
 from common.data.sources import DOWNLOADS, READERS, Samples, few_shot, read_csv, read_folder
 from common.zeroshot import PHOTO
@@ -131,7 +132,7 @@ def own_set(
     path: the folder, or the .csv or .tsv file, to which its picture paths are relative.
     class_names: a text file with one name a line, in the order of the labels; of folders, in alphabetical
     order. By default the folders' names, or the classes that the CSV names, sorted.
-    ValueError: nothing there, or names, labels and pictures that do not belong together.
+    ValueError: nothing there, a folder that cannot be read, or names, labels and pictures that do not belong together.
     """
     path = Path(path).expanduser().absolute()
     names = None
@@ -141,6 +142,8 @@ def own_set(
             raise ValueError(f"there is no class-name file {file.absolute()}")
         names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
     if path.is_dir():
+        for _ in files_below(path, links=True):
+            pass  # only to refuse what cannot be read: torchvision passes over it
         try:
             samples = read_folder(path, pictures=["."])
         except OSError as error:

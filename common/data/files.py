@@ -32,11 +32,26 @@ class Picture:
     error: str | None = None
 
 
+def files_below(folder: Path, links: bool = False) -> Iterator[Path]:
+    """Every file of a folder and of those below it, a folder's own files first, each in the order of their names.
+
+    links: whether links to folders are followed.
+    ValueError: a folder that cannot be read, which ``os.walk`` and ``Path.rglob`` would pass over in silence.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}); make it readable") from error
+
+    for inner, folders, names in os.walk(folder, onerror=refuse, followlinks=links):
+        folders.sort()
+        yield from (Path(inner, name) for name in sorted(names))
+
+
 def find_pictures(paths: Sequence[str | Path]) -> Iterator[Path]:
     """Every picture file among ``paths`` and, by its suffix, in the folders among them, at any depth, sorted.
 
     A file that is named itself is given whatever its suffix. Links to folders are not followed.
-    ValueError: a path that is not there, or a folder without a picture.
+    ValueError: a path that is not there, a folder without a picture, or one at any depth that cannot be read.
     """
     for path in map(Path, paths):
         if path.is_file():
@@ -45,12 +60,10 @@ def find_pictures(paths: Sequence[str | Path]) -> Iterator[Path]:
         if not path.is_dir():
             raise ValueError(f"no picture and no folder at {path.absolute()}")
         empty = True
-        for folder, folders, files in os.walk(path):
-            folders.sort()
-            for name in sorted(files):
-                if name.lower().endswith(SUFFIXES):
-                    empty = False
-                    yield Path(folder, name)
+        for file in files_below(path):
+            if file.name.lower().endswith(SUFFIXES):
+                empty = False
+                yield file
         if empty:
             raise ValueError(f"{path.absolute()} holds no picture ({', '.join(SUFFIXES)})")
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from common.data.files import files_below
 from common.data.packing import Entry, Reject, digest, forget_records, pack, read_manifest, write_manifest, write_tar
 from common.data.reader import PICTURES, Damage, Shard, read_shard
 
@@ -87,11 +88,11 @@ def read_folder(folder: Path, captions: Path | None = None) -> list[Row]:
     """A row for every picture in a folder and below it, paths relative to the folder.
 
     captions: a table with the columns path and caption; a picture that it does not name has no caption.
-    ValueError: no such folder, or a bad table.
+    ValueError: no such folder, one below it that cannot be read, or a bad table.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder at {folder.absolute()}")
-    pictures = sorted(p for p in folder.rglob("*") if p.suffix[1:].lower() in PICTURES)
+    pictures = sorted(p for p in files_below(folder) if p.suffix[1:].lower() in PICTURES)
     paths = [picture.relative_to(folder).as_posix() for picture in pictures]
     if captions is None:
         return [Row(path, None) for path in paths]

@@ -37,6 +37,7 @@ def test_a_reader_sees_commands_and_the_beginning_of_tables():
     assert found.startswith("```python\nprint(1)\n```\n\n```text\n1\n```")
     assert "```text\nthe embedded WaveCLIP: it knows\npicture,label\n0.png,cat\n" in found
     assert "3.png,cat\n...\n9 pictures in 1.0 s\n```" in found and "```text\nsaved: x\ny: a\n```" in found
+    assert deploy.in_python({"steps": steps}) == "```python\nprint(1)\n```\n\n```text\n1\n```\n"
     assert "4.png" not in found and "━" not in found and "970 names" in found
 
 

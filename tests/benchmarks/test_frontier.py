@@ -81,7 +81,7 @@ def test_a_composition_pays_for_the_whole_coarse_level_and_less_for_the_fine_one
     coarse, fine = path_gmacs(by_name[WAVE].models[None], 32)
     (dense,) = path_gmacs(by_name[DENSE].models[None], 32)
     assert dense == count_macs(by_name[DENSE].clip.image_tower, torch.zeros(1, 3, 32, 32)).gmacs
-    for of in (of for of in every if of.name.endswith((" + class attention", " + ToMe"))):
+    for of in (of for of in every if of.name.endswith((" + class attention", " + EViT", " + ToMe"))):
         least, most = (path_gmacs(of.models[keep], 32) for keep in (min(of.models), max(of.models)))
         assert least[-1] < most[-1] < (fine if of.composed else dense)
         if of.composed:
@@ -189,6 +189,17 @@ def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
         "million multiply-adds a picture",
         "ms a picture, measured",
     ]
+
+
+def test_what_the_figure_cuts_off_is_named_at_its_edge():
+    row = {"composed": False, "keep": None, "refined": None, "interval": [0, 1], "rival": None, "dominated": []}
+    numbers = {DENSE: (0.03, 0.62), "MLIP": (0.02, 0.41), WAVE: (0.01, 0.6)}
+    rows = [row | {"method": m, "gmacs": g, "seconds": g / 10, "accuracy": a} for m, (g, a) in numbers.items()]
+    stated = dict.fromkeys(("batch", "rounds", "dtype", "device", "threads", "torch"), 1)
+    result = {"conditions": stated, "pictures": {"val": 1, "test": 1}, "budgets": [1.0], "rows": rows, "missing": {}}
+    for axes, x in zip(render(result)["figures"]["frontier"].axes, (20, 2), strict=True):
+        (name,) = axes.texts
+        assert name.get_text() == "MLIP: 41.0" and name.xy == pytest.approx((x, axes.get_ylim()[0]))
 
 
 def test_trained_methods_are_there_when_their_weights_are(tiny, untrained):

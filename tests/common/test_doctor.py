@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import json
+import re
 import shlex
 from types import SimpleNamespace
 
@@ -10,7 +11,10 @@ import pytest
 
 from common import doctor
 from common.cli import main
-from common.doctor import Finding, command_owner
+from common.data import retrieval
+from common.data.catalogue import entry, names
+from common.doctor import RECIPES, Finding, catalogue_set, command_owner, recipe_variable
+from tests.readme import ROOT
 
 
 def test_it_says_what_is_there(monkeypatch, tmp_path, capsys):
@@ -20,7 +24,7 @@ def test_it_says_what_is_there(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     lines = {line.split("  ")[0] for line in printed.splitlines()}
     expected = {"python", "torch", "lightning", "lightning command", "device", "threads", "bfloat16", "runs"}
-    assert expected <= lines and {"embedded benchmark", "food101", "effclip.models"} <= lines
+    assert expected <= lines and {"embedded benchmark", "effclip.models", *names(), *RECIPES} <= lines
     for found in (importlib.metadata.version("torch"), "CLIP", "wave", "nothing yet, done on first use", "not there: "):
         assert found in printed
 
@@ -31,6 +35,32 @@ def test_a_fault_is_its_exit_code(monkeypatch, capsys, mends, code, last):
     assert doctor.main([]) == code
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == last and sum("MEND: do x" in line for line in lines) == code
+
+
+def test_what_recipes_train_on_is_looked_for(monkeypatch, tmp_path):
+    recipes = (file for name in ("common", "waveclip", "mlip", "patchrank") for file in (ROOT / name).rglob("*.yaml"))
+    assert {name for file in recipes for name in re.findall(r"\$\{(\w+)\}", file.read_text())} == set(RECIPES)
+    monkeypatch.delenv("YFCC15M", raising=False)
+    assert recipe_variable("YFCC15M") == Finding("YFCC15M", "not set; a recipe that needs it says so")
+    (tmp_path / "00000.tar").touch()
+    for said, found, fault in (
+        (tmp_path, f"{tmp_path}, 1 tar files", False),
+        (tmp_path / "00000.tar", str(tmp_path / "00000.tar"), False),
+        ("https://host/yfcc", "https://host/yfcc", False),
+        (tmp_path / "none", f"nothing at {tmp_path / 'none'}", True),
+    ):
+        monkeypatch.setenv("YFCC15M", str(said))
+        finding = recipe_variable("YFCC15M")
+        assert finding.found == found and (finding.mend is not None) == fault
+
+
+def test_retrieval_sets_are_looked_for_with_their_captions_in_the_root(monkeypatch, tmp_path):
+    missing = catalogue_set(entry("coco"), tmp_path).found
+    assert missing.startswith(f"not there: MS-COCO (test) in {tmp_path}")
+    asked = []
+    monkeypatch.setattr(retrieval, "retrieval_set", lambda *said: asked.append(said) or range(1000))
+    assert catalogue_set(entry("flickr30k"), tmp_path) == Finding("flickr30k", "1,000 pictures")
+    assert asked == [(entry("flickr30k"), tmp_path, tmp_path / "dataset_flickr30k.json")]
 
 
 def scripts(monkeypatch, *others):

@@ -1,13 +1,18 @@
 """Folders of pictures: all of them in order, upright, the damaged ones told apart, and not too many at a time."""
 
+import errno
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from common.data.classification import own_set
 from common.data.files import decode, find_pictures, read_ahead
 from common.data.transforms import eval_transform
+from common.data.write_shards import read_folder
 from common.testing import jpeg
 
 TRANSFORM = eval_transform(8)
@@ -37,6 +42,20 @@ def test_what_is_not_there_is_named(folder):
     for wrong, message in ((folder / "nowhere", "no picture and no folder at"), (folder / "empty", "holds no picture")):
         with pytest.raises(ValueError, match=message):
             list(find_pictures([wrong]))
+
+
+@pytest.mark.parametrize("read", [lambda folder: list(find_pictures([folder])), read_folder, own_set])
+def test_a_folder_that_cannot_be_read_is_not_passed_over(folder, monkeypatch, read):
+    scandir, hidden = os.scandir, folder / "sub" / "deep"
+
+    def refused(path):  # permissions would not stop root
+        if Path(path) == hidden:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match=f"the folder {hidden} cannot be read"):
+        read(folder)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
