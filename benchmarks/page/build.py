@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.page import frontier, gallery
+from benchmarks.page import frontier, gallery, gaps
 from benchmarks.page.comparisons import Comparison, compare
 from benchmarks.page.markup import code, conditions, figure, markdown, table, text
 
@@ -36,6 +36,11 @@ class Stored:
     def comparisons(self) -> list[Comparison]:
         """The paper's numbers beside ours."""
         return compare(self.name, self.result)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it holds a number of ours beside the paper's, where the paper has any."""
+        return not self.comparisons or any(each.ours is not None for each in self.comparisons)
 
 
 @cache
@@ -111,13 +116,14 @@ def _missing(name: str) -> str:
 def _glance(found: dict[str, Stored]) -> str:
     """How much of the papers there is, and how to read it."""
     items = [item for paper in papers() for item in paper["items"] if "benchmark" in item]
-    run = [item for item in items if item.get("benchmark") in found]
-    numbers = [each for item in run for each in found[item["benchmark"]].comparisons]
+    known = [found[item["benchmark"]] for item in items if item["benchmark"] in found]
+    run = [of for of in known if of.measured]
+    numbers = [each for of in known for each in of.comparisons]
     ours = [each for each in numbers if each.ours is not None]
     alike = sum(each.same for each in ours)
     figures = {
         "tables and figures that measure something were run": f"{len(run)} of {len(items)}",
-        "printed numbers with ours beside them": f"{len(ours)} of {len(numbers)}",
+        "comparisons with what the papers print have a number of ours": f"{len(ours)} of {len(numbers)}",
         "of these at the paper's own scale": str(alike),
     }
     tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{value}</dd></div>" for name, value in figures.items())
@@ -150,12 +156,13 @@ def _paper(paper: dict[str, Any], found: dict[str, Stored]) -> str:
 
 
 def _state(item: dict[str, Any], found: dict[str, Stored]) -> str:
-    if item.get("benchmark") in found:
-        return code(command(item["benchmark"]))
-    if "benchmark" in item:
-        return f"not run: {code(command(item['benchmark']))}"
-    made_by = f": {code(item['command'])}" if "command" in item else ""
-    return f"not here: {text(item['why'])}{made_by}"
+    if "why" in item:
+        made_by = f": {code(item['command'])}" if "command" in item else ""
+        return f"not here: {text(item['why'])}{made_by}"
+    made_by = command(item["benchmark"])
+    if item["benchmark"] not in found:
+        return f"not run: {code(made_by)}"
+    return code(made_by) if found[item["benchmark"]].measured else f"not run: {code(item.get('command', made_by))}"
 
 
 def _article(name: str, title: str, found: dict[str, Stored]) -> str:
@@ -166,11 +173,11 @@ def _article(name: str, title: str, found: dict[str, Stored]) -> str:
     of = found[name]
     stated = of.result.get("conditions", {})
     parts = [head, f'<p class="made">{code(command(name))}, scale: {text(stated.get("scale", "–"))}</p>']
-    compared = any(each.ours is not None for each in of.comparisons)
+    compared = of.comparisons and of.measured
     if compared:
         rows = [[text(cell) for cell in each.cells()] for each in of.comparisons]
         heads = ("", "paper", "ours", "difference")
-        caption = f"{len(rows)} numbers that the paper prints, and ours"
+        caption = f"{len(rows)} comparisons with what the paper prints"
         parts.append(table(heads, rows, caption, f"{title}: paper and ours", numbers=3))
     parts += [figure(path, f"{title} ({path.stem})") for path in of.figures]
     opened = "" if compared else " open"
@@ -183,24 +190,24 @@ def _article(name: str, title: str, found: dict[str, Stored]) -> str:
 
 def _not_run(found: dict[str, Stored]) -> str:
     """Benchmarks without a result, parts of the papers that no benchmark stands for, numbers that are missing."""
-    titles = {
-        item["benchmark"]: f"{paper['paper']}, {item['item']}: {item['about']}"
-        for paper in papers()
-        for item in paper["items"]
-        if "benchmark" in item
-    }
-    waiting = [name for name in BENCHMARKS if name not in found]
-    rows = [[text(titles.get(name, BENCHMARKS[name])), "no result yet", code(command(name))] for name in waiting]
-    for paper in papers():
-        for item in paper["items"]:
-            title, made_by = f"{paper['paper']}, {item['item']}", item.get("command")
-            if "why" in item:
-                rows.append([text(title), text(item["why"]), code(made_by) if made_by else "–"])
-            elif item["benchmark"] in found:
-                missing = sum(each.ours is None for each in found[item["benchmark"]].comparisons)
-                if missing:
-                    how = code(made_by or command(item["benchmark"]))
-                    rows.append([text(title), f"{missing} of its numbers", how])
+    every = [(paper["paper"], item) for paper in papers() for item in paper["items"]]
+    of_papers = {item["benchmark"]: item for _, item in every if "benchmark" in item}
+    titles = BENCHMARKS | {name: f"{paper}, {item['item']}" for paper, item in every if (name := item.get("benchmark"))}
+    rows: list[tuple[str, str, str | None]] = []
+    for name in BENCHMARKS:
+        made_by = command(name)
+        if name not in found:
+            title = f"{titles[name]}: {of_papers[name]['about']}" if name in of_papers else titles[name]
+            rows.append((title, "no result yet", made_by))
+            continue
+        item, of = of_papers.get(name, {}), found[name]
+        missing = [
+            *gaps.of_the_paper(of.comparisons, item.get("command", made_by)),
+            *gaps.untrained(name, of.result, item.get("train", made_by)),
+        ]
+        rows += [(titles[name], why, how) for why, how in missing]
+    rows += [(f"{paper}, {item['item']}", item["why"], item.get("command")) for paper, item in every if "why" in item]
     if not rows:
         return "<p>Everything was run.</p>"
-    return table(("what", "why", "command"), rows, "What has no number of ours", "what was not run")
+    cells = [[text(what), text(why), code(how) if how else "–"] for what, why, how in rows]
+    return table(("what", "why", "command"), cells, "What has no number of ours", "what was not run")

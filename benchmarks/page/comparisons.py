@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -11,14 +11,36 @@ import yaml
 
 _PAPERS = Path(__file__).parent.parent / "paper"
 Result = dict[str, Any]
+ELSEWHERE = ("SLIP", "DeCLIP", "UniCLIP")
+"""Methods that the papers compare with and that are not part of this suite."""
+_WRITTEN = {
+    "GMACs": "{:.2f}",
+    "tokens": "{:g}",
+    "%": "{:.1f}",
+    "points": "{:+.1f}",
+    "times": "{:.2f}",
+    "GPU hours": "{:g}",
+    "% a GMAC": "{:.2f}",
+    "% an hour": "{:.2f}",
+}
+"""Units, and how a number of each is written."""
+_COLUMNS = {
+    "top1": ("zero-shot", "test"),
+    "i2t": ("I2T R@1", "i2t"),
+    "t2i": ("T2I R@1", "t2i"),
+    "lp": ("linear probe", None),
+    "top1_b32": ("zero-shot, B/32", None),
+    "lp_b32": ("linear probe, B/32", None),
+}
+"""What MLIP's ablations print: each column's title, and the embedded one beside it, if there is one."""
 
 
 class Comparison(NamedTuple):
     """One number that a paper prints, and ours.
 
-    ours: None where it was not run.  unit: "GMACs", "tokens", "%", "points" (of 1 %) or "times" (as long, as much).
-    same: whether both are of the same thing. The embedded benchmark stands in for ImageNet only in direction, so
-    there no difference is taken.
+    what: begins with the method, if it is of one.  ours: None where it was not run.  unit: one of _WRITTEN; "points"
+    are of 1 %, "times" as long or as much.  same: whether both are of the same thing. The embedded benchmark stands in
+    for the papers' data only in direction, so there no difference is taken.
     """
 
     what: str
@@ -27,13 +49,17 @@ class Comparison(NamedTuple):
     unit: str
     same: bool = True
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is of a method that this suite does not have."""
+        return self.what.startswith(ELSEWHERE)
+
     def cells(self) -> list[str]:
         """what, paper, ours, difference, as text."""
-        written = {"GMACs": "{:.2f}", "tokens": "{:g}", "%": "{:.1f}", "points": "{:+.1f}", "times": "{:.2f}"}[
-            self.unit
-        ]
-        ours = "not run" if self.ours is None else written.format(round(self.ours, 2))
-        return [f"{self.what}, {self.unit}", written.format(self.paper), ours, self._difference()]
+        written = _WRITTEN[self.unit].format
+        missing = "not part of this suite" if self.elsewhere else "not run"
+        ours = missing if self.ours is None else written(round(self.ours, 2))
+        return [f"{self.what}, {self.unit}", written(self.paper), ours, self._difference()]
 
     def _difference(self) -> str:
         if self.ours is None:
@@ -66,10 +92,11 @@ def _table2(result: Result) -> Iterator[Comparison]:
         yield Comparison(f"{method}, without", row["paper_gflops"], row["gmacs_paper"], "GMACs")
         found = row["accuracy"]
         yield Comparison(f"{method}, top-1", row["paper_accuracy"], found and found["top1"], "%")
-    savings = result["paper_scale"]["savings"]
-    yield Comparison(
-        "saved at WAVECLIP-high, as stated, against ours counted alike", savings["stated"], savings["gmacs"], "%"
-    )
+    costs = {row["method"]: row["gmacs"] for row in result["paper_scale"]["rows"]}
+    stated = _of_paper("waveclip")["savings"]
+    for method, key in (("WAVECLIP-high (ViT-B/16)", "high"), ("WAVECLIP at 11.7 GFLOPs (section 4.1)", "prose")):
+        saved = 100 * (1 - costs[method] / costs["CLIP ViT-B/16"])
+        yield Comparison(f"{method}, saved as stated, against ours counted alike", stated[key], saved, "%")
 
 
 def _figure1(result: Result) -> Iterator[Comparison]:
@@ -87,20 +114,29 @@ def _figure3(result: Result) -> Iterator[Comparison]:
 
 
 def _ablation(result: Result) -> Iterator[Comparison]:
-    """Zero-shot accuracy, and what each row gains over the first that both sides have."""
-    rows = [row for row in result["rows"] if "top1" in row["paper"]]
-    base = next((row for row in rows if row["run"]), None)
-    for row in rows:
-        yield Comparison(f"{row['method']}, zero-shot", row["paper"]["top1"], _accuracy(row), "%", False)
-        if base is not None and row["run"] and row is not base:
-            ours = [
-                100 * (found["test"] - base["seeds"][seed]["test"])
-                for seed, found in row["seeds"].items()
-                if seed in base["seeds"]
-            ]
-            gain = row["paper"]["top1"] - base["paper"]["top1"]
-            what = f"{row['method']} against {base['method']}"
-            yield Comparison(what, gain, fmean(ours) if ours else None, "points", False)
+    """Every printed column; of those that we have too, what each row gains over the first that both sides have."""
+    for key, (title, own) in _COLUMNS.items():
+        rows = [row for row in result["rows"] if key in row["paper"]]
+        paper = {row["method"]: row["paper"][key] for row in rows}
+        ours = {row["method"]: _by_seed(row, own) for row in rows if row["run"] and own}
+        for method, printed in paper.items():
+            mean = _mean(ours.get(method, {}).values())
+            yield Comparison(f"{method}, {title}", printed, mean, "%", method not in ours)
+        base = next(iter(ours), None)
+        for method, found in ours.items():
+            if method != base:
+                gains = {seed: value - ours[base][seed] for seed, value in found.items() if seed in ours[base]}
+                gain = paper[method] - paper[base]
+                yield Comparison(f"{method} against {base}, {title}", gain, _mean(gains.values()), "points", False)
+
+
+def _by_seed(row: dict[str, Any], column: str) -> dict[str, float]:
+    """One column of a row, in %."""
+    return {seed: 100 * found[column] for seed, found in row["seeds"].items()}
+
+
+def _mean(values: Collection[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def _evaluated(result: Result) -> Iterator[Comparison]:
@@ -110,17 +146,25 @@ def _evaluated(result: Result) -> Iterator[Comparison]:
             for title, paper, ours in zip(titles, row["values"], row["ours"], strict=False):  # means follow
                 if paper is not None:
                     yield Comparison(f"{row['method']}, {title}", paper, ours, "%")
+            for count, paper in enumerate(row["values"][len(titles) :], start=len(titles)):
+                of = row["ours"][:count]
+                yield Comparison(f"{row['method']}, mean of {count}", paper, None if None in of else fmean(of), "%")
 
 
 def _table10(result: Result) -> Iterator[Comparison]:
-    hours = {row["method"]: row["gpu_hours"] for row in result["paper"]}
-    ours = {row["run"]: row["of_reference"] for row in result["rows"]}
+    """What is printed; then MLIP beside CLIP, all of its time that an embedded step on another machine can say."""
+    printed, ours = ({row[key]: row for row in result[of]} for of, key in (("paper", "method"), ("rows", "run")))
+    reached = {run: _mean(row["seeds"]) for run, row in ours.items()}
+    for method, row in printed.items():
+        found = reached.get(row.get("run"))
+        yield Comparison(f"{method}, zero-shot", row["accuracy"], found and 100 * found, "%", "run" not in row)
+        yield Comparison(f"{method}, training", row["gpu_hours"], None, "GPU hours")
+        yield Comparison(f"{method}, zero-shot for the hours of all GPUs", row["ratio"], None, "% an hour")
+    clip, mlip, slower = printed["CLIP"], printed["MLIP"], ours["mlip"]["of_reference"]
     what = "MLIP's training, in CLIP's time (ours: a step's)"
-    yield Comparison(what, hours["MLIP"] / hours["CLIP"], ours.get("mlip"), "times", False)
-
-
-def _accuracy(row: dict[str, Any]) -> float | None:
-    return 100 * fmean(found["test"] for found in row["seeds"].values()) if row["seeds"] else None
+    yield Comparison(what, mlip["gpu_hours"] / clip["gpu_hours"], slower, "times", False)
+    worth = reached["mlip"] / reached["clip"] / slower if reached["mlip"] and reached["clip"] else None
+    yield Comparison("MLIP's zero-shot for its time, in CLIP's", mlip["ratio"] / clip["ratio"], worth, "times", False)
 
 
 def _patch_ranking(result: Result) -> Iterator[Comparison]:
@@ -152,6 +196,17 @@ def _table9(result: Result) -> Iterator[Comparison]:
                 yield Comparison(f"{printed['method']} ViT-B/16 and text, {said}", printed["gflops"], ours, "GMACs")
         if not rows:
             yield Comparison(f"{printed['method']} ViT-B/16 and text", printed["gflops"], None, "GMACs")
+        yield Comparison(f"{printed['method']}, zero-shot", printed["accuracy"], None, "%")
+        yield Comparison(f"{printed['method']}, zero-shot for its cost", printed["ratio"], None, "% a GMAC")
+
+
+def _costs(result: Result) -> Iterator[Comparison]:
+    """What all of Patch Ranking's rows are said to cost, beside a tower with all tokens, and one with 60 % of them."""
+    printed = _of_paper("patchrank")["gflops"]
+    (pruned,) = (r for r in result["rows"] if (r["layer"], r["keep"], r["method"]) == (3, 0.6, "Patch Ranking"))
+    for row, what in ((result["dense"], "all tokens"), (pruned, "60 % of the patches from block 3 on")):
+        for account, said in (("gmacs", "with attention's products"), ("gmacs_paper", "without")):
+            yield Comparison(f"all rows of its table, ours with {what}, {said}", printed, row[account], "GMACs")
 
 
 _READERS: dict[str, Callable[[Result], Iterator[Comparison]]] = {
@@ -163,5 +218,6 @@ _READERS: dict[str, Callable[[Result], Iterator[Comparison]]] = {
     **{f"mlip-table{number}": _evaluated for number in (1, 2, 4)},
     "mlip-table10": _table10,
     "patchrank-table1": _patch_ranking,
+    "patchrank-costs": _costs,
     **{f"mlip-table{number}": _ablation for number in (3, 5, 6, 7, 8)},
 }

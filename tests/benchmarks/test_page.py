@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.__main__ import BENCHMARKS, RESULTS
+from benchmarks.__main__ import BENCHMARKS, RESULTS, module_of
 from benchmarks.exits import NEVER
 from benchmarks.page import build, gallery
 from benchmarks.page.build import command, papers, stored
 from benchmarks.page.comparisons import Comparison, compare
 from benchmarks.page.frontier import Axis
+from benchmarks.page.gaps import PATCHRANK_SEEDS, UNTRAINED, untrained
 from benchmarks.page.markup import conditions, markdown
 from benchmarks.sweep import BINS, margins, sweep
 from tests.benchmarks.samples import COSTS, PICTURES, outcomes, write_results
@@ -77,6 +78,58 @@ def test_every_table_and_figure_is_there_with_its_command(sample):
             assert made_by in said
     for name in BENCHMARKS:
         assert command(name) in said
+
+
+def test_a_table_without_a_number_of_ours_shows_the_papers_and_does_not_count_as_run(tmp_path):
+    for ending in ("json", "md"):
+        name = f"mlip-table4.{ending}"
+        (tmp_path / name).write_text((RESULTS / name).read_text())
+    page = build(tmp_path)
+    (listed,) = re.findall(r'<h2 id="not-run".*?</section>', page, re.S)
+    assert 'id="mlip-table4"' in page and "<td" in page and "98.5" in page
+    assert "<dd>0 of " in page and "not run: <code>lightning fit -c mlip/yfcc15m.yaml</code>" in page
+    rows = [unescape(re.sub("<[^>]+>", "|", row)) for row in listed.split("<tr>") if "MLIP, Table 4" in row]
+    assert ["36 of its numbers" in rows[0], "lightning fit" in rows[0]] == [True, True]
+    assert "36 of its numbers" in rows[1] and "SLIP, DeCLIP, UniCLIP" in rows[1] and "–" in rows[1]
+
+
+def test_what_a_result_lacks_is_listed_with_what_would_make_it():
+    def lacking(result, name):
+        return list(untrained(name, result, "train"))
+
+    seeds = {"0": {}, "1": {}}
+    rows = [
+        {"method": "CLIP", "run": "clip", "seeds": seeds},
+        {"method": "MLIP, 90 %", "run": "mlip-90", "seeds": {}},
+        {"method": "FILIP", "run": "filip", "seeds": {}},
+        {"method": "SLIP", "run": None, "seeds": {}},
+    ]
+    ablation = {"planned": [0, 1, 2], "rows": rows}
+    assert lacking(ablation, "mlip-table3") == [
+        ("1 of 3 runs are missing: CLIP", "train"),
+        ("3 of 3 runs are missing: MLIP, 90 %; FILIP", "train"),
+    ]
+    assert lacking({"planned": 2, "rows": rows[:1]}, "mlip-table10") == []
+    rows = [
+        {"row": "random", "accuracy": {"blur": [0.5]}},
+        {"row": "A-ViT", "accuracy": {"blur": [0.5, 0.5, 0.5], "sketch": [0.5]}},
+    ]
+    assert lacking({"rows": rows}, "patchrank-table1") == [("2 of 3 runs are missing: A-ViT", "train")]
+    whole, two = ([{"keep": 1.0, "accuracy": [0.5]}, {"keep": 0.9, "accuracy": [0.5] * seeds}] for seeds in (3, 2))
+    curves = [{"curve": "Patch Ranking", "points": points} for points in (whole, two, two)]
+    assert lacking({"rows": curves[:1]}, "patchrank-fig1") == []
+    assert lacking({"rows": curves}, "patchrank-fig1") == [("1 of 3 runs are missing: Patch Ranking", "train")]
+    assert lacking({"conditions": {"seeds": 3}}, "patchrank-fig5") == []
+    assert lacking({"missing": {"MLIP": "train it"}}, "frontier") == [("MLIP was not trained", "train it")]
+    ((_, commands),) = lacking({"embedded": None}, "waveclip-highres")
+    assert commands.split(" && ") == list(module_of("waveclip_highres").COMMANDS)
+    assert lacking({"embedded": {}}, "waveclip-highres") == lacking({}, "speed") == []
+
+
+def test_the_rows_that_are_trained_are_known():
+    table = module_of("patchrank_tables")
+    assert len(module_of("patchrank_tasks").SEEDS) == PATCHRANK_SEEDS
+    assert set(UNTRAINED) == {name for name, source in table.ROWS.items() if "{seed}" not in source.file}
 
 
 def test_contents_name_benchmarks_or_say_why_not():
@@ -172,6 +225,11 @@ def test_every_printed_number_of_table_2_stands_beside_ours():
         own = [each for each in found if each.what.startswith(row["method"])]
         assert {each.paper for each in own} >= {row["paper_gflops"], row["paper_accuracy"]}
         assert {row["gmacs"], row["gmacs_paper"]} <= {each.ours for each in own}
+    saved = {each.paper: each.ours for each in found if "saved" in each.what}
+    assert saved == {
+        16.8: pytest.approx(result["paper_scale"]["savings"]["gmacs"]),
+        30.6: pytest.approx(33.15, abs=0.01),
+    }
     assert compare("speed", {}) == []
 
 
@@ -183,12 +241,26 @@ def test_an_ablation_is_compared_by_what_it_gains():
         {"method": "extra", "run": "extra", "paper": {}, "seeds": {}},
     ]
     found = {each.what: each for each in compare("mlip-table6", {"rows": rows})}
-    assert found["DeCLIP, zero-shot"].ours is None and found["CLIP, zero-shot"].ours == pytest.approx(51)
-    gain = found["MLIP against CLIP"]
+    assert found["DeCLIP, zero-shot"].cells()[1:] == ["47.9", "not part of this suite", "–"]
+    assert found["CLIP, zero-shot"].ours == pytest.approx(51)
+    gain = found["MLIP against CLIP, zero-shot"]
     assert (gain.paper, gain.ours, gain.same) == (pytest.approx(2.1), pytest.approx(3), False), (
         "the seed that both have"
     )
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("number", [3, 5, 6, 7, 8])
+def test_every_printed_number_of_an_ablation_stands_beside_ours(number):
+    rows = json.loads((RESULTS / f"mlip-table{number}.json").read_text())["rows"]
+    found = {each.what: each for each in compare(f"mlip-table{number}", {"rows": rows})}
+    known = [each for what, each in found.items() if " against " not in what]
+    assert sorted(each.paper for each in known) == sorted(value for row in rows for value in row["paper"].values())
+    for row in rows:
+        for key, title in (("i2t", "I2T R@1"), ("t2i", "T2I R@1")):
+            if key in row["paper"] and row["seeds"]:
+                ours = [100 * seed[key] for seed in row["seeds"].values()]
+                assert found[f"{row['method']}, {title}"].ours == pytest.approx(sum(ours) / len(ours))
 
 
 def test_evaluated_tables_are_compared_cell_by_cell():
@@ -197,13 +269,37 @@ def test_evaluated_tables_are_compared_cell_by_cell():
     assert [(each.what, each.paper, each.ours) for each in found] == [
         ("MLIP, C10", 65.8, 65.0),
         ("MLIP, F101", 48.5, None),
+        ("MLIP, mean of 3", 57.2, None),
     ]
 
 
 def test_hours_are_compared_by_their_ratio():
-    printed = [{"method": "CLIP", "gpu_hours": 361}, {"method": "MLIP", "gpu_hours": 370}]
-    (found,) = compare("mlip-table10", {"paper": printed, "rows": [{"run": "mlip", "of_reference": 1.4}]})
-    assert found.cells()[1:] == ["1.02", "1.40", "other scale"]
+    printed = module_of("mlip_table9").paper()["table10"]
+    rows = [
+        {"run": "clip", "of_reference": 1.0, "seeds": [0.39, 0.41]},
+        {"run": "mlip", "of_reference": 1.4, "seeds": [0.42]},
+    ]
+    found = {each.what: each.cells() for each in compare("mlip-table10", {"paper": printed, "rows": rows})}
+    assert found["MLIP's training, in CLIP's time (ours: a step's)"][1:] == ["1.02", "1.40", "other scale"]
+    assert found["MLIP's zero-shot for its time, in CLIP's"][1:] == ["1.10", "0.75", "other scale"]
+    assert found["CLIP, zero-shot"] == ["CLIP, zero-shot, %", "16.3", "40.0", "other scale"]
+    assert found["SLIP, training"] == ["SLIP, training, GPU hours", "488", "not part of this suite", "–"]
+    rows[0]["seeds"] = []
+    found = {each.what: each.ours for each in compare("mlip-table10", {"paper": printed, "rows": rows})}
+    assert found["MLIP's zero-shot for its time, in CLIP's"] is found["CLIP, zero-shot"] is None
+
+
+def test_the_printed_numbers_beside_costs_are_there_too():
+    table9 = json.loads((RESULTS / "mlip-table9.json").read_text())
+    found = [each.paper for each in compare("mlip-table9", table9)]
+    assert {value for row in table9["paper"] for value in row.values() if not isinstance(value, str)} == set(found)
+    costs = compare("patchrank-costs", json.loads((RESULTS / "patchrank-costs.json").read_text()))
+    assert [each.cells()[1:] for each in costs] == [
+        ["16.80", "17.58", "+4.7 %"],
+        ["16.80", "16.87", "+0.4 %"],
+        ["16.80", "12.28", "-26.9 %"],
+        ["16.80", "11.90", "-29.2 %"],
+    ]
 
 
 def test_patch_rankings_losses_and_means_stand_beside_ours():
