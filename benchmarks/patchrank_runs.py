@@ -98,6 +98,7 @@ def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
     depth = load_architecture(task.architecture)["text_cfg"]["layers"]
     file = f"retrain/patchrank/{name_of(task, 'predictor', seed)}/weights.safetensors"
     model = {"kind": kind, "depth": depth, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
+    model |= {"words": task.words, "template": task.template}
     run = _run(task, f"{kind}-{keep}", "prompts", seed, model, {})
     there = str((runs_directory() / file).absolute())
     return replace(run, places=("--model.init_args.predictor", there) if keep < 1 else ())
