@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from benchmarks.fashion_mnist import ATTRIBUTION as FASHION_ATTRIBUTION
@@ -37,6 +38,7 @@ from common.data.embedded import ATTRIBUTION
 from common.paths import runs_directory
 
 RESULTS = RETRAINED / "patchrank"
+ROOT = Path(__file__).parent.parent
 KINDS = {"text": "T", "coupled": "V+T"}
 """Kinds of prompts, and what the paper calls them."""
 TUNED_AT = (1.0, KEEP)
@@ -98,7 +100,10 @@ def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
     depth = load_architecture(task.architecture)["text_cfg"]["layers"]
     file = f"retrain/patchrank/{name_of(task, 'predictor', seed)}/weights.safetensors"
     model = {"kind": kind, "depth": depth, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
-    model |= {"words": task.words, "template": task.template}
+    stated = yaml.safe_load((ROOT / RECIPES["prompts"]).read_text())["model"]["init_args"]
+    words = {"words": task.words, "template": task.template}
+    # The recipe's own are not repeated: on a command line {} alone is an empty mapping.
+    model |= {name: said for name, said in words.items() if said != stated[name]}
     run = _run(task, f"{kind}-{keep}", "prompts", seed, model, {})
     there = str((runs_directory() / file).absolute())
     return replace(run, places=("--model.init_args.predictor", there) if keep < 1 else ())
