@@ -28,7 +28,18 @@ from benchmarks.patchrank_evaluate import (
     evaluate_prompts,
     evaluate_transfer,
 )
-from benchmarks.patchrank_tasks import COMMITTED, FOR_ALL, KEEP, PLAIN, RECIPES, SEEDS, TASKS, Task, search
+from benchmarks.patchrank_tasks import (
+    COMMITTED,
+    FOR_ALL,
+    KEEP,
+    PLAIN,
+    RECIPES,
+    SEEDS,
+    TASKS,
+    Task,
+    pruned_depth,
+    search,
+)
 from benchmarks.retrain import RECIPES as MINUTES
 from benchmarks.retrain import RESULTS as RETRAINED
 from benchmarks.retrain import Run, work
@@ -87,8 +98,11 @@ def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any]
 def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) -> Run:
     """A training on a task's pictures without labels."""
     vision = load_architecture(task.architecture)["vision_cfg"]
+    tokens = (vision["image_size"] // vision["patch_size"]) ** 2
     if recipe == "predictor":
-        model |= search((vision["image_size"] // vision["patch_size"]) ** 2)
+        model |= search(tokens)
+    else:
+        model["depth"] = pruned_depth(tokens, vision["layers"])
     return _run(task, what, recipe, seed, model, {"shots": task.shots})
 
 

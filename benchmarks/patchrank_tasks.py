@@ -25,6 +25,7 @@ from common.data.classification_module import ClassificationDataModule
 from common.data.pictures import loader
 from common.evaluation import wilson_interval
 from common.zeroshot import fill, similarity
+from patchrank.scores import keep_count
 
 PICTURES = 4000
 """Test pictures of a task at most, the first ones."""
@@ -44,6 +45,12 @@ def search(tokens: int) -> dict[str, int]:
     Half of them are gone after the last. The embedding loses less than by a ranking in one shot, at twice the cost.
     """
     return {"rounds": 3, "removed_per_round": tokens // 6}
+
+
+def pruned_depth(tokens: int, layers: int) -> float:
+    """How many of a tower's blocks a token goes through on average when the predictor prunes N patch tokens here."""
+    kept = (1 + keep_count(KEEP, tokens)) / (1 + tokens)
+    return round(PRUNE_LAYER + (layers - PRUNE_LAYER) * kept, 1)
 
 
 @dataclass(frozen=True)
