@@ -202,9 +202,10 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     together = [f"{found['pictures']} ({found['model']})" for found in timed]
     note = (
         f"Image tower of {result['model']}; {stated['dtype']}, {stated['device']}, {stated['threads']} threads, "
-        f"medians of {result['rounds']} alternating rounds. *Given scores* is pruning alone, as for random and "
-        "golden orders; each method's own scoring is in its numbers. ToMe merges the same number in every block, so many that as many "
-        "tokens are gone over all blocks. A-ViT's cost depends on the picture, so it is measured where it is trained. "
+        f"medians of {result['rounds']} alternating rounds. *Given scores* is pruning alone, as for random and golden "
+        "orders; each method's own scoring is in its numbers. ToMe merges the same number in every block, so many that "
+        "as many tokens are gone over all blocks. A-ViT's cost depends on the picture, so it is measured where it is "
+        "trained. "
         "Golden rankings: feature preservation, sliding windows of 2x2, one round; a pass each is the whole tower at "
         "batch 1 for every "
         f"variant, timed on {', '.join(sampled)}; pictures ranked together: {', '.join(together)}."

@@ -64,6 +64,7 @@ def test_rows_hold_every_method_layer_and_rate_and_render(tower):
     assert counted[1]["gmacs_alone"] > 1.5 * counted[1]["gmacs"]
     result = {
         "model": "a tower",
+        "rounds": 1,
         "dense": {"gmacs": 1.0, "gmacs_paper": 0.9},
         "rows": rows,
         "golden": [counted[0], counted[1] | golden_time(tower, 1, 2, 3, 1, 1.6)],
