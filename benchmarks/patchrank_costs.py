@@ -68,12 +68,12 @@ def methods(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def pruning(
-    tower: ImageTower, keeps: Sequence[float], batches: Mapping[bool, int], rounds: Mapping[bool, int]
+    tower: ImageTower, keeps: Sequence[float], batches: Mapping[bool, int], rounds: int
 ) -> list[dict[str, Any]]:
     """A row for each layer, keep rate and method, and what it saves against all tokens, in GMACs and in time.
 
-    batches, rounds: images in a timed batch and how often it is timed, of the predictor (True), which has to keep the
-        rule of ``FOLLOWS``, and of the others (False).
+    batches: images in a timed batch of the predictor (True), which has to keep the rule of ``FOLLOWS``, and of the
+        others (False).
     """
     size = tower.image_size
     images = torch.randn(max(batches.values()), 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -85,7 +85,7 @@ def pruning(
             chosen = {key: model for key, model in built.items() if (key[0] == PREDICTOR) == ours}
             calls = {DENSE: tower, **chosen}
             some = images[:batch]
-            taken = alternate({key: partial(model, some) for key, model in calls.items()}, rounds[ours])
+            taken = alternate({key: partial(model, some) for key, model in calls.items()}, rounds)
             for (name, keep), model in chosen.items():
                 macs = count_macs(model, images[:1])
                 rows.append(
@@ -163,10 +163,10 @@ def run(smoke: bool = False) -> dict[str, Any]:
     stated = conditions("paper and embedded", seeds=None, dtype="float32", weights="random; committed")
     small = models()[0].image_tower
     if smoke:
-        tower, name, keeps, batches, rounds = small, "embedded", (0.6,), {True: 1, False: 1}, {True: 1, False: 1}
+        tower, name, keeps, batches, rounds = small, "embedded", (0.6,), {True: 1, False: 1}, 1
     else:
         tower, name = BASELINES[TEACHER].build().image_tower, "ViT-B/16, random weights"
-        keeps, batches, rounds = KEEPS, {True: 8, False: 1}, {True: 3, False: 1}
+        keeps, batches, rounds = KEEPS, {True: 8, False: 1}, 3
     dense = count_macs(tower, torch.zeros(1, 3, tower.image_size, tower.image_size))
     large = [{"model": name, **golden_cost(tower, layer)} for layer in LAYERS]
     large[LAYERS.index(TIMED_LAYER)] |= golden_time(tower, TIMED_LAYER, 1, SAMPLE, 1, 1.6)
@@ -175,6 +175,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "name": "patchrank-costs",
         "conditions": stated,
         "model": name,
+        "rounds": rounds,
         "dense": {"gmacs": dense.gmacs, "gmacs_paper": dense.gmacs_paper},
         "rows": pruning(tower, keeps, batches, rounds),
         "golden": [*large, {"model": "embedded, committed weights", **golden_cost(small, PRUNE_LAYER), **timed}],
@@ -201,9 +202,10 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     together = [f"{found['pictures']} ({found['model']})" for found in timed]
     note = (
         f"Image tower of {result['model']}; {stated['dtype']}, {stated['device']}, {stated['threads']} threads, "
-        "medians of alternating rounds. *Given scores* is pruning alone, as for random and golden orders; each "
-        "method's own scoring is in its numbers. ToMe merges the same number in every block, so many that as many "
-        "tokens are gone over all blocks. A-ViT's cost depends on the picture, so it is measured where it is trained. "
+        f"medians of {result['rounds']} alternating rounds. *Given scores* is pruning alone, as for random and golden "
+        "orders; each method's own scoring is in its numbers. ToMe merges the same number in every block, so many that "
+        "as many tokens are gone over all blocks. A-ViT's cost depends on the picture, so it is measured where it is "
+        "trained. "
         "Golden rankings: feature preservation, sliding windows of 2x2, one round; a pass each is the whole tower at "
         "batch 1 for every "
         f"variant, timed on {', '.join(sampled)}; pictures ranked together: {', '.join(together)}."

@@ -185,7 +185,7 @@ def evaluate_prompts(weights: Path, task: Task, kind: str, keep: float, seed: in
         own.prompts.save(COMMITTED / f"{task.name.lower()}_prompts.safetensors")
     keeps = KEEPS if keep < 1 else (keep,)
     towers = {str(of): own.at(of) for of in keeps}
-    classes = embed_prompts(model, task.module.class_prompts)
+    classes = embed_prompts(model, task.tuned_prompts)
     val = of_towers({str(keep): own}, task.pictures("val", 1000), size, classes)
     found = {"val": val, "test": of_towers(towers, task.pictures("test"), size, classes)}
     return found | (_losses("prompts", task, seed) if of_record else {})
@@ -201,9 +201,10 @@ def committed_answers(task: Task, count: int) -> dict[str, Tensor]:
     pictures, size = task.pictures("test", count), clip.image_tower.image_size
     found = {}
     tuned = Prompts.load(COMMITTED / f"{name}_prompts.safetensors")
-    for run, prompts in (("predictor", None), (f"coupled-{KEEP}", tuned)):
+    untuned = ("predictor", None, task.module.class_prompts)
+    for run, prompts, texts in (untuned, (f"coupled-{KEEP}", tuned, task.tuned_prompts)):
         model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor, KEEP, PRUNE_LAYER, prompts))
-        classes = embed_prompts(model, task.module.class_prompts)
+        classes = embed_prompts(model, texts)
         found |= answers({f"{name}-{run}-seed0": plain(model.tower)}, pictures, size, classes)
     return found
 

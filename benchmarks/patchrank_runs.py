@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from benchmarks.fashion_mnist import ATTRIBUTION as FASHION_ATTRIBUTION
@@ -27,7 +28,18 @@ from benchmarks.patchrank_evaluate import (
     evaluate_prompts,
     evaluate_transfer,
 )
-from benchmarks.patchrank_tasks import COMMITTED, FOR_ALL, KEEP, PLAIN, RECIPES, SEEDS, TASKS, Task, search
+from benchmarks.patchrank_tasks import (
+    COMMITTED,
+    FOR_ALL,
+    KEEP,
+    PLAIN,
+    RECIPES,
+    SEEDS,
+    TASKS,
+    Task,
+    pruned_depth,
+    search,
+)
 from benchmarks.retrain import RECIPES as MINUTES
 from benchmarks.retrain import RESULTS as RETRAINED
 from benchmarks.retrain import Run, work
@@ -37,6 +49,7 @@ from common.data.embedded import ATTRIBUTION
 from common.paths import runs_directory
 
 RESULTS = RETRAINED / "patchrank"
+ROOT = Path(__file__).parent.parent
 KINDS = {"text": "T", "coupled": "V+T"}
 """Kinds of prompts, and what the paper calls them."""
 TUNED_AT = (1.0, KEEP)
@@ -85,8 +98,11 @@ def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any]
 def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) -> Run:
     """A training on a task's pictures without labels."""
     vision = load_architecture(task.architecture)["vision_cfg"]
+    tokens = (vision["image_size"] // vision["patch_size"]) ** 2
     if recipe == "predictor":
-        model |= search((vision["image_size"] // vision["patch_size"]) ** 2)
+        model |= search(tokens)
+    else:
+        model["depth"] = pruned_depth(tokens, vision["layers"])
     return _run(task, what, recipe, seed, model, {"shots": task.shots})
 
 
@@ -98,6 +114,10 @@ def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
     depth = load_architecture(task.architecture)["text_cfg"]["layers"]
     file = f"retrain/patchrank/{name_of(task, 'predictor', seed)}/weights.safetensors"
     model = {"kind": kind, "depth": depth, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
+    stated = yaml.safe_load((ROOT / RECIPES["prompts"]).read_text())["model"]["init_args"]
+    words = {"words": task.words, "template": task.template}
+    # The recipe's own are not repeated: on a command line {} alone is an empty mapping.
+    model |= {name: said for name, said in words.items() if said != stated[name]}
     run = _run(task, f"{kind}-{keep}", "prompts", seed, model, {})
     there = str((runs_directory() / file).absolute())
     return replace(run, places=("--model.init_args.predictor", there) if keep < 1 else ())

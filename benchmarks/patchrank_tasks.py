@@ -24,7 +24,8 @@ from common.data.classification import ClassificationSet
 from common.data.classification_module import ClassificationDataModule
 from common.data.pictures import loader
 from common.evaluation import wilson_interval
-from common.zeroshot import similarity
+from common.zeroshot import fill, similarity
+from patchrank.scores import keep_count
 
 PICTURES = 4000
 """Test pictures of a task at most, the first ones."""
@@ -46,6 +47,12 @@ def search(tokens: int) -> dict[str, int]:
     return {"rounds": 3, "removed_per_round": tokens // 6}
 
 
+def pruned_depth(tokens: int, layers: int) -> float:
+    """How many of a tower's blocks a token goes through on average when the predictor prunes N patch tokens here."""
+    kept = (1 + keep_count(KEEP, tokens)) / (1 + tokens)
+    return round(PRUNE_LAYER + (layers - PRUNE_LAYER) * kept, 1)
+
+
 @dataclass(frozen=True)
 class Task:
     """A task by the name that tables show.
@@ -53,6 +60,7 @@ class Task:
     data: by the name under which ``common.data.lookup`` finds it.  architecture, weights: of its CLIP.
     shots: of each class, that predictor and A-ViT learn from, which need no labels; prompts always have 16.
     held_out: training pictures that validate, where the data has no val split.
+    words, template: what the text prompts start as, and the class prompt that follows them.
     """
 
     name: str
@@ -61,6 +69,8 @@ class Task:
     weights: Path = TEACHER
     shots: int = 16
     held_out: int | None = None
+    words: str = "a small"
+    template: str = "{}"
 
     def missing(self) -> str | None:
         """What is not there that the task needs, or None."""
@@ -82,6 +92,11 @@ class Task:
         """The data, read once in a process."""
         return _module(self)
 
+    @property
+    def tuned_prompts(self) -> list[str]:
+        """One text a class, as tuned text prompts precede it."""
+        return [fill(self.template, name) for name in self.module.class_names]
+
     def pictures(self, split: str, count: int = PICTURES) -> ClassificationSet:
         """The first pictures of "val" or "test"."""
         found = getattr(self.module, f"{split}_pictures")
@@ -102,6 +117,8 @@ FASHION = Task(
     WEIGHTS / "fashion_mnist_clip.safetensors",
     shots=160,
     held_out=5000,
+    words="a photo",
+    template="of a {}.",
 )
 TASKS = (*STYLES, FASHION)
 PLAIN = Task("plain", "embedded-plain", shots=4)

@@ -53,7 +53,7 @@ def test_all_methods_lose_about_as_many_tokens(tower):
 
 
 def test_rows_hold_every_method_layer_and_rate_and_render(tower):
-    rows = pruning(tower, (0.5,), {True: 1, False: 2}, {True: 2, False: 1})
+    rows = pruning(tower, (0.5,), {True: 1, False: 2}, 1)
     assert len(rows) == 2 * 5 and {row["batch"] for row in rows if row["method"] == PREDICTOR} == {1}
     by = {(row["layer"], row["keep"], row["method"]): row for row in rows}
     assert by[3, 0.5, PREDICTOR]["fewer_gmacs"] < by[0, 0.5, PREDICTOR]["fewer_gmacs"]
@@ -64,6 +64,7 @@ def test_rows_hold_every_method_layer_and_rate_and_render(tower):
     assert counted[1]["gmacs_alone"] > 1.5 * counted[1]["gmacs"]
     result = {
         "model": "a tower",
+        "rounds": 1,
         "dense": {"gmacs": 1.0, "gmacs_paper": 0.9},
         "rows": rows,
         "golden": [counted[0], counted[1] | golden_time(tower, 1, 2, 3, 1, 1.6)],
