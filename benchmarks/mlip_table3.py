@@ -7,8 +7,8 @@ _TABLE = Table(
     reference="clip",
     reading=(
         "A row's steps show 25,600 pictures: none twice where all 60,000 are read, each about twice of 20 % and eight "
-        "to nine times of 5 %. The common start has seen all of them, so a row that reads fewer has lost less here than "
-        "one trained on those alone. The paper does not say which part it keeps; here it is the first shards."
+        "to nine times of 5 %. The common start has seen all of them, so a row that reads fewer has lost less here "
+        "than one trained on those alone. The paper does not say which part it keeps; here it is the first shards."
     ),
 )
 run, render = _TABLE.run, _TABLE.render
