@@ -8,13 +8,24 @@ from scipy.stats import ttest_1samp
 
 from benchmarks import mlip_ablations
 from benchmarks.__main__ import module_of
-from benchmarks.mlip_ablations import BASELINE, COMMAND, MODEL, RECIPE, ROWS, TABLES, evaluate, rows_of, runs
+from benchmarks.mlip_ablations import (
+    BASELINE,
+    COMMAND,
+    MODEL,
+    RECIPE,
+    ROWS,
+    TABLES,
+    batch_size,
+    evaluate,
+    rows_of,
+    runs,
+)
 from benchmarks.mlip_table9 import paper
 from benchmarks.mlip_tables import interval
 from benchmarks.retrain import RECIPES
 from common.cli import main as lightning
 from common.clip import CLIP
-from common.data.embedded import EmbeddedDataModule
+from common.data.embedded import SPLITS, EmbeddedDataModule
 from common.data.lookup import Captioned, Labelled
 from common.testing import TINY_CAPTIONS, tiny_architecture
 from mlip.guide import Guide
@@ -36,6 +47,12 @@ def test_rows_are_trained_once_and_all_together_keep_to_the_budget():
     assert {name for table in TABLES for name in rows_of(table)} == set(ROWS)
     settings = [tuple(sorted(changed.items(), key=str)) for changed in ROWS.values()]
     assert len(set(map(str, settings))) == len(ROWS), "two rows are the same training"
+
+
+def test_a_row_that_reads_fewer_pictures_sees_them_again():
+    shown = runs(ROWS)[0].steps * batch_size()
+    fractions = {changed["train_fraction"] for changed in ROWS.values() if "train_fraction" in changed}
+    assert fractions and all(shown > fraction * SPLITS["train"][0] for fraction in fractions)
 
 
 @pytest.mark.parametrize("name", [name for name, changed in ROWS.items() if "train_fraction" not in changed])
