@@ -5,7 +5,6 @@ Shapes: K pieces, G×G frequencies, V = G/2 + 1 columns of the half spectrum, D 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -29,20 +28,25 @@ def whole(half: Tensor) -> Tensor:
     return torch.cat([half, mirrored], dim=-1)
 
 
-UNTRAINED = math.sqrt(4 / math.pi - 1)
-"""Deviation over mean of an untrained channel's gain, a Rayleigh variable."""
-
-
-def start_gain(pieces: int) -> float:
-    """The mean modulus of the gain of untrained pieces, complex normal of deviation 0.02 in both parts."""
-    return 0.02 * math.sqrt(2 * pieces) * math.sqrt(math.pi / 2)  # 2² Σ cos² = 2K, by equation 10's factor
-
-
 def rings(gain: Tensor) -> dict[str, float]:
     """Moduli [G,G,D] -> their mean at each distance from frequency 0, rounded to whole numbers."""
     along = torch.fft.fftfreq(len(gain), 1 / len(gain))
     radius = (along[:, None] ** 2 + along**2).sqrt().round().long()
     return {str(ring): gain[radius == ring].mean().item() for ring in range(int(radius.max()) + 1)}
+
+
+def uneven(gain: Tensor) -> Tensor:
+    """Moduli [G,G,D] -> each channel's deviation between frequencies over its mean, [D]."""
+    return gain.flatten(0, 1).std(0) / gain.flatten(0, 1).mean(0)
+
+
+@torch.no_grad()
+def untrained(layer: LegoFilter) -> dict[str, Any]:
+    """The same of a filter like this one before training; the frequencies that a real kernel ties have less."""
+    torch.manual_seed(0)
+    fresh = LegoFilter(layer.grid, layer.pieces.shape[3], len(layer.pieces))
+    gain = whole(fresh.gain().abs().movedim(-1, 0)).movedim(0, -1)
+    return {"rings": rings(gain), "deviation": uneven(gain).mean().item()}
 
 
 @torch.no_grad()
@@ -52,14 +56,14 @@ def spectra(layer: LegoFilter) -> dict[str, Any]:
         whole(half.abs().movedim(-1, -3)).movedim(-3, -1)  # [K,G,G,D] and [G,G,D]
         for half in (torch.view_as_complex(layer.pieces.float()), layer.gain())
     )
-    deviation = gain.flatten(0, 1).std(0) / gain.flatten(0, 1).mean(0)
+    deviation = uneven(gain)
     channels = deviation.topk(min(CHANNELS, gain.shape[-1])).indices
     shown = {f"piece {number + 1}": piece for number, piece in enumerate(pieces)} | {"filter": gain}
     return {
         "pieces": len(pieces),
-        "start": start_gain(len(pieces)),
         "rings": rings(gain),
         "deviation": deviation.mean().item(),
+        "start": untrained(layer),
         "channels": channels.tolist(),
         "shown": {
             name: np.round(part[..., channels].movedim(-1, 0).numpy(), 5).tolist() for name, part in shown.items()
@@ -82,20 +86,18 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     if missing := not_run(result):
         return missing
     names = list(result["layers"][0]["rings"])
-    lines = [
-        f"| Fourier layer | pieces | {' | '.join(f'gain at distance {name}' for name in names)} | at the start |",
-        f"|---|---:|{'---:|' * (len(names) + 1)}",
-    ]
+    heads = " | ".join(f"gain at distance {name}" for name in names)
+    lines = [f"| Fourier layer | pieces | | {heads} | uneven |", f"|---|---:|---|{'---:|' * (len(names) + 1)}"]
     for number, layer in enumerate(result["layers"], 1):
-        cells = [f"{layer['rings'][name]:.4f}" for name in names]
-        lines.append(f"| {number} | {layer['pieces']} | {' | '.join(cells)} | {layer['start']:.4f} |")
-    deviation = ", ".join(f"{layer['deviation']:.2f}" for layer in result["layers"])
+        for said, found in (("trained", layer), ("at the start", layer["start"])):
+            cells = [f"{found['rings'][name]:.4f}" for name in names]
+            lines.append(f"| {number} | {layer['pieces']} | {said} | {' | '.join(cells)} | {found['deviation']:.2f} |")
     grid = len(result["layers"][0]["mean"])
     note = (
         f"Embedded scale, the row `mlip` of the ablations, seed 0: mean modulus of the filter over all channels, by "
-        f"distance from frequency 0 on the {grid}×{grid} grid, beside what random pieces have everywhere. A channel's "
-        f"gain deviates between frequencies by {deviation} of its mean (an untrained one's by {UNTRAINED:.2f}). The "
-        f"figure shows the {CHANNELS} channels that deviate most, frequency 0 in the middle. The paper shows B/32's."
+        f"distance from frequency 0 on the {grid}×{grid} grid, beside a filter of random pieces. Uneven: the deviation "
+        "of a channel's gain between frequencies over its mean, averaged over channels. The figure shows the "
+        f"{CHANNELS} channels that deviate most, frequency 0 in the middle. The paper shows B/32's."
     )
     return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"mlip-fig6": _draw(result)}}
 

@@ -37,7 +37,7 @@ _FREE = set(
     """
     abs acos add addcdiv addcmul adaptive_max_pool2d alias all amax amin any argmax argmin argsort
     as_strided avg_pool2d avg_pool1d bernoulli bitwise_and bitwise_or broadcast_tensors broadcast_to
-    ceil clamp_max clamp_min clone complex concat conj cos cumsum diagonal diagonal_copy diff div elu
+    ceil clamp_max clamp_min clone complex concat conj _conj cos cumsum diagonal diagonal_copy diff div elu
     embedding empty_like erf exp expand_as expm1 exponential fill fft_fftshift fft_ifftshift flip
     frobenius_norm gelu hardsigmoid hardswish hardtanh imag index_add index_copy index_fill index_put
     index_select isfinite isinf isnan item le leaky_relu lerp lift_fresh linalg_vector_norm log log1p

@@ -1,6 +1,7 @@
 """MLIP's figures and its Table 10 on tiny models: their measures against slow ones, and that they say what was run."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from benchmarks import mlip_fig2, mlip_fig5, mlip_fig6, mlip_fig7, mlip_models, mlip_table10
 from benchmarks.__main__ import module_of
 from benchmarks.mlip_fig2 import RandomRemoval, layer_similarity, removal, token_similarity
-from benchmarks.mlip_fig6 import UNTRAINED, rings, spectra, start_gain, whole
+from benchmarks.mlip_fig6 import rings, spectra, whole
 from benchmarks.mlip_models import BASELINE, GUIDE, MAKE, MODEL, needing
 from common.clip import CLIP
 from common.reduction import ReductionContext
@@ -102,16 +103,17 @@ def test_rings_and_what_an_untrained_filter_has():
     torch.manual_seed(0)
     found = spectra(LegoFilter(6, 256))
     assert list(found["rings"]) == ["0", "1", "2", "3", "4"] and len(found["channels"]) == 6
-    for mean in found["rings"].values():
-        assert mean == pytest.approx(start_gain(2), rel=0.1)
-    assert found["deviation"] == pytest.approx(UNTRAINED, rel=0.1)
+    assert found["start"]["rings"] == pytest.approx(found["rings"], rel=0.1)  # another draw of the same
+    deviation = 0.02 * math.sqrt(2 * 2)  # of either part: 2² Σ cos² = 2K, by equation 10's factor
+    assert found["rings"]["0"] == pytest.approx(deviation * math.sqrt(2 / math.pi), rel=0.1)  # real: half a normal
+    assert found["rings"]["4"] < deviation * math.sqrt(math.pi / 2)  # some frequencies are tied to others
     assert np.shape(found["shown"]["piece 1"]) == np.shape(found["shown"]["filter"]) == (6, 6, 6)
     one = torch.zeros(4, 4, 1)
     one[0, 0], one[0, 2] = 3.0, 8.0  # at distances 0 and 2; eight cells are at 1 (and √2), three round to 2 (and √5)
     assert rings(one)["0"] == 3.0 and rings(one)["1"] == 0.0 and rings(one)["2"] > 0
     result = {"missing": [], "layers": [found]}
     rendered = mlip_fig6.render(json.loads(json.dumps(result)))
-    assert "| 1 | 2 |" in rendered["md"] and set(rendered["figures"]) == {"mlip-fig6"}
+    assert "| 1 | 2 | at the start |" in rendered["md"] and set(rendered["figures"]) == {"mlip-fig6"}
 
 
 def test_figure_7_counts_neighbours_of_one_name():
