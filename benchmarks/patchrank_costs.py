@@ -166,7 +166,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         tower, name, keeps, batches, rounds = small, "embedded", (0.6,), {True: 1, False: 1}, 1
     else:
         tower, name = BASELINES[TEACHER].build().image_tower, "ViT-B/16, random weights"
-        keeps, batches, rounds = KEEPS, {True: 8, False: 1}, 3
+        keeps, batches, rounds = KEEPS, {True: 6, False: 1}, 3
     dense = count_macs(tower, torch.zeros(1, 3, tower.image_size, tower.image_size))
     large = [{"model": name, **golden_cost(tower, layer)} for layer in LAYERS]
     large[LAYERS.index(TIMED_LAYER)] |= golden_time(tower, TIMED_LAYER, 1, SAMPLE, 1, 1.6)
