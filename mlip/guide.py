@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import read_record, read_state_dict, save_model
+from common.clip import load_state, read_record, read_state_dict, save_model
 from common.data.transforms import MEAN, STD
 from common.tower import Linear, fused_attention, residual
 
@@ -81,20 +81,11 @@ class Guide(nn.Module):
 
     def load_weights(self, path: str) -> None:
         """Load an encoder. ValueError: no file, one that would run code, or keys and shapes that do not fit."""
-        own, state = self.vit.state_dict(), read_state_dict(path)
+        state = read_state_dict(path)
         state = {key: value for key, value in state.items() if not key.startswith(("decoder_", "mask_token"))}
         if "pos_embed" in state:
             state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], self.vit.patch_embed.grid_size)
-        wrong = [f"missing {key}" for key in own.keys() - state.keys()]
-        wrong += [f"unknown {key}" for key in state.keys() - own.keys()]
-        wrong += [
-            f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own.keys() & state.keys()
-            if own[key].shape != state[key].shape
-        ]
-        if wrong:
-            raise ValueError(f"{path} does not fit a Guide of {self.sizes}: {'; '.join(sorted(wrong)[:4])}")
-        self.vit.load_state_dict(state)
+        load_state(self.vit, state, f"{path}, read as a Guide of {self.sizes},")
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the encoder with its sizes as one safetensors file."""
