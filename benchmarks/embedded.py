@@ -10,24 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.exits import Outcomes, headline, headline_lines, threshold_for
+from benchmarks import WEIGHTS
 from benchmarks.timing import seconds
-from benchmarks.wavecost import Cost, cost, exit_costs, expected
+from benchmarks.waveclip.costs import Cost, cost, exit_costs, expected
+from benchmarks.waveclip.exits import Outcomes, headline, headline_lines, threshold_for
 from common.clip import CLIP
 from common.conditions import conditions, digest
-from common.data.embedded import EmbeddedDataModule, class_names
-from common.evaluation import paired_difference, wilson_interval
+from common.data.embedded.module import EmbeddedDataModule, class_names
+from common.evaluate.accuracy import paired_difference, wilson_interval
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, MaxProbabilityGate, ProgressiveClassifier, WaveTower
 
-WEIGHTS = Path(__file__).parent / "weights"
 TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
 TEACHER_96, STUDENT_96 = WEIGHTS / "embedded_clip_96.safetensors", WEIGHTS / "embedded_waveclip_96.safetensors"
 """The same at 96 px, and of two levels: benchmarks/waveclip_highres.py."""

@@ -7,16 +7,17 @@ own a `lightning` command too (the cloud client does); what is not ours to run i
 
 import importlib
 import importlib.metadata
-import importlib.resources
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
+from common.recipes import own_error, resolve_configs
+
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = {name: f"common.{name}" for name in ("evaluate", "classify", "calibrate", "convert", "export", "doctor")}
+COMMANDS = {
+    "evaluate": "common.evaluate.command",
+    **{name: f"common.deploy.{name}" for name in ("classify", "calibrate", "convert", "export", "doctor")},
+}
 """Our own commands beside Lightning's, each a module with ``main(arguments) -> exit code``."""
 SIGTERM_EXIT_CODE = 128 + 15
 
@@ -64,41 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return 2
 
 
-def resolve_configs(argv: Sequence[str]) -> list[str]:
-    """A copy of `argv` in which the value of every `-c` and `--config` names an existing file.
-
-    A path is taken from the working directory first, then as `PACKAGE/FILE.yaml` inside the installed
-    packages. `sys.argv` stays as it was: the processes that DDP starts read it again.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    resolved = list(argv)
-    for i, argument in enumerate(argv):
-        flag, equals, value = argument.partition("=")
-        if flag not in ("-c", "--config"):
-            continue
-        if equals:
-            resolved[i] = f"{flag}={_config_path(value)}"
-        elif i + 1 < len(argv):
-            resolved[i + 1] = _config_path(argv[i + 1])
-    return resolved
-
-
-def _config_path(name: str) -> str:
-    if Path(name).is_file():
-        return name
-    package = Path(name).parts[:1]
-    if package and package[0] in PACKAGES:
-        packaged = importlib.resources.files(package[0]).joinpath(*Path(name).parts[1:])
-        if packaged.is_file():
-            return str(packaged)
-    raise ValueError(
-        f"no config file at {Path(name).absolute()}; give a local YAML file, or a packaged one such as "
-        "waveclip/embedded.yaml"
-    )
-
-
 def _other_lightning() -> importlib.metadata.EntryPoint | None:
     """The `lightning` console script that another installed distribution declares, if there is one."""
     scripts = importlib.metadata.entry_points(group="console_scripts", name="lightning")
@@ -131,24 +97,6 @@ def _train(argv: list[str]) -> int:
         # Lightning stops in good order and would report success; a scheduler must see that it was stopped.
         return SIGTERM_EXIT_CODE
     return 0
-
-
-def own_error(error: BaseException | None) -> BaseException | None:
-    """The error, or the one it was raised from, that this suite raised as a message for the user; None: neither.
-
-    The parser wraps what a constructor of model or data says.
-    """
-    while error is not None and not _raised_here(error):
-        error = error.__cause__
-    return error
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether the line that raised stands in one of this suite's packages: a message meant for the user."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]  # none for a cause that was only stated
-    # __spec__, not __name__: under `python -m common.cli` this module's __name__ is __main__.
-    spec = frames[-1].f_globals.get("__spec__") if frames else None
-    return spec is not None and spec.name.partition(".")[0] in PACKAGES
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.checkpoints import read_plain
 from common.tokenizer import Tokenizer, encode
 from common.tower import ImageTower, TextTower, resize_positions
 
@@ -32,6 +32,11 @@ _KEYS = {
 _TEXT_KEYS = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
 _POSITIONS = "image_tower.positional_embedding"
 _INITIAL_SCALE = 1 / 0.07
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Channel means of OpenAI's CLIP, for pixel values in [0, 1]; used by every model of the suite."""
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Channel standard deviations that belong to MEAN."""
 
 
 def load_architecture(name: str) -> dict[str, Any]:
@@ -248,13 +253,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{path} is no file of plain tensors, and opening it otherwise could run its code; save its "
-                "state dict alone, best as safetensors"
-            ) from error
+        state = read_plain(path)
         state = state.get("state_dict", state.get("model", state))
     for prefix in ("module.", "model.", "clip."):
         if all(key.startswith(prefix) for key in state):

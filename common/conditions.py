@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 _ROOT = Path(__file__).parent.parent
 
@@ -38,6 +39,15 @@ def digest(path: str | Path) -> str:
     """The first 16 hex digits of a file's SHA-256."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def state_digest(module: nn.Module, salt: str) -> str:
+    """16 hex digits that change with any weight, with a name in the state dict, and with ``salt``."""
+    found = hashlib.sha256(salt.encode())
+    for key, value in sorted(module.state_dict().items()):
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 _WRITTEN = (":!benchmarks/results", ":!benchmarks/weights")

@@ -1,14 +1,13 @@
 """LightningCLI as this suite uses it: models and data by class path, run folder, checkpoint precedence."""
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from common.checkpoints import read_plain
 from common.paths import runs_directory
 from common.prediction_file import PredictionFile
 from common.run_record import RunRecord
@@ -70,7 +69,8 @@ class RecipeCLI(LightningCLI):
         remembered = _hyper_parameters(path)
         typed = self.parser.parse_args(self._arguments, defaults=False)[subcommand].model
         class_path = remembered.pop("_class_path", typed.class_path)
-        if class_path != typed.class_path:
+        # Names alone: a class may have moved to another module since.
+        if class_path.rpartition(".")[2] != typed.class_path.rpartition(".")[2]:
             rank_zero_warn(
                 f"{path} was written by {class_path}, the configuration names {typed.class_path}: the "
                 "checkpoint's hyper-parameters are ignored, its weights are read."
@@ -81,7 +81,7 @@ class RecipeCLI(LightningCLI):
         if not unsaid:
             return
         rank_zero_info(f"from {path}: " + ", ".join(f"{name}={value!r}" for name, value in unsaid.items()))
-        model = {"class_path": class_path, "init_args": unsaid}
+        model = {"class_path": typed.class_path, "init_args": unsaid}
         self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
 
 
@@ -98,13 +98,6 @@ def _hyper_parameters(path: str) -> dict[str, Any]:
         raise ValueError(f"no checkpoint at {Path(path).absolute()} (--ckpt_path {path})")
     if Path(path).is_dir():  # a sharded checkpoint, which Lightning opens itself
         return {}
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{Path(path).absolute()} is not a checkpoint of tensors and plain values, and is not opened "
-            f"because unpickling it could run code ({str(error).splitlines()[0]})"
-        ) from error
-    hyper_parameters = dict(checkpoint.get("hyper_parameters", {}))
+    hyper_parameters = dict(read_plain(path).get("hyper_parameters", {}))
     hyper_parameters.pop("_instantiator", None)
     return hyper_parameters

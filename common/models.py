@@ -8,16 +8,14 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.clip import read_record, read_state_dict, tag_quick_gelu
-from common.conditions import digest
-from common.data.transforms import MEAN, STD
+from common.clip import MEAN, STD, read_record, read_state_dict, tag_quick_gelu
+from common.conditions import digest, state_digest
 from common.directory import TEXT, WEIGHTS, is_directory
 from common.directory import read as read_directory
 from common.text_model import TextModel
@@ -242,12 +240,3 @@ def _of_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> Mo
     found = state_digest(model, f"{name} {trained}")
     files = {path.name: digest(path)} if state is not None else {}
     return Model(f"{name} {path.stem}", "open_clip", size, wrapped, wrapped, {"image": found, "text": found}, files)
-
-
-def state_digest(module: nn.Module, salt: str) -> str:
-    """16 hex digits that change with any weight, with a name in the state dict, and with ``salt``."""
-    found = sha256(salt.encode())
-    for key, value in sorted(module.state_dict().items()):
-        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()[:16]

@@ -6,6 +6,7 @@ Shapes: B pairs, S image size, T text tokens, E joint dim, C classes.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -122,6 +123,9 @@ class CLIPPretraining(ContrastivePretraining):
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
     """
+
+    starts_from: ClassVar[dict[str, Any]] = {"weights": None}
+    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
 
     def __init__(
         self,

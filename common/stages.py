@@ -29,20 +29,23 @@ class Stage:
     outputs: tuple[str, ...]
 
 
-class _Whole(nn.Module):
+class EncodeImage(nn.Module):
+    """A model's ``encode_image`` as a module: all of its inference in one graph."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return (self.model.encode_image(*tensors),)
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """images [B,3,S,S] -> (z [B,E],)."""
+        return (self.model.encode_image(images),)
 
 
 def stages_of(model: nn.Module) -> list[Stage]:
     """The stages that a model with ``encode_image`` names by its own ``stages()``, else the one that is all of it."""
     if hasattr(model, "stages"):
         return model.stages()
-    return [Stage("image", _Whole(model), ("images",), ("embedding",))]
+    return [Stage("image", EncodeImage(model), ("images",), ("embedding",))]
 
 
 @torch.no_grad()

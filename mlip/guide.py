@@ -15,8 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import load_state, read_record, read_state_dict, save_model
-from common.data.transforms import MEAN, STD
+from common.clip import MEAN, STD, load_state, read_record, read_state_dict, save_model
 from common.tower import Linear, fused_attention, residual
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,6 +64,9 @@ class MLIPPretraining(ContrastivePretraining):
     """
 
     clip: MLIP
+
+    starts_from: ClassVar[dict[str, Any]] = {"weights": None, "image_layers": 0}
+    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Patch Ranking: keep the image tokens that a learned ranking puts first."""
 
 from patchrank.golden import GoldenRanking, golden_ranking
-from patchrank.modules import PromptTuning, RankPredictorTraining
 from patchrank.predictor import RankPredictor
+from patchrank.predictor_training import PromptTuning, RankPredictorTraining
 from patchrank.prompted import PromptedCLIP
 from patchrank.prompts import Prompts
 from patchrank.tower import PatchRankTower

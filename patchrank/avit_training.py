@@ -5,6 +5,8 @@ Shapes: B images, S image size, E joint dim.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from patchrank.avit import AViTTower, Halting, distribution_loss, ponder_loss
-from patchrank.trained_part import TrainedPart
+from patchrank.frozen_clip import TrainedPart
 
 
 class AViTTraining(TrainedPart):
@@ -35,6 +37,9 @@ class AViTTraining(TrainedPart):
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
     """
+
+    starts_from: ClassVar[dict[str, Any]] = {"weights": None}
+    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
 
     def __init__(
         self,

@@ -5,13 +5,13 @@ Shapes: B images, N patch tokens, D width.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
 from timm.models.mlp_mixer import MixerBlock
 from torch import Tensor, nn
 
+from common.checkpoints import read_plain
 from common.clip import read_record, read_state_dict, save_model
 from common.tower import ImageTower
 
@@ -88,8 +88,5 @@ def _checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """A training checkpoint's arguments and weights."""
     if not path.is_file():
         raise ValueError(f"no predictor at {path.absolute()}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is no checkpoint of plain values, and opening it could run code") from error
+    checkpoint = read_plain(path)
     return checkpoint.get("hyper_parameters", {}), checkpoint.get("state_dict", {})

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from common import directory, graphs
+from common import directory
 from common.cli import main
 from common.clip import CLIP
-from common.convert import from_checkpoint, trainings
-from common.deploy import load
-from common.export import TOLERANCE
+from common.deploy import graphs
+from common.deploy.convert import from_checkpoint, trainings
+from common.deploy.export import TOLERANCE
+from common.deploy.model import load
 from common.models import registered
 from common.pretraining import CLIPPretraining
 from mlip.guide import Guide

@@ -18,7 +18,7 @@ from common.clip import CLIP
 from common.data import catalogue
 from mlip import guide as guide_module
 from mlip.guide import Guide
-from patchrank import modules
+from patchrank import predictor_training as modules
 from patchrank.predictor import RankPredictor
 from tests.readme import ROOT
 from tests.test_configs import RECIPES

@@ -6,7 +6,7 @@ Shapes: B images, T text tokens, C classes or captions, E joint dim, D width, L 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -87,6 +87,9 @@ class WaveCLIPDistillation(LightningModule):
         token_weight: weight of the cosine distance between student's and teacher's last tokens. 0: none.
         fine_first_steps: steps at the beginning in which only the last level's loss counts.
     """
+
+    starts_from: ClassVar[dict[str, Any]] = {"weights": None, "first_levels": None}
+    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
 
     def __init__(
         self,

@@ -24,11 +24,11 @@ from lightning import LightningDataModule
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-from common.cli import own_error, resolve_configs
 from common.data.packing import MANIFEST, digest
 from common.data.reader import Damage, Shard, manifests, read_shard
 from common.data.shards import ShardDataModule
 from common.paths import runs_directory
+from common.recipes import own_error, resolve_configs
 
 SMALL = 2**31  # bytes of a split that are read in full without being asked to
 COLUMNS, ROWS, TILE, TEXT = 6, 4, 160, 44  # a sheet: tiles across and down, pixels of a picture and of its caption

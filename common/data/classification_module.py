@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.clip import load_architecture
 from common.data.classification import ClassificationSet
-from common.data.embedded import ATTRIBUTION
+from common.data.embedded.module import ATTRIBUTION
 from common.data.lookup import EMBEDDED_TASKS, Place, labelled_set, splits_of
 from common.data.pictures import loader
 from common.data.reader import caption_id, collate

@@ -15,9 +15,9 @@ from typing import Any
 from common.data import catalogue
 from common.data.catalogue import Entry
 from common.data.classification import ClassificationSet, classification_set, own_set
-from common.data.embedded import TEMPLATES, VIEWS, EmbeddedDataModule, class_names, indices, recipe_hash, scene
-from common.data.embedded_tasks import PER_NAME, TASKS, embedded_task
-from common.data.embedded_tasks import version as tasks_version
+from common.data.embedded.module import TEMPLATES, VIEWS, EmbeddedDataModule, class_names, indices, recipe_hash, scene
+from common.data.embedded.tasks import PER_NAME, TASKS, embedded_task
+from common.data.embedded.tasks import version as tasks_version
 from common.data.pictures import PictureSet
 from common.data.pictures import loader as picture_loader
 from common.data.retrieval import retrieval_set
@@ -37,7 +37,7 @@ EMBEDDED: dict[str, tuple[str, ...]] = {
 }
 """The embedded benchmark's splits by task, the default one first; "training" is what a linear probe learns from."""
 EMBEDDED_TASKS = {f"embedded-{task}": task for task in TASKS}
-"""The few-shot tasks of ``common.data.embedded_tasks`` by the names under which they are found here."""
+"""The few-shot tasks of ``common.data.embedded.tasks`` by the names under which they are found here."""
 
 
 @dataclass(frozen=True)

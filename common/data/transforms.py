@@ -15,12 +15,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-Transform = Callable[[Image.Image, Random], np.ndarray]
+from common.clip import MEAN, STD
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Channel means of OpenAI's CLIP, for pixel values in [0, 1]; used by every model of the suite."""
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Channel standard deviations that belong to MEAN."""
+Transform = Callable[[Image.Image, Random], np.ndarray]
 
 
 def eval_transform(image_size: int) -> Transform:

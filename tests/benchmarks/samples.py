@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.__main__ import RESULTS
-from benchmarks.exits import Outcomes
-from benchmarks.sweep import data_uri, margins, sweep
-from benchmarks.wavecost import Cost
+from benchmarks import RESULTS
+from benchmarks.waveclip.costs import Cost
+from benchmarks.waveclip.exits import Outcomes
+from benchmarks.waveclip.sweep import data_uri, margins, sweep
 from common.flops import Macs
 
 PICTURES = 500

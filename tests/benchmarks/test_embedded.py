@@ -7,8 +7,8 @@ import torch
 
 from benchmarks import embedded
 from benchmarks.embedded import counts, markdown, observe
-from benchmarks.exits import Outcomes
-from benchmarks.waveclip_fig4 import compare
+from benchmarks.waveclip.exits import Outcomes
+from benchmarks.waveclip.fig4 import compare_gates
 from common.clip import CLIP
 from common.testing import TINY_CAPTIONS
 from common.zeroshot import embed_prompts
@@ -103,7 +103,7 @@ def test_gates_compared_at_equal_shares():
     generator = torch.Generator().manual_seed(2)
     margin = torch.rand(200, generator=generator)
     coarse, fine = (torch.rand(200, generator=generator) < 0.5 for _ in range(2))
-    found = compare(Outcomes(margin, margin, coarse, fine, fine, coarse == fine))
+    found = compare_gates(Outcomes(margin, margin, coarse, fine, fine, coarse == fine))
     assert found["gates"]["margin"] == found["gates"]["maximum"]
     assert all(point["difference"] == (0.0, 0.0, 0.0) for point in found["points"])
     histograms = found["gates"]["margin"]["histograms"]

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks.__main__ import RESULTS
-from benchmarks.browser import Browser
-from benchmarks.page import build
+from benchmarks import RESULTS
+from benchmarks.report.browser import Browser
+from benchmarks.report.page import build
 from tests.benchmarks.samples import write_results
 
 WIDTHS = {"small phone": 320, "phone": 390, "tablet": 768, "desktop": 1280}

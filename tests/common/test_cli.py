@@ -16,8 +16,9 @@ import yaml
 from torch.utils.data import DataLoader
 
 from common import cli
-from common.cli import main, resolve_configs
+from common.cli import main
 from common.prediction_file import PredictionFile
+from common.recipes import resolve_configs
 
 MODULE_NAME = "boring_recipe_classes"
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from common import models
-from common.clip import CLIP, save_model
-from common.data.transforms import MEAN, STD
+from common.clip import CLIP, MEAN, STD, save_model
 from common.models import OpenClip, load_model, registered
 from waveclip import WaveTower
 

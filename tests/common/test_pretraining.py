@@ -11,8 +11,9 @@ from PIL import Image
 
 from common import contrastive
 from common.data.shards import ShardDataModule
+from common.data.smoke import write_shards
 from common.pretraining import CLIPPretraining
-from common.testing import TINY_CAPTIONS, tiny_architecture, write_shards
+from common.testing import TINY_CAPTIONS, tiny_architecture
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 

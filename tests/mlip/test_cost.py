@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.mlip_table9 import EncodeImage
+from benchmarks.mlip.table9 import EncodeImage
 from common.clip import load_architecture
 from common.flops import count_macs
 from mlip import PAPER_LAYERS, Guide, MLIPTower

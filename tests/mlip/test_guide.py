@@ -6,7 +6,7 @@ from timm import create_model
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from common.data.transforms import MEAN, STD
+from common.clip import MEAN, STD
 from mlip.guide import Guide, GuideAttention
 
 SMALL = {"image_size": 16, "patch_size": 8, "width": 32, "depth": 2, "heads": 2}

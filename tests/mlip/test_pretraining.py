@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from common.clip import CLIP
 from common.contrastive import info_nce
 from common.data.shards import ShardDataModule
+from common.data.smoke import write_shards
 from common.pretraining import CLIPPretraining
-from common.testing import TINY_CAPTIONS, tiny_architecture, write_shards
+from common.testing import TINY_CAPTIONS, tiny_architecture
 from mlip import pretraining
 from mlip.alignment import caption_mask, late_interaction, one_to_many, one_to_one
 from mlip.pretraining import MLIPPretraining

@@ -9,8 +9,9 @@ from torch import nn
 
 from common.clip import CLIP
 from common.data.shards import ShardDataModule
+from common.data.smoke import write_shards
 from common.flops import count_macs
-from common.testing import tiny_architecture, write_shards
+from common.testing import tiny_architecture
 from common.tower import ImageTower
 from patchrank.avit import AViTTower, Halting, distribution_loss, ponder_loss
 from patchrank.avit_training import AViTTraining

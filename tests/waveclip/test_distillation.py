@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from common.data.shards import ShardDataModule
-from common.testing import TINY_CAPTIONS, tiny_architecture, write_shards
+from common.data.smoke import write_shards
+from common.testing import TINY_CAPTIONS, tiny_architecture
 from waveclip import WaveCLIPDistillation
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}

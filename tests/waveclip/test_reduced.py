@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.wavecost import WavePath
+from benchmarks.waveclip.costs import WavePath
 from common.flops import count_macs
 from common.tower import ImageTower
 from mlip.merging import Merging

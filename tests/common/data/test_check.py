@@ -10,10 +10,11 @@ import yaml
 from PIL import Image
 
 from common.cli import main as lightning
-from common.data import embedded
 from common.data.check import main
+from common.data.embedded import module as embedded
 from common.data.shards import ShardDataModule
-from common.testing import TINY_CAPTIONS, tiny_architecture, write_shards
+from common.data.smoke import write_shards
+from common.testing import TINY_CAPTIONS, tiny_architecture
 
 
 @pytest.fixture

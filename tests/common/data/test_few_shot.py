@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.data import catalogue, embedded_tasks, lookup
+from common.data import catalogue, lookup
 from common.data.classification_module import ClassificationDataModule
+from common.data.embedded import tasks as embedded_tasks
 from common.testing import tiny_architecture
 from tests.common.data.miniature import small, write_food101, write_split_json
 

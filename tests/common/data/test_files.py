@@ -11,9 +11,9 @@ from PIL import Image
 
 from common.data.classification import own_set
 from common.data.files import decode, find_pictures, read_ahead
+from common.data.smoke import jpeg
 from common.data.transforms import eval_transform
 from common.data.write_shards import read_folder
-from common.testing import jpeg
 
 TRANSFORM = eval_transform(8)
 

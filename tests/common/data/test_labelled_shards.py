@@ -3,7 +3,8 @@
 import pytest
 
 from common.data.shards import ShardDataModule
-from common.testing import tiny_architecture, write_shards
+from common.data.smoke import write_shards
+from common.testing import tiny_architecture
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from common.data import catalogue, embedded
-from common.data.embedded import EmbeddedDataModule, class_names, indices, prompt, scene
+from common.data import catalogue
+from common.data.embedded import module as embedded
+from common.data.embedded.module import EmbeddedDataModule, class_names, indices, prompt, scene
 from common.data.lookup import EMBEDDED, Place, source, splits_of
 from common.zeroshot import fill
 from tests.common.data.miniature import paint, write_food101

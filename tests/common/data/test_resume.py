@@ -8,8 +8,9 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from common.data.reader import Decoder
 from common.data.shards import ShardDataModule
+from common.data.smoke import jpeg, write_shards
 from common.pretraining import CLIPPretraining
-from common.testing import TINY_CAPTIONS, jpeg, tiny_architecture, write_shards
+from common.testing import TINY_CAPTIONS, tiny_architecture
 
 STEPS = 15  # two epochs of 6 batches and half of a third
 SAVED = (1, 4, 6, 9)  # in an epoch's midst, after its last batch, in the second one

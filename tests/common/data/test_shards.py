@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from common.data.reader import Damage, Shard, ShardDataset, caption_id, expand, shuffled
 from common.data.shards import ShardDataModule
-from common.testing import jpeg, write_shards
+from common.data.smoke import jpeg, write_shards
 from tests.common.data.processes import validated_by_two
 
 

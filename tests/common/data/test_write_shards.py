@@ -15,7 +15,7 @@ from pyarrow import parquet
 from common.data import write_shards
 from common.data.packing import RECORDS, read_manifest, write_tar
 from common.data.reader import Damage, Shard, read_shard
-from common.testing import jpeg
+from common.data.smoke import jpeg
 
 
 @pytest.fixture

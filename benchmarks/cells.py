@@ -1,0 +1,108 @@
+"""Cells of tables: percentages, differences, intervals, and a paper's number beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from scipy.stats import t as student
+
+Result = dict[str, Any]
+"""What a benchmark found: plain values, as its JSON file holds them."""
+ELSEWHERE = ("SLIP", "DeCLIP", "UniCLIP")
+"""Methods that the papers compare with and that are not part of this suite."""
+_FORMATS = {
+    "GMACs": "{:.2f}",
+    "tokens": "{:g}",
+    "%": "{:.1f}",
+    "points": "{:+.1f}",
+    "times": "{:.2f}",
+    "GPU hours": "{:g}",
+    "% a GMAC": "{:.2f}",
+    "% an hour": "{:.2f}",
+}
+"""How a number of each unit is written."""
+
+
+class Comparison(NamedTuple):
+    """One number that a paper prints, and ours.
+
+    what: begins with the method, if it is of one.  ours: None where it was not run.  unit: one of ``_FORMATS``;
+    "points" are of 1 %, "times" as long or as much.  same: whether both are of the same thing. The embedded benchmark
+    stands in for the papers' data only in direction, so there no difference is taken.
+    """
+
+    what: str
+    paper: float
+    ours: float | None
+    unit: str
+    same: bool = True
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is of a method that this suite does not have."""
+        return self.what.startswith(ELSEWHERE)
+
+    def cells(self) -> list[str]:
+        """what, paper, ours, difference, as text."""
+        written = _FORMATS[self.unit].format
+        missing = "not part of this suite" if self.elsewhere else "not run"
+        ours = missing if self.ours is None else written(round(self.ours, 2))
+        return [f"{self.what}, {self.unit}", written(self.paper), ours, self._difference()]
+
+    def _difference(self) -> str:
+        if self.ours is None:
+            return "–"
+        if not self.same:
+            return "other scale"
+        if self.unit in ("GMACs", "tokens"):
+            return f"{round(100 * (self.ours / self.paper - 1), 1) + 0.0:+.1f} %"
+        return f"{self.ours - self.paper:+.1f}"
+
+
+def missing_runs(rows: Iterable[tuple[str, int, int]], command: str) -> Iterator[tuple[str, str]]:
+    """What rows of (name, runs there are, runs planned) lack, grouped by how many, with the command that makes them."""
+    lacking: dict[tuple[int, int], list[str]] = {}
+    for name, made, planned in rows:
+        if made < planned:
+            lacking.setdefault((planned - made, planned), []).append(name)
+    for (count, planned), names in lacking.items():
+        yield f"{count} of {planned} runs are missing: {'; '.join(dict.fromkeys(names))}", command
+
+
+def mean(values: Collection[float]) -> float | None:
+    """The mean; None of nothing."""
+    return fmean(values) if values else None
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean ± standard deviation of fractions, in %; of a single one, itself."""
+    text = f"{100 * fmean(values):.1f}"
+    return f"{text} ± {100 * stdev(values):.1f}" if len(values) > 1 else text
+
+
+def accuracy(fraction: float, interval: Sequence[float]) -> str:
+    """A fraction with its interval (low, high), in %."""
+    low, high = interval
+    return f"{100 * fraction:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def points(difference: Sequence[float] | None) -> str:
+    """A difference of fractions (middle, low, high), in points of 1 %; None: a dash."""
+    if difference is None:
+        return "–"
+    middle, low, high = (100 * value for value in difference)
+    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def saved(gmacs: float, dense: float) -> str:
+    """What a cost saves against the dense one, in %."""
+    return f"{100 * (1 - gmacs / dense):.1f} %"
+
+
+def student_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of at least two differences between paired runs, and Student's interval of it."""
+    middle, pairs = fmean(differences), len(differences)
+    half = student.ppf((1 + confidence) / 2, pairs - 1) * stdev(differences) / pairs**0.5
+    return middle, middle - half, middle + half

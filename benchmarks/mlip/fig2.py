@@ -1,0 +1,166 @@
+"""MLIP's Figure 2 at embedded scale: how alike tokens are after each layer, and what removing some at random costs.
+
+Shapes: B images, M images in all, N tokens, K patch tokens among them, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.embedded import PART, batches
+from benchmarks.mlip.models import BASELINE, COMPARED, MODEL, TITLES, models, needing, not_run
+from common.data.embedded.module import EmbeddedDataModule
+from common.evaluate.accuracy import paired_difference, wilson_interval
+from common.reduction import ReducedTower, ReductionContext
+from common.zeroshot import embed_prompts, similarity
+from mlip.model import MLIP
+from mlip.tower import MLIPTower
+
+KEEP = (0.75, 0.5, 0.25)
+PICTURES = 10 * PART
+
+
+def token_similarity(x: Tensor) -> Tensor:
+    """x [B,N,D] -> [B]: the mean cosine of the pairs of different tokens."""
+    tokens = x.shape[1]
+    together = F.normalize(x, dim=-1).sum(1).square().sum(-1)  # the sum over all pairs, each token with itself too
+    return (together - tokens) / (tokens * (tokens - 1))
+
+
+@torch.no_grad()
+def layer_similarity(tower: MLIPTower, images: Tensor) -> list[float]:
+    """``token_similarity`` of the patch tokens after each layer, the mean over images [B,3,S,S]."""
+    found: list[float] = []
+    entered: list[Tensor] = []
+    hooks = []
+    for block in (*tower.fourier, *tower.vit.transformer.resblocks):
+        class_tokens = 0 if block in tower.fourier else 1
+
+        def leave(module, given, change, class_tokens=class_tokens) -> None:
+            x = entered.pop() + change
+            found.append(token_similarity(x[:, class_tokens:]).mean().item())
+
+        # What leaves a block is what entered its last half step and what its MLP adds.
+        hooks.append(block.ln_2.register_forward_pre_hook(lambda module, given: entered.append(given[0])))
+        hooks.append(block.mlp.register_forward_hook(leave))
+    try:
+        tower.encode_image(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+class RandomRemoval:
+    """Keeps a share of the patch tokens, drawn anew in every picture."""
+
+    def __init__(self, keep: float, seed: int = 0) -> None:
+        self.keep, self.generator = keep, torch.Generator().manual_seed(seed)
+
+    def __call__(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
+        """x [B,N,D] -> the leading tokens and round(keep · K) of the K patch tokens, at least one."""
+        places = context.positions
+        order = torch.rand(places.shape, generator=self.generator).argsort(1).to(places.device)
+        return context.select(x, order[:, : max(round(self.keep * places.shape[1]), 1)])
+
+
+@torch.no_grad()
+def removal(clip: MLIP, loader: Iterable[Mapping[str, Any]], prompts: list[str]) -> dict[str, Any]:
+    """Zero-shot accuracy of a plain CLIP with all its tokens, and with some removed before each layer in turn."""
+    tower, classes = clip.image_tower.vit, embed_prompts(clip, prompts)
+    layers = range(len(tower.transformer.resblocks))
+    towers = {(keep, layer): ReducedTower(tower, {layer: RandomRemoval(keep)}) for keep in KEEP for layer in layers}
+    right: dict[Any, list[Tensor]] = {place: [] for place in ("all", *towers)}
+    for batch in track(loader, "removing tokens"):
+        for place, each in {"all": tower, **towers}.items():
+            right[place].append(similarity(each(batch["image"]), classes).argmax(1) == batch["label"])
+    whole, *_ = joined = [torch.cat(parts) for parts in right.values()]
+    rows = [
+        {"keep": keep, "layer": layer + 1, **_accuracy(found), "against_all": paired_difference(found, whole)}
+        for (keep, layer), found in zip(towers, joined[1:], strict=True)
+    ]
+    return {"all": _accuracy(whole), "removed": rows}
+
+
+def _accuracy(right: Tensor) -> dict[str, Any]:
+    correct = int(right.sum())
+    return {"accuracy": correct / len(right), "interval": wilson_interval(correct, len(right)), "pictures": len(right)}
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """Both panels from the committed weights on ``test`` (smoke: its first 250), or the commands that make them."""
+    return needing("mlip-fig2", (BASELINE, MODEL), lambda: _measure(250 if smoke else PICTURES), dtype="float32")
+
+
+def _measure(pictures: int) -> dict[str, Any]:
+    towers = {name: model.image_tower for name, model in models().items()}
+    found: dict[str, list[list[float]]] = {name: [] for name in towers}
+    for batch in batches("test", min(pictures, 2 * PART)):
+        for name, tower in towers.items():
+            found[name].append(layer_similarity(tower, batch["image"]))
+    alike = {name: [fmean(layer) for layer in zip(*parts, strict=True)] for name, parts in found.items()}
+    return {
+        "similarity": alike,
+        **removal(models()["clip"], batches("test", pictures), EmbeddedDataModule().class_prompts),
+    }
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {name: Figure}}."""
+    if missing := not_run(result):
+        return missing
+    layers = range(1, len(result["similarity"]["clip"]) + 1)
+    lines = [
+        f"| mean cosine of patch tokens after layer | {' | '.join(map(str, layers))} |",
+        f"|---|{'---:|' * len(layers)}",
+    ]
+    for name, values in result["similarity"].items():
+        lines.append(f"| {TITLES[name]} | {' | '.join(f'{value:.3f}' for value in values)} |")
+    whole = result["all"]
+    lines += [
+        "",
+        f"| CLIP, removed at random before layer | {' | '.join(map(str, layers))} |",
+        f"|---|{'---:|' * len(layers)}",
+    ]
+    for keep in KEEP:
+        cells = []
+        for row in (row for row in result["removed"] if row["keep"] == keep):
+            change, low, high = (100 * value for value in row["against_all"])
+            cells.append(f"{100 * row['accuracy']:.1f} ({change:+.1f} [{low:+.1f}, {high:+.1f}])")
+        lines.append(f"| {100 * keep:.0f} % kept | {' | '.join(cells)} |")
+    low, high = (100 * end for end in whole["interval"])
+    note = (
+        f"{COMPARED}. Zero-shot on {whole['pictures']:,} test pictures, with all tokens {100 * whole['accuracy']:.1f} "
+        f"[{low:.1f}, {high:.1f}]; in brackets the paired difference from that with its bootstrap interval. Which "
+        "tokens go is drawn anew in every picture; the class token stays. MLIP's similarity is of the tokens that are "
+        "left after merging. The paper draws CLIP ViT-B/32 on ImageNet, without numbers."
+    )
+    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"mlip-fig2": _draw(result)}}
+
+
+def _draw(result: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, values in result["similarity"].items():
+        left.plot(range(1, len(values) + 1), values, "o-", label=TITLES[name])
+    left.set(title="(a) similarity of patch tokens", xlabel="after layer", ylabel="mean cosine")
+    right.axhline(100 * result["all"]["accuracy"], color="gray", linestyle="--", label="all tokens")
+    for keep in KEEP:
+        rows = [row for row in result["removed"] if row["keep"] == keep]
+        accuracy, ends = ([100 * row["accuracy"] for row in rows], [row["interval"] for row in rows])
+        errors = [[abs(100 * end[side] - value) for end, value in zip(ends, accuracy, strict=True)] for side in (0, 1)]
+        label = f"{100 * keep:.0f} % kept"
+        right.errorbar([row["layer"] for row in rows], accuracy, errors, fmt="o-", capsize=2, label=label)
+    right.set(title="(b) random removal in CLIP", xlabel="before layer", ylabel="zero-shot top-1, %")
+    for panel in (left, right):
+        panel.set_xticks(range(1, len(result["similarity"]["clip"]) + 1))
+        panel.legend(fontsize=8)
+    return figure

@@ -1,0 +1,118 @@
+"""MLIP's Figure 6 at embedded scale: what the Lego-Filter passes.
+
+Shapes: K pieces, G×G frequencies, V = G/2 + 1 columns of the half spectrum, D channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from benchmarks.mlip.models import MODEL, needing, not_run
+from mlip.fourier import LegoFilter
+from mlip.model import MLIP
+
+CHANNELS = 6
+"""The channels shown: those whose gain differs most between frequencies."""
+
+
+def whole(half: Tensor) -> Tensor:
+    """Moduli [...,G,V] of a real signal's half spectrum -> [...,G,G]: frequency (-u,-v) has that of (u,v)."""
+    grid = half.shape[-2]
+    rest = torch.arange(half.shape[-1], grid)
+    mirrored = half[..., -torch.arange(grid) % grid, :][..., grid - rest]
+    return torch.cat([half, mirrored], dim=-1)
+
+
+def rings(gain: Tensor) -> dict[str, float]:
+    """Moduli [G,G,D] -> their mean at each distance from frequency 0, rounded to whole numbers."""
+    along = torch.fft.fftfreq(len(gain), 1 / len(gain))
+    radius = (along[:, None] ** 2 + along**2).sqrt().round().long()
+    return {str(ring): gain[radius == ring].mean().item() for ring in range(int(radius.max()) + 1)}
+
+
+def uneven(gain: Tensor) -> Tensor:
+    """Moduli [G,G,D] -> each channel's deviation between frequencies over its mean, [D]."""
+    return gain.flatten(0, 1).std(0) / gain.flatten(0, 1).mean(0)
+
+
+@torch.no_grad()
+def untrained(layer: LegoFilter) -> dict[str, Any]:
+    """The same of a filter like this one before training; the frequencies that a real kernel ties have less."""
+    torch.manual_seed(0)
+    fresh = LegoFilter(layer.grid, layer.pieces.shape[3], len(layer.pieces))
+    gain = whole(fresh.gain().abs().movedim(-1, 0)).movedim(0, -1)
+    return {"rings": rings(gain), "deviation": uneven(gain).mean().item()}
+
+
+@torch.no_grad()
+def spectra(layer: LegoFilter) -> dict[str, Any]:
+    """A filter's gain by distance from frequency 0, and of some channels the spectra of pieces and whole filter."""
+    pieces, gain = (
+        whole(half.abs().movedim(-1, -3)).movedim(-3, -1)  # [K,G,G,D] and [G,G,D]
+        for half in (torch.view_as_complex(layer.pieces.float()), layer.gain())
+    )
+    deviation = uneven(gain)
+    channels = deviation.topk(min(CHANNELS, gain.shape[-1])).indices
+    shown = {f"piece {number + 1}": piece for number, piece in enumerate(pieces)} | {"filter": gain}
+    return {
+        "pieces": len(pieces),
+        "rings": rings(gain),
+        "deviation": deviation.mean().item(),
+        "start": untrained(layer),
+        "channels": channels.tolist(),
+        "shown": {
+            name: np.round(part[..., channels].movedim(-1, 0).numpy(), 5).tolist() for name, part in shown.items()
+        },
+        "mean": np.round(gain.mean(-1).numpy(), 5).tolist(),
+    }
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """The filters of the committed weights, or the command that makes those. smoke: the same."""
+    return needing("mlip-fig6", (MODEL,), _measure)
+
+
+def _measure() -> dict[str, Any]:
+    return {"layers": [spectra(block.filter) for block in MLIP.load(MODEL).image_tower.fourier]}
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {name: Figure}}."""
+    if missing := not_run(result):
+        return missing
+    names = list(result["layers"][0]["rings"])
+    heads = " | ".join(f"gain at distance {name}" for name in names)
+    lines = [f"| Fourier layer | pieces | | {heads} | uneven |", f"|---|---:|---|{'---:|' * (len(names) + 1)}"]
+    for number, layer in enumerate(result["layers"], 1):
+        for said, found in (("trained", layer), ("at the start", layer["start"])):
+            cells = [f"{found['rings'][name]:.4f}" for name in names]
+            lines.append(f"| {number} | {layer['pieces']} | {said} | {' | '.join(cells)} | {found['deviation']:.2f} |")
+    grid = len(result["layers"][0]["mean"])
+    note = (
+        f"Embedded scale, the row `mlip` of the ablations, seed 0: mean modulus of the filter over all channels, by "
+        f"distance from frequency 0 on the {grid}×{grid} grid, beside a filter of random pieces. Uneven: the deviation "
+        "of a channel's gain between frequencies over its mean, averaged over channels. The figure shows the "
+        f"{CHANNELS} channels that deviate most, frequency 0 in the middle. The paper shows B/32's."
+    )
+    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"mlip-fig6": _draw(result)}}
+
+
+def _draw(result: dict[str, Any]) -> Figure:
+    layer = result["layers"][0]
+    columns = len(layer["channels"])
+    figure = Figure(figsize=(1.25 * columns, 1.35 * len(layer["shown"])), layout="constrained")
+    panels = figure.subplots(len(layer["shown"]), columns, squeeze=False)
+    for row, (name, spectra) in zip(panels, layer["shown"].items(), strict=True):
+        row[0].set_ylabel(name)
+        for panel, spectrum in zip(row, spectra, strict=True):
+            image = panel.imshow(np.fft.fftshift(spectrum), vmin=0, cmap="magma")
+            panel.set(xticks=[], yticks=[])
+        figure.colorbar(image, ax=list(row), shrink=0.8)
+    for panel, channel in zip(panels[0], layer["channels"], strict=True):
+        panel.set_title(f"channel {channel}", fontsize=8)
+    return figure

@@ -1,0 +1,212 @@
+"""MLIP's Tables 1, 2 and 4: the paper's numbers, and ours from results of `effclip evaluate` on trained models.
+
+A row is trained by ``mlip/yfcc15m.yaml`` with overlays, converted to a model directory of the row's name, and
+evaluated; the results are looked for where `effclip evaluate` puts them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from benchmarks.cells import Comparison, Result
+from benchmarks.printed import paper_numbers
+from common.conditions import conditions
+from common.paths import runs_directory
+
+RECIPE = "mlip/yfcc15m.yaml"
+OVERLAYS: dict[str, tuple[str, ...]] = {
+    "clip-b32": ("mlip/vit_b_32.yaml", "mlip/clip.yaml"),
+    "filip-b32": ("mlip/vit_b_32.yaml", "mlip/filip.yaml"),
+    "mlip-b32": ("mlip/vit_b_32.yaml",),
+    "mlip-ls-b32": ("mlip/vit_b_32.yaml", "mlip/label_smoothing.yaml"),
+    "clip-b16": ("mlip/clip.yaml",),
+    "mlip-b16": (),
+}
+"""The models that we can train, and what changes the recipe for each."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's title and where `effclip evaluate` has its number; ``recall``: (side, R@k), of retrieval."""
+
+    title: str
+    data: str
+    task: str
+    recall: tuple[str, str] | None = None
+
+    def read(self, result: dict[str, Any]) -> float:
+        """The number of one result, a fraction."""
+        found = result["metrics"]
+        if self.recall is not None:
+            side, name = self.recall
+            return found[side][name]
+        if self.task == "linear-probe":
+            found = found["shots"]["full"]
+        return found["top1" if result["metric"] == "accuracy" else result["metric"]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One part of a table: its title, the paper's rows by their name in mlip.yaml, and columns.
+
+    means: the last columns that are means of the first so many: title -> number of columns.
+    """
+
+    title: str
+    printed: str
+    columns: Sequence[Column]
+    means: dict[str, int]
+
+    @property
+    def printed_titles(self) -> list[str]:
+        """The columns that the paper prints before the means: ImageNet is in those alone."""
+        return [column.title for column in self.columns if not self.means or column.title != "IN"]
+
+
+SMALL = {
+    "C10": "cifar10",
+    "C100": "cifar100",
+    "F101": "food101",
+    "PETS": "oxford_pets",
+    "FLOW": "flowers102",
+    "SUN": "sun397",
+    "CARS": "stanford_cars",
+    "DTD": "dtd",
+    "CAL": "caltech101",
+    "AIR": "fgvc_aircraft",
+}
+"""Table 2's data sets by the paper's abbreviations, in its order."""
+_SIDES = {"I2T": "image_to_text", "T2I": "text_to_image"}
+TABLES = {
+    "1": (
+        Block(
+            "ImageNet",
+            "table1",
+            [Column("zero-shot", "imagenet", "zeroshot"), Column("linear probe", "imagenet", "linear-probe")],
+            {},
+        ),
+    ),
+    "2": tuple(
+        Block(
+            f"{title}, B/32",
+            printed,
+            [Column(short, name, task) for short, name in SMALL.items()] + [Column("IN", "imagenet", task)],
+            {"AVG": len(SMALL), "AVG + IN": len(SMALL) + 1},
+        )
+        for title, task, printed in (
+            ("zero-shot", "zeroshot", "table2_zeroshot"),
+            ("linear probe", "linear-probe", "table2_linear_probe"),
+        )
+    ),
+    "4": (
+        Block(
+            "retrieval",
+            "table4",
+            [
+                Column(f"{side} {title} R@{k}", name, "retrieval", (_SIDES[side], f"R@{k}"))
+                for side in _SIDES
+                for title, name in (("Flickr30k", "flickr30k"), ("COCO", "coco"))
+                for k in (1, 5, 10)
+            ],
+            {},
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One of the three tables."""
+
+    number: str
+
+    def run(self, smoke: bool = False) -> dict[str, Any]:
+        """The cells that were evaluated; smoke: the same. ValueError: two results for one cell."""
+        known, blocks = stored(), []
+        for block in TABLES[self.number]:
+            rows = []
+            for row in paper_numbers("mlip")[block.printed]:
+                ours = [_cell(known, row.get("run"), column) for column in block.columns]
+                rows.append({**row, "ours": ours})
+            blocks.append(rows)
+        return {
+            "name": f"mlip-table{self.number}",
+            "conditions": conditions("paper"),
+            "columns": [block.printed_titles for block in TABLES[self.number]],
+            "blocks": blocks,
+        }
+
+    def render(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The result as {"md": Markdown, "figures": {}}."""
+        blocks = TABLES[self.number]
+        texts = [_table(block, rows) for block, rows in zip(blocks, result["blocks"], strict=True)]
+        tasks = ",".join(dict.fromkeys(column.task for block in blocks for column in block.columns))
+        data = list(dict.fromkeys(column.data for block in blocks for column in block.columns))
+        runs = dict.fromkeys(row["run"] for rows in result["blocks"] for row in rows if "run" in row)
+        lines = [
+            "Scale: paper, in %. What was not run needs YFCC15M, the data sets and GPUs. With the file of mae-lite's "
+            "DeiT-Tiny in MLIP_GUIDE, also when it is converted, a row is made by"
+        ]
+        for run in runs:
+            overlays = "".join(f" -c {overlay}" for overlay in OVERLAYS[run])
+            lines.append(f"- `{run}`: `lightning fit -c {RECIPE}{overlays}`, then `effclip convert LAST.ckpt {run}`")
+        captions = " --captions KARPATHY.json" if "retrieval" in tasks else ""
+        lines.append(
+            f"\nand `effclip evaluate --model {next(iter(runs))} --data NAME --root DIR{captions} --tasks {tasks}` for "
+            f"{', '.join(data)}; the same command as now then fills it in. SLIP, DeCLIP and UniCLIP are not part of "
+            "this suite."
+        )
+        return {"md": "\n\n".join([*texts, "\n".join(lines)]) + "\n", "figures": {}}
+
+    def compare(self, result: Result) -> Iterator[Comparison]:
+        """Tables of `effclip evaluate`'s results, cell by cell."""
+        for titles, rows in zip(result["columns"], result["blocks"], strict=True):
+            for row in rows:
+                for title, paper, ours in zip(titles, row["values"], row["ours"], strict=False):  # means follow
+                    if paper is not None:
+                        yield Comparison(f"{row['method']}, {title}", paper, ours, "%")
+                for count, paper in enumerate(row["values"][len(titles) :], start=len(titles)):
+                    of = row["ours"][:count]
+                    yield Comparison(f"{row['method']}, mean of {count}", paper, None if None in of else fmean(of), "%")
+
+
+def stored() -> list[dict[str, Any]]:
+    """The results of `effclip evaluate` on whole test splits in $EFFCLIP_RUNS/evaluations."""
+    found = [json.loads(path.read_text()) for path in sorted((runs_directory() / "evaluations").glob("*.json"))]
+    return [each for each in found if each["split"] == "test" and each["conditions"]["limit"] is None]
+
+
+def _cell(known: Sequence[dict[str, Any]], run: str | None, column: Column) -> float | None:
+    """What a model reached, in %; None: not run."""
+    wanted = (run, column.data, column.task)
+    fitting = [each for each in known if (each["model"], each["data"], each["task"]) == wanted]
+    if len(fitting) > 1:
+        raise ValueError(
+            f"{len(fitting)} results of {column.task} on {column.data} by {run} in {runs_directory() / 'evaluations'}; "
+            "keep one"
+        )
+    return 100 * column.read(fitting[0]) if fitting else None
+
+
+def _table(block: Block, rows: Sequence[dict[str, Any]]) -> str:
+    """Two lines for each method: the paper's numbers, and ours."""
+    printed_columns = block.printed_titles
+    titles = [*printed_columns, *block.means]
+    lines = [f"| {block.title} | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    for row in rows:
+        printed = ["–" if value is None else f"{value:.1f}" for value in row["values"]]
+        lines.append(f"| {row['method']}, paper | {' | '.join(printed)} |")
+        ours = row["ours"]
+        values = ours[: len(printed_columns)] + [
+            None if None in ours[:count] else fmean(ours[:count]) for count in block.means.values()
+        ]
+        cells = ["not run" if value is None else f"{value:.1f}" for value in values]
+        lines.append(f"| {row['method']}, ours | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLE_1, TABLE_2, TABLE_4 = Evaluated("1"), Evaluated("2"), Evaluated("4")

@@ -1,8 +1,0 @@
-"""All results as one HTML file that needs nothing else: no network, no framework, no other file.
-
-It is made from what `benchmarks/results` holds, a result's JSON, Markdown and figures, so no benchmark is imported.
-"""
-
-from benchmarks.page.build import build
-
-__all__ = ["build"]

@@ -1,0 +1,220 @@
+"""How what Patch Ranking's runs made is evaluated: answers on test, multiply-adds, agreement with golden rankings.
+
+Shapes: B images, M images in all, S image size, E joint dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from benchmarks import ROOT
+from benchmarks.patchrank.costs import training_free
+from benchmarks.patchrank.tasks import (
+    COMMITTED,
+    FOR_ALL,
+    KEEP,
+    KEEPS,
+    PLAIN,
+    PRUNE_LAYER,
+    RECIPES,
+    SEEDS,
+    STYLES,
+    TASKS,
+    Encoder,
+    Task,
+    answers,
+    search,
+    stored,
+)
+from benchmarks.training.drift import first_losses
+from common.data.classification import ClassificationSet
+from common.data.classification_module import ClassificationDataModule
+from common.data.pictures import PictureSet, loader
+from common.flops import count_macs
+from common.reduction import ReducedTower
+from common.tower import ImageTower
+from common.zeroshot import embed_prompts
+from patchrank.avit import AViTTower
+from patchrank.baselines import GoldenOracle, RandomKeep
+from patchrank.golden_cache import Rankings, ranked
+from patchrank.losses import kendall_tau, pruned_overlap
+from patchrank.predictor import RankPredictor, load_predictor, save_predictor
+from patchrank.prompted import PromptedCLIP
+from patchrank.prompts import Prompts
+from patchrank.scores import keep_count
+from patchrank.tower import PatchRankTower
+
+VAL = 400
+"""Pictures of val on which a predictor is compared with golden rankings."""
+
+
+def plain(module: nn.Module) -> Encoder:
+    """An encoder of a batch that looks at nothing but its images."""
+    return lambda batch: module(batch["image"])
+
+
+def golden(tower: ImageTower, pictures: PictureSet, prune_layer: int) -> Rankings:
+    """Golden rankings by feature preservation, greedy, windows of 2x2; from disk where they were computed before."""
+    batches = loader(pictures, tower.image_size, 250)
+    return ranked(tower, batches, prune_layer=prune_layer, **search(tower.grid**2))
+
+
+def oracle(tower: ImageTower, rankings: Rankings, keep: float, prune_layer: int) -> Encoder:
+    """An encoder that keeps what the golden ranking of each picture puts first."""
+
+    def encode(batch: Mapping[str, Any]) -> Tensor:
+        return ReducedTower(tower, {prune_layer: GoldenOracle(keep, rankings.of(batch["key"]))})(batch["image"])
+
+    return encode
+
+
+def gmacs(tower: nn.Module, image_size: int) -> float:
+    """GMACs of one picture, attention's products included."""
+    return count_macs(tower, torch.zeros(1, 3, image_size, image_size)).gmacs
+
+
+def evaluate_baselines(task: Task) -> dict[str, Any]:
+    """Right answers on test of the dense tower, of every training-free method at keep .6, and of the golden oracle.
+
+    Class attention at every keep rate; random keeping by three draws.
+    """
+    clip, pictures = task.clip(), task.pictures("test")
+    tower, size = clip.image_tower, clip.image_tower.image_size
+    built: dict[str, nn.Module] = {"all tokens": tower}
+    for keep in KEEPS:
+        built[f"class attention {keep}"] = training_free(tower, keep, PRUNE_LAYER)["class attention"]
+    built |= {name: made for name, made in training_free(tower, KEEP, PRUNE_LAYER).items() if name in ("EViT", "ToMe")}
+    built |= {f"random {draw}": ReducedTower(tower, {PRUNE_LAYER: RandomKeep(KEEP, draw)}) for draw in SEEDS}
+    rankings = golden(tower, pictures, PRUNE_LAYER)
+    encoders = {name: plain(made) for name, made in built.items()}
+    encoders["golden"] = oracle(tower, rankings, KEEP, PRUNE_LAYER)
+    found = answers(encoders, pictures, size, embed_prompts(clip, task.module.class_prompts))
+    costs = {name: gmacs(made, size) for name, made in built.items()}
+    costs["golden"] = costs["random 0"]  # either keeps by an order that is given and costs nothing
+    return {"test": {name: stored(correct, costs[name]) for name, correct in found.items()}}
+
+
+def agreement(predictor: RankPredictor, task: Task, prune_layer: int) -> dict[str, float]:
+    """Share of the 40 % it drops that a golden ranking drops too, and Kendall's τ, on pictures of val."""
+    tower, pictures = task.clip().image_tower, task.pictures("val", VAL)
+    rankings = golden(tower, pictures, prune_layer)
+    overlap, tau = [], []
+    with torch.no_grad():
+        for batch in loader(pictures, tower.image_size, VAL):
+            scores = predictor(tower.run_blocks(tower.embed(batch["image"]), stop=prune_layer))
+            order = rankings.of(batch["key"])
+            overlap.append(pruned_overlap(scores, order, tower.grid**2 - keep_count(KEEP, tower.grid**2)))
+            tau.append(kendall_tau(scores, order))
+    return {"overlap": torch.cat(overlap).mean().item(), "tau": torch.cat(tau).mean().item()}
+
+
+def of_towers(
+    towers: Mapping[str, nn.Module], pictures: ClassificationSet, image_size: int, classes: Tensor
+) -> dict[str, Any]:
+    """Right answers and GMACs of some towers on pictures, as results keep them, by their names."""
+    found = answers({name: plain(tower) for name, tower in towers.items()}, pictures, image_size, classes)
+    return {name: stored(correct, gmacs(towers[name], image_size)) for name, correct in found.items()}
+
+
+def untuned(predictor: RankPredictor, task: Task, keeps: Sequence[float]) -> dict[str, Any]:
+    """The pruned tower on a task's test at some keep rates, without tuning."""
+    clip = task.clip()
+    towers = {str(keep): PatchRankTower(clip.image_tower, predictor, keep, PRUNE_LAYER) for keep in keeps}
+    classes = embed_prompts(clip, task.module.class_prompts)
+    return of_towers(towers, task.pictures("test"), clip.image_tower.image_size, classes)
+
+
+def _loaded(weights: Path, task: Task, layer: int, committed: Path | None) -> RankPredictor:
+    """The predictor of a run's weights, also written by itself to ``committed``."""
+    predictor = load_predictor(weights, task.clip().image_tower, layer).eval()
+    if committed is not None:
+        save_predictor(predictor, committed, layer)
+    return predictor
+
+
+def evaluate_predictor(weights: Path, task: Task, seed: int) -> dict[str, Any]:
+    """A predictor on the task that it was trained for, at every keep rate."""
+    committed = COMMITTED / f"{task.name.lower()}.safetensors"
+    predictor = _loaded(weights, task, PRUNE_LAYER, None if seed else committed)
+    found = agreement(predictor, task, PRUNE_LAYER) | {"test": untuned(predictor, task, KEEPS)}
+    return found | _losses("predictor", task, seed)
+
+
+def evaluate_transfer(weights: Path, seed: int) -> dict[str, Any]:
+    """The predictor for all tasks: on each of them at keep .6."""
+    predictor = _loaded(weights, PLAIN, PRUNE_LAYER, None if seed else FOR_ALL)
+    found = {task.name.lower(): untuned(predictor, task, (KEEP,))[str(KEEP)] for task in STYLES}
+    return agreement(predictor, PLAIN, PRUNE_LAYER) | {"test": found}
+
+
+def evaluate_first(weights: Path, seed: int) -> dict[str, Any]:
+    """The predictor that prunes at the first block, which Figure 5 evaluates."""
+    return agreement(_loaded(weights, PLAIN, 0, COMMITTED / f"first-seed{seed}.safetensors"), PLAIN, 0)
+
+
+@torch.no_grad()
+def evaluate_avit(weights: Path, task: Task) -> dict[str, Any]:
+    """A-ViT on test: right answers, and what its pictures cost on average."""
+    avit, clip = AViTTower.load(weights).eval(), task.clip()
+    size, saved, depth = clip.image_tower.image_size, [], []
+
+    def encode(batch: Mapping[str, Any]) -> Tensor:
+        halting = avit.run(batch["image"])
+        saved.append(avit.saved_macs(halting.active)[0])
+        depth.append(halting.depth)
+        return halting.z
+
+    classes = embed_prompts(clip, task.module.class_prompts)
+    found = answers({"halting": encode}, task.pictures("test"), size, classes)["halting"]
+    cost = gmacs(avit, size) - torch.cat(saved).mean().item() / 1e9
+    return {"depth": torch.cat(depth).mean().item(), "test": {"halting": stored(found, cost)}}
+
+
+def evaluate_prompts(weights: Path, task: Task, kind: str, keep: float, seed: int) -> dict[str, Any]:
+    """Tuned prompts: at their own keep rate on val; on test too, those tuned with pruning at every rate below 1."""
+    model = PromptedCLIP.load(weights).eval()
+    own, size = model.tower, model.tower.tower.image_size
+    of_record = (kind, keep) == ("coupled", KEEP)
+    if of_record and seed == 0:
+        own.prompts.save(COMMITTED / f"{task.name.lower()}_prompts.safetensors")
+    keeps = KEEPS if keep < 1 else (keep,)
+    towers = {str(of): own.at(of) for of in keeps}
+    classes = embed_prompts(model, task.tuned_prompts)
+    val = of_towers({str(keep): own}, task.pictures("val", 1000), size, classes)
+    found = {"val": val, "test": of_towers(towers, task.pictures("test"), size, classes)}
+    return found | (_losses("prompts", task, seed) if of_record else {})
+
+
+def committed_answers(task: Task, count: int) -> dict[str, Tensor]:
+    """Answers of the committed predictor, untuned and with the committed prompts, on the first pictures of test.
+
+    By the names of the runs that made them, at keep .6: bool [count] each.
+    """
+    clip, name = task.clip(), task.name.lower()
+    predictor = load_predictor(COMMITTED / f"{name}.safetensors", clip.image_tower, PRUNE_LAYER).eval()
+    pictures, size = task.pictures("test", count), clip.image_tower.image_size
+    found = {}
+    tuned = Prompts.load(COMMITTED / f"{name}_prompts.safetensors")
+    untuned = ("predictor", None, task.module.class_prompts)
+    for run, prompts, texts in (untuned, (f"coupled-{KEEP}", tuned, task.tuned_prompts)):
+        model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor, KEEP, PRUNE_LAYER, prompts))
+        classes = embed_prompts(model, texts)
+        found |= answers({f"{name}-{run}-seed0": plain(model.tower)}, pictures, size, classes)
+    return found
+
+
+def _losses(kind: str, task: Task, seed: int) -> dict[str, list[float]]:
+    """The first losses of a recipe's first run, by which a later check sees that it drifted."""
+    return {"first_losses": recipe_losses(kind)} if seed == 0 and task is TASKS[0] else {}
+
+
+def recipe_losses(kind: str) -> list[float]:
+    """The losses of the first steps of an embedded recipe, on one shot of each name."""
+    arguments = yaml.safe_load((ROOT / RECIPES[kind]).read_text())["data"]["init_args"]
+    return first_losses(RECIPES[kind], data=ClassificationDataModule(**arguments | {"shots": 1, "num_workers": 0}))

@@ -1,0 +1,123 @@
+"""Patch Ranking's Figure 5 at embedded scale: pruning before the first block, without tuning, measured here.
+
+Class attention, the golden oracle, which ranks the very pictures it is tested on, and the predictor.
+
+Shapes: B images, M images in all, S seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from benchmarks.cells import Result, missing_runs, percent, points, saved
+from benchmarks.patchrank.evaluate import gmacs, golden, oracle, plain
+from benchmarks.patchrank.rows import COMMAND
+from benchmarks.patchrank.tasks import COMMITTED, KEEPS, PLAIN, SEEDS, answers, paired
+from common.clip import CLIP
+from common.conditions import conditions, digest
+from common.reduction import ReducedTower
+from common.zeroshot import embed_prompts
+from patchrank.baselines import ClassAttention, RandomKeep
+from patchrank.predictor import load_predictor
+from patchrank.tower import PatchRankTower
+
+LAYER, PICTURES = 0, 1500
+Key = tuple[Any, ...]
+"""Method, keep rate, number of the training seed.  Costs leave the seed out."""
+DENSE, ATTENTION, ORACLE, PREDICTOR = "all tokens", "class attention", "golden ranking (oracle)", "predictor"
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """Right answers on the first test pictures of the seen names. smoke: a few pictures, one keep rate."""
+    files = [COMMITTED / f"first-seed{seed}.safetensors" for seed in SEEDS]
+    files, keeps = [file for file in files if file.is_file()], KEEPS[-1:] if smoke else KEEPS
+    stated = conditions(
+        "embedded",
+        seeds=len(files),
+        dtype="float32",
+        reported_on="test, the first pictures",
+        weights={file.name: digest(file) for file in (PLAIN.weights, *files)},
+    )
+    clip, pictures = PLAIN.clip(), PLAIN.pictures("test", 8 if smoke else PICTURES)
+    size, built = clip.image_tower.image_size, _towers(clip, files, keeps)
+    rankings = golden(clip.image_tower, pictures, LAYER)
+    encoders = {key: plain(tower) for key, tower in built.items()}
+    encoders |= {(ORACLE, keep, 0): oracle(clip.image_tower, rankings, keep, LAYER) for keep in keeps}
+    found = answers(encoders, pictures, size, embed_prompts(clip, PLAIN.module.class_prompts))
+    costs = {(name, keep): gmacs(tower, size) for (name, keep, _), tower in built.items()}
+    given = {keep: ReducedTower(clip.image_tower, {LAYER: RandomKeep(keep)}) for keep in keeps}
+    costs |= {(ORACLE, keep): gmacs(tower, size) for keep, tower in given.items()}  # its order costs nothing here
+    rows = [_row(found, costs, name, keep) for name in (DENSE, ATTENTION, ORACLE, PREDICTOR) for keep in (1.0, *keeps)]
+    stated |= {"pictures": len(pictures), "names": len(pictures.class_names)}
+    return {"name": "patchrank-fig5", "conditions": stated, "rows": [row for row in rows if row]}
+
+
+def _towers(clip: CLIP, files: Sequence[Path], keeps: Sequence[float]) -> dict[Key, nn.Module]:
+    """The dense tower, and by keep rate those that class attention and each training seed's predictor prune."""
+    tower = clip.image_tower
+    ranks = [load_predictor(file, tower, LAYER).eval() for file in files]
+    built: dict[Key, nn.Module] = {(DENSE, 1.0, 0): tower}
+    for keep in keeps:
+        built[ATTENTION, keep, 0] = ReducedTower(tower, {LAYER: ClassAttention(keep)})
+        built |= {(PREDICTOR, keep, n): PatchRankTower(tower, each, keep, LAYER) for n, each in enumerate(ranks)}
+    return built
+
+
+def _row(found: Mapping[Key, Tensor], costs: Mapping[Key, float], name: str, keep: float) -> dict[str, Any] | None:
+    """Accuracies of one method at one keep rate by seed, and its lead over class attention; None: there are none."""
+    right = [correct for (of, at, _), correct in found.items() if (of, at) == (name, keep)]
+    if not right:
+        return None
+    rival = found.get((ATTENTION, keep, 0))
+    lead = None if rival is None or name == ATTENTION else paired([torch.stack(right)], [rival[None]])
+    accuracy = [each.double().mean().item() for each in right]
+    return {"method": name, "keep": keep, "accuracy": accuracy, "gmacs": costs[name, keep], "lead": lead}
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {name: Figure}}."""
+    lines = ["| method | keep | GMACs | saved | top-1, % | against class attention |", "|---|---:|---:|---:|---:|---:|"]
+    (dense,) = (row["gmacs"] for row in result["rows"] if row["method"] == DENSE)
+    for row in result["rows"]:
+        cost = [f"{row['gmacs']:.4f}", saved(row["gmacs"], dense)]
+        cells = [row["method"], f"{row['keep']:.0%}", *cost, percent(row["accuracy"]), points(row["lead"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    stated = result["conditions"]
+    missing = "" if stated["seeds"] else f" The predictor: not run (`{COMMAND}` trains it)."
+    note = (
+        f"Embedded scale, {stated['pictures']:,} test pictures among {stated['names']:,} names, pruned before the "
+        "first block, no tuning. Class attention and predictor read what enters that block; the oracle keeps what the "
+        "golden ranking of the picture itself (feature preservation, greedy) puts first. Predictor: "
+        f"{stated['seeds']} training seeds. GMACs leave out the search for the golden ranking. Differences in points, "
+        "95 % paired bootstrap over pictures. The paper draws curves and prints no numbers."
+        f"{missing}"
+    )
+    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"patchrank-fig5": _draw(result)}}
+
+
+def _draw(result: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    (dense,) = (row for row in result["rows"] if row["method"] == DENSE)
+    for name in (ATTENTION, ORACLE, PREDICTOR):
+        rows = [dense, *(row for row in result["rows"] if row["method"] == name)]
+        if len(rows) > 1:
+            means = [100 * fmean(row["accuracy"]) for row in rows]
+            axes.plot([100 * row["keep"] for row in rows], means, "o-", markersize=4, label=name)
+    axes.set(title="pruned before the first block", xlabel="patch tokens kept, %", ylabel="top-1, %")
+    axes.invert_xaxis()
+    axes.legend(fontsize=8)
+    return figure
+
+
+def missing(result: Result) -> Iterator[tuple[str, str]]:
+    """The trainings of the predictor before the first block that were not run."""
+    rows = [("predictor before the first block", result["conditions"]["seeds"], len(SEEDS))]
+    yield from missing_runs(rows, COMMAND)

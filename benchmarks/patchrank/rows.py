@@ -1,0 +1,88 @@
+"""Where Patch Ranking's rows stand among the results of its runs, and the cells that tables make of them.
+
+Shapes: S seeds, M images in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.patchrank.runs import KINDS
+from benchmarks.patchrank.tasks import KEEP, SEEDS, Task, restored
+
+Known = Mapping[str, Mapping[str, Any]]
+"""Results by name, see ``benchmarks.patchrank.runs.results``."""
+DENSE, OURS = "all tokens", "Patch Ranking"
+TRANSFERRED, ORACLE = "Patch Ranking, one predictor for all", "golden ranking"
+COMMAND = "python -m benchmarks patchrank-runs"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which results a row is made of, and which of their entries, with {task} and {seed} in both names."""
+
+    file: str
+    entries: tuple[str, ...]
+
+    def files(self, task: Task) -> list[str]:
+        """The results' names, one for each seed, or one for all of them."""
+        return list(dict.fromkeys(self.file.format(task=task.name.lower(), seed=seed) for seed in SEEDS))
+
+    def of(self, known: Known, task: Task) -> list[Mapping[str, Any]]:
+        """The entries of a task that there are, seed by seed."""
+        names = [name.format(task=task.name.lower()) for name in self.entries]
+        tests = [known[file]["test"] for file in self.files(task) if file in known]
+        return [test[name] for test in tests for name in names if name in test]
+
+
+def pruned(keep: float) -> Source:
+    """Patch Ranking with the task's own predictor, without tuning."""
+    return Source("{task}-predictor-seed{seed}", (str(keep),))
+
+
+def attended(keep: float) -> Source:
+    """Class attention."""
+    return Source("{task}-baselines", (f"class attention {keep}",))
+
+
+def tuned(kind: str, keep: float, at: float | None = None) -> Source:
+    """A model with prompts tuned at keep 1.0 or .6.  at: the keep rate of the evaluation; None: the same."""
+    return Source(f"{{task}}-{kind}-{keep}-seed{{seed}}", (str(at or keep),))
+
+
+def name_of_tuned(kind: str, keep: float) -> str:
+    """The row of a tuned model."""
+    return f"{DENSE if keep == 1 else OURS} + {KINDS[kind]} prompts"
+
+
+TRAINING_FREE = {
+    "class attention": attended(KEEP),
+    "random": Source("{task}-baselines", tuple(f"random {draw}" for draw in SEEDS)),
+    "EViT": Source("{task}-baselines", ("EViT",)),
+    "ToMe": Source("{task}-baselines", ("ToMe",)),
+}
+BASELINES = {**TRAINING_FREE, "A-ViT": Source("{task}-avit-seed{seed}", ("halting",))}
+ROWS = {
+    DENSE: Source("{task}-baselines", (DENSE,)),
+    **BASELINES,
+    OURS: pruned(KEEP),
+    TRANSFERRED: Source("plain-predictor-seed{seed}", ("{task}",)),
+    **{name_of_tuned(kind, keep): tuned(kind, keep) for keep in (1.0, KEEP) for kind in KINDS},
+    ORACLE: Source("{task}-baselines", ("golden",)),
+}
+"""The rows of Table 1. The oracle, which ranks the very test pictures, comes last and apart."""
+
+
+def correct(found: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The right answers of entries, bool [S,M]."""
+    return torch.stack([restored(entry) for entry in found])
+
+
+def planned(row: str) -> int:
+    """The runs of a row or curve: one a training seed, one in all of what is not trained."""
+    return len(SEEDS) if row not in ROWS or "{seed}" in ROWS[row].file else 1

@@ -1,0 +1,16 @@
+"""The numbers that the papers print, from benchmarks/paper/*.yaml."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import yaml
+
+from benchmarks import ROOT
+
+
+@cache
+def paper_numbers(paper: str) -> dict[str, Any]:
+    """All printed numbers of "waveclip", "mlip" or "patchrank", by table or figure."""
+    return yaml.safe_load((ROOT / "benchmarks" / "paper" / f"{paper}.yaml").read_text())

@@ -1,0 +1,224 @@
+"""Every table and figure, once: its name, whose it is, what it shows, what makes it, and what that needs.
+
+`python -m benchmarks`, `make help`, `make reproduce-NAME`, the report page and the tests all read this list. It needs
+nothing but Python, so that `make help` works before anything is installed.
+
+A maker is a module of ``benchmarks``, or an object in one (``module:object``), with
+
+* ``run(smoke) -> result``: plain values, with "name" and "conditions";
+* ``render(result) -> {"md": Markdown, "figures": {name: matplotlib figure}}``;
+* ``compare(result) -> iterable of Comparison``, where the paper prints numbers of the same kind;
+* ``missing(result) -> iterable of (what, command)``, where a result may lack embedded runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.cells import Comparison, Result
+
+PAPERS = {
+    "WAVECLIP": "arXiv 2509.21153",
+    "MLIP": "ICML 2024, arXiv 2406.01460",
+    "Patch Ranking": "WACV 2025, arXiv 2409.14607",
+}
+"""The papers, and where each is published."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One table or figure.
+
+    name: of its command and of its result files.  about: one line.  maker: see the top of this file.
+    paper, item: whose table or figure it stands for; None where it goes beyond the papers.
+    fill: the command that makes what is missing at the paper's own scale; None: its own command.
+    trains: the action, with its arguments, that makes the embedded runs which it collects.
+    needs: a variable of the environment without which `all` leaves it out.
+    """
+
+    name: str
+    about: str
+    maker: str
+    paper: str | None = None
+    item: str | None = None
+    fill: str | None = None
+    trains: str | None = None
+    needs: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The paper's item, or what it shows."""
+        return self.about if self.paper is None else f"{self.paper}, {self.item}"
+
+    @property
+    def command(self) -> str:
+        """What makes its numbers anew."""
+        return f"make reproduce-{self.name}"
+
+    def load(self) -> Any:
+        """The maker, imported when it is asked for."""
+        module, _, attribute = self.maker.partition(":")
+        maker = import_module(f"benchmarks.{module}")
+        return getattr(maker, attribute) if attribute else maker
+
+    def compare(self, result: Result) -> list[Comparison]:
+        """The paper's numbers beside ours; none where the paper prints nothing of the kind."""
+        return list(getattr(self.load(), "compare", _nothing)(result))
+
+    def missing(self, result: Result) -> list[tuple[str, str]]:
+        """The embedded runs that a result lacks, each with the command that makes it."""
+        return list(getattr(self.load(), "missing", _nothing)(result))
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A table or figure of a paper that no benchmark stands for, and why."""
+
+    paper: str
+    item: str
+    about: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Action:
+    """A command beside the benchmarks: ``main(arguments) -> exit code`` in a module of ``benchmarks``."""
+
+    name: str
+    about: str
+    module: str
+
+    def main(self, arguments: Iterable[str] = ()) -> int:
+        """Run it; its module is imported now."""
+        return import_module(f"benchmarks.{self.module}").main(list(arguments)) or 0
+
+
+def _nothing(result: Result) -> tuple[()]:
+    return ()
+
+
+def _waveclip(name: str, item: str, about: str, maker: str, **others: str) -> Benchmark:
+    return Benchmark(name, about, f"waveclip.{maker}", "WAVECLIP", item, **others)
+
+
+def _mlip(item: str, about: str, maker: str, **others: str) -> Benchmark:
+    name = item.lower().replace("figure ", "fig").replace("table ", "table")
+    return Benchmark(f"mlip-{name}", about, f"mlip.{maker}", "MLIP", item, **others)
+
+
+def _ablation(number: int, about: str, **others: str) -> Benchmark:
+    trains = f"mlip-ablations --table {number}"
+    return _mlip(f"Table {number}", about, f"tables_3_5_6_7_8:TABLE_{number}", trains=trains, **others)
+
+
+def _patchrank(name: str, item: str, about: str, maker: str | None = None, **others: str) -> Benchmark:
+    return Benchmark(f"patchrank-{name}", about, f"patchrank.{maker or name}", "Patch Ranking", item, **others)
+
+
+_YFCC15M, _CC3M = "lightning fit -c mlip/yfcc15m.yaml", "lightning fit -c mlip/cc3m.yaml"
+_SIZES = f"{_CC3M}; lightning fit -c mlip/cc12m.yaml; {_YFCC15M}"
+_IMAGENET = "IMAGENET=DIR WEIGHTS=DIR make reproduce-table2"
+_RUNS = "patchrank-runs"
+BENCHMARKS = (
+    _waveclip("waveclip-table1", "Table 1", "tokens after every level", "table1"),
+    _waveclip("table2", "Table 2", "tokens, multiply-adds and accuracy of ten models", "table2", fill=_IMAGENET),
+    _waveclip("waveclip-fig1", "Figure 1", "accuracy against multiply-adds", "fig1"),
+    _waveclip("waveclip-fig3", "Figure 3", "with and without the cache", "fig3"),
+    _waveclip("waveclip-fig4", "Figure 4", "the margin against the maximum probability as a gate", "fig4"),
+    _mlip("Table 1", "ImageNet, zero-shot and linear probe", "tables_1_2_4:TABLE_1", fill=_YFCC15M),
+    _mlip(
+        "Table 2",
+        "ten smaller data sets, zero-shot and linear probe",
+        "tables_1_2_4:TABLE_2",
+        fill=f"{_YFCC15M} -c mlip/vit_b_32.yaml",
+    ),
+    _ablation(3, "less data", fill=_SIZES),
+    _mlip("Table 4", "retrieval on Flickr30k and MS-COCO", "tables_1_2_4:TABLE_4", fill=_YFCC15M),
+    _ablation(5, "label smoothing and nearest neighbours", fill=_YFCC15M),
+    _ablation(6, "frequency transform and token alignment"),
+    _ablation(7, "the matchings of tokens"),
+    _ablation(8, "with and without the Guide"),
+    _mlip("Table 9", "multiply-adds", "table9", fill=_CC3M),
+    _mlip("Table 10", "training time, and accuracy for it", "table10", fill=_CC3M, trains="mlip-ablations"),
+    _mlip("Figure 2", "likeness of tokens, and removing some at random", "fig2"),
+    _mlip("Figure 5", "pictures found for a caption", "fig5"),
+    _mlip("Figure 6", "what the Lego-Filter passes", "fig6"),
+    _mlip("Figure 7", "the embedding space", "fig7"),
+    _patchrank("fig1", "Figure 1", "accuracy by keep rate, with and without prompts", trains=_RUNS),
+    _patchrank("fig3", "Figure 3", "the three scores, patch by patch"),
+    _patchrank("fig4", "Figure 4", "the patches kept at 50 %"),
+    _patchrank("fig5", "Figure 5", "pruning before the first block, without tuning", trains=_RUNS),
+    _patchrank("table1", "The table of its code", "methods and data sets at one keep rate", trains=_RUNS),
+    _patchrank("costs", "Costs", "every method by keep rate, of which the paper prints one number"),
+    Benchmark(
+        "waveclip-highres",
+        "WaveCLIP of two and three levels at 448 and 512 px; the embedded one at 96 px",
+        "waveclip.highres",
+    ),
+    Benchmark(
+        "frontier", "the three methods and their compositions: accuracy against cost and time", "together.frontier"
+    ),
+    Benchmark(
+        "embedded-models", "zero-shot, retrieval and linear probe of the embedded models", "together.embedded_models"
+    ),
+    Benchmark(
+        "fashion-mnist",
+        "a CLIP and a WaveCLIP trained and tested on Fashion-MNIST (needs EFFCLIP_DATA)",
+        "together.fashion_mnist",
+        needs="EFFCLIP_DATA",
+    ),
+    Benchmark("deploy", "classify, calibrate, convert and export, with what they print", "together.deploy"),
+    Benchmark("speed", "our towers and MLIP's training step, each against its reference", "speed.towers"),
+    Benchmark("loading", "our shard loader against open_clip's", "speed.loading"),
+)
+"""All benchmarks, those of the papers first."""
+NOT_MEASURED = "nothing in it is measured"
+ABSENT = (
+    Absent("WAVECLIP", "Figure 2", "not in the text that we have", "there is nothing to compare with"),
+    Absent("MLIP", "Tables 11 to 13", "data sets and sizes", "they are our catalogue and recipes"),
+    Absent("MLIP", "Figure 1", "pictures and their spectra", NOT_MEASURED),
+    Absent("MLIP", "Figures 3 and 4", "drawings of the method", NOT_MEASURED),
+    Absent("Patch Ranking", "Figure 2", "a drawing of the method", NOT_MEASURED),
+    Absent(
+        "Patch Ranking", "Tables 1 to 7", "not in the text that we have", "the table of its released code stands here"
+    ),
+)
+"""The papers' other tables and figures."""
+ACTIONS = (
+    Action("retrain", "train the embedded models again (--list; ONLY=NAME)", "training.retrain"),
+    Action("mlip-ablations", "train the rows of MLIP's tables 3 and 5 to 8 (--table N, --list)", "mlip.ablations"),
+    Action("patchrank-runs", "train what Patch Ranking's tables show (--list, --seeds N)", "patchrank.runs"),
+    Action("evaluations", "tables of `effclip evaluate` results (DIR ... [--out FILE])", "together.evaluations"),
+    Action("report", "write the tables of README and docs, and one HTML page (--page FILE)", "report.pages"),
+    Action("screenshots", "photograph that page for the README (needs chromium)", "report.screenshots"),
+)
+"""Commands beside the benchmarks."""
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of that name. ValueError: there is none."""
+    for entry in BENCHMARKS:
+        if entry.name == name:
+            return entry
+    raise ValueError(f"no benchmark {name!r}; there are {', '.join(entry.name for entry in BENCHMARKS)}")
+
+
+def action(name: str) -> Action:
+    """The action of that name. ValueError: there is none."""
+    for entry in ACTIONS:
+        if entry.name == name:
+            return entry
+    raise ValueError(f"no action {name!r}; there are {', '.join(entry.name for entry in ACTIONS)}")
+
+
+def listing(prefix: str = "") -> str:
+    """Every benchmark with its line, then every action. prefix: of a benchmark's command, before its name."""
+    lines = [(f"{prefix}{e.name}", e.title if e.paper is None else f"{e.title}: {e.about}") for e in BENCHMARKS]
+    if not prefix:
+        lines += [("all", "every benchmark, in one process"), *((entry.name, entry.about) for entry in ACTIONS)]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"  {name:<{width}}  {line}" for name, line in lines)

@@ -1,0 +1,170 @@
+"""README's first table: what each method comes to, one line each, read from the result files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from benchmarks import RESULTS
+from benchmarks.cells import points, student_interval
+from benchmarks.mlip.table9 import PRINTED
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line. found: what a benchmark's stored result says, None where it holds no such run; command: makes it."""
+
+    method: str
+    measured: str
+    benchmark: str
+    found: Callable[[Result], str | None]
+    command: str
+
+    def cells(self) -> list[str]:
+        """The line's four cells."""
+        path = RESULTS / f"{self.benchmark}.json"
+        found = self.found(json.loads(path.read_text())) if path.is_file() else None
+        return [self.method, self.measured, found or "not run", f"`{self.command}`"]
+
+
+def saved_by_waveclip(reference: str, result: Result) -> str:
+    """The headline of Table 2's embedded block: at the accuracy of "teacher" or of the whole "student"."""
+    (goal,) = (goal for goal in result["embedded"]["headline"]["goals"] if goal["reference"] == reference)
+    if result["embedded"]["headline"]["reasons"] or not goal["reached"]:
+        return "not reached"
+    return f"{100 * goal['saved']:.1f} % (accuracy {points(goal['difference'])} points)"
+
+
+def coarse_on_fashion_mnist(result: Result) -> str:
+    """What WaveCLIP loses, and saves, when every picture leaves at the coarse level."""
+    dense, coarse = result["rows"][:2]
+    return f"{points(coarse['against_teacher'])} points, {100 * (1 - coarse['gmacs'] / dense['gmacs']):.1f} % saved"
+
+
+def saved_by_mlip(result: Result) -> str:
+    """By the paper's image tower, with the Guide that belongs to it; attention on both sides."""
+    gmacs = {row["method"]: row["tower"]["gmacs"] for row in result["rows"] if row["architecture"] == PRINTED}
+    return f"{100 * (1 - gmacs['MLIP'] / gmacs['CLIP']):.1f} %"
+
+
+def mlip_against_clip(result: Result) -> str | None:
+    """Zero-shot accuracy, mean over the training seeds that both have, with Student's 95 % interval."""
+    clip, mlip = (next(row["seeds"] for row in result["rows"] if row["run"] == name) for name in ("clip", "mlip"))
+    differences = [mlip[seed]["test"] - clip[seed]["test"] for seed in mlip if seed in clip]
+    if len(differences) < 2:
+        return f"{100 * fmean(differences):+.1f} points (one seed)" if differences else None
+    return f"{points(student_interval(differences))} points"
+
+
+def pruned_and_tuned(result: Result) -> str | None:
+    """Patch Ranking's own headline: tuned and pruned against tuned and unpruned, mean of three tasks."""
+    found = result["headline"]
+    return found and f"{points(found['styles'])} points at keep {result['conditions']['keep']}{_alone(result)}"
+
+
+def ahead_of_class_attention(result: Result) -> str | None:
+    """Patch Ranking's lead without tuning, mean of three tasks."""
+    (lead,) = (row["behind"] for row in result["rows"] if row["row"] == "class attention")
+    return lead and f"{points(lead)} points at keep {result['conditions']['keep']}{_alone(result)}"
+
+
+def _alone(result: Result) -> str:
+    """A remark where one training seed is all there is: the interval is then over pictures alone."""
+    return " (one seed)" if result["headline"] and result["headline"]["seeds"] == 1 else ""
+
+
+def best_composition(result: Result) -> str | None:
+    """The composed row whose gain is surest."""
+    composed = [row for row in result["rows"] if row["composed"]]
+    best = max(composed, key=lambda row: row["rival"]["difference"][1], default=None)
+    return best and f"{best['method']}: {points(best['rival']['difference'])} points"
+
+
+def speed_of_towers(result: Result) -> str:
+    """Images/s of our image tower over open_clip's."""
+    return ", ".join(f"× {row['ratio']:.2f} ({row['dtype']})" for row in result["towers"])
+
+
+def speed_of_loading(result: Result) -> str:
+    """Pairs/s of our shard loader over open_clip's."""
+    return ", ".join(f"× {row['ratio']:.2f} ({row['pictures']})" for row in result["rows"])
+
+
+_PATCHRANK = "make reproduce-patchrank-table1"
+LINES = (
+    Line(
+        "WaveCLIP",
+        "multiply-adds saved at its teacher's accuracy",
+        "table2",
+        partial(saved_by_waveclip, "teacher"),
+        "make reproduce-table2",
+    ),
+    Line(
+        "WaveCLIP",
+        "the same at its own full accuracy",
+        "table2",
+        partial(saved_by_waveclip, "student"),
+        "make reproduce-table2",
+    ),
+    Line(
+        "WaveCLIP",
+        "coarse level alone against its teacher, Fashion-MNIST",
+        "fashion-mnist",
+        coarse_on_fashion_mnist,
+        "make reproduce-fashion-mnist",
+    ),
+    Line(
+        "MLIP",
+        "multiply-adds saved by the image side of ViT-B/16",
+        "mlip-table9",
+        saved_by_mlip,
+        "make reproduce-mlip-table9",
+    ),
+    Line(
+        "MLIP",
+        "zero-shot accuracy against CLIP trained alike",
+        "mlip-table3",
+        mlip_against_clip,
+        "make reproduce-mlip-table3",
+    ),
+    Line(
+        "Patch Ranking",
+        "accuracy against the unpruned model, both tuned",
+        "patchrank-table1",
+        pruned_and_tuned,
+        _PATCHRANK,
+    ),
+    Line(
+        "Patch Ranking",
+        "accuracy against class attention, untuned",
+        "patchrank-table1",
+        ahead_of_class_attention,
+        _PATCHRANK,
+    ),
+    Line(
+        "composed",
+        "best gain over the best method alone that costs no more",
+        "frontier",
+        best_composition,
+        "make reproduce-frontier",
+    ),
+    Line("towers", "images/s against open_clip's, ViT-B/16", "speed", speed_of_towers, "make speed"),
+    Line("loader", "pairs/s against open_clip's", "loading", speed_of_loading, "make speed"),
+)
+
+
+def table() -> str:
+    """The lines as a Markdown table."""
+    lines = ["| method | measured | found [95 %] | command |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(line.cells())} |" for line in LINES]
+    note = (
+        "Embedded scale, but for the image side of ViT-B/16 and the speeds, which are those of real sizes. Each "
+        "command prints the whole table with its conditions."
+    )
+    return "\n".join([*lines, "", note]) + "\n"

@@ -1,0 +1,196 @@
+"""The page put together: papers, slider, other benchmarks, speed, and what was not run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import ELSEWHERE, Comparison
+from benchmarks.registry import ABSENT, BENCHMARKS, PAPERS, Benchmark, benchmark
+from benchmarks.report.page import gallery, slider
+from benchmarks.report.page.markup import code, conditions, figure, markdown, table, text
+
+_HERE = Path(__file__).parent
+SPEED = ("speed", "loading")
+"""Benchmarks of time alone, which have a section of their own."""
+SLIDER, PATCHES = "waveclip-fig1", "patchrank-fig4"
+"""Whose results the slider and the gallery of kept patches are made of."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is kept of a benchmark: its result, the Markdown and the pictures that were made of it."""
+
+    benchmark: Benchmark
+    result: dict[str, Any]
+    markdown: str
+    figures: Sequence[Path]
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The paper's numbers beside ours."""
+        return self.benchmark.compare(self.result)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it holds a number of ours beside the paper's, where the paper has any."""
+        return not self.comparisons or any(number.ours is not None for number in self.comparisons)
+
+
+Results = Mapping[str, Stored]
+"""The benchmarks that have a result, by name."""
+
+
+def stored(folder: Path) -> dict[str, Stored]:
+    """The benchmarks that have a result in ``folder``, by name."""
+    results = {}
+    for entry in BENCHMARKS:
+        path = folder / f"{entry.name}.json"
+        result = json.loads(path.read_text()) if path.is_file() else {}
+        if result.keys() - {"name", "conditions", "missing"}:  # else nothing was measured
+            pictures = sorted([*folder.glob(f"{entry.name}.png"), *folder.glob(f"{entry.name}-*.png")])
+            results[entry.name] = Stored(entry, result, path.with_suffix(".md").read_text(), pictures)
+    return results
+
+
+def build(folder: Path) -> str:
+    """The whole page from a folder of results; what has none there says so, with its command."""
+    results = stored(folder)
+    others = [entry for entry in BENCHMARKS if entry.paper is None and entry.name not in SPEED]
+    speed = [benchmark(name) for name in SPEED]
+    sections = {
+        "glance": ("At a glance", _glance(results)),
+        "threshold-section": ("Turn the threshold", _made_of(results, SLIDER, slider.section)),
+        **{_slug(paper): (paper, _paper(paper, results)) for paper in PAPERS},
+        "patches": ("Which patches stay", _made_of(results, PATCHES, gallery.section)),
+        "beyond": ("Beyond the papers", "".join(_article(entry, results) for entry in others)),
+        "speed-section": ("Speed", "".join(_article(entry, results) for entry in speed)),
+        "not-run": ("What was not run", _not_run(results)),
+    }
+    links = "".join(f'<li><a href="#{key}">{text(title)}</a></li>' for key, (title, _) in sections.items())
+    body = "".join(
+        f'<section aria-labelledby="{key}"><h2 id="{key}" tabindex="-1">{text(title)}</h2>\n{inside}</section>\n'
+        for key, (title, inside) in sections.items()
+    )
+    parts = {"style": (_HERE / "page.css").read_text(), "script": (_HERE / "page.js").read_text()}
+    parts |= {"links": links, "body": body}
+    page = (_HERE / "page.html").read_text()
+    for name, part in parts.items():
+        page = page.replace(f"<!-- {name} -->", part)
+    return page
+
+
+def _slug(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _made_of(results: Results, name: str, section: Any) -> str:
+    """A section made of one benchmark's result, or that it was not run."""
+    inside = section(results[name].result) if name in results else None
+    return _missing(benchmark(name)) if inside is None else inside
+
+
+def _missing(entry: Benchmark) -> str:
+    return f'<p class="missing">Not run: {code(entry.command)}</p>'
+
+
+def _glance(results: Results) -> str:
+    """How much of the papers there is, and how to read it."""
+    of_papers = [entry for entry in BENCHMARKS if entry.paper is not None]
+    known = [results[entry.name] for entry in of_papers if entry.name in results]
+    run = [result for result in known if result.measured]
+    numbers = [number for result in known for number in result.comparisons]
+    ours = [number for number in numbers if number.ours is not None]
+    alike = sum(number.same for number in ours)
+    figures = {
+        "tables and figures that measure something were run": f"{len(run)} of {len(of_papers)}",
+        "comparisons with what the papers print have a number of ours": f"{len(ours)} of {len(numbers)}",
+        "of these at the paper's own scale": str(alike),
+    }
+    tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{value}</dd></div>" for name, value in figures.items())
+    return (
+        f'<dl class="tiles">{tiles}</dl>\n'
+        "<p><strong>Two scales, never mixed.</strong> Costs are those of the papers' architectures at 224 px and "
+        "above. Accuracies at paper scale need ImageNet, YFCC15M or GPUs; where those were missing, the method was "
+        "trained and tested on a small benchmark of emoji on backgrounds. Such a number shows a direction, so no "
+        "difference is taken between it and the paper's: it says <em>other scale</em>.</p>\n"
+        "<p>GMACs are 10<sup>9</sup> multiply-adds, what these papers call GFLOPs. Each heading below names the "
+        "command that makes its numbers anew.</p>"
+    )
+
+
+def _paper(paper: str, results: Results) -> str:
+    """A paper's contents, then each table and figure that was run."""
+    entries = [entry for entry in BENCHMARKS if entry.paper == paper]
+    rows = []
+    for entry in entries:
+        title = f'<a href="#{entry.name}">{text(entry.item)}</a>' if entry.name in results else text(entry.item)
+        rows.append([title, text(entry.about), _state(entry, results)])
+    rows += [[text(e.item), text(e.about), f"not here: {text(e.why)}"] for e in ABSENT if e.paper == paper]
+    caption = f"{text(PAPERS[paper])}: every table and figure"
+    contents = table(("", "what it shows", "here"), rows, caption, f"contents of {paper}")
+    return contents + "".join(_article(entry, results) for entry in entries if entry.name in results)
+
+
+def _state(entry: Benchmark, results: Results) -> str:
+    if entry.name not in results:
+        return f"not run: {code(entry.command)}"
+    return code(entry.command) if results[entry.name].measured else f"not run: {code(entry.fill or entry.command)}"
+
+
+def _article(entry: Benchmark, results: Results) -> str:
+    """One benchmark: the paper's numbers beside ours, its figures, all that it measured, its conditions."""
+    title = entry.about if entry.item is None else f"{entry.item}: {entry.about}"
+    head = f'<article><h3 id="{entry.name}" tabindex="-1">{text(title)}</h3>'
+    if entry.name not in results:
+        return f"{head}{_missing(entry)}</article>\n"
+    stored = results[entry.name]
+    run = stored.result.get("conditions", {})
+    parts = [head, f'<p class="made">{code(entry.command)}, scale: {text(run.get("scale", "–"))}</p>']
+    compared = stored.comparisons and stored.measured
+    if compared:
+        rows = [[text(cell) for cell in number.cells()] for number in stored.comparisons]
+        heads = ("", "paper", "ours", "difference")
+        caption = f"{len(rows)} comparisons with what the paper prints"
+        parts.append(table(heads, rows, caption, f"{title}: paper and ours", numbers=3))
+    parts += [figure(path, f"{title} ({path.stem})") for path in stored.figures]
+    opened = "" if compared else " open"
+    parts.append(
+        f"<details{opened}><summary>All that was measured</summary>{markdown(stored.markdown, title)}</details>"
+        f"<details><summary>Conditions of the run</summary>{conditions(run)}</details></article>\n"
+    )
+    return "\n".join(parts)
+
+
+def _not_run(results: Results) -> str:
+    """Benchmarks without a result, numbers that are missing, parts of the papers that no benchmark stands for."""
+    rows: list[tuple[str, str, str | None]] = []
+    for entry in BENCHMARKS:
+        if entry.name not in results:
+            title = entry.title if entry.paper is None else f"{entry.title}: {entry.about}"
+            rows.append((title, "no result yet", entry.command))
+            continue
+        stored = results[entry.name]
+        missing = [*at_paper_scale(stored.comparisons, entry.fill or entry.command), *entry.missing(stored.result)]
+        rows += [(entry.title, why, command) for why, command in missing]
+    rows += [(f"{entry.paper}, {entry.item}", entry.why, None) for entry in ABSENT]
+    cells = [[text(what), text(why), code(command) if command else "–"] for what, why, command in rows]
+    return table(("what", "why", "command"), cells, "What has no number of ours", "what was not run")
+
+
+def at_paper_scale(comparisons: Sequence[Comparison], fill: str) -> Iterator[tuple[str, str | None]]:
+    """Printed numbers that the paper's own data and size would give, and those of methods that are not here.
+
+    fill: the command that makes the former. Embedded numbers are not among them, see ``Benchmark.missing``.
+    """
+    missing = [number for number in comparisons if number.ours is None and number.same]
+    foreign = [number for number in missing if number.elsewhere]
+    if len(missing) > len(foreign):
+        yield f"{len(missing) - len(foreign)} of its numbers need the paper's data and size", fill
+    if foreign:
+        methods = ", ".join(name for name in ELSEWHERE if any(number.what.startswith(name) for number in foreign))
+        yield f"{len(foreign)} of its numbers are of methods that are not part of this suite: {methods}", None

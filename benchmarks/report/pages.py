@@ -1,0 +1,73 @@
+"""The tables of README and docs, and the report page, from the result files: no number in them is typed by hand.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a benchmark's, or one of OTHERS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import RESULTS, ROOT, embedded
+from benchmarks.registry import BENCHMARKS, benchmark
+from benchmarks.report import headlines
+from benchmarks.report.page import build
+from benchmarks.together import deploy
+from benchmarks.training import retrain
+from common.paths import runs_directory
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+OTHERS: dict[str, Callable[[], str]] = {
+    "deploy-python": lambda: _stored("deploy", deploy.in_python),
+    "headlines": headlines.table,
+    "retrain": retrain.table,
+    "table2-embedded": lambda: _stored("table2", lambda result: embedded.markdown(result["embedded"])),
+}
+"""Tables that are no benchmark's whole Markdown."""
+_TABLE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- /table -->)", re.S)
+
+
+def table(name: str) -> str:
+    """The Markdown of a benchmark's stored result, or that it was not run; or of one of OTHERS.
+
+    ValueError: no such table.
+    """
+    if name in OTHERS:
+        return OTHERS[name]()
+    entry = benchmark(name)
+    return _stored(name, lambda result: entry.load().render(result)["md"])
+
+
+def _stored(name: str, markdown: Callable[[dict[str, Any]], str]) -> str:
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return f"Not run: `python -m benchmarks {name}`.\n"
+    return markdown(json.loads(path.read_text()))
+
+
+def fill(text: str, tables: Callable[[str], str] = table) -> str:
+    """``text`` with everything between the marks replaced by the tables they name."""
+    return _TABLE.sub(lambda mark: f"{mark[1]}\n{tables(mark[2]).strip()}\n\n{mark[3]}", text)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Write the tables of README and docs, the Markdown beside each result, and the page, anew."""
+    command = argparse.ArgumentParser(prog="python -m benchmarks report", description=main.__doc__)
+    default = runs_directory() / "report.html"
+    command.add_argument("--page", type=Path, default=default, help="the HTML file (default %(default)s)")
+    args = command.parse_args(arguments)
+    for entry in BENCHMARKS:
+        if (RESULTS / f"{entry.name}.json").is_file():
+            (RESULTS / f"{entry.name}.md").write_text(table(entry.name))
+    for page in PAGES:
+        text = page.read_text()
+        page.write_text(fill(text))
+        print(f"{page.relative_to(ROOT)}: {len(_TABLE.findall(text))} tables written")
+    args.page.parent.mkdir(parents=True, exist_ok=True)
+    args.page.write_text(build(RESULTS))
+    print(f"{args.page}: {args.page.stat().st_size / 1e6:.1f} MB, for any browser, without a network")
+    return 0

@@ -1,0 +1,144 @@
+"""The commands for a model in use, and the same from Python, run on embedded test pictures, with what they print.
+
+They are run in this process, in a folder of their own, as if it were the checkout.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT
+from benchmarks.embedded import RULE, STUDENT, TEACHER
+from common.cli import main as effclip
+from common.conditions import conditions, digest
+from common.data.embedded.folder import main as embedded_folder
+from common.data.embedded.module import class_names
+from common.paths import runs_directory
+
+STEPS = (
+    ("python -m common.data.embedded.folder runs/emoji   # 200 test pictures, one folder a class",),
+    ("effclip classify runs/emoji",),
+    ("effclip calibrate --data embedded --gmacs 0.015",),
+    ("effclip classify runs/emoji --gmacs 0.015 --out runs/emoji.csv",),
+    (
+        "rm -rf runs/emoji-model",
+        "effclip convert benchmarks/weights/embedded_waveclip.safetensors runs/emoji-model",
+        "effclip export runs/emoji-model --format onnx",
+    ),
+)
+"""Blocks of commands, each with what it prints."""
+PYTHON = """\
+from common.deploy.model import load
+
+model = load()  # the embedded model, as calibrated above; load("DIR"): a model directory
+answers = model.classify("runs/emoji", gmacs=0.015)  # or ["red apple", "rocket"] for labels of yours
+print(answers[0])
+"""
+"""The last block, which needs the calibration of those before."""
+_SHOWN = 5
+"""Lines of a table that are shown."""
+_PROGRAMS = {"effclip": lambda words: effclip(words), "python": lambda words: embedded_folder(words[2:])}
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """Run all steps. ValueError: a command that failed, with what it said."""
+    stated = conditions(
+        "embedded",
+        seeds=1,
+        weights={path.name: digest(path) for path in (TEACHER, STUDENT)},
+        names=len(class_names("seen")),
+        rule=RULE,
+        chosen_on="val",
+        reported_on="the first 200 pictures of test",
+    )
+    with _like_the_checkout():
+        steps = [{"lines": list(lines), "printed": [_printed(line, smoke) for line in lines]} for lines in STEPS]
+        said = _captured("the Python block", lambda: exec(PYTHON, {}))
+        steps.append({"lines": PYTHON.splitlines(), "language": "python", "printed": [said]})
+    return {"name": "deploy", "conditions": stated, "steps": steps}
+
+
+def _printed(line: str, smoke: bool) -> dict[str, Any]:
+    """What one command printed; in a smoke run on a few pictures."""
+    program, *words = shlex.split(line, comments=True)
+    if program not in _PROGRAMS:
+        return {"out": "", "error": ""}
+    if smoke:
+        words += {"classify": ["--device", "cpu"], "calibrate": ["--limit", "200"]}.get(words[0], [])
+        words += ["--pictures", "20"] if program == "python" else []
+    return _captured(line, lambda: _PROGRAMS[program](words))
+
+
+def _captured(what: str, call: Callable[[], int | None]) -> dict[str, str]:
+    """What ``call`` writes to either stream, paths as they are from where it was typed. ValueError: its exit code."""
+    streams = {"out": io.StringIO(), "error": io.StringIO()}
+    with redirect_stdout(streams["out"]), redirect_stderr(streams["error"]):
+        code = call()
+    if code:
+        raise ValueError(f"{what}: exit code {code}; it said: {streams['error'].getvalue().strip()}")
+    return {name: text.getvalue().replace(f"{Path.cwd()}/", "") for name, text in streams.items()}
+
+
+@contextmanager
+def _like_the_checkout() -> Iterator[None]:
+    """A working directory with the benchmarks, and runs of its own that have the packed data and nothing else.
+
+    So what the default model was calibrated for before neither changes what is printed nor is lost.
+    """
+    before, runs = Path.cwd(), os.environ.get("EFFCLIP_RUNS")
+    data = runs_directory().absolute() / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "benchmarks").symlink_to(ROOT / "benchmarks")
+        (Path(folder) / "runs").mkdir()
+        (Path(folder) / "runs" / "data").symlink_to(data)
+        os.environ["EFFCLIP_RUNS"] = "runs"
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+            os.environ.pop("EFFCLIP_RUNS")
+            if runs is not None:
+                os.environ["EFFCLIP_RUNS"] = runs
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The blocks with what they printed, long tables cut, as Markdown."""
+    parts = [_block(step) for step in result["steps"]]
+    stated = result["conditions"]
+    parts.append(
+        f"{stated['names']:,} names: {stated['rule']}. Pictures of {stated['reported_on']}; thresholds are chosen on "
+        f"{stated['chosen_on']}. {stated['device']}, {stated['threads']} threads, torch {stated['torch']}."
+    )
+    return {"md": "\n\n".join(parts) + "\n", "figures": {}}
+
+
+def in_python(result: dict[str, Any]) -> str:
+    """The Python block alone with what it printed, as Markdown."""
+    return "\n\n".join(_block(step) for step in result["steps"] if step.get("language") == "python") + "\n"
+
+
+def _block(step: dict[str, Any]) -> str:
+    """The lines of a step, and under them what they printed."""
+    said = [line for printed in step["printed"] for line in _shown(printed)]
+    typed = "\n".join([f"```{step.get('language', 'bash')}", *step["lines"], "```"])
+    return "\n".join([typed, "", "```text", *said, "```"]) if said else typed
+
+
+def _shown(printed: dict[str, Any]) -> Sequence[str]:
+    """The lines that a reader needs: no progress bars, of a table the beginning."""
+    out, error = (
+        [line.rstrip() for line in printed[name].splitlines() if line.strip() and "━" not in line]
+        for name in ("out", "error")
+    )
+    if out and out[0].startswith("picture,"):
+        out = [*out[:_SHOWN], "..."]
+    return [*error[:1], *out, *error[1:]] if error and error[0].startswith("the embedded") else [*out, *error]

@@ -1,0 +1,42 @@
+"""The committed embedded models over all embedded splits: zero-shot, retrieval and linear probe.
+
+It is `effclip evaluate` over the weights files, collected into one result, and a table as for any other data.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.embedded import STUDENT, TEACHER
+from benchmarks.together.evaluations import collect, markdown
+from common.conditions import conditions
+from common.evaluate import command as evaluate
+
+_PARTS = (
+    ("--split", "test", "--tasks", "zeroshot"),
+    ("--split", "unseen", "--tasks", "zeroshot"),
+    ("--split", "unseen-alone", "--tasks", "zeroshot"),
+    ("--tasks", "retrieval"),
+    ("--tasks", "linear-probe", "--shots", "1,4"),
+)
+"""More shots of 644 names would take the probe's search, some twelve fits in fp64, longer than the rest together."""
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """Evaluate both models on every part; a smoke run takes few pictures and leaves the probe out."""
+    stated = conditions("embedded", seeds=1)
+    models = (("--model", str(TEACHER)), ("--model", str(STUDENT), "--text-model", str(TEACHER)))
+    small = ("--limit", "64", "--batch-size", "32", "--workers", "0") if smoke else ()
+    with TemporaryDirectory() as folder:
+        for model in models:
+            for part in _PARTS[:-1] if smoke else _PARTS:
+                evaluate.main([*model, "--data", "embedded", *part, *small, "--out", folder])
+        results = [{**result, "file": Path(result["file"]).name} for result in collect([folder])]
+    return {"name": "embedded-models", "conditions": stated, "results": results}
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {}}."""
+    return {"md": markdown(result["results"]), "figures": {}}

@@ -1,0 +1,141 @@
+"""Many results of `effclip evaluate` as tables of models x data sets: `python -m benchmarks evaluations DIR ...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from common.evaluate.command import ENSEMBLE, TASKS
+
+TITLES = {
+    "zeroshot": "Zero-shot accuracy, %",
+    "retrieval": "Retrieval, recall in %",
+    "linear-probe": "Linear probe, accuracy in %",
+}
+
+
+class Cell(NamedTuple):
+    """One number (in %) of a table, where it belongs, and how it is written."""
+
+    row: str
+    column: str
+    value: float
+    text: str
+
+
+def collect(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The results in all JSON files below the folders. ValueError: no folder, or no result in any of them."""
+    results = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ValueError(f"no folder {folder.absolute()}; give one that `effclip evaluate --out` wrote to")
+        for file in sorted(folder.rglob("*.json")):
+            result = json.loads(file.read_text())
+            if isinstance(result, dict) and result.get("task") in TASKS:
+                results.append(result | {"file": str(file)})
+    if not results:
+        raise ValueError(f"no result of `effclip evaluate` below {', '.join(map(str, folders))}")
+    return results
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """A table for each task with a line of what it rests on. ValueError: two results for one cell."""
+    blocks = []
+    for task in TASKS:
+        of_task = [result for result in results if result["task"] == task]
+        if of_task:
+            blocks += [f"**{TITLES[task]}**", _table(of_task), _reading(of_task)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    cells: dict[tuple[str, str], tuple[Cell, str]] = {}
+    for result in results:
+        for cell in _cells(result, _name(result, results)):
+            other = cells.setdefault((cell.row, cell.column), (cell, result["file"]))[1]
+            if other != result["file"]:
+                raise ValueError(f"{other} and {result['file']} both give {cell.row} on {cell.column}; keep one")
+    rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    average = len(columns) > 1
+    lines = [
+        "| " + " | ".join(["model", *columns, *["average"] * average]) + " |",
+        "|---|" + "---:|" * (len(columns) + average),
+    ]
+    for row in rows:
+        found = [cells[row, column][0] if (row, column) in cells else None for column in columns]
+        texts = ["not run" if cell is None else cell.text for cell in found]
+        if average:
+            # An average over fewer sets would not be comparable with the other rows'.
+            texts.append("–" if None in found else f"{fmean(cell.value for cell in found):.1f}")
+        lines.append("| " + " | ".join([row, *texts]) + " |")
+    return "\n".join(lines)
+
+
+def _cells(result: dict[str, Any], row: str) -> Iterator[Cell]:
+    """The numbers of one result."""
+    where, metrics = f"{result['data']} {result['split']}", result["metrics"]
+    if result["task"] == "retrieval":
+        for arrow, side in (("I→T", "image_to_text"), ("T→I", "text_to_image")):
+            for name, value in metrics[side].items():
+                if name != "interval":
+                    yield Cell(row, f"{result['data']} {arrow} {name}", 100 * value, f"{100 * value:.1f}")
+        return
+    if result["metric"] == "mean_per_class":
+        where += " (mean per class)"
+    shots = metrics["shots"] if result["task"] == "linear-probe" else {"": metrics}
+    for shot, found in shots.items():
+        value = 100 * found["top1" if result["metric"] == "accuracy" else result["metric"]]
+        text = f"{value:.1f}"
+        if "deviation" in found:
+            text += f" ± {100 * found['deviation']:.1f}"
+        elif result["metric"] == "accuracy":
+            text += " [{:.1f}, {:.1f}]".format(*(100 * end for end in found["interval"]))
+        yield Cell(f"{row}, {shot} shots" if shot.isdigit() else row, where, value, text)
+
+
+def _name(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """The model, with what sets its row apart: other weights of that name, and settings that are not the default."""
+    stated = result["conditions"]
+    name = result["model"]
+    hashes = {other["conditions"]["weights"]["image"] for other in results if other["model"] == name}
+    if len(hashes) > 1:
+        name += f" ({stated['weights']['image'][:6]})"
+    if stated.get("template", ENSEMBLE) != ENSEMBLE:
+        name += f", template {stated['template']}"
+    if stated["dtype"] != "float32":
+        name += f", {stated['dtype']}"
+    if stated["limit"]:
+        name += f", first {stated['limit']:,} pictures"
+    return name
+
+
+def _reading(results: Sequence[dict[str, Any]]) -> str:
+    """What the numbers rest on."""
+    stated = [result["conditions"] for result in results]
+    pictures = {f"{result['data']} {result['split']} {result['conditions']['samples']:,}" for result in results}
+    scales, revisions, devices = (
+        sorted({str(found[key]) for found in stated}) for key in ("scale", "revision", "device")
+    )
+    return (
+        f"Scale: {', '.join(scales)}. Pictures: {', '.join(sorted(pictures))}. Brackets: Wilson's 95 % interval. "
+        f"Revision {', '.join(revision[:10] for revision in revisions)}; {', '.join(devices)}."
+    )
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the tables, or write them to a file."""
+    command = argparse.ArgumentParser(prog="python -m benchmarks evaluations", description=__doc__)
+    command.add_argument("folders", nargs="+", help="folders with result files of `effclip evaluate`")
+    command.add_argument("--out", type=Path, help="write the Markdown here instead of printing it")
+    said = command.parse_args(arguments)
+    text = markdown(collect(said.folders))
+    if said.out is None:
+        print(text)
+    else:
+        said.out.write_text(text)
+        print(f"wrote {said.out}")
+    return 0

@@ -1,0 +1,222 @@
+"""Fashion-MNIST for real: a small CLIP trained on the catalogue's prompts, a WaveCLIP distilled from it, both tested.
+
+    EFFCLIP_DATA=DIR make reproduce-fashion-mnist
+
+One behaviour: a run whose last step stands in $EFFCLIP_RUNS/retrain is not trained again, one that was
+interrupted goes on; the weights of both are written anew, evaluated on every test picture, and put down with the
+numbers. A smoke run does the same in a few steps on stand-in pictures, and touches nothing of it.
+
+Shapes: B images, M images in all, C = 10 classes, E joint dim.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from benchmarks import ROOT
+from benchmarks.embedded import PART, WEIGHTS, cells, costs, counts, observe, operating_points
+from benchmarks.training.drift import first_losses
+from benchmarks.training.export import card, from_checkpoint, save
+from benchmarks.training.retrain import RECIPES, Run, fit, last_checkpoint
+from benchmarks.waveclip.exits import Outcomes, headline, headline_lines
+from common.clip import CLIP
+from common.conditions import conditions, digest
+from common.data import catalogue
+from common.data.classification import ClassificationSet, classification_set
+from common.data.classification_module import ClassificationDataModule
+from common.data.pictures import loader
+from common.evaluate.accuracy import wilson_interval
+from common.paths import runs_directory
+from waveclip import WaveTower
+
+TARGET = "make reproduce-fashion-mnist"
+ATTRIBUTION = (
+    "Trained on the training pictures of Fashion-MNIST (H. Xiao, K. Rasul and R. Vollgraf, 2017), copyright Zalando "
+    "SE, MIT licence."
+)
+_CLIP, _WAVE = "common/fashion_mnist_clip.yaml", "waveclip/fashion_mnist.yaml"
+RUNS = (
+    Run("fashion-mnist-clip", _CLIP, RECIPES[_CLIP], output=WEIGHTS / "fashion_mnist_clip.safetensors"),
+    Run("fashion-mnist-waveclip", _WAVE, RECIPES[_WAVE], output=WEIGHTS / "fashion_mnist_waveclip.safetensors"),
+)
+"""The CLIP, and the WaveCLIP whose teacher it is."""
+
+SHARES = {"quarter": 0.25, "half": 0.5}
+"""Operating points between coarse-only and full: the share of val's pictures that is refined."""
+
+PASSED, NEAR = 0.85, 0.02
+"""What the CLIP's accuracy should pass, and how near to it WaveCLIP's full level should stay."""
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """Train what is not trained, evaluate, and give the result; the models' rows and how they were trained.
+
+    smoke: a few steps on stand-in pictures, evaluated on the first 500 of each split.
+    ValueError: the data is not there (with what to get), or a training failed.
+    """
+    data = _data(smoke)
+    stated = conditions(
+        "embedded",
+        seeds=1,
+        dtype="float32",
+        data="stand-in pictures" if smoke else catalogue.entry(data.name).title,
+        classes=data.class_names,
+        template=data.templates[0],
+        chosen_on=f"val, {len(data.val_pictures):,} pictures held out of train",
+        reported_on="test, read once",
+    )
+    weights = [runs_directory() / "smoke" / each.output.name if smoke else each.output for each in RUNS]
+    made = [_train(each, output, data, weights[0], smoke) for each, output in zip(RUNS, weights, strict=True)]
+    result = {
+        "name": "fashion-mnist",
+        "conditions": stated | {"weights": {path.name: digest(path) for path in weights}},
+        "runs": made,
+        **evaluate(*weights, data, PART if smoke else None),
+    }
+    if not smoke:
+        _write_cards(result)
+    return result
+
+
+def _data(smoke: bool) -> ClassificationDataModule:
+    """The data as the recipes have it; it says what is missing before anything is trained."""
+    if smoke:
+        return recipe_data(_CLIP, stand_in())
+    root = os.environ.get("EFFCLIP_DATA")
+    if root and os.environ.get("DOWNLOAD"):
+        classification_set("fashion_mnist", root, download=True)
+    return recipe_data(_CLIP)
+
+
+def recipe_data(recipe: str, root: Path | None = None) -> ClassificationDataModule:
+    """A recipe's data module, which reads in the calling process. root: another folder than $EFFCLIP_DATA."""
+    arguments = yaml.safe_load((ROOT / recipe).read_text())["data"]["init_args"]
+    return ClassificationDataModule(**arguments | {"root": str(root) if root else None, "num_workers": 0})
+
+
+def stand_in(folder: Path | None = None) -> Path:
+    """A folder with as many pictures as Fashion-MNIST has, in its format: each class has one pattern of noise.
+
+    folder: default ``smoke/fashion-mnist-data`` in $EFFCLIP_RUNS. For checks that must run without the data.
+    """
+    folder = folder or runs_directory() / "smoke" / "fashion-mnist-data"
+    folder.mkdir(parents=True, exist_ok=True)
+    patterns = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
+    for prefix, pictures in (("train", 60_000), ("t10k", 10_000)):
+        labels = (np.arange(pictures) % 10).astype(np.uint8)
+        for kind, values in (("images", patterns[labels]), ("labels", labels)):
+            head = struct.pack(f">{values.ndim + 1}I", 0x800 + values.ndim, *values.shape)
+            file = folder / f"{prefix}-{kind}-idx{values.ndim}-ubyte.gz"
+            file.write_bytes(gzip.compress(head + values.tobytes(), 1))
+    return folder
+
+
+def stand_in_losses(recipe: str, folder: Path | None = None) -> list[float]:
+    """The losses of a recipe's first steps on the stand-in pictures, by which a later check sees that it drifted."""
+    return first_losses(recipe, data=recipe_data(recipe, stand_in(folder)))
+
+
+def _train(each: Run, output: Path, data: ClassificationDataModule, teacher: Path, smoke: bool) -> dict[str, Any]:
+    """Train one run where it is not finished, write its weights, and give what the result says about it.
+
+    teacher: the weights that the second run starts from.
+    """
+    places = ["--data.init_args.root", str(Path(data.root).expanduser().absolute())]
+    folder = runs_directory() / ("smoke" if smoke else "retrain") / each.name
+    if smoke:
+        shutil.rmtree(folder, ignore_errors=True)
+        places += [] if output == teacher else ["--model.init_args.weights", str(teacher.absolute())]
+    made = fit(each, folder, "common/smoke.yaml" if smoke else None, places)
+    save(from_checkpoint(last_checkpoint(folder), each.recipe), output)
+    return made if smoke else made | {"first_losses": stand_in_losses(each.recipe)}
+
+
+@torch.no_grad()
+def evaluate(
+    teacher: Path, student: Path, data: ClassificationDataModule, pictures: int | None = None
+) -> dict[str, Any]:
+    """Accuracies on val and test by the set's first prompt, and what follows from them: rows, headline, counts.
+
+    pictures: the first so many of each split; None: all.
+    """
+    clip, wave = CLIP.load(teacher).eval(), WaveTower.load(student).eval()
+
+    def outcomes(of: ClassificationSet) -> Outcomes:
+        part = of if pictures is None else of.subset(range(pictures))
+        return observe(clip, wave, loader(part, data.image_size, 250), data.class_prompts)
+
+    val, test = outcomes(data.val_pictures), outcomes(data.test_pictures)
+    dense, exits = costs(clip, wave)
+    return {
+        "levels": {"val": _levels(val), "test": _levels(test)},
+        "rows": operating_points(val, test, dense, exits, SHARES),
+        "headline": headline(val, test, exits, dense.macs.gmacs),
+        "counts": counts(test),
+    }
+
+
+def _levels(of: Outcomes) -> dict[str, dict[str, Any]]:
+    """Accuracy, interval and number of pictures of the teacher and of both levels."""
+    found = {}
+    for name in ("teacher", "coarse", "fine"):
+        right = getattr(of, name)
+        correct, pictures = int(right.sum()), len(right)
+        interval = wilson_interval(correct, pictures)
+        found[name] = {"accuracy": correct / pictures, "interval": interval, "pictures": pictures}
+    return found
+
+
+def _write_cards(result: dict[str, Any]) -> None:
+    """A card beside each of the committed weights."""
+    names = len(result["conditions"]["classes"])
+    for each, made, levels in zip(RUNS, result["runs"], (("teacher",), ("coarse", "fine")), strict=True):
+        found = {split: {level: of[level] for level in levels} for split, of in result["levels"].items()}
+        text = card(each.output, made | found | {"names": names}, TARGET, ATTRIBUTION)
+        each.output.with_suffix(".md").write_text(text)
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {}}."""
+    rows = result["rows"]
+    title = result["conditions"]["data"]
+    lines = [
+        f"| {title}, 32 px | refined | accuracy [95 %] | against teacher | tokens | GMACs | saved |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *(f"| {' | '.join(cells(row, rows[0]['gmacs']))} |" for row in rows),
+    ]
+    trained = ["| run | steps | minutes | command |", "|---|---:|---:|---|"]
+    for made in result["runs"]:
+        trained.append(f"| {made['name']} | {made['steps']:,} | {made['minutes']:.0f} | `{made['command']}` |")
+    parts = ["\n".join(lines), *_goals(rows), *headline_lines(result["headline"]), "\n".join(trained), _reading(result)]
+    return {"md": "\n\n".join(parts) + "\n", "figures": {}}
+
+
+def _goals(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the two models should reach, and whether the intervals' lower ends do."""
+    said = {True: "reached", False: "NOT reached"}
+    passed, near = rows[0]["interval"][0] >= PASSED, rows[-1]["against_teacher"][1] >= -NEAR
+    return [
+        f"The CLIP above {100 * PASSED:.0f} %: {said[passed]}. WaveCLIP's full level within {100 * NEAR:.0f} points of "
+        f"it: {said[near]}. Both by the lower end of the interval."
+    ]
+
+
+def _reading(result: dict[str, Any]) -> str:
+    stated = result["conditions"]
+    val, test = (result["levels"][split]["teacher"]["pictures"] for split in ("val", "test"))
+    return (
+        f"Zero-shot among {len(stated['classes'])} names by “{stated['template']}”, on {test:,} test pictures; "
+        f"thresholds chosen on {val:,} pictures held out of train. GMACs count attention on both sides, the image "
+        f"tower's alone. One training seed. {stated['dtype']} on {stated['device']}, {stated['threads']} threads, "
+        f"torch {stated['torch']}."
+    )

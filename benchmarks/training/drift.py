@@ -1,0 +1,100 @@
+"""Checks that stored numbers still come out: the first losses of a recipe, and a part of the test pictures.
+
+A recipe's first losses are taken on ``val``'s pictures in the training view, since packing ``train`` takes
+longer than the check, or on other data that is quickly made; model, seeds, optimiser and schedule are the recipe's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+
+from benchmarks import ROOT
+from benchmarks.embedded import PART, batches, counts, models, observe
+from common.data.embedded.module import EmbeddedDataModule
+
+STEPS = 3
+PARTS = 4
+
+
+class _ValAsTrain(EmbeddedDataModule):
+    """The embedded data with ``val`` in the place of ``train``."""
+
+    def prepare_data(self) -> None:
+        """Nothing: a split is packed when its loader is made."""
+
+    def train_dataloader(self):
+        """Shuffled, augmented batches of ``val``."""
+        return self.dataloader("val", train=True)
+
+
+class _Losses(Callback):
+    """Keeps the first losses and then ends the run."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.values = steps, []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Keep one more loss."""
+        self.values.append(float(outputs["loss"]))
+        trainer.should_stop = len(self.values) >= self.steps
+
+
+def first_losses(
+    recipe: str, steps: int = STEPS, data: LightningDataModule | None = None, settings: Sequence[str] = ()
+) -> list[float]:
+    """The losses of the first steps of a recipe, a YAML file's path from the checkout's root.
+
+    data: takes the place of the recipe's; None: the embedded ``val``.  settings: see ``built``.
+    """
+    said = yaml.safe_load((ROOT / recipe).read_text())
+    seed_everything(said["seed_everything"])
+    module, own = built(recipe, settings)
+    data = data or _ValAsTrain(**own | {"num_workers": 0})
+    losses = _Losses(steps)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=said["trainer"]["max_steps"],
+        precision=said["trainer"].get("precision"),
+        gradient_clip_val=said["trainer"].get("gradient_clip_val"),
+        max_epochs=-1,
+        limit_val_batches=0,
+        callbacks=[losses],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return losses.values
+
+
+def built(recipe: str, settings: Sequence[str] = ()) -> tuple[LightningModule, dict[str, Any]]:
+    """A recipe's module, and its data's arguments.
+
+    settings: changes of the recipe as words of the command line, --model.init_args.NAME VALUE and the like.
+    """
+    said = yaml.safe_load((ROOT / recipe).read_text())
+    for option, value in zip(settings[::2], settings[1::2], strict=True):
+        section, _, name = option.removeprefix("--").partition(".init_args.")
+        said[section]["init_args"][name] = yaml.safe_load(value)
+    package, _, name = said["model"]["class_path"].rpartition(".")
+    return getattr(import_module(package), name)(**_rooted(said["model"]["init_args"])), said["data"]["init_args"]
+
+
+def _rooted(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, those that name files of the checkout with its root: the check may run anywhere."""
+    return {
+        name: str(ROOT / value) if isinstance(value, str) and (ROOT / value).is_file() else value
+        for name, value in arguments.items()
+    }
+
+
+def part_counts(parts: int = PARTS) -> dict[str, list[int]]:
+    """Right answers of the committed weights among the first ``parts`` × 500 test pictures."""
+    prompts = EmbeddedDataModule().class_prompts
+    return counts(observe(*models(), batches("test", parts * PART), prompts))

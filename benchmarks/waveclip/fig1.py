@@ -1,0 +1,114 @@
+"""WAVECLIP's Figure 1: accuracy against multiply-adds, the embedded frontier beside the paper's points.
+
+Shapes: M pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.cells import Comparison, Result
+from benchmarks.embedded import costs, models, outcomes
+from benchmarks.printed import paper_numbers
+from benchmarks.waveclip.costs import expected
+from benchmarks.waveclip.exits import frontier
+from benchmarks.waveclip.sweep import examples, margins, sweep
+from common.conditions import conditions
+
+FLOOR = 61
+"""The right panel's lowest accuracy; what lies below is written at its edge."""
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """The margin gate's frontier over all thresholds on ``test``, the teacher's point, and the paper's.
+
+    Beside them what the report page's slider moves over.  smoke: the first pictures alone.
+    """
+    stated = conditions("embedded", seeds=1, dtype="float32", batch=1, chosen_on="nothing is chosen: a sweep")
+    test = outcomes("test", smoke)
+    teacher, student = models()
+    dense, exits = costs(teacher, student)
+    shares, accuracy = frontier(test.margin, test.coarse, test.fine)
+    printed = paper_numbers("waveclip")
+    return {
+        "name": "waveclip-fig1",
+        "conditions": stated,
+        "pictures": len(test.coarse),
+        "teacher": {"gmacs": dense.macs.gmacs, "accuracy": test.teacher.double().mean().item()},
+        "frontier": [
+            {"refined": share, "gmacs": expected(exits, [1 - share, share]).macs.gmacs, "accuracy": right}
+            for share, right in zip(shares, accuracy, strict=True)
+        ],
+        "paper": [
+            {key: row[key] for key in ("method", "gflops", "accuracy", "refined") if key in row}
+            for row in printed["table2"] + printed["prose"]
+        ],
+        "sweep": sweep(test, exits),
+        "margins": margins(test),
+        "examples": examples(teacher, student),
+    }
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {name: Figure}}."""
+    points = result["frontier"]
+    lines = ["| refined | GMACs | accuracy | of the teacher's GMACs |", "|---:|---:|---:|---:|"]
+    dense = result["teacher"]
+    for point in points[:: max(1, len(points) // 10)]:
+        lines.append(
+            f"| {100 * point['refined']:.0f} % | {point['gmacs']:.4f} | {100 * point['accuracy']:.1f} "
+            f"| {100 * point['gmacs'] / dense['gmacs']:.0f} % |"
+        )
+    note = (
+        f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures; "
+        f"the dense teacher has {100 * dense['accuracy']:.1f} at {dense['gmacs']:.4f} GMACs. Paper scale: "
+        "the printed points, whose GFLOPs mix two accounts (see Table 2). The two panels share no axis."
+    )
+    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"waveclip-fig1": _draw(result)}}
+
+
+def _draw(result: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    ours, printed = figure.subplots(1, 2)
+    points, dense = result["frontier"], result["teacher"]
+    ours.plot(
+        [point["gmacs"] for point in points],
+        [100 * point["accuracy"] for point in points],
+        label="WaveCLIP, margin gate",
+    )
+    ours.plot(dense["gmacs"], 100 * dense["accuracy"], "k*", markersize=11, label="dense teacher")
+    ours.set(title="embedded scale, measured", xlabel="GMACs a picture", ylabel="top-1, %")
+    ours.legend(fontsize=8)
+    for wave, style, label in ((True, "o-", "WAVECLIP"), (False, "ks", "others")):
+        rows = sorted(
+            (row for row in result["paper"] if row["method"].startswith("WAVECLIP") is wave),
+            key=lambda row: row["gflops"],
+        )
+        xs, ys = [row["gflops"] for row in rows], [row["accuracy"] for row in rows]
+        printed.plot(xs, ys, style if wave else "ks", label=label, markersize=5)
+    for row in result["paper"]:
+        name, right = row["method"].split(" (")[0], row["gflops"] > 12
+        place = {"xytext": (-5 if right else 5, -3), "textcoords": "offset points", "fontsize": 7}
+        if row["accuracy"] < FLOOR:
+            below = f"{name}: {row['accuracy']} at {row['gflops']}, below"
+            printed.annotate(below, (1.2, FLOOR + 0.2), **place)
+        elif not name.startswith("WAVECLIP"):
+            point = (row["gflops"], row["accuracy"])
+            printed.annotate(name, point, ha="right" if right else "left", **place)
+    printed.set(xlim=(1, 18.5), ylim=(FLOOR, 67))
+    printed.set(title="ImageNet-1k, as the paper prints it", xlabel="GFLOPs as printed", ylabel="top-1, %")
+    printed.legend(fontsize=8)
+    return figure
+
+
+def compare(result: Result) -> Iterator[Comparison]:
+    """Each printed point against its teacher."""
+    dense = next(row["accuracy"] for row in result["paper"] if row["method"] == "CLIP ViT-B/16")
+    for row in result["paper"]:
+        if row.get("refined") is not None:
+            nearest = min(result["frontier"], key=lambda point: abs(point["refined"] - row["refined"]))
+            ours = 100 * (nearest["accuracy"] - result["teacher"]["accuracy"])
+            yield Comparison(f"{row['method']} against its teacher", row["accuracy"] - dense, ours, "points", False)

@@ -1,0 +1,101 @@
+"""WAVECLIP's Figure 4: the margin against the maximum probability as the gate's confidence.
+
+Shapes: M pictures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from benchmarks.embedded import outcomes
+from benchmarks.waveclip.exits import Outcomes, frontier, separation, threshold_for
+from common.conditions import conditions
+from common.evaluate.accuracy import paired_difference
+
+BINS = 25
+GATES = {"margin": "margin", "maximum": "maximum probability"}
+SHARES = (0.148, 0.264, 0.562, 0.743)
+"""Refined shares at which the gates are compared: those of the paper's four points."""
+
+
+def compare_gates(of: Outcomes) -> dict[str, Any]:
+    """Both gates' frontiers, separations and histograms, and their paired difference at equal shares."""
+    gates = {name: _gate(getattr(of, name), of) for name in GATES}
+    points = []
+    for share in SHARES:
+        answers = [_answers(getattr(of, name), of, share) for name in GATES]
+        points.append({"refined": share, "difference": paired_difference(*answers)})
+    return {"gates": gates, "points": points}
+
+
+def _answers(confidence: Tensor, of: Outcomes, share: float) -> Tensor:
+    return torch.where(confidence < threshold_for(confidence, share), of.fine, of.coarse)
+
+
+def _gate(confidence: Tensor, of: Outcomes) -> dict[str, Any]:
+    shares, accuracy = frontier(confidence, of.coarse, of.fine)
+    histograms = {
+        name: torch.histc(confidence[which], BINS, 0, 1).long().tolist()
+        for name, which in (("right", of.coarse), ("wrong", ~of.coarse))
+    }
+    return {
+        "frontier": {"refined": shares, "accuracy": accuracy},
+        "mean_accuracy": sum(accuracy) / len(accuracy),
+        "auroc_right": separation(confidence, of.coarse),
+        "auroc_agrees": separation(confidence, of.agree),
+        "histograms": histograms,
+    }
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """The comparison on ``test`` with the committed weights (smoke: its first pictures)."""
+    stated = conditions("embedded", seeds=1, dtype="float32", batch=1, chosen_on="nothing is chosen: a sweep")
+    test = outcomes("test", smoke)
+    return {"name": "waveclip-fig4", "conditions": stated, "pictures": len(test.coarse)} | compare_gates(test)
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {name: Figure}}."""
+    lines = [
+        "| gate | AUROC: coarse is right | AUROC: coarse agrees with fine | mean accuracy over all shares |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, gate in result["gates"].items():
+        lines.append(
+            f"| {GATES[name]} | {gate['auroc_right']:.4f} | {gate['auroc_agrees']:.4f} "
+            f"| {100 * gate['mean_accuracy']:.2f} |"
+        )
+    lines += ["", "| refined | accuracy with the margin minus with the maximum, points |", "|---:|---:|"]
+    for point in result["points"]:
+        middle, low, high = (100 * value for value in point["difference"])
+        lines.append(f"| {100 * point['refined']:.1f} % | {middle:+.2f} [{low:+.2f}, {high:+.2f}] |")
+    note = (
+        f"Embedded scale, {result['pictures']:,} test pictures, the least confident of them refined. "
+        "Brackets: paired bootstrap intervals at 95 %. The paper draws this comparison without numbers."
+    )
+    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
+
+
+def _draw(result: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(10.5, 3.3), layout="constrained")
+    curve, *histograms = figure.subplots(1, 3)
+    edges = [i / BINS for i in range(BINS)]
+    for panel, (name, gate) in zip(histograms, result["gates"].items(), strict=True):
+        points = gate["frontier"]
+        curve.plot(
+            [100 * share for share in points["refined"]],
+            [100 * right for right in points["accuracy"]],
+            label=GATES[name],
+        )
+        for outcome, colour in (("right", "tab:green"), ("wrong", "tab:red")):
+            values = gate["histograms"][outcome]
+            panel.bar(edges, values, 1 / BINS, align="edge", alpha=0.55, color=colour, label=f"coarse {outcome}")
+        panel.set(title=f"{GATES[name]} (AUROC {gate['auroc_right']:.3f})", xlabel=GATES[name], ylabel="pictures")
+        panel.legend(fontsize=8)
+    curve.set(title="frontier", xlabel="refined, %", ylabel="top-1, %")
+    curve.legend(fontsize=8)
+    return figure

@@ -1,0 +1,73 @@
+"""Checkpoints: the one place that opens a torch file, and how a training's module is built from one.
+
+A training says in its class attribute ``starts_from`` which of its arguments only name what it began with, and the
+value of each that means "nothing": ``{"weights": None}``. A checkpoint that holds all weights makes these files
+unnecessary.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+
+def read_plain(path: str | Path) -> Any:
+    """The tensors and plain values of a torch file, on the CPU; nothing of the file is run.
+
+    ValueError: there is no file, it holds more than plain values, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no file at {path.absolute()}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no file of plain tensors and values, and opening it could run code "
+            f"({str(error).splitlines()[0]}); save its state dict alone, best as safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is damaged, or no checkpoint ({reason})") from error
+
+
+def training_arguments(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a checkpoint's training was built with; {} where it remembers none."""
+    remembered = checkpoint.get("hyper_parameters", {})
+    return {name: value for name, value in remembered.items() if not name.startswith("_")}
+
+
+def restore(training: type[LightningModule], checkpoint: dict[str, Any]) -> LightningModule:
+    """The training's module, in evaluation mode, with a checkpoint's arguments and weights.
+
+    Where the checkpoint holds all weights, the files that the training began with may be gone (``starts_from``). Files
+    that say what the model is made of (an architecture, a Guide, a predictor) must be there.
+    ValueError: such a file is missing, or the weights do not fit.
+    """
+    arguments = training_arguments(checkpoint)
+    starts = getattr(training, "starts_from", {})
+    module = _build(training, arguments | {name: value for name, value in starts.items() if name in arguments})
+    if module.state_dict().keys() - checkpoint["state_dict"].keys():
+        module = _build(training, arguments)
+        module.on_load_checkpoint(checkpoint)
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not fit {training.__name__}: {str(error)[:400]}") from error
+    return module.eval()
+
+
+def _build(training: type[LightningModule], arguments: dict[str, Any]) -> LightningModule:
+    try:
+        return training(**arguments)
+    except ValueError as error:
+        raise ValueError(
+            f"the checkpoint's {training.__name__} is built again with the files that its arguments name, relative "
+            f"paths from the current folder: {error}"
+        ) from error

@@ -1,0 +1,46 @@
+"""Pictures of the embedded benchmark as a folder of PNG files, one folder a class: `python -m ... DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.data.embedded.module import SPLITS, indices, scene
+from common.data.embedded.scenes import CANVAS, VIEW, class_names
+
+
+def write_folder(folder: Path, split: str = "test", pictures: int = 200) -> None:
+    """Write the first ``pictures`` of a split, the part of each that a model sees, as DIR/NAME/NUMBER.png.
+
+    ValueError: no such split, or fewer pictures than that.
+    """
+    numbers = indices(split)
+    if not 0 < pictures <= len(numbers):
+        raise ValueError(f"{pictures} pictures of {split!r}: give 1 to {len(numbers)}")
+    names, edge = class_names("all"), (CANVAS - VIEW) // 2
+    for number in numbers[:pictures]:
+        drawn, _ = scene(split, number)
+        file = folder / names[drawn.main.label] / f"{number:06d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        drawn.render().crop((edge, edge, edge + VIEW, edge + VIEW)).save(file)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 done, 1 a mistake."""
+    parser = argparse.ArgumentParser(prog="python -m common.data.embedded.folder", description=write_folder.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--split", default="test", help=f"one of {', '.join(SPLITS)} (default %(default)s)")
+    parser.add_argument("--pictures", type=int, default=200, help="how many (default %(default)s)")
+    said = parser.parse_args(arguments)
+    try:
+        write_folder(said.folder, said.split, said.pictures)
+    except ValueError as error:
+        print(f"embedded_folder: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The model card of a model directory, written from what the directory says."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from common.deploy.model import Deployed, load
+from common.directory import CARD, Description, read
+
+
+def write_card(folder: Path) -> None:
+    """Write README.md of a model directory."""
+    (folder / CARD).write_text(card(read(folder), load(folder, device="cpu"), folder))
+
+
+def card(described: Description, deployed: Deployed, folder: Path) -> str:
+    """The card: what the model is and costs, how it was trained, whose work is in it, how to use it."""
+    run, vision = described.run, described.architecture["vision_cfg"]
+    vocabulary = described.architecture["text_cfg"].get("vocabulary")
+    rows = {
+        "type": described.type,
+        "pictures": f"{vision['image_size']} px, patch {vision['patch_size']}, width {vision['width']}, "
+        f"{vision['layers']} layers",
+        "text": f"vocabulary of {len(vocabulary):,} ids, other words are refused" if vocabulary else "whole vocabulary",
+        "classes": f"{len(described.class_names):,} names, in model.json" if described.class_names else "no own",
+        "cost": _cost(deployed),
+        **_training(run),
+        "weights": ", ".join(f"{name} {found}" for name, found in described.files.items()),
+    }
+    lines = [f"# {folder.resolve().name}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in rows.items()]
+    lines += ["", "## Licence and attribution", "", *_licence(run), "", "## Use", "", "```bash"]
+    lines += [f"effclip classify PICTURES --model {shlex.quote(folder.name)}", "```", ""]
+    if run.get("card"):
+        lines += ["## The card of the weights it was made from", "", run["card"].strip(), ""]
+    return "\n".join(lines)
+
+
+def _cost(deployed: Deployed) -> str:
+    try:
+        costs = deployed.costs
+    except ValueError as error:
+        return f"not counted: {error}"
+    paths = "one path" if len(costs) == 1 else {"threshold": "by level", "keep": "by keep rate"}[deployed.knob]
+    return f"{', '.join(f'{cost:.4g}' for cost in costs)} GMACs a picture, image tower, {paths}"
+
+
+def _training(run: dict[str, Any]) -> dict[str, str]:
+    """The rows on the run; what is not recorded says so."""
+    if "training" not in run:
+        return {"training": "not recorded; see below" if run.get("card") else "not recorded"}
+    data, stated = run.get("data") or {}, run.get("conditions") or {}
+    tree = {True: "clean tree", False: "tree with changes", None: "tree not known"}[stated.get("clean")]
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in (run.get("metrics") or {}).items())
+    arguments = ", ".join(f"{name} {value}" for name, value in run["arguments"].items())
+    return {
+        "training": f"{run['training']} ({arguments})",
+        "data": f"{data['class_path']} {data.get('init_args') or ''}".strip() if data else "not recorded",
+        "seed": str(run.get("seed", "not recorded")),
+        "steps": f"{run['steps']:,}",
+        "metrics": metrics or "none recorded",
+        "revision at the start": f"{stated['revision']} ({tree})" if stated.get("revision") else "not recorded",
+        "trained": f"{stated['date']}, {stated['device']}, torch {stated['torch']}" if stated else "not recorded",
+    }
+
+
+def _licence(run: dict[str, Any]) -> list[str]:
+    begun = run.get("arguments", {}).get("weights")
+    said = ["The code that made and runs this model is under the MIT licence."]
+    if begun:
+        said.append(f"It began with weights from {begun}: their licence goes with it.")
+    if run.get("attribution"):
+        return [*said, "", run["attribution"]]
+    if run.get("card"):
+        return [*said, "Whose data it was trained on is said by the card below."]
+    return [*said, "Whose data it was trained on was not recorded: say so here before you hand the model on."]

@@ -1,0 +1,186 @@
+"""`effclip export`: a model as graphs that run without this suite, checked against it.
+
+One graph a stage (``common.stages``), for any batch; beside them the class embeddings, and export.json, which says how
+to put them together. torch is imported only after the command line was found right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.arguments import add_model, model_arguments, read_labels, read_templates
+
+if TYPE_CHECKING:
+    from common.deploy.model import Deployed
+    from common.stages import Stage
+
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2", "open-clip": ".safetensors"}
+TOLERANCE = 1e-4
+"""The greatest difference of an exported graph's outputs from the model's own."""
+_CHECKED, _TIMED = (1, 3), (1, 32)
+"""Batches that graphs are checked on (they were made from another one), and timed on."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(prog="effclip export", description=__doc__.splitlines()[0])
+    add_model(command, positional=True)
+    add = command.add_argument
+    add("--format", required=True, choices=FORMATS, help="open-clip: weights that open_clip loads, of a plain CLIP")
+    add("--out", type=Path, help="a new folder (default: one of the format's name in the model directory)")
+    add("--labels-file", help="classes whose embeddings go along, one a line; default: the model's own, if it has some")
+    add("--template", help="a prompt with {} for the class name, or a .txt file of such; default: the model's own")
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0. ValueError, for a user: what cannot be exported, and why."""
+    said = parser().parse_args(arguments)
+    names = read_labels(None, said.labels_file)
+    templates = None if said.template is None else read_templates(said.template)
+    folder = said.out or Path(said.model) / said.format
+    if said.out is None and not Path(said.model).is_dir():
+        raise ValueError(f"{said.model} is no folder, so --out must say where the graphs go")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder.absolute()} is there already; name a new folder with --out")
+    if said.format == "open-clip" and (names or templates):
+        raise ValueError("--labels-file and --template go with graphs; open_clip has the text tower itself")
+    from common.deploy.model import load
+
+    deployed = load(**model_arguments(said), device="cpu")
+    if said.format == "open-clip":
+        write_open_clip(deployed, folder)
+        print(f"{folder}: open_clip.create_model('local-dir:{folder}')")
+        return 0
+    try:
+        report = write_graphs(deployed, said.format, folder, names, templates)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # it was new, and half an export is of no use
+        raise
+    print("\n".join(lines(report)))
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return 0
+
+
+def write_open_clip(deployed: Deployed, folder: Path) -> None:
+    """Write a plain CLIP as a folder that open_clip loads. ValueError: another type."""
+    from copy import deepcopy
+
+    from safetensors.torch import save_file
+
+    from common.data.transforms import MEAN, STD
+
+    if deployed.model.type != "CLIP":
+        raise ValueError(
+            f"{deployed.model.name} is of type {deployed.model.type}, for which open_clip has no image tower; only "
+            "a plain CLIP can go back"
+        )
+    clip, folder = deployed.model.images, Path(folder)
+    config = deepcopy(clip.architecture)
+    kept = config["text_cfg"].pop("vocabulary", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(clip.open_clip_state_dict(), folder / "open_clip_model.safetensors")
+    described = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=1) + "\n")
+    if kept is not None:
+        print(f"its vocabulary is cut to {len(kept):,} ids: make text ids by common.tokenizer, not by open_clip")
+
+
+def write_graphs(
+    deployed: Deployed,
+    form: str,
+    folder: Path,
+    names: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Write every stage's graph, the class embeddings and export.json into a folder; what export.json says.
+
+    form: "onnx" or "torch-export".  names, templates: of the classes; None: the model's own.
+    ValueError: an operation that the format does not have, or a graph that gives something else than the model.
+    """
+    import numpy as np
+
+    from common.conditions import conditions
+    from common.data.transforms import MEAN, STD
+    from common.deploy.graphs import export_stages, parity, rates
+
+    names, templates = names or deployed.class_names, templates or deployed.templates
+    setting = deployed.setting()
+    size, stages = deployed.model.image_size, deployed.paths.stages(setting)
+    at_start = {name: value for name, value in conditions("paper").items() if name != "scale"}
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{stage.name}{FORMATS[form]}" for stage in stages]
+    graphs = export_stages(stages, size, form, files)
+    difference = parity(stages, graphs, size, _CHECKED)
+    if difference > TOLERANCE:
+        raise ValueError(
+            f"the graphs in {folder} differ from the model by {difference:.1e}, more than {TOLERANCE:g}; try the "
+            "other format"
+        )
+    if names:
+        np.save(folder / "classes.npy", deployed.classes(names, templates).cpu().numpy(), allow_pickle=False)
+    report = {
+        "model": deployed.model.name,
+        "type": deployed.model.type,
+        "format": form,
+        "image_size": size,
+        "mean": MEAN,
+        "std": STD,
+        "logit_scale": deployed.scale.item(),
+        "class_names": list(names),
+        "templates": list(templates) if names else [],
+        "stages": [
+            {"file": file.name, "inputs": stage.inputs, "outputs": stage.outputs}
+            for stage, file in zip(stages, files, strict=True)
+        ],
+        "setting": {deployed.knob: setting} if deployed.knob else {},
+        "gmacs": _costs(stages, size),
+        "difference": difference,
+        "images_per_second": rates(stages, graphs, size, _TIMED),
+        "left_out": _left_out(len(stages), bool(names)),
+        "conditions": at_start,
+    }
+    (folder / "export.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+def _costs(stages: Sequence[Stage], image_size: int) -> list[float] | None:
+    """GMACs of one picture that stops after each stage, where all its operations have a known cost."""
+    from common.deploy.paths import path_costs
+
+    try:
+        return path_costs(stages, image_size)
+    except ValueError:
+        return None
+
+
+def _left_out(stages: int, classes: bool) -> list[str]:
+    """What does not go along, and why."""
+    said = ["the text tower: its work is done once, " + ("in classes.npy" if classes else "by labels that you name")]
+    if stages > 1:
+        said.append(
+            "the loop over levels: its batch shrinks by what the gate finds, which a graph cannot say; run the next "
+            "level's graph on the rows whose margin is below the threshold"
+        )
+    return said
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """What was written, how exact and how fast it is."""
+    many = len(report["stages"])
+    found = [f"{many} graph(s), any batch; greatest difference from the model {report['difference']:.1e}"]
+    found.append(f"{'images/s':<16}{'batch':>6}{'model':>10}{report['format']:>14}")
+    for path, of_batch in report["images_per_second"].items():
+        for batch, (own, exported) in of_batch.items():
+            found.append(f"{'to ' + path:<16}{batch:>6}{own:>10.0f}{exported:>14.0f}")
+    return found + [f"left out: {said}" for said in report["left_out"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Accuracy, retrieval and linear probes of any model on any data: `effclip evaluate`."""

@@ -1,0 +1,170 @@
+"""Golden rankings of whole data sets, computed once and found again on disk by content.
+
+Shapes: B images of a batch, P pictures in all, N patch tokens, C classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.conditions import state_digest
+from common.paths import runs_directory
+from common.tower import ImageTower
+from patchrank.golden import golden_macs, golden_ranking
+from patchrank.scores import Score, check_score
+
+_VERSION = 1  # of what a stored order means; another version's orders are not read
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """The golden orders of P pictures.  places: row of each picture by its key.  orders: int16 [P,N]."""
+
+    places: dict[str, int]
+    orders: Tensor
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def of(self, keys: Sequence[str]) -> Tensor:
+        """Orders [B,N] (long, most important patch first) of pictures by their keys. ValueError: a key not ranked."""
+        unknown = [key for key in keys if key not in self.places]
+        if unknown:
+            raise ValueError(f"{len(unknown)} of {len(keys)} pictures were not ranked, such as {unknown[0]!r}")
+        return self.orders[[self.places[key] for key in keys]].long()
+
+
+def ranked(
+    tower: ImageTower,
+    batches: Iterable[Mapping[str, Any]],
+    score: Score = "feature",
+    *,
+    folder: str | Path | None = None,
+    save_every: float = 60.0,
+    progress: bool = True,
+    **settings: Any,
+) -> Rankings:
+    """The golden ranking of every picture of a loader, from disk where it was computed before.
+
+    batches: {"image" [B,3,S,S], "key", and "label" for the label-driven score}, as the suite's data modules give them.
+        A ranking belongs to a view: take the evaluation view, ``data.dataloader("train", train=False)``.
+    folder: where orders stay; default ``golden`` in $EFFCLIP_RUNS. Each tower and setting has a folder of its own in
+        it, named by their hash, and pictures are found by a hash of what is in them, so neither a new name nor
+        another order of the data computes anything again. Processes may share it.
+    save_every: seconds after which what is new is written. A run that was killed goes on from what it wrote last.
+    progress: draw a bar that says what a picture costs (in several rounds, at most).
+    settings: of ``golden_ranking``, but ``labels``. They run in the tower's own precision, whatever autocast says.
+    ValueError: batches without keys or, where asked for, labels; two different pictures under one key.
+    """
+    device = tower.proj.device
+    store = _Store(Path(folder or runs_directory() / "golden") / settings_key(tower, score, **settings), save_every)
+    needs = ("key", "label") if score == "label" else ("key",)
+    places: dict[str, str] = {}
+    try:
+        for batch in track(batches, description=_description(tower, settings), disable=not progress):
+            for needed in needs:
+                if needed not in batch:
+                    raise ValueError(f"a batch with {sorted(batch)} has no {needed!r}, which these rankings need")
+            labels = batch["label"] if score == "label" else None
+            digests = picture_digests(batch["image"], labels)
+            new = [row for row, digest in enumerate(digests) if digest not in store.places]
+            if new:
+                own = None if labels is None else labels[new].to(device)
+                with torch.autocast(device.type, enabled=False):
+                    found = golden_ranking(tower, batch["image"][new].to(device), score, labels=own, **settings)
+                store.add([digests[row] for row in new], found.order)
+            for key, digest in zip(batch["key"], digests, strict=True):
+                if places.setdefault(key, digest) != digest:
+                    raise ValueError(f"two different pictures are called {key!r}; keys must tell pictures apart")
+    finally:
+        store.save()
+    if not places:
+        raise ValueError("the loader gave no batch; check the data path and that the split is not empty")
+    rows = [store.places[digest] for digest in places.values()]
+    return Rankings({key: row for row, key in enumerate(places)}, store.orders()[rows])
+
+
+def _description(tower: ImageTower, settings: Mapping[str, Any]) -> str:
+    counted = ("prune_layer", "block", "stride", "rounds", "removed_per_round")
+    cost = golden_macs(tower, **{name: settings[name] for name in counted if name in settings}) / 1e9
+    bound = "at most " if settings.get("rounds", 1) > 1 else ""
+    return f"golden rankings ({bound}{cost:.4g} GMACs a picture)"
+
+
+def settings_key(tower: ImageTower, score: Score, **settings: Any) -> str:
+    """16 hex digits that change with whatever a ranking depends on beside the picture: weights and settings.
+
+    Spelling out a default changes nothing, and so does ``memory``.
+    """
+    bound = inspect.signature(golden_ranking).bind(tower, None, score, **settings)
+    bound.apply_defaults()
+    check_score(score, {**bound.arguments, "labels": "come with the batches"})
+    asked = {k: v for k, v in bound.arguments.items() if k not in ("tower", "images", "score", "labels", "memory")}
+    classes, scale = asked.pop("class_embeddings"), asked.pop("logit_scale")
+    if score != "feature":
+        asked["classes"] = [picture_digests(classes[None])[0], float(scale)]
+    activation, attention = tower.transformer.resblocks[0].mlp.gelu, tower.transformer.resblocks[0].attn
+    asked |= {"version": _VERSION, "score": score, "heads": attention.heads, "gelu": type(activation).__name__}
+    return state_digest(tower, json.dumps(asked, sort_keys=True))
+
+
+def picture_digests(images: Tensor, labels: Tensor | None = None) -> list[str]:
+    """64 hex digits for each of images [B,...] (and its label, long [B]): equal for equal values alone."""
+    told = f"{images.dtype} {tuple(images.shape[1:])}"
+    salts = [told] * len(images) if labels is None else [f"{told} {label}" for label in labels.tolist()]
+    rows = images.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+    return [sha256(salt.encode() + row.tobytes()).hexdigest() for salt, row in zip(salts, rows, strict=True)]
+
+
+class _Store:
+    """Orders by digest: files in a folder, each written once and whole, and what is not written yet."""
+
+    def __init__(self, folder: Path, save_every: float) -> None:
+        self.folder, self.save_every, self._last = folder, save_every, time.monotonic()
+        self.places: dict[str, int] = {}
+        self._parts: list[Tensor] = []
+        self._unsaved: list[str] = []
+        for file in sorted(folder.glob("*.safetensors")):
+            stored = load_file(file)
+            self._append([row.tobytes().hex() for row in stored["digests"].numpy()], stored["orders"])
+
+    def _append(self, digests: Sequence[str], orders: Tensor) -> None:
+        first = sum(map(len, self._parts))
+        self.places.update((digest, row) for row, digest in enumerate(digests, first))
+        self._parts.append(orders)
+
+    def add(self, digests: Sequence[str], orders: Tensor) -> None:
+        """Take orders [B,N] in, and write when it is time."""
+        self._append(digests, orders.to("cpu", torch.int16))
+        self._unsaved += digests
+        if time.monotonic() - self._last >= self.save_every:
+            self.save()
+
+    def orders(self) -> Tensor:
+        """All orders, int16 [P,N], in the rows that ``places`` tells."""
+        return torch.cat(self._parts)
+
+    def save(self) -> None:
+        """Write what is new, whole or not at all, under a name of its own: processes may share the folder."""
+        if self._unsaved:
+            raw = b"".join(map(bytes.fromhex, self._unsaved))
+            digests = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(len(self._unsaved), -1)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self.folder / f"{sha256(raw).hexdigest()[:16]}.safetensors"
+            unfinished = file.with_suffix(f".{os.getpid()}")
+            save_file({"digests": digests, "orders": self.orders()[-len(digests) :].contiguous()}, unfinished)
+            unfinished.replace(file)
+        self._unsaved, self._last = [], time.monotonic()

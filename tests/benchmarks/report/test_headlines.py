@@ -1,0 +1,89 @@
+"""README's first table: what is read from result files, and what is said where there is none."""
+
+import json
+
+import pytest
+
+from benchmarks.registry import BENCHMARKS
+from benchmarks.report import headlines
+from benchmarks.report.headlines import (
+    LINES,
+    best_composition,
+    mlip_against_clip,
+    saved_by_mlip,
+    saved_by_waveclip,
+    table,
+)
+
+
+def test_every_line_is_read_from_the_stored_results_or_says_that_it_was_not_run():
+    for line in LINES:
+        stored = (headlines.RESULTS / f"{line.benchmark}.json").is_file()
+        assert stored or line.cells()[2] == "not run", line.measured
+    assert table().count("\n|") == len(LINES) + 1
+
+
+def test_nothing_is_found_where_nothing_was_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(headlines, "RESULTS", tmp_path)
+    assert {line.cells()[2] for line in LINES} == {"not run"}
+    (tmp_path / "patchrank-table1.json").write_text(json.dumps({"headline": None, "rows": []}))
+    (tuned,) = (line for line in LINES if line.found is headlines.pruned_and_tuned)
+    assert tuned.cells()[2] == "not run"
+
+
+def test_a_goal_that_was_missed_is_no_saving():
+    goal = {"reference": "teacher", "reached": True, "saved": 0.273, "difference": [0.011, 0.004, 0.017]}
+    said = {"reasons": [], "goals": [goal]}
+    assert (
+        saved_by_waveclip("teacher", {"embedded": {"headline": said}}) == "27.3 % (accuracy +1.1 [+0.4, +1.7] points)"
+    )
+    for change in ({"reasons": ["no gain"]}, {"goals": [goal | {"reached": False}]}):
+        assert saved_by_waveclip("teacher", {"embedded": {"headline": said | change}}) == "not reached"
+
+
+def test_mlip_is_compared_seed_by_seed():
+    def rows(clip, mlip):
+        seeds = {"clip": clip, "mlip": mlip}
+        return {
+            "rows": [
+                {"run": run, "seeds": {seed: {"test": value} for seed, value in found.items()}}
+                for run, found in seeds.items()
+            ]
+        }
+
+    assert mlip_against_clip(rows({"0": 0.5}, {})) is None
+    assert mlip_against_clip(rows({"0": 0.5, "1": 0.1}, {"0": 0.52})) == "+2.0 points (one seed)"
+    # Student's 95 % for two pairs: 12.706 standard errors, and half the difference is one.
+    said = mlip_against_clip(rows({"0": 0.5, "1": 0.5}, {"0": 0.52, "1": 0.54}))
+    assert said == f"+3.0 [{3 - 12.7062:+.1f}, {3 + 12.7062:+.1f}] points"
+
+
+def test_costs_and_compositions():
+    rows = [
+        {"method": name, "architecture": "ViT-B-16", "tower": {"gmacs": value}}
+        for name, value in [("CLIP", 4), ("MLIP", 3)]
+    ]
+    assert saved_by_mlip({"rows": rows}) == "25.0 %"
+    gain = [
+        {"method": f"M{n}", "composed": True, "rival": {"difference": [0.02, low, 0.05]}}
+        for n, low in enumerate((0, 0.01))
+    ]
+    assert best_composition({"rows": [{"method": "alone", "composed": False}, *gain]}).startswith(
+        "M1: +2.0 [+1.0, +5.0]"
+    )
+    assert best_composition({"rows": []}) is None
+
+
+def test_commands_are_those_of_the_benchmarks():
+    assert {line.command for line in LINES} <= {entry.command for entry in BENCHMARKS} | {"make speed"}
+
+
+@pytest.mark.parametrize(("seeds", "remark"), [(1, " (one seed)"), (3, "")])
+def test_patch_rankings_lines_say_where_one_seed_is_all(seeds, remark):
+    result = {
+        "conditions": {"keep": 0.6},
+        "headline": {"styles": [0.036, 0.028, 0.044], "seeds": seeds},
+        "rows": [{"row": "class attention", "behind": [0.009, 0.006, 0.013]}],
+    }
+    assert headlines.pruned_and_tuned(result) == f"+3.6 [+2.8, +4.4] points at keep 0.6{remark}"
+    assert headlines.ahead_of_class_attention(result) == f"+0.9 [+0.6, +1.3] points at keep 0.6{remark}"

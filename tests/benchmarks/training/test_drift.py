@@ -1,0 +1,41 @@
+"""Stored numbers still come out: committed weights on a part of test, and the first losses of each recipe."""
+
+import json
+
+import pytest
+
+from benchmarks import RESULTS
+from benchmarks.embedded import PART, STUDENT, TEACHER, digest
+from benchmarks.mlip.ablations import ROWS, runs
+from benchmarks.training.drift import PARTS, first_losses, part_counts
+from benchmarks.training.retrain import RUNS, evaluate
+from common.clip import read_record
+
+COMMITTED = [run for run in [*RUNS, *runs(ROWS)] if run.output and run.output.is_file()]
+SCORED = [
+    run for run in COMMITTED if run.output not in (TEACHER, STUDENT) and "architecture" in read_record(run.output)
+]
+"""Those that name pictures, beside the two of table 2: a Guide's weights do not."""
+
+
+def test_committed_weights_give_the_stored_accuracy():
+    stored = json.loads((RESULTS / "table2.json").read_text())["embedded"]
+    assert stored["conditions"]["weights"] == {path.name: digest(path) for path in (TEACHER, STUDENT)}
+    for name, found in part_counts().items():
+        expected = sum(stored["counts"][name][:PARTS])
+        assert abs(sum(found) - expected) <= 0.001 * PARTS * PART, f"{name}: {sum(found)}, stored {expected}"
+
+
+def test_other_committed_weights_give_the_stored_accuracy():
+    for run in SCORED:
+        stored = json.loads((RESULTS / "retrain" / f"{run.name}.json").read_text())
+        split = "val" if "val" in stored else "test"
+        (pictures,) = {found["pictures"] for found in stored[split].values()}
+        for name, found in evaluate(run.output, run.recipe, [split], pictures)[split].items():
+            assert found["accuracy"] == pytest.approx(stored[split][name]["accuracy"], abs=0.001), run.name
+
+
+@pytest.mark.parametrize("run", COMMITTED, ids=lambda run: run.name)
+def test_recipes_start_with_the_stored_losses(run):
+    stored = json.loads((RESULTS / "retrain" / f"{run.name}.json").read_text())["first_losses"]
+    assert first_losses(run.recipe, len(stored), settings=run.settings) == pytest.approx(stored, rel=0.02)

@@ -1,0 +1,110 @@
+"""Table 1 and Figures 1, 3 and 4: closed formulas, and that what is rendered says what was run."""
+
+import pytest
+import torch
+
+from benchmarks.timing import seconds
+from benchmarks.waveclip import fig1 as waveclip_fig1
+from benchmarks.waveclip import fig3 as waveclip_fig3
+from benchmarks.waveclip import fig4 as waveclip_fig4
+from benchmarks.waveclip import table1 as waveclip_table1
+from benchmarks.waveclip.costs import WavePath, cost
+from benchmarks.waveclip.exits import Outcomes
+from benchmarks.waveclip.table2 import paper
+from common.clip import CLIP
+from waveclip import WaveTower
+
+
+def test_naive_overhead_by_the_closed_formula():
+    """The tiny tower: width 64, 2 blocks, 32 px, patch 8: 4 + 1 coarse tokens, 12 + 1 of detail."""
+    width, layers, coarse, whole = 64, 2, 5, 18
+    wave = WaveTower.from_image_tower(CLIP.tiny().image_tower).eval()
+    naive, cached = (cost(model, 32).macs for model in (waveclip_fig3.Naive(wave), WavePath(wave, 1)))
+    linear = layers * coarse * 12 * width**2
+    # Masked attention is computed in full: coarse queries meet all 18 tokens.
+    attention = layers * 2 * coarse * whole * width
+    assert naive.gmacs - naive.gmacs_paper - (cached.gmacs - cached.gmacs_paper) == pytest.approx(attention / 1e9)
+    extra = 1e9 * (naive.gmacs_paper - cached.gmacs_paper)
+    # Beside the blocks: norms at 5 a value, the coarse patches, the wavelet's own filters, one more read-out.
+    assert 1.0 < extra / linear < 1.6
+
+
+def test_naive_and_cached_agree():
+    wave = WaveTower.from_image_tower(CLIP.tiny().image_tower).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        naive, cached = waveclip_fig3.Naive(wave)(images), WavePath(wave, 1)(images)
+    torch.testing.assert_close(naive[-1], cached[-1], atol=1e-5, rtol=1e-5)
+
+
+def test_comparison_states_both_sides():
+    found = waveclip_fig3.cached_and_naive(WaveTower.from_image_tower(CLIP.tiny().image_tower).eval(), 32, 2, 1)
+    assert found["overhead"] == pytest.approx(found["naive_gmacs"] - found["cached_gmacs"])
+    assert found["overhead"] > 0 and found["cached_seconds"] > 0 and found["batch"] == 2
+
+
+def test_timing_alternates_and_wants_a_round():
+    order = []
+    taken = seconds({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2)
+    assert order == ["a", "b"] * 3  # one round warms up
+    assert set(taken) == {"a", "b"}
+    with pytest.raises(ValueError, match="rounds 0"):
+        seconds({}, 0)
+
+
+def test_figure_3_renders_beside_the_paper():
+    model = {
+        "batch": 8, "cached_gmacs": 17.0, "naive_gmacs": 21.0, "cached_seconds": 1.0, "naive_seconds": 1.25
+    }  # fmt: skip
+    printed = paper()["figure3"]["overhead"]
+    points = [
+        {"method": f"point {i}", "refined": 0.2, "overhead": 0.9, "overhead_paper": 0.8, "printed": value}
+        for i, value in enumerate(printed)
+    ]
+    stated = {"dtype": "float32", "device": "CPU", "threads": 2}
+    rendered = waveclip_fig3.render({"conditions": stated, "models": {"a, b": model}, "points": points})
+    assert "| 20.0 % |" in rendered["md"]
+    assert all(f"+{value:.2f}" in rendered["md"] for value in printed)
+    assert set(rendered["figures"]) == {"waveclip-fig3"}
+
+
+def test_table_1_says_what_two_levels_need():
+    rows = [
+        {
+            "levels": 1,
+            "image_size": 224,
+            "tokens": [50, 198],
+            "gmacs_paper": [4.3, 17.0],
+            "gmacs": [4.4, 17.5],
+        }
+    ]
+    need = {"192": 3.0, "224": 3.5, "256": 4.0}
+    text = waveclip_table1.render({"rows": rows, "patches_needed": need, "paper_full": 197})["md"]
+    assert "| 1 | 224 px | 1 | 198 | 17.00 | 17.50 |" in text
+    assert "3.5 patches" in text and "256 px (4)" in text
+    with pytest.raises(ValueError, match="192 or 256"):
+        WaveTower.from_image_tower(CLIP({**_paper_size(), "vision_cfg": _small()}).image_tower, levels=2)
+
+
+def _paper_size() -> dict:
+    return CLIP.tiny().architecture
+
+
+def _small() -> dict:
+    return {"image_size": 224, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64}
+
+
+def test_figures_1_and_4_render():
+    margin = torch.rand(50)
+    coarse, fine = margin > 0.5, margin > 0.2
+    stored = waveclip_fig4.compare_gates(Outcomes(margin, margin, coarse, fine, fine, coarse == fine))
+    rendered = waveclip_fig4.render({"pictures": 50} | stored)
+    assert "AUROC" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig4"}
+    result = {
+        "pictures": 50,
+        "teacher": {"gmacs": 0.03, "accuracy": 0.8},
+        "frontier": [{"refined": i / 10, "gmacs": 0.01 + i / 400, "accuracy": 0.5 + i / 50} for i in range(11)],
+        "paper": paper()["table2"],
+    }
+    rendered = waveclip_fig1.render(result)
+    assert "50 test pictures" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig1"}

@@ -1,0 +1,176 @@
+"""`effclip classify` from the command line to its rows, its summary and its exit code."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.arguments import read_labels
+from common.cli import main
+from common.data.embedded import module as embedded
+from common.data.embedded.folder import main as write_folder
+from common.data.embedded.module import class_names
+from common.deploy.model import load
+from tests.common.towers import NAMES, tiny_directory
+
+
+@pytest.fixture
+def model(tmp_path):
+    return str(tiny_directory(tmp_path / "model"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Nine pictures in two folders, and one that is none."""
+    random = np.random.default_rng(0)
+    for n in range(9):
+        file = tmp_path / "pictures" / "ab"[n % 2] / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file)
+    (tmp_path / "pictures" / "b" / "broken, said one.jpg").write_bytes(b"no picture")
+    return str(tmp_path / "pictures")
+
+
+def test_rows_as_csv_and_as_json_lines_say_what_python_says(model, folder, tmp_path, capsys):
+    expected = load(model, device="cpu").classify(folder, threshold=0.01)
+    line = ["classify", folder, "--model", model, "--threshold", "0.01", "--device", "cpu"]
+    assert main(line) == 0
+    printed = capsys.readouterr()
+    assert main([*line, "--out", str(tmp_path / "sub" / "rows.csv"), "--batch-size", "2"]) == 0
+    assert main([*line, "--out", str(tmp_path / "rows.jsonl"), "--workers", "1"]) == 0
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert rows == list(csv.DictReader((tmp_path / "sub" / "rows.csv").open(newline="")))
+    parsed = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == len(parsed) == len(expected) == 10
+    for answer, row, other in zip(expected, rows, parsed, strict=True):
+        assert row["picture"] == other["picture"] == answer.picture
+        if answer.error:
+            assert row["label"] == "" and other["label"] is None and row["error"] == other["error"] == answer.error
+            continue
+        assert row["label"] == other["label"] == answer.label and int(row["level"]) == other["level"] == answer.level
+        assert float(row["probability"]) == pytest.approx(answer.probability, rel=1e-4)
+        assert other["gmacs"] == pytest.approx(answer.gmacs)
+    mean = np.mean([answer.gmacs for answer in expected if not answer.error])
+    for said in ("9 pictures in ", "1 that could not be read", f"mean cost {mean:.4g} GMACs", "(threshold 0.01)"):
+        assert said in printed.err
+    assert main(line[:4]) == 0
+    assert "stopped: 9 at level 1 (no threshold: all levels)" in capsys.readouterr().err
+
+
+def test_only_strict_makes_a_damaged_picture_a_failure(model, folder, capsys):
+    line = ["classify", folder, "--model", model]
+    assert main(line) == 0
+    assert main([*line, "--strict"]) == 1
+    assert main(["classify", folder + "/a", "--model", model, "--strict"]) == 0
+    assert "UnidentifiedImageError" in capsys.readouterr().out
+
+
+def test_labels_from_the_line_or_a_file(model, folder, tmp_path, capsys):
+    (tmp_path / "labels.txt").write_text("cat\n\n dog \n", encoding="utf-8-sig")  # as some editors save it
+    for words in (["--labels", "cat, dog"], ["--labels-file", str(tmp_path / "labels.txt")]):
+        assert main(["classify", folder, "--model", model, "--template", "the {}", *words]) == 0
+        found = {row["label"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+        assert found <= {"cat", "dog", ""}
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path):
+    (tmp_path / "labels.txt").write_bytes("café\nthé".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt is no UTF-8 text \(byte 3: .*\); save it as UTF-8"):
+        read_labels(None, str(tmp_path / "labels.txt"))
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(model, folder, monkeypatch):
+    """As in `effclip classify FOLDER | head -1`: rows go into a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert main(["classify", folder, "--model", model, "--device", "cpu"]) == 128 + 13
+
+
+def test_a_mistake_leaves_the_rows_of_an_earlier_run(model, folder, tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("mine\n")
+    assert main(["classify", folder, "--model", model, "--out", str(rows), "--batch-size", "0"]) == 1
+    assert rows.read_text() == "mine\n" and "batch_size 0" in capsys.readouterr().err
+
+
+def test_the_default_model_knows_emoji_and_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(embedded, "SPLITS", {"test": (40, 20)})
+    assert write_folder([str(tmp_path / "emoji"), "--pictures", "40"]) == 0
+    assert main(["classify", str(tmp_path / "emoji")]) == 0
+    printed = capsys.readouterr()
+    assert "the embedded WaveCLIP" in printed.err and "refuses words outside" in printed.err
+    rows = list(csv.DictReader(io.StringIO(printed.out)))
+    assert len(rows) == 40 and {row["label"] for row in rows} <= set(class_names("seen"))
+    # By chance none of forty among hundreds of names.
+    assert sum(row["picture"].split("/")[-2] == row["label"] for row in rows) >= 5
+    assert main(["classify", str(tmp_path / "emoji"), "--labels", "perceptron,backpropagation"]) == 1
+    error = capsys.readouterr().err
+    assert "is not in this model's vocabulary" in error and "use words that it was trained with" in error
+    assert write_folder([str(tmp_path / "more"), "--pictures", "41"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["--labels", "cat"], "at least two different names, not 1 of them"),
+        (["--labels", "a,b", "--labels-file", "x"], "--labels and --labels-file both name the classes"),
+        (["--labels-file", "nowhere.txt"], "no labels at"),
+        (["--template", "a photo"], "has no {} for the class name"),
+        (["--out", "rows.xlsx"], "rows are written as .csv or .jsonl"),
+        (["--gmacs", "0.0001"], "run `effclip calibrate"),
+        (["--gmacs", "1e-9"], "GMACs at least; give that or more"),
+        (["--threshold", "0.1", "--gmacs", "1"], "two ways to say one thing"),
+        (["--threshold", "-1"], "margin threshold -1.0 is negative"),
+        (["--batch-size", "0"], "batch_size 0 must be at least 1"),
+        (["--workers", "0"], "workers 0 must be at least 1"),
+    ],
+)
+def test_a_users_mistake_is_one_line(model, folder, others, message, capsys):
+    first, last = load(model, device="cpu").costs
+    others = [str((first + last) / 2) if word == "0.0001" else word for word in others]
+    assert main(["classify", folder, "--model", model, "--device", "cpu", *others]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("effclip classify: error: ") and message in error
+
+
+def test_what_is_missing_is_said_before_a_model_is_loaded(folder, capsys):
+    assert main(["classify", "nowhere.jpg", "--model", "nothing/either"]) == 1
+    assert "no picture and no folder at" in capsys.readouterr().err
+    assert main(["classify", folder, "--weights", "openai"]) == 1
+    assert "belong to a --model" in capsys.readouterr().err
+
+
+def test_help_and_mistakes_in_the_line_need_no_torch():
+    for arguments, code, said in (
+        (["classify", "--help"], 0, "--labels-file"),
+        (["classify"], 2, "PATH"),
+        (["classify", "x.jpg", "--labels", "cat"], 1, "two different names"),
+        (["calibrate", "--data", "embedded"], 2, "--accuracy"),
+        (["convert", "nowhere.ckpt", "d"], 1, "no checkpoint at"),
+        (["export", "nowhere", "--format", "pdf"], 2, "torch-export"),
+        (["export", "nowhere", "--format", "onnx"], 1, "--out must say where"),
+        (["doctor", "--help"], 0, "doctor"),
+    ):
+        command = [sys.executable, "-X", "importtime", "-m", "common.cli", *arguments]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert answer.returncode == code, answer.stderr[-2000:]
+        assert said in answer.stdout + answer.stderr.replace("import time:", "")
+        assert " torch" not in answer.stderr
+
+
+def test_names_that_are_no_unicode(model, tmp_path, capsys):
+    (tmp_path / "odd").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "odd" / "fine.png")
+    (tmp_path / "odd" / "fine.png").rename(tmp_path / "odd" / "\udcff.png")
+    for out in ([], ["--out", str(tmp_path / "rows.csv")], ["--out", str(tmp_path / "rows.jsonl")]):
+        assert main(["classify", str(tmp_path / "odd"), "--model", model, "--labels", ",".join(NAMES), *out]) == 0
+    assert "odd/?.png" in capsys.readouterr().out
+    assert b"odd/\xff.png" in (tmp_path / "rows.csv").read_bytes()

@@ -1,0 +1,167 @@
+"""`effclip export`: graphs that give what the model gives, for batches they were not made from."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.cli import main
+from common.clip import CLIP
+from common.deploy import graphs
+from common.deploy.export import TOLERANCE, write_graphs
+from common.deploy.model import Deployed, load
+from common.deploy.paths import adaptive
+from common.models import Model
+from common.stages import run_chain
+from tests.common.towers import NAMES, AttendedTower, pictures, tiny_directory
+
+measured = graphs._seconds  # before the fixture below stands in for it
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Speed is measured once in a while, not in tests."""
+    monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
+
+
+def loaded(report, folder):
+    """The graphs of an export folder, read by their own runtimes."""
+    files = [folder / stage["file"] for stage in report["stages"]]
+    if report["format"] == "onnx":
+        return [graphs.onnx_graph(file) for file in files]
+    return [torch.export.load(file).module() for file in files]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_a_directory_becomes_one_graph_a_level(tmp_path, form, levels, capsys):
+    folder = tiny_directory(tmp_path / "model", levels)
+    assert main(["export", str(folder), "--format", form]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((folder / form / "export.json").read_text())
+    names = [f"level_{step}" for step in range(levels + 1)] if levels else ["image"]
+    assert [stage["file"] for stage in report["stages"]] == [name + FORMATS[form] for name in names]
+    assert report["difference"] <= TOLERANCE and "images/s" in printed and "to " + names[-1] in printed
+    assert "left out: the text tower" in printed and ("the loop over levels" in printed) == (levels > 0)
+    model = load(folder, device="cpu")
+    own, exported = [stage.module for stage in model.paths.stages(None)], loaded(report, folder / form)
+    for batch in (1, 2, 5):
+        for expected, found in zip(*(run_chain(chain, pictures(batch)) for chain in (own, exported)), strict=True):
+            for one, other in zip(expected, found, strict=True):
+                torch.testing.assert_close(other, one, atol=TOLERANCE, rtol=0)
+    assert report["gmacs"] == pytest.approx(model.costs)
+    classes = np.load(folder / form / "classes.npy", allow_pickle=False)
+    assert report["class_names"] == NAMES and report["logit_scale"] == pytest.approx(model.scale.item())
+    images = pictures(4)
+    z = run_chain(exported, images)[-1][0].numpy()
+    scores = model.paths.at(None, torch.from_numpy(classes), model.scale)(images)[0].numpy()
+    logits = report["logit_scale"] * z @ classes.T
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(odds / odds.sum(1, keepdims=True), scores, atol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_early_exit_over_onnx_graphs_is_the_models_own(tmp_path):
+    """What export.json tells a user to do: gate the first graph's answer, run the next on the rows that go on."""
+    folder = tiny_directory(tmp_path / "model")
+    report = write_graphs(load(folder, device="cpu"), "onnx", tmp_path / "onnx")
+    coarse, fine = loaded(report, tmp_path / "onnx")
+    classes, images = torch.from_numpy(np.load(tmp_path / "onnx" / "classes.npy")), pictures(12)
+
+    def probabilities(z):
+        return (report["logit_scale"] * z @ classes.T).softmax(-1)
+
+    z, *state = coarse(images)
+    scores = probabilities(z)
+    top = scores.topk(2, dim=-1).values
+    margin = top[:, 0] - top[:, 1]
+    threshold = margin.sort().values[6:8].mean().item()
+    rows = (margin < threshold).nonzero().squeeze(1)
+    scores[rows] = probabilities(fine(*(tensor[rows] for tensor in state))[0])
+    run = load(folder, device="cpu").paths.at(threshold, classes, torch.tensor(report["logit_scale"]))
+    expected, level = run(images)
+    assert level.nonzero().squeeze(1).tolist() == rows.tolist() and 0 < len(rows) < 12
+    torch.testing.assert_close(scores, expected, atol=TOLERANCE, rtol=0)
+
+
+def deployed(model, kind):
+    """A model that no directory holds."""
+    clip = CLIP.tiny().eval()
+    return Deployed(Model(kind, kind, 32, model, clip, {"image": "a", "text": "b"}, {}), NAMES, ["a {}"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_pruned_tower_at_its_keep_rate(tmp_path, form):
+    torch.manual_seed(0)
+    tower = AttendedTower(CLIP.tiny().eval().image_tower, 0.5)
+    report = write_graphs(deployed(tower, "kept"), form, tmp_path / form)
+    assert report["setting"] == {"keep": 0.5} and len(report["stages"]) == 1
+    paths = adaptive(tower)
+    assert report["gmacs"] == [pytest.approx(paths.costs(32)[paths.rates.index(0.5)])]
+    (graph,), images = loaded(report, tmp_path / form), pictures(7)
+    found = graph(images)[0]
+    torch.testing.assert_close(found, F.normalize(tower(images), dim=-1), atol=TOLERANCE, rtol=0)
+    assert not torch.allclose(found, F.normalize(tower.tower(images), dim=-1), atol=1e-2), "it prunes"
+
+
+class Undecided(nn.Module):
+    """Its work depends on what it sees, which no graph can say."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 32)
+
+    def encode_image(self, images):
+        z = self.linear(images.mean((2, 3)))
+        return z if z.sum() > 0 else -z
+
+
+def test_what_cannot_be_exported_says_why(tmp_path):
+    with pytest.raises(ValueError, match=r"image cannot be exported as onnx: .*\w.*; --format torch-export has more"):
+        write_graphs(deployed(Undecided(), "undecided"), "onnx", tmp_path / "onnx")
+
+
+def test_graphs_that_differ_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "parity", lambda *_: 2e-4)
+    with pytest.raises(ValueError, match=r"differ from the model by 2\.0e-04, more than 0\.0001; try the other"):
+        write_graphs(load(tiny_directory(tmp_path / "model"), device="cpu"), "torch-export", tmp_path / "out")
+
+
+def test_a_missing_runtime_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"needs onnxruntime: pip install 'efficient-clip\[export\]', or take"):
+        graphs.export_stages([], 32, "onnx", [])
+
+
+def test_mistakes(tmp_path, capsys):
+    folder = tiny_directory(tmp_path / "model")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "mine").touch()
+    for line, message in (
+        ([str(folder), "--format", "onnx"], "is there already; name a new folder with --out"),
+        ([str(folder / "model.safetensors"), "--format", "onnx"], "--out must say where the graphs go"),
+        ([str(folder / "model.safetensors"), "--format", "onnx", "--out", str(tmp_path / "x")], "has no text tower"),
+    ):
+        assert main(["export", *line]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_a_duration_is_the_median_over_half_a_second(monkeypatch):
+    ran, clock = [], iter([0.0, 0.2, 1.0, 1.1, 2.0, 2.3])
+    monkeypatch.setattr(graphs, "run_chain", lambda chain, images: ran.append(chain))
+    monkeypatch.setattr(graphs.time, "perf_counter", lambda: next(clock))
+    assert measured([], None) == pytest.approx(0.2) and len(ran) == 4, "of three, after one to warm up"
+
+
+def test_speed_is_measured_for_every_path_and_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "_seconds", lambda chain, images: len(chain) * len(images))
+    model = load(tiny_directory(tmp_path / "model"), device="cpu")
+    stages = model.paths.stages(None)
+    found = graphs.rates(stages, [stage.module for stage in stages], 32, (1, 4))
+    assert found == {"level_0": {1: (1.0, 1.0), 4: (1.0, 1.0)}, "level_1": {1: (0.5, 0.5), 4: (0.5, 0.5)}}

@@ -1,0 +1,137 @@
+"""`effclip evaluate` from the command line to the result files, on a miniature of the embedded benchmark."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common.cli import main
+from common.clip import CLIP
+from common.data.embedded import module as embedded
+from common.data.embedded.scenes import vocabulary
+from common.evaluate import tasks
+from tests.readme import ROOT
+
+TEACHER = ROOT / "benchmarks" / "weights" / "embedded_clip.safetensors"
+ALL = "zeroshot,retrieval,linear-probe"
+
+
+@pytest.fixture
+def model(monkeypatch, tmp_path):
+    """A random CLIP over the embedded vocabulary as a file; a few pictures a split; runs in the test's folder."""
+    sizes = {"train": (40, 10), "val": (14, 5), "test": (12, 6), "unseen": (6, 3), "retrieval": (9, 3)}
+    monkeypatch.setattr(embedded, "SPLITS", sizes)
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    kept = vocabulary()
+    text = {"context_length": 32, "vocab_size": len(kept), "vocabulary": kept, "width": 32, "heads": 1, "layers": 1}
+    vision = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 32}
+    torch.manual_seed(0)
+    file = tmp_path / "random.safetensors"
+    CLIP({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}).save(file)
+    return str(file)
+
+
+def evaluate(model, *others):
+    return main(["evaluate", "--model", model, "--data", "embedded", "--device", "cpu", *others])
+
+
+def results(folder):
+    return {file.name: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+
+
+def test_three_tasks_then_nothing_to_do(model, tmp_path, capsys, monkeypatch):
+    assert evaluate(model, "--tasks", ALL) == 0
+    printed = capsys.readouterr().out
+    assert "peak memory: " in printed and "text to image R@1" in printed
+    found = results(tmp_path / "runs" / "evaluations")
+    by_task = {result["task"]: result for result in found.values()}
+    assert set(by_task) == set(ALL.split(",")) and len(found) == 3
+    for task, samples in {"zeroshot": 12, "retrieval": 9, "linear-probe": 12}.items():
+        stated = by_task[task]["conditions"]
+        assert stated["samples"] == by_task[task]["metrics"]["samples"] == samples
+        assert (stated["dtype"], stated["scale"], stated["limit"]) == ("float32", "embedded", None)
+        assert stated["files"]["random.safetensors"] == stated["weights"]["image"]
+        assert {"revision", "clean", "torch", "date", "device"} <= stated.keys()
+    assert {"templates_hash", "class_names_hash"} <= by_task["zeroshot"]["conditions"].keys()
+    for name in ("zero_shot", "retrieval", "linear_probe"):
+        monkeypatch.setattr(tasks, name, lambda *_: pytest.fail("computed again"))
+    assert evaluate(model, "--tasks", ALL) == 0
+    assert capsys.readouterr().out.count("done before") == 3
+    assert results(tmp_path / "runs" / "evaluations") == found
+
+
+def test_workers_and_batches_change_nothing(model, tmp_path):
+    metrics = []
+    for n, (workers, batch) in enumerate((("0", "1"), ("0", "5"), ("2", "64"))):
+        out = tmp_path / str(n)
+        assert evaluate(str(TEACHER), "--workers", workers, "--batch-size", batch, "--out", str(out)) == 0
+        metrics += [result["metrics"] for result in results(out).values()]
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert 0.2 < metrics[0]["top1"] <= 1, "the committed teacher knows most of these pictures"
+
+
+def test_other_settings_make_another_file(model, tmp_path):
+    out = tmp_path / "out"
+    assert evaluate(model, "--out", str(out)) == 0
+    (tmp_path / "templates.txt").write_text("a {}\n\nan {}\n")
+    for others in (
+        ["--template", "an {}"],
+        ["--template", str(tmp_path / "templates.txt")],
+        ["--limit", "5"],
+        ["--split", "unseen"],
+        ["--split", "unseen-alone"],
+        ["--dtype", "bfloat16"],
+        ["--limit", "5"],
+    ):
+        assert evaluate(model, "--out", str(out), *others) == 0
+    found = results(out).values()
+    assert len(found) == 7, "one more for each setting but the repeated one"
+    assert {(len(r["split"]), r["metrics"]["samples"]) for r in found} == {(4, 12), (4, 5), (6, 6), (12, 6)}
+    assert len({result["conditions"]["templates_hash"] for result in found}) >= 3
+    torch.manual_seed(1)
+    other = CLIP.load(model)
+    torch.nn.init.normal_(other.image_tower.proj)
+    other.save(model)
+    assert evaluate(model, "--out", str(out)) == 0
+    assert len(results(out)) == 8, "other weights under the same name are another run"
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            ["--tasks", "zeroshot,segments"],
+            "no task 'segments'; the tasks are zeroshot, retrieval, linear-probe",
+        ),
+        (["--data", "imagnet"], "no data called 'imagnet', and no file or folder; there are embedded"),
+        (["--split", "tset"], "no split 'tset' for zeroshot; it has ['test', "),
+        (["--shots", "1,few"], "'few' is neither a number"),
+        (["--seeds", "0"], "--seeds 0 must be at least 1"),
+        (["--template", "a photo"], "has no {} for the class name"),
+        (["--template", "none.txt"], "no templates at"),
+        (["--template", "a photo of a {}"], "is not in this model's vocabulary"),
+        (["--dtype", "int8"], "dtype 'int8' is none of"),
+        (["--model", "nowhere.safetensors"], "no weights at"),
+        (["--weights", "openai"], "belong to open_clip names"),
+    ],
+)
+def test_a_users_mistake_is_one_line(model, others, message, capsys):
+    assert evaluate(model, *others) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("effclip evaluate: error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_help_and_mistakes_in_the_line_need_no_torch():
+    for arguments, code, said in (
+        (["--help"], 0, "--text-model"),
+        (["--model", "m"], 2, "--data"),
+        (["--model", "m", "--data", "embedded", "--tasks", "x"], 1, "linear-probe"),
+    ):
+        command = [sys.executable, "-X", "importtime", "-m", "common.cli", "evaluate", *arguments]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert answer.returncode == code
+        assert said in answer.stdout + answer.stderr.replace("import time:", "")
+        assert " torch" not in answer.stderr
