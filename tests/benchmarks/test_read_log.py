@@ -15,7 +15,7 @@ def weights(tmp_path, monkeypatch):
     return file
 
 
-def read_log_are_counted_by_data_set_and_contents(weights):
+def test_reads_are_counted_by_data_set_and_contents(weights):
     assert read_log.reads(weights, "embedded") == 0
     for table, data in (("table2", "embedded"), ("frontier", "embedded"), ("photos", "cifar10")):
         read_log.record(table, data, [weights])
