@@ -18,14 +18,11 @@ from common.clip import MEAN, STD, read_record, read_state_dict, tag_quick_gelu
 from common.conditions import digest, state_digest
 from common.directory import TEXT, WEIGHTS, is_directory
 from common.directory import read as read_directory
+from common.packaged import packaged_model
 from common.text_model import TextModel
 
 GROUP = "effclip.models"
 """The entry-point group that names the model types which may be loaded."""
-
-_COMMITTED = Path(__file__).parent.parent / "benchmarks" / "weights"
-EMBEDDED, _EMBEDDED_TEXTS = _COMMITTED / "embedded_waveclip.safetensors", _COMMITTED / "embedded_clip.safetensors"
-"""The model that is there without a download, an image tower alone, and the CLIP that it was distilled from."""
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -78,8 +75,8 @@ def load_model(
         model name.
     weights: for an open_clip name, one of its tags or a local file.
     quick_gelu: for a local file of open_clip weights, the activation that it was trained with.
-    text_model: a file, folder or name whose text tower is taken, for types that have none. The embedded WaveCLIP
-        finds its own.
+    text_model: a file, folder or name whose text tower is taken, for types that have none. A packaged model
+        brings its own.
     ValueError: nothing there, no record, a type that is not registered, or arguments that do not go together.
     """
     path = _weights_path(model)
@@ -89,10 +86,11 @@ def load_model(
         loaded = _of_open_clip(model, weights, quick_gelu)
     else:
         loaded = _of_directory(path) if path.is_dir() else _of_this_suite(model, path)
-    if text_model is None and is_embedded(model):
-        text_model = str(_EMBEDDED_TEXTS)
     if text_model is None:
-        return loaded
+        packaged = packaged_model(model)
+        if packaged is None:
+            return loaded
+        text_model = str(packaged.texts)
     other = load_model(text_model)
     return replace(
         loaded,
@@ -102,11 +100,6 @@ def load_model(
         folder=None,
         templates=other.templates,
     )
-
-
-def is_embedded(model: str | Path) -> bool:
-    """Whether ``model`` is the file of the embedded WaveCLIP."""
-    return Path(model).resolve() == EMBEDDED.resolve()
 
 
 def model_type(record: dict[str, Any], path: Path) -> str:

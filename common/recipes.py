@@ -6,6 +6,7 @@ No torch here: a mistyped path is answered at once.
 from __future__ import annotations
 
 import importlib.resources
+import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,13 @@ def _config_path(name: str) -> str:
         f"no config file at {Path(name).absolute()}; give a local YAML file, or a packaged one such as "
         "waveclip/embedded.yaml"
     )
+
+
+def recipe_variables() -> list[str]:
+    """The environment variables that packaged recipes read, as ``${NAME}``: where their data and weights are."""
+    folders = (Path(str(importlib.resources.files(package))) for package in PACKAGES)
+    recipes = (file.read_text(encoding="utf-8") for folder in folders for file in folder.rglob("*.yaml"))
+    return sorted({name for text in recipes for name in re.findall(r"\$\{(\w+)\}", text)})
 
 
 def own_error(error: BaseException | None) -> BaseException | None:

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     wish = command.add_mutually_exclusive_group(required=True)
     wish.add_argument("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds of the image tower")
     wish.add_argument("--accuracy", type=float, help="the top-1 accuracy to reach, as 0.60, at the least cost")
-    add_model(command, default="the embedded WaveCLIP")
+    add_model(command, default="the packaged model")
     add("--split", help="default: val")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--class-names", help="text file with one name a line, for a folder or table of your own")

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--template",
         help="a prompt with {} for the label and {a} for its article, or a .txt file of such; default: the model's own",
     )
-    add_model(command, default="the embedded WaveCLIP")
+    add_model(command, default="the packaged model")
     add("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds; needs `effclip calibrate` once")
     add("--threshold", type=float, help="stop at the first level whose margin is at least this, in [0, 1]")
     add("--out", type=Path, help="a .csv or .jsonl file for the rows (default: csv to the screen)")
@@ -63,13 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if said.out is not None and said.out.suffix not in _SUFFIXES:
         raise ValueError(f"--out {said.out}: rows are written as {' or '.join(_SUFFIXES)}")
     from common.data.files import find_pictures
-    from common.deploy.model import about_embedded, load
+    from common.deploy.model import load
+    from common.packaged import default_model
     from common.progress import bar
 
     total = sum(1 for _ in find_pictures(said.paths))  # also says what is not there before a model is loaded
     deployed = load(**model_arguments(said), device=said.device)
     if said.model is None:
-        _say(about_embedded())
+        _say(default_model().about)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
         question = deployed.ask(labels, gmacs=said.gmacs, threshold=said.threshold, templates=templates)

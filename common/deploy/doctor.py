@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.paths import runs_directory
+from common.recipes import recipe_variables
 
 if TYPE_CHECKING:
     from common.data.catalogue import Entry
 
 _OURS = "efficient-clip"
 _INSTALL = "pip install -e . in the checkout, or `make setup`"
-RECIPES = ("IMAGENET_SHARDS", "CC3M_SHARDS", "CC12M_SHARDS", "YFCC15M", "MLIP_GUIDE")
-"""The environment variables by which recipes find what they train on: folders of shards, and MLIP's Guide, a file."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def findings() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
     yield from versions()
     yield command_owner(Path(sys.executable).parent / "lightning")
-    for group in ("effclip.models", "effclip.trainings"):
+    for group in ("effclip.models", "effclip.trainings", "effclip.packaged"):
         names = sorted({point.name for point in importlib.metadata.entry_points(group=group)})
         yield Finding(group, ", ".join(names) or "none", None if names else repair())
     for package in ("torch", "lightning"):
@@ -162,7 +161,7 @@ def data() -> Iterator[Finding]:
     packed = [split for split in embedded.SPLITS if (folder / split).is_dir()]
     state = f"packed: {', '.join(packed) or 'nothing yet, done on first use'}"
     yield Finding("embedded benchmark", state, None if drawn or packed else f"pip install '{_OURS}[embedded]'")
-    yield from map(recipe_variable, RECIPES)
+    yield from map(recipe_variable, recipe_variables())
     root = os.environ.get("EFFCLIP_DATA")
     if root is None:
         yield Finding("data sets", "EFFCLIP_DATA is not set; without it the catalogue's sets need --root")
@@ -171,7 +170,7 @@ def data() -> Iterator[Finding]:
 
 
 def recipe_variable(name: str) -> Finding:
-    """What an environment variable of RECIPES names, and whether that is there."""
+    """What an environment variable of the recipes names, and whether that is there."""
     said = os.environ.get(name)
     if not said:
         return Finding(name, "not set; a recipe that needs it says so")

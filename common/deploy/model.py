@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from common.arguments import checked_labels
-from common.data.embedded.module import TEMPLATES, class_names
 from common.data.files import Picture, find_pictures, read_ahead
 from common.data.transforms import eval_transform, to_batch
 from common.deploy.calibration import Calibration
 from common.deploy.early_exit import NEVER
 from common.deploy.paths import OnePath, adaptive
 from common.directory import CALIBRATION, read
-from common.models import EMBEDDED, Model, is_embedded, load_model
+from common.models import Model, load_model
+from common.packaged import default_model, packaged_model
 from common.paths import runs_directory
 from common.zeroshot import PHOTO, class_embeddings, fill
 
@@ -253,26 +253,19 @@ def load(
 ) -> Deployed:
     """A model to classify with; see ``common.models.load_model`` for the arguments.
 
-    model: a model directory, a weights file or an open_clip name; None: the embedded WaveCLIP, which knows the
-        words of its small benchmark and no others.
+    model: a model directory, a weights file or an open_clip name; None: the packaged one
+        (``common.packaged``), which may know only a few words.
     device: None: a GPU where there is one.
     ValueError: what ``load_model`` refuses, no text tower, or other arguments without a model.
     """
     if model is None and (weights, quick_gelu, text_model) != (None, None, None):
         raise ValueError("--weights, --quick-gelu and --text-model belong to a --model; name one")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found = load_model(str(model or EMBEDDED), weights, quick_gelu, text_model)
-    if found.folder is not None:
-        described = read(found.folder)
-        return Deployed(found, described.class_names, described.templates or PHOTO, device)
-    if is_embedded(model or EMBEDDED):
-        return Deployed(found, class_names("seen"), TEMPLATES, device)
-    return Deployed(found, device=device)
-
-
-def about_embedded() -> str:
-    """One line on what the default model is."""
-    return (
-        f"the embedded WaveCLIP (benchmarks/weights, 48 px): it knows {len(class_names('seen')):,} emoji by name and "
-        "nothing else, and refuses words outside of its vocabulary; --model names another"
-    )
+    packaged = default_model() if model is None else packaged_model(model)
+    loaded = load_model(str(model or packaged.weights), weights, quick_gelu, text_model)
+    if loaded.folder is not None:
+        described = read(loaded.folder)
+        return Deployed(loaded, described.class_names, described.templates or PHOTO, device)
+    if packaged is not None:
+        return Deployed(loaded, packaged.class_names, packaged.templates, device)
+    return Deployed(loaded, device=device)

@@ -9,7 +9,8 @@ from common.clip import CLIP
 from common.data.transforms import eval_transform, to_batch
 from common.deploy.calibration import Calibration, Point
 from common.deploy.model import Deployed, load
-from common.models import EMBEDDED, Model
+from common.models import Model
+from common.packaged import default_model
 from common.zeroshot import embed_prompts
 from tests.common.towers import NAMES, AttendedTower, tiny_directory
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
@@ -157,7 +158,7 @@ def test_a_keep_rate_follows_the_budget_without_calibration(folder):
 def test_the_embedded_model_is_the_default(folder):
     model = load(device="cpu")
     assert model.model.type == "wave" and len(model.class_names) >= 600
-    by_name = load(EMBEDDED, device="cpu")
+    by_name = load(default_model().weights, device="cpu")
     assert (by_name.class_names, by_name.templates) == (model.class_names, model.templates)
     assert by_name.model.weights == model.model.weights, "an image tower alone, which finds its own texts"
     with pytest.raises(ValueError, match="--text-model belong to a --model; name one"):
