@@ -121,13 +121,13 @@ def test_a_calibration_says_when_it_may_not_hold(tmp_path, model, folder):
     file = tmp_path / "model" / "calibration.json"
     calibrated(model).write(file)
     model = load(tmp_path / "model", device="cpu")
-    assert model.ask().calibrated_on_these
+    assert model.prepare().calibrated_on_these
     with pytest.warns(UserWarning, match="made with other labels or prompts"):
-        assert model.ask(["cat", "dog"]).setting == 0.3
+        assert model.prepare(["cat", "dog"]).setting == 0.3
     made = calibrated(model)
     Calibration(**{**made.__dict__, "weights": {"image": "other", "text": "other"}}).write(file)
     with pytest.raises(ValueError, match="was made for other weights"):
-        load(tmp_path / "model", device="cpu").ask()
+        load(tmp_path / "model", device="cpu").prepare()
 
 
 def test_models_without_levels(tmp_path, folder):
@@ -169,4 +169,4 @@ def test_the_embedded_model_is_the_default(folder):
         model.classify(folder, ["transformer", "convolution"])
     alone = Deployed(model.model)
     with pytest.raises(ValueError, match="has no class names of its own; give labels"):
-        alone.ask()
+        alone.prepare()
