@@ -19,10 +19,11 @@ from torch import Tensor
 from benchmarks import WEIGHTS
 from benchmarks.timing import seconds
 from benchmarks.waveclip.costs import Cost, cost, exit_costs, expected
-from benchmarks.waveclip.exits import Outcomes, headline, headline_lines, threshold_for
+from benchmarks.waveclip.exits import Outcomes, headline, headline_lines
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.data.embedded.module import EmbeddedDataModule, class_names
+from common.deploy.early_exit import threshold_for
 from common.evaluate.accuracy import paired_difference, wilson_interval
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, MaxProbabilityGate, ProgressiveClassifier, WaveTower

@@ -1,8 +1,8 @@
 """The `lightning` command, also installed as `effclip` and run by `python -m common.cli`.
 
-Lightning ships LightningCLI but no command of that name, so this package does. The subcommand is decided
-before torch is imported, so that a mistyped command or path is answered at once. Another distribution may
-own a `lightning` command too (the cloud client does); what is not ours to run is handed to it.
+Lightning has LightningCLI but no command of that name, so this package installs one. It reads the subcommand
+before it imports torch, so that a mistyped command or path is answered at once. Another package may install a
+`lightning` command too (the cloud client does). Subcommands that are not ours go to that one.
 """
 
 import importlib
@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": "common.evaluate.command",
     **{name: f"common.deploy.{name}" for name in ("classify", "calibrate", "convert", "export", "doctor")},
 }
-"""Our own commands beside Lightning's, each a module with ``main(arguments) -> exit code``."""
+"""Our commands besides Lightning's. Each is a module with ``main(arguments) -> exit code``."""
 SIGTERM_EXIT_CODE = 128 + 15
 
 USAGE = """\
@@ -46,8 +46,8 @@ environment: EFFCLIP_RUNS (folder of run directories, default runs), EFFCLIP_DEB
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command line `argv` (default: `sys.argv[1:]`) and return its exit code.
 
-    0 done, 1 a ValueError raised by this suite (printed as one message), 2 wrong usage, 143 stopped by
-    SIGTERM. Any other exception, and the SystemExit of `--help` or of a rejected setting, passes through.
+    0: done.  1: this suite raised a ValueError, which is printed as one message.  2: wrong usage.  143: stopped by
+    SIGTERM. Any other exception passes through, and so does the SystemExit of `--help` or of a rejected setting.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] and argv[0] in SUBCOMMANDS:
@@ -60,19 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     other = _other_lightning()
     if other is not None:
         return other.load()()
-    said = f"no subcommand {argv[0]!r}; it comes first on the line" if argv else "a subcommand is missing"
-    print(f"{USAGE}\n\nlightning: error: {said}", file=sys.stderr)
+    mistake = f"no subcommand {argv[0]!r}; it comes first on the line" if argv else "a subcommand is missing"
+    print(f"{USAGE}\n\nlightning: error: {mistake}", file=sys.stderr)
     return 2
 
 
 def _other_lightning() -> importlib.metadata.EntryPoint | None:
-    """The `lightning` console script that another installed distribution declares, if there is one."""
+    """The `lightning` console script of another installed package, if there is one."""
     scripts = importlib.metadata.entry_points(group="console_scripts", name="lightning")
     return next((script for script in scripts if script.value != "common.cli:main"), None)
 
 
 def _answered(call: Callable[[], int], name: str) -> int:
-    """The exit code of ``call``; a ValueError of this suite becomes one line, after the command's name, and 1."""
+    """The exit code of ``call``. A ValueError of this suite becomes one line after the command's name, and code 1."""
     try:
         return call()
     except ValueError as error:
@@ -85,7 +85,7 @@ def _answered(call: Callable[[], int], name: str) -> int:
 
 def _train(argv: list[str]) -> int:
     arguments = resolve_configs(argv)
-    # A console script does not see the working directory; appended, so that it can shadow nothing.
+    # A console script does not see the working directory. It goes last, so that it shadows no package.
     sys.path.append(os.getcwd())
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -94,7 +94,7 @@ def _train(argv: list[str]) -> int:
     try:
         RecipeCLI(arguments)
     except SIGTERMException:
-        # Lightning stops in good order and would report success; a scheduler must see that it was stopped.
+        # Lightning stops cleanly and would report success, but a scheduler must see that the run was stopped.
         return SIGTERM_EXIT_CODE
     return 0
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
+from common.deploy.paths import path_costs
 from common.flops import Macs, count_macs, expected_macs
 from common.tower import Block
 from waveclip.tower import WaveTower
@@ -43,7 +45,8 @@ class WavePath(nn.Module):
 
 def exit_costs(wave: WaveTower, image_size: int) -> list[Cost]:
     """The cost of stopping at each level, coarsest first, for one image of ``image_size`` pixels."""
-    return [cost(WavePath(wave, steps), image_size) for steps in range(wave.steps)]
+    tokens = accumulate(map(wave.tokens_in, range(wave.steps)))
+    return [Cost(*pair) for pair in zip(tokens, path_costs(wave.stages(), image_size), strict=True)]
 
 
 def cost(model: nn.Module, image_size: int) -> Cost:

@@ -15,11 +15,8 @@ from torchmetrics.functional.classification import binary_auroc
 
 from benchmarks.cells import points
 from benchmarks.waveclip.costs import Cost, expected
-from common.deploy.paths import Levels
+from common.deploy.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import paired_difference
-
-NEVER = Levels.NEVER
-"""A threshold that no confidence reaches: every picture is refined."""
 
 CLEARLY_BETTER, NEAR = 0.05, 0.03
 """Savings count for a student whose fine level is so far above its coarse one, this near the teacher."""
@@ -46,21 +43,8 @@ class Outcomes:
 
     def at(self, threshold: float) -> tuple[Tensor, float]:
         """Correctness [M] behind a margin gate with this threshold, and the share of refined pictures."""
-        refined = self.margin < threshold
-        return torch.where(refined, self.fine, self.coarse), refined.double().mean().item()
-
-
-def threshold_for(confidence: Tensor, share: float) -> float:
-    """The threshold below which round(share M) of the confidences [M] lie, half-way to the next one.
-
-    0 refines nothing and NEVER everything. ValueError: a share outside [0, 1].
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share {share} must be a fraction in [0, 1]")
-    ordered, refined = confidence.sort().values, round(share * len(confidence))
-    if refined == 0:
-        return 0.0
-    return NEVER if refined == len(confidence) else float(ordered[refined - 1 : refined + 1].mean())
+        correct, (_, refined) = exit_at(threshold, self.margin[None], torch.stack([self.coarse, self.fine]))
+        return correct, refined
 
 
 def frontier(confidence: Tensor, coarse: Tensor, fine: Tensor, points: int = 51) -> tuple[list[float], list[float]]:

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.embedded import outcomes
-from benchmarks.waveclip.exits import Outcomes, frontier, separation, threshold_for
+from benchmarks.waveclip.exits import Outcomes, frontier, separation
 from common.conditions import conditions
+from common.deploy.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import paired_difference
 
 BINS = 25
@@ -33,7 +34,7 @@ def compare_gates(of: Outcomes) -> dict[str, Any]:
 
 
 def _answers(confidence: Tensor, of: Outcomes, share: float) -> Tensor:
-    return torch.where(confidence < threshold_for(confidence, share), of.fine, of.coarse)
+    return exit_at(threshold_for(confidence, share), confidence[None], torch.stack([of.coarse, of.fine]))[0]
 
 
 def _gate(confidence: Tensor, of: Outcomes) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks.embedded import readings
 from benchmarks.waveclip.costs import Cost, expected
-from benchmarks.waveclip.exits import threshold_for
 from common.clip import CLIP
+from common.deploy.early_exit import exit_at, threshold_for
 from waveclip import MarginGate, WaveTower
 
 
@@ -35,10 +35,7 @@ class Levels:
 
     def at(self, threshold: float) -> tuple[Tensor, list[float]]:
         """Correctness [M] behind a margin gate with this threshold, and the share of pictures leaving each level."""
-        sure = torch.cat([self.margin >= threshold, torch.ones_like(self.right[:1])])
-        step = sure.int().argmax(0)  # the first level that is sure
-        shares = torch.bincount(step, minlength=len(sure)).double() / len(step)
-        return self.right.gather(0, step.unsqueeze(0)).squeeze(0), shares.tolist()
+        return exit_at(threshold, self.margin, self.right)
 
 
 def observe_levels(

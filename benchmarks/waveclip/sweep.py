@@ -16,9 +16,10 @@ from torch import Tensor
 
 from benchmarks.embedded import PART, batches, readings
 from benchmarks.waveclip.costs import Cost, expected
-from benchmarks.waveclip.exits import NEVER, Outcomes
+from benchmarks.waveclip.exits import Outcomes
 from common.clip import CLIP, MEAN, STD
 from common.data.embedded.module import EmbeddedDataModule, class_names
+from common.deploy.early_exit import NEVER
 from waveclip import MarginGate, WaveTower
 
 STEPS, BINS, EXAMPLES = 200, 50, 24

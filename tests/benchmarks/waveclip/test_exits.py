@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.waveclip.costs import Cost
-from benchmarks.waveclip.exits import NEVER, Outcomes, frontier, headline, headline_lines, separation, threshold_for
+from benchmarks.waveclip.exits import Outcomes, frontier, headline, headline_lines, separation
+from common.deploy.early_exit import threshold_for
 from common.flops import Macs
 
 
@@ -21,16 +22,6 @@ def pictures(total: int, coarse: float, fine: float, teacher: float) -> Outcomes
     place = margin.flip(0)  # the least sure pictures are the last to be right
     right = [place < share for share in (coarse, fine, teacher)]
     return Outcomes(margin, margin, *right, right[0] == right[1])
-
-
-@pytest.mark.parametrize("share", [0.0, 0.148, 0.5, 0.743, 1.0])
-def test_threshold_lets_exactly_the_share_through(share):
-    confidence = torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    refined = confidence < threshold_for(confidence, share)
-    assert int(refined.sum()) == round(share * 1000)
-    assert threshold_for(confidence, 0.0) == 0.0 and threshold_for(confidence, 1.0) == NEVER
-    with pytest.raises(ValueError, match="must be a fraction"):
-        threshold_for(confidence, 1.2)
 
 
 def test_frontier_is_the_accuracy_behind_every_threshold():
