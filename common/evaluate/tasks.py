@@ -54,7 +54,7 @@ class Settings:
 
 
 def zero_shot(model: Model, source: Labelled, templates: Sequence[Template], settings: Settings) -> dict[str, Any]:
-    """Zero-shot top-1, top-5 and mean-per-class accuracy (fractions), with the class names filled into ``templates``."""
+    """Zero-shot top-1, top-5 and mean-per-class accuracy (fractions), with class names filled into ``templates``."""
     scores = scorer(model, source.class_names, templates, settings)
     batches = _batches(model, source, settings)
     return _accuracies(accuracy(scores, batches, len(source.class_names), settings.device, progress=True))
@@ -182,7 +182,8 @@ def _every_fifth(labels: Tensor) -> Tensor:
         chosen[(labels == label).nonzero().flatten()[4::5]] = True
     if not chosen.any():
         raise ValueError(
-            f"{len(labels)} training samples have no class of five, so none can be set aside for val; add samples or a val split"
+            f"no class has five of the {len(labels)} training samples, so none can be set aside for val; give more "
+            "samples or a val split"
         )
     return chosen
 
