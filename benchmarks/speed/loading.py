@@ -9,7 +9,6 @@ webdataset 1.0 puts between shards.
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,7 +32,7 @@ from common.conditions import conditions
 from common.data.embedded.module import pack, scene
 from common.data.packing import write_manifest, write_tar
 from common.data.shards import ShardDataModule
-from common.paths import runs_directory
+from common.paths import runs_directory, written_whole
 
 WORKERS = 2
 _PHOTO = (320, 256)  # width and height, about what img2dataset leaves of web pictures at 256 px
@@ -108,16 +107,15 @@ def _photo_shards(shards: int, samples: int) -> list[Path]:
     if not folder.exists():
         rng = np.random.default_rng(0)
         drawn = [_photo(number, rng) for number in range(64)]
-        unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
-        unfinished.mkdir(parents=True)
-        entries = {}
-        for shard in range(shards):
-            entries[f"{shard:03d}.tar"] = write_tar(
-                unfinished / f"{shard:03d}.tar",
-                ({"__key__": f"{shard:03d}{place:05d}", **drawn[place % 64]} for place in range(samples)),
-            )
-        write_manifest(unfinished, entries, "Twemoji, CC-BY 4.0, enlarged")
-        unfinished.rename(folder)
+        with written_whole(folder) as unfinished:
+            unfinished.mkdir()
+            entries = {}
+            for shard in range(shards):
+                entries[f"{shard:03d}.tar"] = write_tar(
+                    unfinished / f"{shard:03d}.tar",
+                    ({"__key__": f"{shard:03d}{place:05d}", **drawn[place % 64]} for place in range(samples)),
+                )
+            write_manifest(unfinished, entries, "Twemoji, CC-BY 4.0, enlarged")
     return sorted(folder.glob("*.tar"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from common.evaluate.command import ENSEMBLE, TASKS
+from common.evaluate.command import ENSEMBLE, EVALUATIONS
 
 TITLES = {
     "zeroshot": "Zero-shot accuracy, %",
@@ -35,7 +35,7 @@ def collect(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
             raise ValueError(f"no folder {folder.absolute()}; give one that `effclip evaluate --out` wrote to")
         for file in sorted(folder.rglob("*.json")):
             result = json.loads(file.read_text())
-            if isinstance(result, dict) and result.get("task") in TASKS:
+            if isinstance(result, dict) and result.get("task") in EVALUATIONS:
                 results.append(result | {"file": str(file)})
     if not results:
         raise ValueError(f"no result of `effclip evaluate` below {', '.join(map(str, folders))}")
@@ -45,7 +45,7 @@ def collect(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
 def markdown(results: Sequence[dict[str, Any]]) -> str:
     """A table for each task with a line of what it rests on. ValueError: two results for one cell."""
     blocks = []
-    for task in TASKS:
+    for task in EVALUATIONS:
         of_task = [result for result in results if result["task"] == task]
         if of_task:
             blocks += [f"**{TITLES[task]}**", _table(of_task), _reading(of_task)]

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from benchmarks import ROOT
 from common.checkpoints import read_plain, restore
 from common.data.embedded.module import ATTRIBUTION
+from common.pretraining import Deployable
 
 
 def from_checkpoint(path: Path, recipe: str) -> LightningModule:
@@ -27,7 +28,7 @@ def from_checkpoint(path: Path, recipe: str) -> LightningModule:
     return restore(getattr(import_module(package), name), checkpoint)
 
 
-def save(module: LightningModule, path: Path) -> None:
+def save(module: Deployable, path: Path) -> None:
     """Write a module's trained model, of a registered type, as fp16 safetensors."""
     model, clip = module.deployable()
     model.save(path, *([] if clip is None else [clip.architecture]), torch.float16)
