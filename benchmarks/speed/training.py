@@ -16,7 +16,7 @@ from benchmarks.timing import alternate, ratio
 from common.clip import CLIP, load_architecture
 from common.flops import count_macs
 from common.pretraining import CLIPPretraining, ContrastivePretraining
-from mlip.alignment import match
+from mlip.alignment import assign_tokens
 from mlip.pretraining import MLIPPretraining
 from mlip.tower import PAPER_LAYERS
 
@@ -48,7 +48,7 @@ def matching(pairs: int, image: int, text: int, device: str, dim: int = 512) -> 
         F.normalize(torch.randn(pairs, count, dim, generator=generator) + shared, dim=-1) for count in (image, text)
     )
     cosines = (texts @ images.transpose(1, 2)).flatten(0, 1).to(device)
-    return lambda: match(cosines, [text] * pairs)
+    return lambda: assign_tokens(cosines, [text] * pairs)
 
 
 def steps(dtype: torch.dtype, device: str, smoke: bool) -> dict[str, Any]:
