@@ -87,12 +87,9 @@ def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any]
     common = {"architecture": task.architecture}
     model = {**common, "weights": f"benchmarks/weights/{task.weights.name}", **model}
     data = {**common, "name": task.data, **data} | ({} if task.held_out is None else {"held_out": task.held_out})
-    typed: list[str] = []
-    for section, settings in (("model", model), ("data", data)):
-        for name, value in settings.items():
-            typed += [f"--{section}.init_args.{name}", "null" if value is None else str(value)]
     recipe = RECIPES[recipe]
-    return Run(f"patchrank/{name_of(task, what, seed)}", recipe, MINUTES[recipe], seed, tuple(typed))
+    name = f"patchrank/{name_of(task, what, seed)}"
+    return Run(name, recipe, MINUTES[recipe], seed, {"model": model, "data": data})
 
 
 def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) -> Run:
@@ -120,7 +117,7 @@ def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
     model |= {name: said for name, said in words.items() if said != stated[name]}
     run = _run(task, f"{kind}-{keep}", "prompts", seed, model, {})
     there = str((runs_directory() / file).absolute())
-    return replace(run, places=("--model.init_args.predictor", there) if keep < 1 else ())
+    return replace(run, places={"model": {"predictor": there}} if keep < 1 else {})
 
 
 def main(arguments: Sequence[str] = ()) -> int:

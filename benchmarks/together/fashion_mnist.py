@@ -131,11 +131,12 @@ def _train(each: Run, output: Path, data: ClassificationDataModule, teacher: Pat
 
     teacher: the weights that the second run starts from.
     """
-    places = ["--data.init_args.root", str(Path(data.root).expanduser().absolute())]
+    places = {"data": {"root": str(Path(data.root).expanduser().absolute())}}
     folder = runs_directory() / ("smoke" if smoke else "retrain") / each.name
     if smoke:
         shutil.rmtree(folder, ignore_errors=True)
-        places += [] if output == teacher else ["--model.init_args.weights", str(teacher.absolute())]
+        if output != teacher:
+            places["model"] = {"weights": str(teacher.absolute())}
     made = fit(each, folder, "common/smoke.yaml" if smoke else None, places)
     save(from_checkpoint(last_checkpoint(folder), each.recipe), output)
     return made if smoke else made | {"first_losses": stand_in_losses(each.recipe)}
