@@ -238,8 +238,8 @@ def _reading(result: dict[str, Any]) -> str:
     return (
         f"Embedded scale, keep {setting['keep']}, pruned before block {setting['prune_layer']}: a quarter of the "
         "depth, as block 3 of 12 (a third in Fashion-MNIST's tower of 3 blocks). Top-1 in %, mean ± standard deviation "
-        f"over up to {seeds} training seeds (random: draws); test pictures: {pictures}. Leads are in points, over the three "
-        "styles, with 95 % paired bootstrap over pictures: Patch Ranking with the task's own predictor, untuned, "
+        f"over up to {seeds} training seeds (random: draws); test pictures: {pictures}. Leads are in points, over the "
+        "three styles, with 95 % paired bootstrap over pictures: Patch Ranking with the task's own predictor, untuned, "
         "and with text and visual prompts tuned at keep 0.6. Predictors and A-ViT learn from "
         f"{shots} unlabelled pictures a name (Fashion-MNIST: {FASHION.shots}; the predictor for all: {PLAIN.shots} of "
         "each seen name), prompts from 16 shots. GMACs (attention on both sides) and what they save are the embedded "

@@ -121,6 +121,15 @@ def test_rings_and_what_an_untrained_filter_has():
     assert "| 1 | 2 | at the start |" in rendered["md"] and set(rendered["figures"]) == {"mlip-fig6"}
 
 
+def test_figure_7_maps_part_clusters_and_are_deterministic():
+    labels = torch.arange(3).repeat_interleave(20)
+    embeddings = F.normalize(torch.eye(3, 8)[labels] + 0.1 * torch.randn(60, 8), dim=-1)
+    places = torch.tensor(mlip_fig7.tsne(embeddings))
+    nearest = torch.cdist(places, places).fill_diagonal_(torch.inf).argmin(1)
+    assert places.shape == (60, 2) and torch.equal(labels[nearest], labels)
+    assert mlip_fig7.tsne(embeddings).tolist() == places.tolist()
+
+
 def test_figure_7_counts_neighbours_of_one_name():
     embeddings = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.3, 1.0]]), dim=-1)
     assert mlip_fig7.nearest_agrees(embeddings, torch.tensor([0, 0, 1, 0])).tolist() == [True, True, False, False]
