@@ -24,7 +24,7 @@ NAMES, PERPLEXITY = 10, 30.0
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Both maps of the first held-out names' pictures (smoke: a few of them), or the commands that make the weights."""
+    """Both maps of the first held-out names' pictures (smoke: a few of them), or the commands that train them."""
     measure = partial(_measure, 1000 if smoke else None)
     return needing("mlip-fig7", (BASELINE, MODEL), measure, dtype="float32", perplexity=PERPLEXITY)
 
@@ -74,8 +74,8 @@ def nearest_agrees(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    if missing := not_run(result):
-        return missing
+    if absent := not_run(result):
+        return absent
     rows = [
         (TITLES[name], accuracy(nearest["accuracy"], nearest["interval"]))
         for name, nearest in result["nearest"].items()
