@@ -32,6 +32,10 @@ TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_wa
 TEACHER_96, STUDENT_96 = WEIGHTS / "embedded_clip_96.safetensors", WEIGHTS / "embedded_waveclip_96.safetensors"
 """The same at 96 px, and of two levels: benchmarks/waveclip_highres.py."""
 GUIDE = WEIGHTS / "embedded_guide.safetensors"
+FASHION_MNIST_ATTRIBUTION = (
+    "Trained on the training pictures of Fashion-MNIST (H. Xiao, K. Rasul and R. Vollgraf, 2017), copyright Zalando "
+    "SE, MIT licence."
+)
 RULE = (
     "every emoji of one code point that Twemoji draws and whose CLDR short name has at most 11 characters "
     "(no country flags, keycaps, skin tones or joined sequences), held-out names aside"

@@ -24,7 +24,16 @@ import torch
 import yaml
 
 from benchmarks import ROOT
-from benchmarks.embedded import PART, WEIGHTS, cells, costs, counts, observe, operating_points
+from benchmarks.embedded import (
+    FASHION_MNIST_ATTRIBUTION,
+    PART,
+    WEIGHTS,
+    cells,
+    costs,
+    counts,
+    observe,
+    operating_points,
+)
 from benchmarks.training.drift import first_losses
 from benchmarks.training.export import card, from_checkpoint, save
 from benchmarks.training.retrain import RECIPES, Run, fit, last_checkpoint
@@ -40,10 +49,6 @@ from common.paths import runs_directory
 from waveclip import WaveTower
 
 TARGET = "make reproduce-fashion-mnist"
-ATTRIBUTION = (
-    "Trained on the training pictures of Fashion-MNIST (H. Xiao, K. Rasul and R. Vollgraf, 2017), copyright Zalando "
-    "SE, MIT licence."
-)
 _CLIP, _WAVE = "common/fashion_mnist_clip.yaml", "waveclip/fashion_mnist.yaml"
 RUNS = (
     Run("fashion-mnist-clip", _CLIP, RECIPES[_CLIP], output=WEIGHTS / "fashion_mnist_clip.safetensors"),
@@ -131,11 +136,12 @@ def _train(each: Run, output: Path, data: ClassificationDataModule, teacher: Pat
 
     teacher: the weights that the second run starts from.
     """
-    places = ["--data.init_args.root", str(Path(data.root).expanduser().absolute())]
+    places = {"data": {"root": str(Path(data.root).expanduser().absolute())}}
     folder = runs_directory() / ("smoke" if smoke else "retrain") / each.name
     if smoke:
         shutil.rmtree(folder, ignore_errors=True)
-        places += [] if output == teacher else ["--model.init_args.weights", str(teacher.absolute())]
+        if output != teacher:
+            places["model"] = {"weights": str(teacher.absolute())}
     made = fit(each, folder, "common/smoke.yaml" if smoke else None, places)
     save(from_checkpoint(last_checkpoint(folder), each.recipe), output)
     return made if smoke else made | {"first_losses": stand_in_losses(each.recipe)}
@@ -181,7 +187,7 @@ def _write_cards(result: dict[str, Any]) -> None:
     names = len(result["conditions"]["classes"])
     for each, made, levels in zip(RUNS, result["runs"], (("teacher",), ("coarse", "fine")), strict=True):
         found = {split: {level: of[level] for level in levels} for split, of in result["levels"].items()}
-        text = card(each.output, made | found | {"names": names}, TARGET, ATTRIBUTION)
+        text = card(each.output, made | found | {"names": names}, TARGET, FASHION_MNIST_ATTRIBUTION)
         each.output.with_suffix(".md").write_text(text)
 
 
