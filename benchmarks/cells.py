@@ -7,6 +7,9 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from scipy.stats import t as student
+from torch import Tensor
+
+from common.evaluate.accuracy import wilson_interval
 
 Result = dict[str, Any]
 """What a benchmark found: plain values, as its JSON file holds them."""
@@ -82,6 +85,12 @@ def percent(values: Sequence[float]) -> str:
     return f"{text} ± {100 * stdev(values):.1f}" if len(values) > 1 else text
 
 
+def accuracy_of(correct: Tensor) -> dict[str, Any]:
+    """Accuracy over M images with Wilson's 95 % interval: {"accuracy", "interval"}. correct: bool [M]."""
+    right = int(correct.sum())
+    return {"accuracy": right / len(correct), "interval": wilson_interval(right, len(correct))}
+
+
 def accuracy(fraction: float, interval: Sequence[float]) -> str:
     """A fraction with its interval (low, high), in %."""
     low, high = interval
@@ -96,9 +105,9 @@ def points(difference: Sequence[float] | None) -> str:
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def saved(gmacs: float, dense: float) -> str:
-    """What a cost saves against the dense one, in %."""
-    return f"{100 * (1 - gmacs / dense):.1f} %"
+def saved(cost: float, dense: float) -> str:
+    """The saving of a cost against the dense one, in %."""
+    return f"{100 * (1 - cost / dense):.1f} %"
 
 
 def student_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:

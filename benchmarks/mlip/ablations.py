@@ -18,8 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks import ROOT
-from benchmarks.embedded import WEIGHTS
+from benchmarks import ROOT, WEIGHTS
 from benchmarks.printed import paper_numbers
 from benchmarks.training import retrain
 from benchmarks.training.retrain import Run, work

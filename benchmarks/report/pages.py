@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import RESULTS, ROOT, embedded
+from benchmarks import RESULTS, ROOT
 from benchmarks.registry import BENCHMARKS, benchmark
 from benchmarks.report import headlines
 from benchmarks.report.page import build
 from benchmarks.together import deploy
 from benchmarks.training import retrain
+from benchmarks.waveclip import table2_embedded
 from common.paths import runs_directory
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -25,7 +26,7 @@ OTHERS: dict[str, Callable[[], str]] = {
     "deploy-python": lambda: _stored("deploy", deploy.in_python),
     "headlines": headlines.table,
     "retrain": retrain.table,
-    "table2-embedded": lambda: _stored("table2", lambda result: embedded.markdown(result["embedded"])),
+    "table2-embedded": lambda: _stored("table2", lambda result: table2_embedded.markdown(result["embedded"])),
 }
 """Tables that are no benchmark's whole Markdown."""
 _TABLE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- /table -->)", re.S)

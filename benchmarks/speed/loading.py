@@ -136,10 +136,10 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     for row in result["rows"]:
         sides = [f"{row[name]['pictures_per_second']:,.0f}" for name in ("ours", "open_clip")]
         lines.append(f"| {row['pictures']} | {' | '.join(sides)} | {row['ratio']:.2f} |")
-    stated = result["conditions"]
+    run = result["conditions"]
     lines += [
         "",
-        f"Medians of {stated['rounds']} alternating rounds (of the ratios too), {stated['workers']} worker processes, "
-        f"batch {stated['batch']}; {stated['device']}, {stated['threads']} threads.",
+        f"Medians of {run['rounds']} alternating rounds (of the ratios too), {run['workers']} worker processes, "
+        f"batch {run['batch']}; {run['device']}, {run['threads']} threads.",
     ]
     return {"md": "\n".join(lines) + "\n", "figures": {}}

@@ -38,10 +38,10 @@ def run(smoke: bool = False) -> dict[str, Any]:
     rounds, batch, size = (2, 2, 32) if smoke else (ROUNDS, BATCH, SIZE)
     architecture = SMALLEST if smoke else load_architecture("ViT-B-16")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stated = conditions("paper", seeds=None, dtype="float32, bfloat16", batch=batch, rounds=rounds, pixels=size)
+    run_conditions = conditions("paper", seeds=None, dtype="float32, bfloat16", batch=batch, rounds=rounds, pixels=size)
     return {
         "name": "speed",
-        "conditions": stated,
+        "conditions": run_conditions,
         "towers": [towers(architecture, batch, dtype, device, rounds) for dtype in (torch.float32, torch.bfloat16)],
         "wavelet": wavelet(batch, size, device, rounds),
         "mlip": mlip_speed.measure(device, rounds, smoke),
@@ -87,7 +87,7 @@ def wavelet(batch: int, size: int, device: str, rounds: int) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
-    stated = result["conditions"]
+    run = result["conditions"]
     lines = [
         "| image tower | weights | images/s | of the matrix rate | open_clip images/s | of the matrix rate | ratio |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -107,9 +107,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     rates = ", ".join(f"{row['matmul_gmacs_per_second']:.0f} ({row['dtype']})" for row in result["towers"])
     lines += [
         "",
-        f"Medians of {stated['rounds']} alternating rounds in one process (of the ratios too), "
-        f"batch {stated['batch']}, {stated['pixels']} px, all tokens; {stated['device']}, {stated['threads']} threads, "
-        f"torch {stated['torch']}. The matrix rate is that of a {'x'.join(map(str, MATMUL))} product, in 10⁹ "
+        f"Medians of {run['rounds']} alternating rounds in one process (of the ratios too), "
+        f"batch {run['batch']}, {run['pixels']} px, all tokens; {run['device']}, {run['threads']} threads, "
+        f"torch {run['torch']}. The matrix rate is that of a {'x'.join(map(str, MATMUL))} product, in 10⁹ "
         f"multiply-adds per second: {rates}.",
     ]
     return {"md": "\n".join(lines) + "\n", "figures": {}}

@@ -14,7 +14,8 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 from benchmarks import ROOT
-from benchmarks.embedded import PART, batches, counts, models, observe
+from benchmarks.embedded import PART, batches, models
+from benchmarks.waveclip.observed import counts, observe
 from common.data.embedded.module import EmbeddedDataModule
 
 STEPS = 3

@@ -26,7 +26,7 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.embedded import GUIDE, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches
 from benchmarks.training.drift import first_losses
 from benchmarks.training.export import card, from_checkpoint, save
-from benchmarks.waveclip.levels import observe_levels
+from benchmarks.waveclip.observed import observe
 from common.checkpoints import read_plain
 from common.clip import read_record
 from common.conditions import conditions
@@ -279,7 +279,7 @@ def evaluate(
             if student is None:
                 levels = {"top1": zero_shot(clip, pictures, embed_prompts(clip, prompts)).correct}
             else:
-                right = observe_levels(clip, student, pictures, prompts).right
+                right = observe(clip, student, pictures, prompts).correct
                 names = ["coarse", *(f"level {step}" for step in range(1, len(right) - 1)), "fine"]
                 levels = dict(zip(names, right, strict=True))
             found[split] = {name: _accuracy(right) for name, right in levels.items()}

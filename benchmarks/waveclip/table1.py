@@ -1,31 +1,25 @@
-"""WAVECLIP's Table 1: tokens after every level of a ViT-B/16, with what each level costs.
-
-Shapes: S image size, P patch size.
-"""
+"""WAVECLIP's Table 1: tokens after every level of a ViT-B/16, with the cost of each level."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.cells import Comparison, Result
 from benchmarks.printed import paper_numbers
-from benchmarks.waveclip.costs import cost, exit_costs
+from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from benchmarks.waveclip.rivals import BASELINES, TEACHER
 from common.clip import CLIP
 from common.conditions import conditions
 from waveclip.tower import WaveTower
 
 SIZES = {1: 224, 2: 256}
-"""Image size for each number of levels: the paper's where it divides, else the nearest that does."""
+"""Image size by number of levels: the paper's where its grid halves so often, else the nearest size whose grid does."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Cumulative tokens and GMACs of every level, for 0, 1 and 2 levels.
-
-    smoke: one level alone.
-    """
-    stated = conditions("paper", seeds=None, dtype="float32", batch=1, weights="random (costs only)")
+    """Cumulative tokens and GMACs after every step, for 0, 1 and 2 levels (smoke: 0 and 1)."""
+    run_conditions = conditions("paper", seeds=None, dtype="float32", batch=1, weights="random (costs only)")
     architecture = BASELINES[TEACHER].architecture
     dense = cost(CLIP(architecture).image_tower.eval(), 224)
     rows = [_row(0, 224, [dense])]
@@ -38,20 +32,20 @@ def run(smoke: bool = False) -> dict[str, Any]:
         rows.append(_row(levels, size, exit_costs(wave, size)))
     return {
         "name": "waveclip-table1",
-        "conditions": stated,
+        "conditions": run_conditions,
         "paper_full": paper_numbers("waveclip")["table1"]["full"],
         "patches_needed": {str(size): size / 4 / architecture["vision_cfg"]["patch_size"] for size in (192, 224, 256)},
         "rows": rows,
     }
 
 
-def _row(levels: int, size: int, costs: list) -> dict[str, Any]:
+def _row(levels: int, size: int, costs: Sequence[Cost]) -> dict[str, Any]:
     return {
         "levels": levels,
         "image_size": size,
-        "tokens": [each.tokens for each in costs],
-        "gmacs_paper": [each.macs.gmacs_paper for each in costs],
-        "gmacs": [each.macs.gmacs for each in costs],
+        "tokens": [cost.tokens for cost in costs],
+        "gmacs_paper": [cost.macs.gmacs_paper for cost in costs],
+        "gmacs": [cost.macs.gmacs for cost in costs],
     }
 
 
@@ -79,7 +73,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(result: Result) -> Iterator[Comparison]:
-    """The full set's tokens."""
+    """Tokens of the full set, with no and with one level."""
     for row in result["rows"]:
         if row["levels"] < 2:
             what = f"the full set with {row['levels']} level{'' if row['levels'] == 1 else 's'}"
