@@ -48,6 +48,18 @@ def stages_of(model: nn.Module) -> list[Stage]:
     return [Stage("image", EncodeImage(model), ("images",), ("embedding",))]
 
 
+class Chain(nn.Module):
+    """Stages run one after another, which is the path of an image that exits after the last of them."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(modules)
+
+    def forward(self, images: Tensor) -> list[tuple[Tensor, ...]]:
+        """images [B,3,S,S] -> the outputs of every stage."""
+        return run_chain(self.stages, images)
+
+
 @torch.no_grad()
 def run_chain(modules: Sequence[nn.Module], images: Tensor) -> list[tuple[Tensor, ...]]:
     """The outputs of every stage's module, each fed with the state that the one before gave."""

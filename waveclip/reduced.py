@@ -6,12 +6,14 @@ Shapes: B images, S image size, K chosen rows, E joint dim.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.reduction import Place, Reducer, check_places
-from waveclip.tower import WaveState, WaveTower
+from common.stages import Stage
+from waveclip.tower import Level, WaveState, WaveTower
 
 
 class ReducedWaveTower(nn.Module):
@@ -62,6 +64,10 @@ class ReducedWaveTower(nn.Module):
             z, state = self.refine(state)
             levels.append(z)
         return tuple(levels)
+
+    def stages(self) -> list[Stage]:
+        """One graph a level, as ``WaveTower.stages``."""
+        return [replace(stage, module=Level(self, step)) for step, stage in enumerate(self.wave.stages())]
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """images [B,3,S,S] -> the last level's embedding [B,E], of length 1 unless told otherwise."""

@@ -149,7 +149,7 @@ class WaveTower(BlockTower):
             names = [f"{part}_{layer}" for layer in layers for part in ("key", "value")] if later else []
             # A graph's inputs and outputs must not share a name, so each says which level it comes from.
             state = tuple(f"{name}_of_level_{step}" for name in [*names, *(f"band_{other}" for other in later)])
-            found.append(Stage(f"level_{step}", _Level(self, step), inputs, ("embedding", *state)))
+            found.append(Stage(f"level_{step}", Level(self, step), inputs, ("embedding", *state)))
             inputs = state
         return found
 
@@ -174,10 +174,10 @@ class WaveTower(BlockTower):
         return model
 
 
-class _Level(nn.Module):
+class Level(nn.Module):
     """One step of a WaveTower from flat tensors to flat tensors; see ``WaveTower.stages``."""
 
-    def __init__(self, wave: WaveTower, step: int) -> None:
+    def __init__(self, wave: nn.Module, step: int) -> None:
         super().__init__()
         self.wave, self.step = wave, step
 
@@ -185,7 +185,7 @@ class _Level(nn.Module):
         if self.step == 0:
             z, state = self.wave.begin(*tensors)
         else:
-            cached = 2 * len(self.wave.transformer.resblocks)
+            cached = len(tensors) - (self.wave.steps - self.step)  # a band for each step to come, this one too
             cache = KVCache.from_flat(tensors[:cached])
             z, state = self.wave.refine(WaveState(self.step, cache, tensors[cached:]))
         # Nothing reads the cache of the last level.

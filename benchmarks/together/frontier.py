@@ -23,16 +23,15 @@ from benchmarks.cells import Result, accuracy, accuracy_of, points
 from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models
 from benchmarks.timing import seconds
 from benchmarks.together.compositions import DENSE, TRAINED, WAVE, Family, families
-from benchmarks.waveclip.costs import exit_costs
 from benchmarks.waveclip.observed import Observed
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.contrastive import scaled_cosines
 from common.data.embedded.module import EmbeddedDataModule
 from common.deploy.early_exit import threshold_for
+from common.deploy.paths import path_costs
 from common.evaluate.accuracy import paired_difference
-from common.flops import count_macs
-from common.stages import EncodeImage
+from common.stages import stages_of
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 from waveclip.reduced import ReducedWaveTower
@@ -111,9 +110,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def path_gmacs(model: nn.Module, image_size: int) -> list[float]:
     """GMACs of one image that exits at each level of a model [L]."""
-    if isinstance(model, WaveTower | ReducedWaveTower):
-        return [cost.macs.gmacs for cost in exit_costs(model, image_size)]
-    return [count_macs(EncodeImage(model), torch.zeros(1, 3, image_size, image_size)).gmacs]
+    return [macs.gmacs for macs in path_costs(stages_of(model), image_size)]
 
 
 def class_texts(methods: Iterable[Family], prompts: list[str]) -> Texts:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common.deploy.paths import Levels
+from common.deploy.early_exit import ThresholdSweep
 from common.evaluate.accuracy import wilson_interval
 
 _POINTS = 200
@@ -40,32 +40,20 @@ class Outcomes:
         """All settings that differ on these pictures [S]: thresholds half-way between confidences, or the paths'."""
         if self.confidence is None:
             return np.asarray(self.paths, dtype=float)
-        distinct = self._reached[0]
-        return np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, [Levels.NEVER]])
+        return self._sweep.thresholds
 
     def curve(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean GMACs and accuracy at every setting, both [S]; weights: how often each picture counts [M]."""
         weights = np.ones(len(self.correct)) if weights is None else weights
-        total = weights.sum()
+        accuracy = weights @ self.correct / weights.sum()
         if self.confidence is None:
-            return np.asarray(self.costs, dtype=float), weights @ self.correct / total
-        # A picture passes level l when the threshold exceeds every confidence up to l. So from one threshold to the
-        # next, each picture that passes a level adds what the next level costs and what it gets right more.
-        _, group, order = self._reached
-        added = weights[:, None] * np.diff(self.costs), weights[:, None] * np.diff(self.correct.astype(float), axis=1)
-        first = self.costs[0], weights @ self.correct[:, 0] / total
-        return tuple(
-            np.concatenate([[start], start + np.cumsum(np.bincount(group, gain.ravel()[order])) / total])
-            for start, gain in zip(first, added, strict=True)
-        )
+            return np.asarray(self.costs, dtype=float), accuracy
+        gmacs = self.costs[0] + self._sweep.gain(self.costs, weights)
+        return gmacs, accuracy[0] + self._sweep.gain(self.correct.astype(float), weights)
 
     @cached_property
-    def _reached(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The distinct greatest confidences so far, each event's place among them, and the events in that order."""
-        greatest = np.maximum.accumulate(self.confidence, axis=1).ravel()
-        order = greatest.argsort(kind="stable")
-        distinct, group = np.unique(greatest[order], return_inverse=True)
-        return distinct.astype(float), group, order
+    def _sweep(self) -> ThresholdSweep:
+        return ThresholdSweep(self.confidence)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _costs(stages: Sequence[Stage], image_size: int) -> list[float] | None:
     from common.deploy.paths import path_costs
 
     try:
-        return path_costs(stages, image_size)
+        return [macs.gmacs for macs in path_costs(stages, image_size)]
     except ValueError:
         return None
 

@@ -23,7 +23,8 @@ from common.data.embedded.module import TEMPLATES, class_names
 from common.data.files import Picture, find_pictures, read_ahead
 from common.data.transforms import eval_transform, to_batch
 from common.deploy.calibration import Calibration
-from common.deploy.paths import Levels, OnePath, adaptive
+from common.deploy.early_exit import NEVER
+from common.deploy.paths import OnePath, adaptive
 from common.directory import CALIBRATION, read
 from common.models import EMBEDDED, Model, is_embedded, load_model
 from common.paths import runs_directory
@@ -112,7 +113,7 @@ class Deployed:
         if self.knob == "keep":
             return max(rate for rate, cost in zip(self.paths.rates, self.costs, strict=True) if cost <= gmacs)
         if gmacs >= self.costs[-1]:
-            return None if self.knob is None else Levels.NEVER
+            return None if self.knob is None else NEVER
         if self.calibration is None:
             raise ValueError(
                 f"gmacs {gmacs:g}: no threshold is known for a budget, since nothing was calibrated; run `effclip "

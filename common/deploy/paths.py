@@ -11,15 +11,15 @@ Shapes: B images, S image size, C classes, E joint dim, P paths of a model, chea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import accumulate
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from common.contrastive import scaled_cosines
-from common.flops import count_macs
-from common.stages import Stage, inputs_of, stages_of
+from common.deploy.early_exit import NEVER
+from common.flops import Macs, count_macs
+from common.stages import Chain, Stage, stages_of
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 """images [B,3,S,S] -> class probabilities [B,C], and which path gave them: long [B]."""
@@ -48,7 +48,7 @@ class OnePath:
 
     def costs(self, image_size: int) -> list[float]:
         """GMACs of one picture of S pixels on every path. ValueError: an operation whose cost is not known."""
-        return path_costs(self.stages(None), image_size)
+        return [path_costs(self.stages(None), image_size)[-1].gmacs]
 
     def at(self, setting: float | None, classes: Tensor, scale: Tensor) -> Run:
         """Classification at a setting.
@@ -69,13 +69,15 @@ class Levels(OnePath):
     """A model that stops each picture at the first level whose confidence reaches a threshold."""
 
     knob = "threshold"
-    NEVER = 2.0
-    """A threshold that no confidence reaches: every picture goes through all levels."""
 
     @property
     def own(self) -> float:
         """All levels."""
-        return self.NEVER
+        return NEVER
+
+    def costs(self, image_size: int) -> list[float]:
+        """GMACs of one picture of S pixels that exits at each level."""
+        return [macs.gmacs for macs in path_costs(self.stages(None), image_size)]
 
     def at(self, setting: float | None, classes: Tensor, scale: Tensor) -> Run:
         """Classification behind the threshold ``setting``; None: by all levels."""
@@ -116,7 +118,7 @@ class KeepRates(OnePath):
 
     def costs(self, image_size: int) -> list[float]:
         """GMACs of one picture of S pixels at each of ``rates``."""
-        return [path_costs(self.stages(rate), image_size)[-1] for rate in self.rates]
+        return [path_costs(self.stages(rate), image_size)[-1].gmacs for rate in self.rates]
 
     def at(self, setting: float | None, classes: Tensor, scale: Tensor) -> Run:
         """Classification at the keep rate ``setting``, one of ``rates``; None: at the model's own."""
@@ -142,11 +144,12 @@ def probabilities(model: nn.Module, images: Tensor, classes: Tensor, scale: Tens
     return scaled_cosines(model.encode_image(images), classes, scale).softmax(-1)
 
 
-def path_costs(stages: list[Stage], image_size: int) -> list[float]:
-    """GMACs (attention included) of one picture of S pixels that stops after each stage: sums over the chain.
+def path_costs(stages: Sequence[Stage], image_size: int) -> list[Macs]:
+    """The cost of one image of S pixels that exits after each stage, all stages before included.
 
     ValueError: an operation whose cost is not known.
     """
     device = next(stages[0].module.parameters()).device
-    inputs = inputs_of(stages, torch.zeros(1, 3, image_size, image_size, device=device))
-    return list(accumulate(count_macs(stage.module, *of).gmacs for stage, of in zip(stages, inputs, strict=True)))
+    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    chains = (Chain([stage.module for stage in stages[:end]]) for end in range(1, len(stages) + 1))
+    return [count_macs(chain, image) for chain in chains]
