@@ -25,7 +25,7 @@ RULE = (
     "(no country flags, keycaps, skin tones or joined sequences), held-out names aside"
 )
 """Which names the embedded classification tells apart."""
-FASHION_ATTRIBUTION = (
+FASHION_MNIST_ATTRIBUTION = (
     "Trained on the training pictures of Fashion-MNIST (H. Xiao, K. Rasul and R. Vollgraf, 2017), copyright Zalando "
     "SE, MIT licence."
 )

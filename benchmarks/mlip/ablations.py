@@ -83,18 +83,17 @@ def runs(names: Iterable[str]) -> list[Run]:
 
 def _run(name: str, seed: int) -> Run:
     run = f"{name}-seed{seed}"
-    settings, output = _typed(ROWS[name]), _COMMITTED.get(run)
+    settings, output = _settings(name), _COMMITTED.get(run)
     minutes = retrain.RECIPES[RECIPE]  # fewer would shorten the recipe
     return Run(f"mlip/{run}", RECIPE, minutes, seed, settings, output, target=f"{COMMAND} --only {run}")
 
 
-def _typed(settings: dict[str, Any]) -> tuple[str, ...]:
-    """Settings as words of the command line."""
-    typed: list[str] = []
-    for name, value in settings.items():
-        section = "data" if name == "train_fraction" else "model"
-        typed += [f"--{section}.init_args.{name}", "null" if value is None else str(value)]
-    return tuple(typed)
+def _settings(name: str) -> dict[str, dict[str, Any]]:
+    """A row's changes of the recipe, those of the model apart from those of the data."""
+    model, data = dict(ROWS[name]), {}
+    if "train_fraction" in model:
+        data["train_fraction"] = model.pop("train_fraction")
+    return {"model": model, "data": data}
 
 
 def main(arguments: Sequence[str] = ()) -> int:

@@ -13,7 +13,8 @@ from torch import nn
 
 from benchmarks.mlip.ablations import BASELINE, MODEL
 from benchmarks.mlip.models import MAKE
-from benchmarks.patchrank.costs import merging
+from benchmarks.patchrank.methods import merging
+from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import FOR_ALL, PRUNE_LAYER
 from common.clip import CLIP
 from common.reduction import Place, ReducedTower, Reducer
@@ -33,7 +34,7 @@ FINE_KEEPS = (0.25, 0.5, 0.75)
 DENSE, WAVE = "dense teacher", "WaveCLIP"
 RANKED = "teacher + rank predictor"
 TRAINED = {
-    RANKED: (FOR_ALL, "python -m benchmarks patchrank-runs"),
+    RANKED: (FOR_ALL, COMMAND),
     "CLIP trained as MLIP": (BASELINE, MAKE[BASELINE]),
     "MLIP": (MODEL, MAKE[MODEL]),
 }

@@ -23,7 +23,7 @@ import yaml
 
 from benchmarks import ROOT, WEIGHTS
 from benchmarks.cells import accuracy_of
-from benchmarks.embedded import FASHION_ATTRIBUTION, PART
+from benchmarks.embedded import FASHION_MNIST_ATTRIBUTION, PART
 from benchmarks.training.drift import first_losses
 from benchmarks.training.export import card, from_checkpoint, save
 from benchmarks.training.retrain import RECIPES, Run, fit, last_checkpoint
@@ -127,11 +127,12 @@ def _train(each: Run, output: Path, data: ClassificationDataModule, teacher: Pat
 
     teacher: the weights that the second run starts from.
     """
-    places = ["--data.init_args.root", str(Path(data.root).expanduser().absolute())]
+    places = {"data": {"root": str(Path(data.root).expanduser().absolute())}}
     folder = runs_directory() / ("smoke" if smoke else "retrain") / each.name
     if smoke:
         shutil.rmtree(folder, ignore_errors=True)
-        places += [] if output == teacher else ["--model.init_args.weights", str(teacher.absolute())]
+        if output != teacher:
+            places["model"] = {"weights": str(teacher.absolute())}
     made = fit(each, folder, "common/smoke.yaml" if smoke else None, places)
     save(from_checkpoint(last_checkpoint(folder), each.recipe), output)
     return made if smoke else made | {"first_losses": stand_in_losses(each.recipe)}
@@ -172,7 +173,7 @@ def _write_cards(result: dict[str, Any]) -> None:
     names = len(result["conditions"]["classes"])
     for each, made, levels in zip(RUNS, result["runs"], (("teacher",), ("coarse", "fine")), strict=True):
         measured = {split: {level: part[level] for level in levels} for split, part in result["levels"].items()}
-        text = card(each.output, made | measured | {"names": names}, TARGET, FASHION_ATTRIBUTION)
+        text = card(each.output, made | measured | {"names": names}, TARGET, FASHION_MNIST_ATTRIBUTION)
         each.output.with_suffix(".md").write_text(text)
 
 

@@ -6,7 +6,7 @@ longer than the check, or on other data that is quickly made; model, seeds, opti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -46,7 +46,10 @@ class _Losses(Callback):
 
 
 def first_losses(
-    recipe: str, steps: int = STEPS, data: LightningDataModule | None = None, settings: Sequence[str] = ()
+    recipe: str,
+    steps: int = STEPS,
+    data: LightningDataModule | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[float]:
     """The losses of the first steps of a recipe, a YAML file's path from the checkout's root.
 
@@ -74,15 +77,16 @@ def first_losses(
     return losses.values
 
 
-def built(recipe: str, settings: Sequence[str] = ()) -> tuple[LightningModule, dict[str, Any]]:
+def built(
+    recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[LightningModule, dict[str, Any]]:
     """A recipe's module, and its data's arguments.
 
-    settings: changes of the recipe as words of the command line, --model.init_args.NAME VALUE and the like.
+    settings: changes of the recipe's arguments, {"model": {NAME: VALUE}, "data": {NAME: VALUE}}.
     """
     said = yaml.safe_load((ROOT / recipe).read_text())
-    for option, value in zip(settings[::2], settings[1::2], strict=True):
-        section, _, name = option.removeprefix("--").partition(".init_args.")
-        said[section]["init_args"][name] = yaml.safe_load(value)
+    for section, changes in (settings or {}).items():
+        said[section]["init_args"].update(changes)
     package, _, name = said["model"]["class_path"].rpartition(".")
     return getattr(import_module(package), name)(**_rooted(said["model"]["init_args"])), said["data"]["init_args"]
 

@@ -13,8 +13,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,18 @@ RECIPES = {
 """The recipes, and how many minutes their whole length takes on 2 cores."""
 Evaluation = Callable[[Path, str], dict[str, Any]]
 """What a result says about a weights file and its recipe."""
+Settings = Mapping[str, Mapping[str, Any]]
+"""Changes of a recipe: arguments of the "model" and of the "data"."""
+
+
+def options(settings: Settings) -> list[str]:
+    """Settings as options of the command line."""
+    return [
+        word
+        for section, arguments in settings.items()
+        for name, value in arguments.items()
+        for word in (f"--{section}.init_args.{name}", "null" if value is None else str(value))
+    ]
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,9 @@ class Run:
     recipe: str
     minutes: int
     seed: int = 0
-    settings: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=dict)
     output: Path | None = None
-    places: tuple[str, ...] = ()
+    places: Settings = field(default_factory=dict)
     target: str | None = None
 
     @property
@@ -85,7 +97,7 @@ class Run:
         a training only what was never saved before), so a part is cut to a multiple of it.
         ValueError: the interval does not divide the whole recipe's steps.
         """
-        trainer = self._settings()["trainer"]
+        trainer = self._recipe()["trainer"]
         whole = trainer["max_steps"]
         (every,) = (
             callback["init_args"]["every_n_train_steps"]
@@ -102,23 +114,25 @@ class Run:
         steps = round(whole * self.minutes / RECIPES[self.recipe])
         return steps // every * every or steps
 
-    def _settings(self) -> dict[str, Any]:
+    def _recipe(self) -> dict[str, Any]:
         return yaml.safe_load((ROOT / self.recipe).read_text())
 
     def arguments(self, overlay: str | None = None) -> list[str]:
         """What follows `lightning fit`."""
         arguments = ["-c", self.recipe]
         if self.minutes < RECIPES[self.recipe]:
-            settings, steps = self._settings(), self.steps
+            recipe, steps = self._recipe(), self.steps
             arguments += ["--trainer.max_steps", str(steps)]
-            for name, value in settings["model"]["init_args"].items():
-                if name.endswith("_steps"):
-                    part = round(value * steps / settings["trainer"]["max_steps"])
-                    arguments += [f"--model.init_args.{name}", str(part)]
+            schedule = {
+                name: round(value * steps / recipe["trainer"]["max_steps"])
+                for name, value in recipe["model"]["init_args"].items()
+                if name.endswith("_steps")
+            }
+            arguments += options({"model": schedule})
         if self.seed:
             arguments += ["--seed_everything", str(self.seed), "--data.init_args.seed", str(self.seed)]
         overlays = ["-c", overlay] if overlay else []
-        return [*arguments[:2], *overlays, *arguments[2:], *self.settings]
+        return [*arguments[:2], *overlays, *arguments[2:], *options(self.settings)]
 
 
 _WAVE = "waveclip/embedded.yaml"
@@ -127,8 +141,8 @@ RUNS = (
     Run("waveclip", _WAVE, 50, output=STUDENT),
     *(Run(f"waveclip-seed{seed}", _WAVE, 15, seed) for seed in range(3)),
     Run("waveclip-short", _WAVE, 3),
-    Run("waveclip-new-only", _WAVE, 3, settings=("--model.init_args.train", "new")),
-    Run("waveclip-random-start", _WAVE, 3, settings=("--model.init_args.start", "random")),
+    Run("waveclip-new-only", _WAVE, 3, settings={"model": {"train": "new"}}),
+    Run("waveclip-random-start", _WAVE, 3, settings={"model": {"start": "random"}}),
     Run("teacher-96", "common/embedded_clip_96.yaml", 15, output=TEACHER_96),
     Run("waveclip-96", "waveclip/embedded_96.yaml", 15, output=STUDENT_96),
     Run("guide", "mlip/guide_mae.yaml", 3, output=GUIDE),
@@ -200,7 +214,7 @@ def train(run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = No
     return result
 
 
-def fit(run: Run, folder: Path, overlay: str | None = None, places: Sequence[str] = ()) -> dict[str, Any]:
+def fit(run: Run, folder: Path, overlay: str | None = None, places: Settings | None = None) -> dict[str, Any]:
     """Train in a process of its own, from the folder's last checkpoint on; what a result says about the training.
 
     places: settings that are no part of the run, such as where its data lies. Nothing is trained when the last
@@ -215,8 +229,8 @@ def fit(run: Run, folder: Path, overlay: str | None = None, places: Sequence[str
     if checkpoint is None or steps_of(checkpoint) != steps:
         arguments = [
             *run.arguments(overlay),
-            *run.places,
-            *places,
+            *options(run.places),
+            *options(places or {}),
             "--trainer.default_root_dir",
             str(folder.absolute()),
         ]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.mlip.table9 import EncodeImage
 from common.clip import load_architecture
 from common.flops import count_macs
+from common.stages import EncodeImage
 from mlip import PAPER_LAYERS, Guide, MLIPTower
 
 

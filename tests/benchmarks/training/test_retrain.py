@@ -100,7 +100,7 @@ def test_a_finished_training_is_not_run_again_and_an_interrupted_one_goes_on(mon
     monkeypatch.setattr(retrain, "_timed", timed)
     with pytest.raises(ValueError, match="run teacher ended with code 1; the same command continues it"):
         retrain.fit(run, tmp_path)
-    made = [retrain.fit(run, tmp_path, places=["--data.init_args.root", "/data"]) for _ in range(2)]
+    made = [retrain.fit(run, tmp_path, places={"data": {"root": "/data"}}) for _ in range(2)]
     assert made[0] == made[1] and (made[0]["steps"], made[0]["minutes"], made[0]["legs"]) == (run.steps, 4.0, 2)
     assert "/data" not in made[0]["command"]
     assert len(lines) == 2 and "--ckpt_path" not in lines[0]
