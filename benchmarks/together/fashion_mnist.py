@@ -26,7 +26,7 @@ from benchmarks.cells import accuracy_of
 from benchmarks.embedded import FASHION_MNIST_ATTRIBUTION, PART
 from benchmarks.training.drift import first_losses
 from benchmarks.training.export import card, from_checkpoint, save
-from benchmarks.training.retrain import RECIPES, Run, fit, last_checkpoint
+from benchmarks.training.run import RECIPES, Run, fit, last_checkpoint
 from benchmarks.waveclip.exits import headline, headline_lines
 from benchmarks.waveclip.observed import Observed, costs, counts, observe
 from benchmarks.waveclip.table2_embedded import operating_points, row_cells
