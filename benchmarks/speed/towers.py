@@ -1,4 +1,4 @@
-"""What our image tower, wavelet transform and MLIP's training take on this machine, beside what others do.
+"""The speed of our image tower, wavelet transform and MLIP training on this machine, each beside its reference.
 
 Shapes: B images, S pixels.
 """
@@ -27,7 +27,7 @@ SMALLEST = {
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2},
     "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 64, "heads": 1, "layers": 1},
 }
-"""What a smoke run measures."""
+"""The architecture of a smoke run."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
@@ -69,16 +69,16 @@ def towers(architecture: dict[str, Any], batch: int, dtype: torch.dtype, device:
     calls = {name: lambda forward=forward: forward(images) for name, forward in forwards.items()}
     measured = alternate({**calls, "matmul": lambda: left @ right}, rounds)
     rate = rows * inner * outer / measured["matmul"]["seconds"]
-    found: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "matmul_gmacs_per_second": rate / 1e9}
+    row: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "matmul_gmacs_per_second": rate / 1e9}
     for name in forwards:
         speed = batch / measured[name]["seconds"]
-        found[name] = {"images_per_second": speed, "share": speed * macs / rate, **measured[name]}
-    return {**found, "ratio": ratio(measured["open_clip"], measured["ours"])}
+        row[name] = {"images_per_second": speed, "share": speed * macs / rate, **measured[name]}
+    return {**row, "ratio": ratio(measured["open_clip"], measured["ours"])}
 
 
 @torch.inference_mode()
 def wavelet(batch: int, size: int, device: str, rounds: int) -> dict[str, Any]:
-    """Seconds of one haar analysis by our strided convolution and by ptwt's call (it takes no bf16), in fp32."""
+    """Seconds of one haar analysis in fp32, by our strided convolution and by ptwt's call, which takes no bf16."""
     images = torch.randn(batch, 3, size, size, device=device)
     calls = {name: lambda name=name: dwt2(images, "haar", name) for name in ("conv", "ptwt")}
     measured = alternate(calls, rounds, repeats=10)

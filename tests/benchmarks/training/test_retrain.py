@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.training import retrain, run
+from benchmarks.training import retrain
 from benchmarks.training.retrain import RUNS, chosen
 from common.cli import main as lightning
 
@@ -36,7 +36,7 @@ def test_listing_trains_nothing_and_marks_what_is_finished(monkeypatch, tmp_path
     monkeypatch.delenv("CONFIG", raising=False)
     (tmp_path / "retrain/teacher").mkdir(parents=True)
     (tmp_path / "retrain/teacher/result.json").write_text("{}")
-    monkeypatch.setattr(run, "train", lambda *arguments: pytest.fail("it trained"))
+    monkeypatch.setattr("benchmarks.training.run.train", lambda *arguments: pytest.fail("it trained"))
     assert retrain.main(["--list"]) == 0
     printed = capsys.readouterr().out
     assert "teacher                 finished" in printed
