@@ -27,6 +27,7 @@ from open_clip_train.data import (
 )
 from PIL import Image
 
+from benchmarks.cells import table
 from benchmarks.timing import ratio
 from common.clip import MEAN, STD
 from common.conditions import conditions
@@ -132,14 +133,14 @@ def _photo(number: int, rng: np.random.Generator) -> dict[str, bytes]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
-    lines = ["| pictures | ours, pairs/s | open_clip, pairs/s | ratio |", "|---|---:|---:|---:|"]
+    rows = []
     for row in result["rows"]:
         sides = [f"{row[name]['pictures_per_second']:,.0f}" for name in ("ours", "open_clip")]
-        lines.append(f"| {row['pictures']} | {' | '.join(sides)} | {row['ratio']:.2f} |")
+        rows.append([row["pictures"], *sides, f"{row['ratio']:.2f}"])
+    rates = table(["pictures", "ours, pairs/s", "open_clip, pairs/s", "ratio"], rows)
     run = result["conditions"]
-    lines += [
-        "",
+    note = (
         f"Medians of {run['rounds']} alternating rounds (of the ratios too), {run['workers']} worker processes, "
-        f"batch {run['batch']}; {run['device']}, {run['threads']} threads.",
-    ]
-    return {"md": "\n".join(lines) + "\n", "figures": {}}
+        f"batch {run['batch']}; {run['device']}, {run['threads']} threads."
+    )
+    return {"md": f"{rates}\n\n{note}\n", "figures": {}}

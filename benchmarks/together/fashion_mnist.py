@@ -22,14 +22,14 @@ import torch
 import yaml
 
 from benchmarks import ROOT, WEIGHTS
-from benchmarks.cells import accuracy_of
+from benchmarks.cells import accuracy_of, table
 from benchmarks.embedded import FASHION_MNIST_ATTRIBUTION, PART
 from benchmarks.training.drift import first_losses
 from benchmarks.training.export import card, from_checkpoint, save
 from benchmarks.training.run import RECIPES, Run, fit, last_checkpoint
 from benchmarks.waveclip.exits import headline, headline_lines
 from benchmarks.waveclip.observed import Observed, costs, counts, observe
-from benchmarks.waveclip.table2_embedded import operating_points, row_cells
+from benchmarks.waveclip.table2_embedded import COLUMNS, operating_points, row_cells
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.data import catalogue
@@ -71,12 +71,12 @@ def run(smoke: bool = False) -> dict[str, Any]:
         chosen_on=f"val, {len(data.val_pictures):,} pictures held out of train",
         reported_on="test, read once",
     )
-    weights = [runs_directory() / "smoke" / each.output.name if smoke else each.output for each in RUNS]
-    made = [_train(each, output, data, weights[0], smoke) for each, output in zip(RUNS, weights, strict=True)]
+    weights = [runs_directory() / "smoke" / run.output.name if smoke else run.output for run in RUNS]
+    trainings = [_train(run, output, data, weights[0], smoke) for run, output in zip(RUNS, weights, strict=True)]
     result = {
         "name": "fashion-mnist",
         "conditions": run_conditions | {"weights": {path.name: digest(path) for path in weights}},
-        "runs": made,
+        "runs": trainings,
         **evaluate(*weights, data, PART if smoke else None),
     }
     if not smoke:
@@ -122,20 +122,20 @@ def stand_in_losses(recipe: str, folder: Path | None = None) -> list[float]:
     return first_losses(recipe, data=recipe_data(recipe, stand_in(folder)))
 
 
-def _train(each: Run, output: Path, data: ClassificationDataModule, teacher: Path, smoke: bool) -> dict[str, Any]:
-    """Train one run where it is not finished, write its weights, and give what the result says about it.
+def _train(run: Run, output: Path, data: ClassificationDataModule, teacher: Path, smoke: bool) -> dict[str, Any]:
+    """Train a run if it is not finished, write its weights, and return its part of the result.
 
     teacher: the weights that the second run starts from.
     """
     places = {"data": {"root": str(Path(data.root).expanduser().absolute())}}
-    folder = runs_directory() / ("smoke" if smoke else "retrain") / each.name
+    folder = runs_directory() / ("smoke" if smoke else "retrain") / run.name
     if smoke:
         shutil.rmtree(folder, ignore_errors=True)
         if output != teacher:
             places["model"] = {"weights": str(teacher.absolute())}
-    made = fit(each, folder, "common/smoke.yaml" if smoke else None, places)
-    save(from_checkpoint(last_checkpoint(folder), each.recipe), output)
-    return made if smoke else made | {"first_losses": stand_in_losses(each.recipe)}
+    result = fit(run, folder, "common/smoke.yaml" if smoke else None, places)
+    save(from_checkpoint(last_checkpoint(folder), run.recipe), output)
+    return result if smoke else result | {"first_losses": stand_in_losses(run.recipe)}
 
 
 @torch.no_grad()
@@ -171,25 +171,23 @@ def _levels(answers: Observed) -> dict[str, dict[str, Any]]:
 def _write_cards(result: dict[str, Any]) -> None:
     """A card beside each of the committed weights."""
     names = len(result["conditions"]["classes"])
-    for each, made, levels in zip(RUNS, result["runs"], (("teacher",), ("coarse", "fine")), strict=True):
+    for run, training, levels in zip(RUNS, result["runs"], (("teacher",), ("coarse", "fine")), strict=True):
         measured = {split: {level: part[level] for level in levels} for split, part in result["levels"].items()}
-        text = card(each.output, made | measured | {"names": names}, TARGET, FASHION_MNIST_ATTRIBUTION)
-        each.output.with_suffix(".md").write_text(text)
+        text = card(run.output, training | measured | {"names": names}, TARGET, FASHION_MNIST_ATTRIBUTION)
+        run.output.with_suffix(".md").write_text(text)
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
     rows = result["rows"]
-    title = result["conditions"]["data"]
-    lines = [
-        f"| {title}, 32 px | refined | accuracy [95 %] | against teacher | tokens | GMACs | saved |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-        *(f"| {' | '.join(row_cells(row, rows[0]['gmacs']))} |" for row in rows),
-    ]
-    trained = ["| run | steps | minutes | command |", "|---|---:|---:|---|"]
-    for made in result["runs"]:
-        trained.append(f"| {made['name']} | {made['steps']:,} | {made['minutes']:.0f} | `{made['command']}` |")
-    parts = ["\n".join(lines), *_goals(rows), *headline_lines(result["headline"]), "\n".join(trained), _note(result)]
+    head = [f"{result['conditions']['data']}, 32 px", *COLUMNS]
+    accuracies = table(head, [row_cells(row, rows[0]["gmacs"]) for row in rows])
+    trainings = table(
+        ["run", "steps", "minutes", "command"],
+        [[run["name"], f"{run['steps']:,}", f"{run['minutes']:.0f}", f"`{run['command']}`"] for run in result["runs"]],
+        left=(0, 3),
+    )
+    parts = [accuracies, *_goals(rows), *headline_lines(result["headline"]), trainings, _note(result)]
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
 
 

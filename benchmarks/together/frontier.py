@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.cells import Result, accuracy, accuracy_of, points
+from benchmarks.cells import Result, accuracy, accuracy_of, points, table
 from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models
 from benchmarks.timing import seconds
 from benchmarks.together.compositions import DENSE, TRAINED, WAVE, Family, families
@@ -281,23 +281,25 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(result: dict[str, Any]) -> str:
-    lines = [
-        "| method | keep | refined | GMACs | of dense | accuracy [95 %] | against the best alone, no dearer "
-        "| ms a picture | dominated in |",
-        "|---|---:|---:|---:|---:|---:|---|---:|---|",
-    ]
-    dense = result["rows"][0]
+    head = ["method", "keep", "refined", "GMACs", "of dense", "accuracy [95 %]"]
+    head += ["against the best alone, no dearer", "ms a picture", "dominated in"]
+    dense, rows = result["rows"][0], []
     for row in result["rows"]:
         rival = row["rival"]
-        against = f"{points(rival['difference'])} ({_setting(rival)})" if rival else "–"
-        lines.append(
-            f"| {row['method']} | {_share(row['keep'])} | {_share(row['refined'])} | {row['gmacs']:.4f} "
-            f"| {100 * row['gmacs'] / dense['gmacs']:.0f} % "
-            f"| {accuracy(row['accuracy'], row['interval'])} | {against} "
-            f"| {1000 * row['seconds']:.3f} (×{dense['seconds'] / row['seconds']:.2f}) "
-            f"| {', '.join({'gmacs': 'GMACs', 'seconds': 'time'}[cost] for cost in row['dominated']) or '–'} |"
+        rows.append(
+            [
+                row["method"],
+                _share(row["keep"]),
+                _share(row["refined"]),
+                f"{row['gmacs']:.4f}",
+                f"{100 * row['gmacs'] / dense['gmacs']:.0f} %",
+                accuracy(row["accuracy"], row["interval"]),
+                f"{points(rival['difference'])} ({_setting(rival)})" if rival else "–",
+                f"{1000 * row['seconds']:.3f} (×{dense['seconds'] / row['seconds']:.2f})",
+                ", ".join({"gmacs": "GMACs", "seconds": "time"}[cost] for cost in row["dominated"]) or "–",
+            ]
         )
-    return "\n".join(lines)
+    return table(head, rows, left=(0, 6, 8))
 
 
 def _share(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Comparison, Result
+from benchmarks.cells import Comparison, Result, table
 from benchmarks.embedded import models
 from benchmarks.printed import paper_numbers
 from benchmarks.waveclip.costs import expected
@@ -55,20 +55,23 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    points = result["frontier"]
-    lines = ["| refined | GMACs | accuracy | of the teacher's GMACs |", "|---:|---:|---:|---:|"]
-    dense = result["teacher"]
-    for point in points[:: max(1, len(points) // 10)]:
-        lines.append(
-            f"| {100 * point['refined']:.0f} % | {point['gmacs']:.4f} | {100 * point['accuracy']:.1f} "
-            f"| {100 * point['gmacs'] / dense['gmacs']:.0f} % |"
-        )
+    points, dense = result["frontier"], result["teacher"]
+    rows = [
+        [
+            f"{100 * point['refined']:.0f} %",
+            f"{point['gmacs']:.4f}",
+            f"{100 * point['accuracy']:.1f}",
+            f"{100 * point['gmacs'] / dense['gmacs']:.0f} %",
+        ]
+        for point in points[:: max(1, len(points) // 10)]
+    ]
+    curve = table(["refined", "GMACs", "accuracy", "of the teacher's GMACs"], rows, left=())
     note = (
         f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures; "
         f"the dense teacher has {100 * dense['accuracy']:.1f} at {dense['gmacs']:.4f} GMACs. Paper scale: "
         "the printed points, whose GFLOPs mix two accounts (see Table 2). The two panels share no axis."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"waveclip-fig1": _draw(result)}}
+    return {"md": f"{curve}\n\n{note}\n", "figures": {"waveclip-fig1": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.cells import table
 from benchmarks.waveclip.exits import curve_by_share, separation
 from benchmarks.waveclip.observed import Observed, observed
 from common.conditions import conditions
@@ -63,24 +64,26 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    lines = [
-        "| gate | AUROC: coarse is right | AUROC: coarse agrees with fine | mean accuracy over all shares |",
-        "|---|---:|---:|---:|",
+    head = ["gate", "AUROC: coarse is right", "AUROC: coarse agrees with fine", "mean accuracy over all shares"]
+    rows = [
+        [
+            GATES[name],
+            f"{gate['auroc_right']:.4f}",
+            f"{gate['auroc_agrees']:.4f}",
+            f"{100 * gate['mean_accuracy']:.2f}",
+        ]
+        for name, gate in result["gates"].items()
     ]
-    for name, gate in result["gates"].items():
-        lines.append(
-            f"| {GATES[name]} | {gate['auroc_right']:.4f} | {gate['auroc_agrees']:.4f} "
-            f"| {100 * gate['mean_accuracy']:.2f} |"
-        )
-    lines += ["", "| refined | accuracy with the margin minus with the maximum, points |", "|---:|---:|"]
+    differences = []
     for point in result["points"]:
         middle, low, high = (100 * value for value in point["difference"])
-        lines.append(f"| {100 * point['refined']:.1f} % | {middle:+.2f} [{low:+.2f}, {high:+.2f}] |")
+        differences.append([f"{100 * point['refined']:.1f} %", f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]"])
+    beside = table(["refined", "accuracy with the margin minus with the maximum, points"], differences, left=())
     note = (
         f"Embedded scale, {result['pictures']:,} test pictures, the least confident of them refined. "
         "Brackets: paired bootstrap intervals at 95 %. The paper draws this comparison without numbers."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
+    return {"md": "\n\n".join([table(head, rows), beside, note]) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:

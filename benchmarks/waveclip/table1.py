@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.cells import Comparison, Result
+from benchmarks.cells import Comparison, Result, table
 from benchmarks.printed import paper_numbers
 from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from benchmarks.waveclip.rivals import BASELINES, TEACHER
@@ -51,15 +51,14 @@ def _row(levels: int, size: int, costs: Sequence[Cost]) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
-    lines = [
-        "| levels | image | after step | tokens | GMACs without attention products | GMACs |",
-        "|---:|---:|---:|---:|---:|---:|",
+    head = ["levels", "image", "after step", "tokens", "GMACs without attention products", "GMACs"]
+    rows = [
+        [row["levels"], f"{row['image_size']} px", step, f"{tokens:g}", f"{without:.2f}", f"{gmacs:.2f}"]
+        for row in result["rows"]
+        for step, (tokens, without, gmacs) in enumerate(
+            zip(row["tokens"], row["gmacs_paper"], row["gmacs"], strict=True)
+        )
     ]
-    for row in result["rows"]:
-        columns = zip(row["tokens"], row["gmacs_paper"], row["gmacs"], strict=True)
-        for step, (tokens, without, gmacs) in enumerate(columns):
-            first = f"| {row['levels']} | {row['image_size']} px | {step} | {tokens:g} "
-            lines.append(f"{first}| {without:.2f} | {gmacs:.2f} |")
     need = result["patches_needed"]
     notes = [
         f"Tokens and costs add up over the steps of one cached run. The paper prints {result['paper_full']} "
@@ -69,7 +68,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"({need['192']:g}) or 256 px ({need['256']:g}) fit; our tower refuses the others and names these. "
         "Scale: paper, random weights.",
     ]
-    return {"md": "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n", "figures": {}}
+    return {"md": "\n\n".join([table(head, rows, left=()), *notes]) + "\n", "figures": {}}
 
 
 def compare(result: Result) -> Iterator[Comparison]:

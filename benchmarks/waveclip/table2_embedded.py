@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cells import accuracy, accuracy_of, points, saved
+from benchmarks.cells import accuracy, accuracy_of, points, saved, table
 from benchmarks.embedded import PART, RULE, STUDENT, TEACHER, batches, models
 from benchmarks.timing import seconds
 from benchmarks.waveclip.costs import Cost, expected
@@ -26,6 +26,9 @@ from common.deploy.early_exit import threshold_for
 from common.evaluate.accuracy import paired_difference
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
+
+COLUMNS = ("refined", "accuracy [95 %]", "against teacher", "tokens", "GMACs", "saved")
+"""The heads of ``row_cells``, after that of the method."""
 
 
 def measure(shares: Mapping[str, float], smoke: bool = False) -> dict[str, Any]:
@@ -116,16 +119,12 @@ def throughput(
 
 def markdown(block: dict[str, Any]) -> str:
     """The block as a Markdown table, with the headline and the conditions of the run."""
-    lines = [
-        "| embedded scale | refined | accuracy [95 %] | against teacher | tokens | GMACs | saved "
-        "| images/s, batch 1 | batch 64 |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    dense = block["rows"][0]["gmacs"]
+    rows, dense = [], block["rows"][0]["gmacs"]
     for row in block["rows"]:
         speed = [f"{row['images_per_second'][batch]:.0f} (×{row['speed_ratio'][batch]:.2f})" for batch in ("1", "64")]
-        lines.append(f"| {' | '.join([*row_cells(row, dense), *speed])} |")
-    return "\n\n".join(["\n".join(lines), *headline_lines(block["headline"]), _note(block)]) + "\n"
+        rows.append([*row_cells(row, dense), *speed])
+    head = ["embedded scale", *COLUMNS, "images/s, batch 1", "batch 64"]
+    return "\n\n".join([table(head, rows), *headline_lines(block["headline"]), _note(block)]) + "\n"
 
 
 def row_cells(row: dict[str, Any], dense: float) -> list[str]:
