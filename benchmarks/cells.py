@@ -13,10 +13,12 @@ import numpy as np
 from scipy.stats import t as student
 from torch import Tensor
 
+from common.evaluate.accuracy import wilson_interval
+
 Result = dict[str, Any]
-"""What a benchmark found: plain values, as its JSON file holds them."""
+"""The result of a benchmark: plain values, as its JSON file holds them."""
 ELSEWHERE = ("SLIP", "DeCLIP", "UniCLIP")
-"""Methods that the papers compare with and that are not part of this suite."""
+"""Methods in the papers' tables that are not part of this suite."""
 _FORMATS = {
     "GMACs": "{:.2f}",
     "tokens": "{:g}",
@@ -27,15 +29,16 @@ _FORMATS = {
     "% a GMAC": "{:.2f}",
     "% an hour": "{:.2f}",
 }
-"""How a number of each unit is written."""
+"""The format of a number, by its unit."""
 
 
 class Comparison(NamedTuple):
-    """One number that a paper prints, and ours.
+    """A number that a paper prints, and ours.
 
-    what: begins with the method, if it is of one.  ours: None where it was not run.  unit: one of ``_FORMATS``;
-    "points" are of 1 %, "times" as long or as much.  same: whether both are of the same thing. The embedded benchmark
-    stands in for the papers' data only in direction, so there no difference is taken.
+    what: begins with the method, if there is one.  ours: None: it was not run.
+    unit: one of ``_FORMATS``; "points" are of 1 %, "times" is a ratio.
+    same: whether both measure the same thing. A number of the embedded benchmark shows only a direction, so no
+        difference from the paper's is taken.
     """
 
     what: str
@@ -46,15 +49,15 @@ class Comparison(NamedTuple):
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it is of a method that this suite does not have."""
+        """Whether its method is not part of this suite."""
         return self.what.startswith(ELSEWHERE)
 
     def cells(self) -> list[str]:
-        """what, paper, ours, difference, as text."""
-        written = _FORMATS[self.unit].format
+        """What is compared, the paper's number, ours, and the difference, as text."""
+        as_text = _FORMATS[self.unit].format
         missing = "not part of this suite" if self.elsewhere else "not run"
-        ours = missing if self.ours is None else written(round(self.ours, 2))
-        return [f"{self.what}, {self.unit}", written(self.paper), ours, self._difference()]
+        ours = missing if self.ours is None else as_text(round(self.ours, 2))
+        return [f"{self.what}, {self.unit}", as_text(self.paper), ours, self._difference()]
 
     def _difference(self) -> str:
         if self.ours is None:
@@ -67,12 +70,12 @@ class Comparison(NamedTuple):
 
 
 def missing_runs(rows: Iterable[tuple[str, int, int]], command: str) -> Iterator[tuple[str, str]]:
-    """What rows of (name, runs there are, runs planned) lack, grouped by how many, with the command that makes them."""
-    lacking: dict[tuple[int, int], list[str]] = {}
-    for name, made, planned in rows:
-        if made < planned:
-            lacking.setdefault((planned - made, planned), []).append(name)
-    for (count, planned), names in lacking.items():
+    """The missing runs of rows (name, finished runs, planned runs), grouped by their number, with their command."""
+    missing: dict[tuple[int, int], list[str]] = {}
+    for name, finished, planned in rows:
+        if finished < planned:
+            missing.setdefault((planned - finished, planned), []).append(name)
+    for (count, planned), names in missing.items():
         yield f"{count} of {planned} runs are missing: {'; '.join(dict.fromkeys(names))}", command
 
 
@@ -87,14 +90,20 @@ def _line(cells: Sequence[object]) -> str:
 
 
 def mean(values: Collection[float]) -> float | None:
-    """The mean; None of nothing."""
+    """The mean; None for no values."""
     return fmean(values) if values else None
 
 
 def percent(values: Sequence[float]) -> str:
-    """Mean ± standard deviation of fractions, in %; of a single one, itself."""
+    """Mean ± standard deviation of fractions, in %; a single fraction alone."""
     text = f"{100 * fmean(values):.1f}"
     return f"{text} ± {100 * stdev(values):.1f}" if len(values) > 1 else text
+
+
+def accuracy_of(correct: Tensor) -> dict[str, Any]:
+    """Accuracy over M images with Wilson's 95 % interval: {"accuracy", "interval"}. correct: bool [M]."""
+    right = int(correct.sum())
+    return {"accuracy": right / len(correct), "interval": wilson_interval(right, len(correct))}
 
 
 def accuracy(fraction: float, interval: Sequence[float]) -> str:
@@ -104,20 +113,20 @@ def accuracy(fraction: float, interval: Sequence[float]) -> str:
 
 
 def points(difference: Sequence[float] | None) -> str:
-    """A difference of fractions (middle, low, high), in points of 1 %; None: a dash."""
+    """A difference of fractions (mean, low, high) in points of 1 %; a dash for None."""
     if difference is None:
         return "–"
     middle, low, high = (100 * value for value in difference)
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def saved(gmacs: float, dense: float) -> str:
-    """What a cost saves against the dense one, in %."""
-    return f"{100 * (1 - gmacs / dense):.1f} %"
+def saved(cost: float, dense: float) -> str:
+    """The saving of a cost against the dense one, in %."""
+    return f"{100 * (1 - cost / dense):.1f} %"
 
 
 def student_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of at least two differences between paired runs, and Student's interval of it."""
+    """The mean of at least two differences between paired runs, with Student's interval."""
     middle, pairs = fmean(differences), len(differences)
     half = student.ppf((1 + confidence) / 2, pairs - 1) * stdev(differences) / pairs**0.5
     return middle, middle - half, middle + half

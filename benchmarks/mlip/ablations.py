@@ -18,11 +18,10 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks import ROOT
-from benchmarks.embedded import WEIGHTS
+from benchmarks import ROOT, WEIGHTS
 from benchmarks.printed import paper_numbers
 from benchmarks.training import retrain
-from benchmarks.training.retrain import Run, work
+from benchmarks.training.run import RECIPES, STORED, Run, work
 from common.data.lookup import source
 from common.evaluate.tasks import Settings, retrieval, zero_shot
 from common.flops import count_macs
@@ -30,7 +29,7 @@ from common.models import load_model
 from common.paths import runs_directory
 from common.stages import EncodeImage
 
-RESULTS = retrain.STORED / "mlip"
+RESULTS = STORED / "mlip"
 RECIPE, SEEDS = "mlip/embedded.yaml", (0, 1, 2)
 PICTURES, HELD_OUT = 8000, 2000
 """A row is scored on the first so many pictures of seen names, and of held-out ones."""
@@ -86,7 +85,7 @@ def runs(names: Iterable[str]) -> list[Run]:
 def _run(name: str, seed: int) -> Run:
     run = f"{name}-seed{seed}"
     settings, output = _settings(name), _COMMITTED.get(run)
-    minutes = retrain.RECIPES[RECIPE]  # fewer would shorten the recipe
+    minutes = RECIPES[RECIPE]  # fewer would shorten the recipe
     return Run(f"mlip/{run}", RECIPE, minutes, seed, settings, output, target=f"{COMMAND} --only {run}")
 
 

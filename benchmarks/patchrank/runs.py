@@ -43,16 +43,15 @@ from benchmarks.patchrank.tasks import (
     pruned_depth,
     search,
 )
-from benchmarks.training.retrain import RECIPES as MINUTES
-from benchmarks.training.retrain import STORED as RETRAINED
-from benchmarks.training.retrain import Run, work
+from benchmarks.training.run import RECIPES as MINUTES
+from benchmarks.training.run import STORED, Run, work
 from common.clip import load_architecture
 from common.conditions import conditions
 from common.data.embedded.module import ATTRIBUTION
 from common.paths import runs_directory
 
 COMMAND = "python -m benchmarks patchrank-runs"
-RESULTS = RETRAINED / "patchrank"
+RESULTS = STORED / "patchrank"
 KINDS = {"text": "T", "coupled": "V+T"}
 """Kinds of prompts, and the paper's names of them."""
 TUNED_AT = (1.0, KEEP)

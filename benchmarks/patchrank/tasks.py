@@ -18,7 +18,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.embedded import TEACHER, WEIGHTS
+from benchmarks import WEIGHTS
+from benchmarks.embedded import TEACHER
 from common.clip import CLIP
 from common.data.classification import ClassificationSet
 from common.data.classification_module import ClassificationDataModule

@@ -22,7 +22,7 @@ from benchmarks.mlip.ablations import (
 )
 from benchmarks.printed import paper_numbers
 from benchmarks.registry import benchmark
-from benchmarks.training.retrain import RECIPES
+from benchmarks.training.run import RECIPES
 from common.cli import main as lightning
 from common.clip import CLIP
 from common.data.embedded.module import SPLITS, EmbeddedDataModule
@@ -93,7 +93,7 @@ def test_listing_trains_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     (tmp_path / "retrain/mlip/clip-seed0").mkdir(parents=True)
     (tmp_path / "retrain/mlip/clip-seed0/result.json").write_text("{}")
-    monkeypatch.setattr("benchmarks.training.retrain.train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("benchmarks.training.run.train", lambda *_, **__: pytest.fail("it trained"))
     assert mlip_ablations.main(["--table", "6", "--list"]) == 0
     printed = capsys.readouterr().out
     assert "mlip/clip-seed0         finished" in printed and printed.count(f"about {RECIPES[RECIPE]} min") == 17

@@ -15,7 +15,7 @@ from benchmarks.patchrank.runs import KINDS, items, results
 from benchmarks.patchrank.tasks import FASHION, KEEPS, STYLES, TASKS, Task, restored, stored
 from benchmarks.printed import paper_numbers
 from benchmarks.registry import benchmark
-from benchmarks.training.retrain import options
+from benchmarks.training.run import options
 from common.cli import main as lightning
 from common.clip import CLIP, load_architecture
 from common.data import catalogue
@@ -70,7 +70,7 @@ def test_listing_trains_nothing_and_says_what_is_missing(monkeypatch, tmp_path, 
     folder = tmp_path / "retrain/patchrank/blur-avit-seed0"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
-    monkeypatch.setattr("benchmarks.training.retrain.train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("benchmarks.training.run.train", lambda *_, **__: pytest.fail("it trained"))
     assert patchrank_runs.main(["--list", "--seeds", "1"]) == 0
     printed = capsys.readouterr().out
     assert "Fashion-MNIST: not run" in printed and printed.count("about 1 min") == 2 + 3 * 6 - 1
