@@ -25,9 +25,9 @@ def test_matrices_decay_and_the_rest_does_not():
 def test_new_parameters_take_their_own_rate():
     old, new = nn.Linear(3, 3), nn.Linear(3, 3)
     groups = parameter_groups(nn.ModuleList([old, new]), 1e-3, 0.1, new.parameters(), new_factor=4.0)
-    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert [found[id(p)] for p in (old.weight, old.bias)] == [(1e-3, 0.1), (1e-3, 0.0)]
-    assert [found[id(p)] for p in (new.weight, new.bias)] == [(4e-3, 0.1), (4e-3, 0.0)]
+    result = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert [result[id(p)] for p in (old.weight, old.bias)] == [(1e-3, 0.1), (1e-3, 0.0)]
+    assert [result[id(p)] for p in (new.weight, new.bias)] == [(4e-3, 0.1), (4e-3, 0.0)]
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(10, 100), (1, 2), (0, 50)])

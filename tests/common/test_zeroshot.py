@@ -23,11 +23,13 @@ def test_equals_open_clips_classifier(templates):
     expected = build_zero_shot_classifier(theirs, open_clip.get_tokenizer("ViT-B-16"), names, templates).T
     prompts = [template("{}") for template in templates]
     for batch_size in (1, 7, 512):
-        found = class_embeddings(ours.text_tower, ours.tokenizer, names, prompts, batch_size)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.norm(dim=-1), torch.ones(23))
+        classes = class_embeddings(ours.text_tower, ours.tokenizer, names, prompts, batch_size)
+        torch.testing.assert_close(classes, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(classes.norm(dim=-1), torch.ones(23))
     images = torch.randn(3, 32)
-    torch.testing.assert_close(similarity(images, found), torch.cosine_similarity(images[:, None], found[None], dim=-1))
+    torch.testing.assert_close(
+        similarity(images, classes), torch.cosine_similarity(images[:, None], classes[None], dim=-1)
+    )
 
 
 def test_imagenet_names_and_prompts():
