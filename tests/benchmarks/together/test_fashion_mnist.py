@@ -24,8 +24,7 @@ STATED = {"clean": True, "seed": 0, "revision": "abc", "date": "2026", "device":
 
 def untrained(each, folder, overlay, places):
     """What ``fit`` leaves and says, without a training."""
-    options = dict(zip(places[::2], places[1::2], strict=True))
-    weights = options.get("--model.init_args.weights")
+    weights = places.get("model", {}).get("weights")
     torch.manual_seed(0)
     module = WaveCLIPDistillation(ARCHITECTURE, weights) if weights else CLIPPretraining(ARCHITECTURE)
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
