@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from common.contrastive import scaled_cosines
-from common.zeroshot import fill
+from common.zeroshot import fill, similarity
 from patchrank.frozen_clip import FrozenCLIPTraining, class_prompts
 from patchrank.predictor import load_predictor
 from patchrank.prompted import PromptedCLIP
@@ -130,7 +130,7 @@ class PromptTuning(FrozenCLIPTraining):
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Zero-shot accuracy."""
-        guess = (self(batch["image"]) @ self._classes.T).argmax(1)
+        guess = similarity(self(batch["image"]), self._classes).argmax(1)
         self.top1.update((guess == batch["label"]).float())
         self.log("val_top1", self.top1, prog_bar=True)
 

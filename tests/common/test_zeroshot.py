@@ -3,6 +3,7 @@ import pytest
 import torch
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from torch.nn import functional as F
 
 from common.clip import CLIP
 from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES, class_embeddings, fill, similarity
@@ -51,3 +52,12 @@ def test_a_template_can_ask_for_the_article():
     assert fill("a photo of {a} {}.", "apple") == "a photo of an apple."
     assert fill("{a} {} and {a} {}", "Egg") == "an Egg and an Egg"
     assert fill("{a} {}", "unicorn") == "a unicorn" and fill("the {}", "hourglass") == "the hourglass"
+
+
+def test_similarity_is_fp32_under_autocast():
+    torch.manual_seed(0)
+    z, classes = torch.randn(64, 32), F.normalize(torch.randn(200, 32), dim=-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cosines = similarity(z, classes)
+    assert cosines.dtype == torch.float32
+    torch.testing.assert_close(cosines, F.cosine_similarity(z[:, None], classes[None], dim=-1))

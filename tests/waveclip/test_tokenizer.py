@@ -120,3 +120,9 @@ def test_a_random_start_shares_shapes_but_no_values():
     }
     for key in ("coarse", "details.0", "positions", "class_tokens"):
         assert not torch.isclose(teacher.state_dict()[key], state[key]).all(), key
+
+
+def test_integer_images_are_refused():
+    tokenizer = WaveletTokenizer(tower())
+    with pytest.raises(ValueError, match=r"images of torch\.uint8: give normalised ones"):
+        tokenizer.decompose(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
