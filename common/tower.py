@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ONEDNN_BF16 = (
+BF16_PRODUCTS = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    # False on processors without AVX-512, where oneDNN has no such product and the call is an error.
     and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 )
+"""Whether this processor multiplies in bf16. Where it does not, oneDNN's call is an error, and torch's emulation takes
+ten times as long as fp32."""
 
 
 class KVCache:
@@ -92,7 +93,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     row of its result. A tracer cannot record that call and gets ``F.linear``.
     """
     narrow = x.device.type == "cpu" and x.dtype == weight.dtype == bias.dtype == torch.bfloat16
-    if narrow and _ONEDNN_BF16 and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+    if narrow and BF16_PRODUCTS and not torch.is_grad_enabled() and not torch.jit.is_tracing():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
