@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -32,6 +33,7 @@ _KEYS = {
 _TEXT_KEYS = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
 _POSITIONS = "image_tower.positional_embedding"
 _INITIAL_SCALE = 1 / 0.07
+_Model = TypeVar("_Model", bound=nn.Module)
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Channel means of OpenAI's CLIP, for pixel values in [0, 1]; every model of the suite uses them."""
@@ -120,7 +122,7 @@ class CLIP(nn.Module):
         if weights is None:
             return cls({**architecture, "quick_gelu": native if quick_gelu is None else quick_gelu})
         if Path(weights).suffix or "/" in weights:
-            recorded = _recorded_architecture(weights)
+            recorded = read_record(weights).get("architecture")
             if recorded is None and quick_gelu is None:
                 raise ValueError(f"{weights} does not record its activation; say quick_gelu true or false")
             trained = quick_gelu if recorded is None else bool(recorded.get("quick_gelu", False))
@@ -191,12 +193,8 @@ class CLIP(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> CLIP:
         """Read a file that ``save`` wrote. ValueError for a file without a recorded architecture."""
-        architecture = _recorded_architecture(str(path))
-        if architecture is None:
-            raise ValueError(f"{path} records no architecture; use CLIP.from_open_clip(name, {str(path)!r})")
-        model = cls(architecture)
-        model.load_weights(read_state_dict(str(path)), str(path))
-        return model
+        problem = f"records no architecture; use CLIP.from_open_clip(name, {str(path)!r})"
+        return load_saved(path, {"architecture"}, problem, lambda record: cls(record["architecture"]))
 
 
 def save_model(module: nn.Module, path: str | Path, record: dict[str, Any], dtype: torch.dtype) -> None:
@@ -204,6 +202,20 @@ def save_model(module: nn.Module, path: str | Path, record: dict[str, Any], dtyp
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().to("cpu", dtype).contiguous().clone() for key, value in module.state_dict().items()}
     save_file(state, str(path), metadata={key: json.dumps(value) for key, value in record.items()})
+
+
+def load_saved(path: str | Path, sections: set[str], problem: str, build: Callable[[dict[str, Any]], _Model]) -> _Model:
+    """Build a model from the record of a file that ``save_model`` wrote, and load the file's weights.
+
+    sections: those that the record must have.  build: record -> the model, with any weights.
+    ValueError: a section is missing (the message is the path and ``problem``), or the weights do not fit.
+    """
+    record = read_record(path)
+    if not sections <= record.keys():
+        raise ValueError(f"{path} {problem}")
+    model = build(record)
+    load_state(model, read_state_dict(str(path)), str(path))
+    return model
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -236,10 +248,6 @@ def read_record(path: str | Path) -> dict[str, Any]:
         metadata = file.metadata() or {}
     # Other programs write plain words there ("format": "pt"), which are not part of the record.
     return {key: json.loads(value) for key, value in metadata.items() if value.startswith("{")}
-
-
-def _recorded_architecture(path: str) -> dict[str, Any] | None:
-    return read_record(path).get("architecture")
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_saved, save_model
 from common.tokenizer import Tokenizer
 from common.tower import TextTower
 
@@ -48,9 +48,5 @@ class TextModel(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> TextModel:
         """Read a file that ``save`` wrote. ValueError for any other."""
-        record = read_record(path)
-        if not {"architecture", "text"} <= record.keys():
-            raise ValueError(f"{path} holds no text tower alone; `effclip convert` writes one")
-        model = cls(record["architecture"])
-        load_state(model, read_state_dict(str(path)), str(path))
-        return model
+        problem = "holds no text tower alone; `effclip convert` writes one"
+        return load_saved(path, {"architecture", "text"}, problem, lambda record: cls(record["architecture"]))

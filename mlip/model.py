@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.clip import CLIP, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_saved, save_model
 from mlip.guide import Guide
 from mlip.tower import MLIPTower
 
@@ -52,12 +52,12 @@ class MLIP(CLIP):
     @classmethod
     def load(cls, path: str | Path) -> MLIP:
         """Read a file that ``save`` wrote. ValueError: another kind of file."""
-        record = read_record(path)
-        if "mlip" not in record:
-            raise ValueError(f"{path} records no MLIP; it has {sorted(record)}")
-        options = dict(record["mlip"])
-        sizes = options.pop("guide")
-        guide = None if sizes is None else Guide(**sizes)
-        model = cls(record["architecture"], guide=guide, **options)
-        model.load_weights(read_state_dict(str(path)), str(path))
-        return model
+
+        def build(record: dict[str, Any]) -> MLIP:
+            sizes = record["mlip"]["guide"]
+            guide = None if sizes is None else Guide(**sizes)
+            return cls(record["architecture"], **{**record["mlip"], "guide": guide})
+
+        return load_saved(
+            path, {"architecture", "mlip"}, "records no MLIP; convert its training checkpoint first", build
+        )

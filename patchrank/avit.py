@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_saved, save_model
 from common.tower import ImageTower
 
 
@@ -112,12 +112,12 @@ class AViTTower(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> AViTTower:
         """Read a file that ``save`` wrote. ValueError for any other."""
-        record = read_record(path)
-        if not {"architecture", "avit"} <= record.keys():
-            raise ValueError(f"{path} does not describe an AViTTower; convert its training checkpoint first")
-        model = cls(CLIP(record["architecture"]).image_tower, **record["avit"])
-        load_state(model, read_state_dict(str(path)), str(path))
-        return model
+
+        def build(record: dict[str, Any]) -> AViTTower:
+            return cls(CLIP(record["architecture"]).image_tower, **record["avit"])
+
+        problem = "does not describe an AViTTower; convert its training checkpoint first"
+        return load_saved(path, {"architecture", "avit"}, problem, build)
 
 
 def ponder_loss(halting: Halting) -> Tensor:

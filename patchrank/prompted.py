@@ -6,12 +6,13 @@ Shapes: B images or texts, S image size, T text tokens, E joint dim.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_saved, save_model
 from patchrank.prompts import check_depth, prompted_text
 from patchrank.tower import PatchRankTower
 
@@ -66,10 +67,10 @@ class PromptedCLIP(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> PromptedCLIP:
         """Read a file that ``save`` wrote. ValueError for any other."""
-        record = read_record(path)
-        if not {"architecture", "prompted"} <= record.keys():
-            raise ValueError(f"{path} does not describe a PromptedCLIP; save one after tuning first")
-        clip = CLIP(record["architecture"])
-        model = cls(clip, PatchRankTower.from_record(clip.image_tower, record["prompted"]))
-        load_state(model, read_state_dict(str(path)), str(path))
-        return model
+
+        def build(record: dict[str, Any]) -> PromptedCLIP:
+            clip = CLIP(record["architecture"])
+            return cls(clip, PatchRankTower.from_record(clip.image_tower, record["prompted"]))
+
+        problem = "does not describe a PromptedCLIP; save one after tuning first"
+        return load_saved(path, {"architecture", "prompted"}, problem, build)

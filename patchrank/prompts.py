@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from common.clip import load_state, read_record, read_state_dict, save_model
+from common.clip import load_saved, save_model
 from common.reduction import ReductionContext
 from common.tower import BlockTower, ImageTower, TextTower
 
@@ -99,12 +99,8 @@ class Prompts(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> Prompts:
         """Read a file that ``save`` wrote. ValueError for any other."""
-        record = read_record(path)
-        if "prompts" not in record:
-            raise ValueError(f"{path} holds no prompts; a training checkpoint is exported with Prompts.save first")
-        prompts = cls(**record["prompts"])
-        load_state(prompts, read_state_dict(str(path)), str(path))
-        return prompts
+        problem = "holds no prompts; a training checkpoint is exported with Prompts.save first"
+        return load_saved(path, {"prompts"}, problem, lambda record: cls(**record["prompts"]))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_saved, save_model
 from common.reduction import ReducedTower, Reducer, ReductionContext
 from common.tower import ImageTower
 from patchrank.predictor import RankPredictor
@@ -126,9 +126,9 @@ class PatchRankTower(ReducedTower):
     @classmethod
     def load(cls, path: str | Path) -> PatchRankTower:
         """Read a file that ``save`` wrote. ValueError for any other."""
-        record = read_record(path)
-        if not {"architecture", "patchrank"} <= record.keys():
-            raise ValueError(f"{path} does not describe a PatchRankTower; save one from a trained predictor first")
-        model = cls.from_record(CLIP(record["architecture"]).image_tower, record["patchrank"])
-        load_state(model, read_state_dict(str(path)), str(path))
-        return model
+
+        def build(record: dict[str, Any]) -> PatchRankTower:
+            return cls.from_record(CLIP(record["architecture"]).image_tower, record["patchrank"])
+
+        problem = "does not describe a PatchRankTower; save one from a trained predictor first"
+        return load_saved(path, {"architecture", "patchrank"}, problem, build)

@@ -9,12 +9,13 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, load_state, read_record, read_state_dict, save_model
+from common.clip import CLIP, load_saved, save_model
 from common.reduction import Place, Reducer, ReductionContext, run_reduced
 from common.stages import Stage
 from common.tower import BlockTower, ImageTower, KVCache
@@ -172,12 +173,12 @@ class WaveTower(BlockTower):
     @classmethod
     def load(cls, path: str | Path) -> WaveTower:
         """Read a file that ``save`` wrote. ValueError for any other."""
-        record = read_record(path)
-        if not {"architecture", "wave"} <= record.keys():
-            raise ValueError(f"{path} does not describe a WaveTower; convert its training checkpoint first")
-        model = cls.from_image_tower(CLIP(record["architecture"]).image_tower, **record["wave"])
-        load_state(model, read_state_dict(str(path)), str(path))
-        return model
+
+        def build(record: dict[str, Any]) -> WaveTower:
+            return cls.from_image_tower(CLIP(record["architecture"]).image_tower, **record["wave"])
+
+        problem = "does not describe a WaveTower; convert its training checkpoint first"
+        return load_saved(path, {"architecture", "wave"}, problem, build)
 
 
 class Level(nn.Module):

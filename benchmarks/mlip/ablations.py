@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from benchmarks import ROOT, WEIGHTS
+from benchmarks import WEIGHTS, read_recipe
 from benchmarks.printed import paper_numbers
 from benchmarks.training import retrain
 from benchmarks.training.run import RECIPES, STORED, Run, work
@@ -159,4 +158,4 @@ def results() -> dict[str, list[dict[str, Any]]]:
 
 def batch_size() -> int:
     """The recipe's number of pairs in a training step."""
-    return yaml.safe_load((ROOT / RECIPE).read_text())["data"]["init_args"]["batch_size"]
+    return read_recipe(RECIPE)["data"]["init_args"]["batch_size"]

@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
-from benchmarks import ROOT
+from benchmarks import read_recipe
 from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, table
 from benchmarks.embedded import GUIDE
 from benchmarks.mlip import ablations
@@ -65,7 +64,7 @@ def _measure(names: list[str], rounds: int, pairs: int | None) -> dict[str, Any]
 
 def _batch(pairs: int | None, device: str) -> dict[str, Tensor]:
     """The first batch of ``val`` as training reads it. pairs: only the first so many."""
-    arguments = yaml.safe_load((ROOT / RECIPE).read_text())["data"]["init_args"]
+    arguments = read_recipe(RECIPE)["data"]["init_args"]
     data = EmbeddedDataModule(**arguments | {"num_workers": 0})
     batch = next(iter(data.dataloader("val", train=True)))
     return {name: batch[name][:pairs].to(device) for name in ("image", "text", "caption_id")}

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from benchmarks import ROOT
+from benchmarks import read_recipe
 from benchmarks.patchrank.methods import DENSE, training_free
 from benchmarks.patchrank.tasks import (
     COMMITTED,
@@ -215,5 +214,5 @@ def _losses(kind: str, task: Task, seed: int) -> dict[str, list[float]]:
 
 def recipe_losses(kind: str) -> list[float]:
     """The losses of a recipe's first steps, on one shot of each name."""
-    arguments = yaml.safe_load((ROOT / RECIPES[kind]).read_text())["data"]["init_args"]
+    arguments = read_recipe(RECIPES[kind])["data"]["init_args"]
     return first_losses(RECIPES[kind], data=ClassificationDataModule(**arguments | {"shots": 1, "num_workers": 0}))

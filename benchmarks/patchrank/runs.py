@@ -17,10 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from benchmarks import ROOT
+from benchmarks import read_recipe
 from benchmarks.cells import table
 from benchmarks.embedded import FASHION_MNIST_ATTRIBUTION
 from benchmarks.patchrank.evaluate import (
@@ -113,7 +112,7 @@ def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
     depth = load_architecture(task.architecture)["text_cfg"]["layers"]
     file = f"retrain/patchrank/{name_of(task, 'predictor', seed)}/weights.safetensors"
     model = {"kind": kind, "depth": depth, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
-    recipe = yaml.safe_load((ROOT / RECIPES["prompts"]).read_text())["model"]["init_args"]
+    recipe = read_recipe(RECIPES["prompts"])["model"]["init_args"]
     words = {"words": task.words, "template": task.template}
     # What the recipe already says is left out: on a command line {} alone is an empty mapping.
     model |= {name: value for name, value in words.items() if value != recipe[name]}

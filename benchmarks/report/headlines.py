@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 
-from benchmarks import RESULTS, cells
+from benchmarks import RESULTS, cells, registry
 from benchmarks.cells import Result, points, saved, student_interval
 from benchmarks.mlip.table9 import PRINTED
 
@@ -17,14 +17,18 @@ from benchmarks.mlip.table9 import PRINTED
 class Line:
     """One line of the table.
 
-    read: a benchmark's stored result -> the cell; None: it holds no such run.  command: makes the result.
+    benchmark: its name in the registry.  read: its stored result -> the cell; None: it holds no such run.
     """
 
     method: str
     measured: str
     benchmark: str
     read: Callable[[Result], str | None]
-    command: str
+
+    @property
+    def command(self) -> str:
+        """What makes the result."""
+        return "make speed" if self.benchmark in ("speed", "loading") else registry.benchmark(self.benchmark).command
 
     def cells(self) -> list[str]:
         """The line's four cells."""
@@ -96,66 +100,17 @@ def speed_of_loading(result: Result) -> str:
     return ", ".join(f"× {row['ratio']:.2f} ({row['pictures']})" for row in result["rows"])
 
 
-_PATCHRANK = "make reproduce-patchrank-table1"
 LINES = (
-    Line(
-        "WaveCLIP",
-        "multiply-adds saved at its teacher's accuracy",
-        "table2",
-        partial(saved_by_waveclip, "teacher"),
-        "make reproduce-table2",
-    ),
-    Line(
-        "WaveCLIP",
-        "the same at its own full accuracy",
-        "table2",
-        partial(saved_by_waveclip, "student"),
-        "make reproduce-table2",
-    ),
-    Line(
-        "WaveCLIP",
-        "coarse level alone against its teacher, Fashion-MNIST",
-        "fashion-mnist",
-        coarse_on_fashion_mnist,
-        "make reproduce-fashion-mnist",
-    ),
-    Line(
-        "MLIP",
-        "multiply-adds saved by the image side of ViT-B/16",
-        "mlip-table9",
-        saved_by_mlip,
-        "make reproduce-mlip-table9",
-    ),
-    Line(
-        "MLIP",
-        "zero-shot accuracy against CLIP trained alike",
-        "mlip-table3",
-        mlip_against_clip,
-        "make reproduce-mlip-table3",
-    ),
-    Line(
-        "Patch Ranking",
-        "accuracy against the unpruned model, both tuned",
-        "patchrank-table1",
-        pruned_and_tuned,
-        _PATCHRANK,
-    ),
-    Line(
-        "Patch Ranking",
-        "accuracy against class attention, untuned",
-        "patchrank-table1",
-        ahead_of_class_attention,
-        _PATCHRANK,
-    ),
-    Line(
-        "composed",
-        "best gain over the best method alone that costs no more",
-        "frontier",
-        best_composition,
-        "make reproduce-frontier",
-    ),
-    Line("towers", "images/s against open_clip's, ViT-B/16", "speed", speed_of_towers, "make speed"),
-    Line("loader", "pairs/s against open_clip's", "loading", speed_of_loading, "make speed"),
+    Line("WaveCLIP", "multiply-adds saved at its teacher's accuracy", "table2", partial(saved_by_waveclip, "teacher")),
+    Line("WaveCLIP", "the same at its own full accuracy", "table2", partial(saved_by_waveclip, "student")),
+    Line("WaveCLIP", "coarse level alone against its teacher, Fashion-MNIST", "fashion-mnist", coarse_on_fashion_mnist),
+    Line("MLIP", "multiply-adds saved by the image side of ViT-B/16", "mlip-table9", saved_by_mlip),
+    Line("MLIP", "zero-shot accuracy against CLIP trained alike", "mlip-table3", mlip_against_clip),
+    Line("Patch Ranking", "accuracy against the unpruned model, both tuned", "patchrank-table1", pruned_and_tuned),
+    Line("Patch Ranking", "accuracy against class attention, untuned", "patchrank-table1", ahead_of_class_attention),
+    Line("composed", "best gain over the best method alone that costs no more", "frontier", best_composition),
+    Line("towers", "images/s against open_clip's, ViT-B/16", "speed", speed_of_towers),
+    Line("loader", "pairs/s against open_clip's", "loading", speed_of_loading),
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import torch
 
+from benchmarks.cells import table
 from benchmarks.speed import training as mlip_speed
 from benchmarks.timing import alternate, ratio
 from common.clip import CLIP, load_architecture
@@ -88,31 +89,41 @@ def wavelet(batch: int, size: int, device: str, rounds: int) -> dict[str, Any]:
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
     run = result["conditions"]
-    lines = [
-        "| image tower | weights | images/s | of the matrix rate | open_clip images/s | of the matrix rate | ratio |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for row in result["towers"]:
         sides = [
-            f"{row[name]['images_per_second']:.1f}{_peak(row[name])} | {100 * row[name]['share']:.0f} %"
+            (f"{row[name]['images_per_second']:.1f}{_peak(row[name])}", f"{100 * row[name]['share']:.0f} %")
             for name in ("ours", "open_clip")
         ]
-        lines.append(f"| ViT-B/16 | {row['dtype']} | {' | '.join(sides)} | {row['ratio']:.2f} |")
-    lines += ["", "| haar transform | convolution, ms | ptwt's call, ms | ratio |", "|---|---:|---:|---:|"]
-    row = result["wavelet"]
-    sides = [f"{1e3 * row[name]['seconds']:.2f}" for name in ("conv", "ptwt")]
-    lines.append(f"| {row['dtype']} | {' | '.join(sides)} | {row['ratio']:.1f} |")
-    if "mlip" in result:
-        lines += mlip_speed.lines(result["mlip"])
+        rows.append(["ViT-B/16", row["dtype"], *sides[0], *sides[1], f"{row['ratio']:.2f}"])
+    head = [
+        "image tower",
+        "weights",
+        "images/s",
+        "of the matrix rate",
+        "open_clip images/s",
+        "of the matrix rate",
+        "ratio",
+    ]
+    haar = result["wavelet"]
+    cells = [
+        haar["dtype"],
+        *(f"{1e3 * haar[name]['seconds']:.2f}" for name in ("conv", "ptwt")),
+        f"{haar['ratio']:.1f}",
+    ]
+    parts = [
+        table(head, rows, left=(0, 1)),
+        table(["haar transform", "convolution, ms", "ptwt's call, ms", "ratio"], [cells]),
+    ]
+    parts += mlip_speed.parts(result["mlip"]) if "mlip" in result else []
     rates = ", ".join(f"{row['matmul_gmacs_per_second']:.0f} ({row['dtype']})" for row in result["towers"])
-    lines += [
-        "",
+    parts.append(
         f"Medians of {run['rounds']} alternating rounds in one process (of the ratios too), "
         f"batch {run['batch']}, {run['pixels']} px, all tokens; {run['device']}, {run['threads']} threads, "
         f"torch {run['torch']}. The matrix rate is that of a {'x'.join(map(str, MATMUL))} product, in 10⁹ "
-        f"multiply-adds per second: {rates}.",
-    ]
-    return {"md": "\n".join(lines) + "\n", "figures": {}}
+        f"multiply-adds per second: {rates}."
+    )
+    return {"md": "\n\n".join(parts) + "\n", "figures": {}}
 
 
 def _peak(measured: dict[str, Any]) -> str:

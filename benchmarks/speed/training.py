@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.cells import table
 from benchmarks.timing import alternate, ratio
 from common.clip import CLIP, load_architecture
 from common.flops import count_macs
@@ -139,21 +140,25 @@ def _gmacs(clip: CLIP, size: dict[str, Any]) -> float:
     return count_macs(clip.image_tower, pair["image"]).gmacs + count_macs(clip.text_tower, pair["text"]).gmacs
 
 
-def lines(measured: dict[str, Any]) -> list[str]:
-    """The result of ``measure`` as lines of Markdown."""
-    table = [
-        "",
-        "| step of ViT-B/16 | batch | MLIP, s | plain CLIP, s | CLIP / MLIP | of their GMACs | matching's share |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+def parts(measured: dict[str, Any]) -> list[str]:
+    """The result of ``measure`` as Markdown: a table, and what it counts."""
+    head = [
+        "step of ViT-B/16",
+        "batch",
+        "MLIP, s",
+        "plain CLIP, s",
+        "CLIP / MLIP",
+        "of their GMACs",
+        "matching's share",
     ]
+    rows = []
     for row in measured["steps"]:
-        sides = " | ".join(f"{row[name]['seconds']:.2f}" for name in ("mlip", "clip"))
-        shares = f"{row['ratio']:.2f} | {row['macs_ratio']:.2f} | {100 * row['matching']['share']:.1f} %"
-        table.append(f"| {row['dtype']} | {row['batch']} | {sides} | {shares} |")
+        spent = [f"{row[name]['seconds']:.2f}" for name in ("mlip", "clip")]
+        shares = [f"{row['ratio']:.2f}", f"{row['macs_ratio']:.2f}", f"{100 * row['matching']['share']:.1f} %"]
+        rows.append([row["dtype"], row["batch"], *spent, *shares])
     times = ", ".join(f"{1e3 * time['seconds']:.0f} ms at {size}" for size, time in measured["matching"].items())
     return [
-        *table,
-        "",
+        table(head, rows),
         "A step is forward, backward and clipped AdamW; its batch is the largest power of two that fits in a GPU's "
         f"memory, on a CPU {BATCH}. GMACs are of one pair forward, the Guide's included. Matching "
         f"{measured['pairs']} pairs one to one (image x text tokens) takes {times}.",

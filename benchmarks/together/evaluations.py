@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from benchmarks.cells import accuracy
+from benchmarks.cells import accuracy, table
 from common.evaluate.command import ENSEMBLE, EVALUATIONS
 
 TITLES = {
@@ -62,18 +62,15 @@ def _table(results: Sequence[dict[str, Any]]) -> str:
                 raise ValueError(f"{other} and {result['file']} both give {cell.row} on {cell.column}; keep one")
     rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     average = len(columns) > 1
-    lines = [
-        "| " + " | ".join(["model", *columns, *["average"] * average]) + " |",
-        "|---|" + "---:|" * (len(columns) + average),
-    ]
+    lines = []
     for row in rows:
         line = [cells[row, column][0] if (row, column) in cells else None for column in columns]
         texts = ["not run" if cell is None else cell.text for cell in line]
         if average:
             # An average over fewer sets would not be comparable with those of the other rows.
             texts.append("–" if None in line else f"{fmean(cell.value for cell in line):.1f}")
-        lines.append("| " + " | ".join([row, *texts]) + " |")
-    return "\n".join(lines)
+        lines.append([row, *texts])
+    return table(["model", *columns, *["average"] * average], lines)
 
 
 def _cells(result: dict[str, Any], row: str) -> Iterator[Cell]:

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from benchmarks import ROOT, WEIGHTS
+from benchmarks import WEIGHTS, read_recipe
 from benchmarks.cells import accuracy_of, table
 from benchmarks.embedded import FASHION_MNIST_ATTRIBUTION, PART
 from benchmarks.training.drift import first_losses
@@ -96,7 +95,7 @@ def _data(smoke: bool) -> ClassificationDataModule:
 
 def recipe_data(recipe: str, root: Path | None = None) -> ClassificationDataModule:
     """A recipe's data module, which reads in the calling process. root: another folder than $EFFCLIP_DATA."""
-    args = yaml.safe_load((ROOT / recipe).read_text())["data"]["init_args"]
+    args = read_recipe(recipe)["data"]["init_args"]
     return ClassificationDataModule(**args | {"root": str(root) if root else None, "num_workers": 0})
 
 

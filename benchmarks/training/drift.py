@@ -7,14 +7,13 @@ training view, because packing ``train`` takes longer than the check, or other d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
-from benchmarks import ROOT
+from benchmarks import ROOT, read_recipe
 from benchmarks.embedded import PART, batches, models
+from benchmarks.training.export import training_class
 from benchmarks.waveclip.observed import counts, observe
 from common.data.embedded.module import EmbeddedDataModule
 from common.tower import BF16_PRODUCTS
@@ -56,7 +55,7 @@ def first_losses(
 
     data: takes the place of the recipe's; None: the embedded ``val``.  settings: see ``built``.
     """
-    config = yaml.safe_load((ROOT / recipe).read_text())
+    config = read_recipe(recipe)
     seed_everything(config["seed_everything"])
     module, data_arguments = built(recipe, settings)
     data = data or _ValAsTrain(**data_arguments | {"num_workers": 0})
@@ -88,11 +87,10 @@ def built(
 
     settings: changes of the recipe's arguments, {"model": {NAME: VALUE}, "data": {NAME: VALUE}}.
     """
-    config = yaml.safe_load((ROOT / recipe).read_text())
+    config = read_recipe(recipe)
     for section, changes in (settings or {}).items():
         config[section]["init_args"].update(changes)
-    package, _, name = config["model"]["class_path"].rpartition(".")
-    return getattr(import_module(package), name)(**_rooted(config["model"]["init_args"])), config["data"]["init_args"]
+    return training_class(config)(**_rooted(config["model"]["init_args"])), config["data"]["init_args"]
 
 
 def _rooted(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import LightningModule
 
-from benchmarks import ROOT
+from benchmarks import read_recipe
 from common.checkpoints import read_plain, restore
 from common.data.embedded.module import ATTRIBUTION
 from common.pretraining import Deployable
@@ -24,8 +23,13 @@ def from_checkpoint(path: Path, recipe: str) -> LightningModule:
     checkpoint = read_plain(path)
     if "hyper_parameters" not in checkpoint:
         raise ValueError(f"{path} remembers no arguments; give a checkpoint that `lightning fit` wrote")
-    package, _, name = yaml.safe_load((ROOT / recipe).read_text())["model"]["class_path"].rpartition(".")
-    return restore(getattr(import_module(package), name), checkpoint)
+    return restore(training_class(read_recipe(recipe)), checkpoint)
+
+
+def training_class(recipe: dict[str, Any]) -> type[LightningModule]:
+    """The class that a recipe trains."""
+    package, _, name = recipe["model"]["class_path"].rpartition(".")
+    return getattr(import_module(package), name)
 
 
 def save(module: Deployable, path: Path) -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from benchmarks import ROOT, cells
+from benchmarks import ROOT, cells, read_recipe
 from benchmarks.embedded import GUIDE, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches
 from benchmarks.training.run import STORED, Run, command, work
 from benchmarks.waveclip.observed import observe
@@ -72,7 +71,7 @@ def evaluate(
     recipe: of the training; it holds the image size, and the teacher of a WaveCLIP.
     count: how many of the first images of a split, a multiple of 250; None: all.
     """
-    settings = yaml.safe_load((ROOT / recipe).read_text())
+    settings = read_recipe(recipe)
     size = settings["data"]["init_args"].get("image_size")
     student = WaveTower.load(weights).eval() if "wave" in read_record(weights) else None
     clip = load_model(str(ROOT / settings["model"]["init_args"]["weights"] if student else weights)).text_encoder()

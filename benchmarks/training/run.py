@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import RESULTS, ROOT, read_recipe
 from benchmarks.embedded import batches
 from benchmarks.training.drift import first_losses
 from benchmarks.training.export import card, from_checkpoint, save
@@ -88,7 +87,7 @@ class Run:
         of a training only if it never saved before. So the steps of a shorter run are a multiple of the interval.
         ValueError: the interval does not divide the steps of the whole recipe.
         """
-        trainer = self._recipe()["trainer"]
+        trainer = read_recipe(self.recipe)["trainer"]
         whole = trainer["max_steps"]
         (every,) = (
             callback["init_args"]["every_n_train_steps"]
@@ -105,14 +104,11 @@ class Run:
         steps = round(whole * self.minutes / RECIPES[self.recipe])
         return steps // every * every or steps
 
-    def _recipe(self) -> dict[str, Any]:
-        return yaml.safe_load((ROOT / self.recipe).read_text())
-
     def arguments(self, overlay: str | None = None) -> list[str]:
         """The arguments of `lightning fit`."""
         arguments = ["-c", self.recipe]
         if self.minutes < RECIPES[self.recipe]:
-            recipe, steps = self._recipe(), self.steps
+            recipe, steps = read_recipe(self.recipe), self.steps
             arguments += ["--trainer.max_steps", str(steps)]
             schedule = {
                 name: round(value * steps / recipe["trainer"]["max_steps"])

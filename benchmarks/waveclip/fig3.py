@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.cells import Comparison, Result, saved
+from benchmarks.cells import Comparison, Result, saved, table
 from benchmarks.embedded import models
 from benchmarks.printed import paper_numbers
 from benchmarks.timing import seconds
@@ -79,27 +79,17 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    lines = [
-        "| extra GMACs of naive re-encoding | refined | paper | ours | without attention products |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    extra = []
     for point in result["points"]:
-        lines.append(
-            f"| {point['method']} | {point['refined']:.3f} | +{point['printed']:.2f} "
-            f"| +{point['overhead']:.2f} ({100 * (point['overhead'] / point['printed'] - 1):+.0f} %) "
-            f"| +{point['overhead_paper']:.2f} |"
-        )
-    lines += [
-        "",
-        "| every picture refined | batch | GMACs cached | naive | s a batch cached | naive | time saved |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+        ours = f"+{point['overhead']:.2f} ({100 * (point['overhead'] / point['printed'] - 1):+.0f} %)"
+        cells = [point["method"], f"{point['refined']:.3f}", f"+{point['printed']:.2f}", ours]
+        extra.append([*cells, f"+{point['overhead_paper']:.2f}"])
+    times = []
     for name, model in result["models"].items():
-        lines.append(
-            f"| {name} | {model['batch']} | {model['cached_gmacs']:.4g} | {model['naive_gmacs']:.4g} "
-            f"| {model['cached_seconds']:.4g} | {model['naive_seconds']:.4g} "
-            f"| {saved(model['cached_seconds'], model['naive_seconds'])} |"
-        )
+        costs = [f"{model[f'{path}_{unit}']:.4g}" for unit in ("gmacs", "seconds") for path in ("cached", "naive")]
+        times.append([name, model["batch"], *costs, saved(model["cached_seconds"], model["naive_seconds"])])
+    costs_head = ["extra GMACs of naive re-encoding", "refined", "paper", "ours", "without attention products"]
+    times_head = ["every picture refined", "batch", "GMACs cached", "naive", "s a batch cached", "naive", "time saved"]
     run = result["conditions"]
     note = (
         "Encoding anew costs what the coarse tokens cost: their linear layers, and their attention to all "
@@ -107,7 +97,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "13.12, a count without attention products minus one with them. Times: "
         f"{run['dtype']}, {run['device']}, {run['threads']} threads, medians of alternating rounds."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"waveclip-fig3": _draw(result)}}
+    parts = [table(costs_head, extra), table(times_head, times), note]
+    return {"md": "\n\n".join(parts) + "\n", "figures": {"waveclip-fig3": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:

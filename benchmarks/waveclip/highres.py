@@ -15,7 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Result, accuracy, accuracy_of, points
+from benchmarks.cells import Result, accuracy, accuracy_of, points, table
 from benchmarks.embedded import PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, models
 from benchmarks.timing import seconds
 from benchmarks.waveclip.costs import WavePath, cost, exit_costs
@@ -128,21 +128,16 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _paper_markdown(result: dict[str, Any]) -> str:
-    lines = [
-        "| image | path | tokens | GMACs of the level, without attention products | GMACs of the level "
-        "| GMACs of the path, without | GMACs of the path | of dense | images/s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    head = ["image", "path", "tokens", "GMACs of the level, without attention products", "GMACs of the level"]
+    head += ["GMACs of the path, without", "GMACs of the path", "of dense", "images/s"]
+    rows = []
     for model in result["paper_scale"]:
         dense = model["rows"][0]
-        name = f"{model['image_size']} px, {_levels(model)}"
         for row in model["rows"]:
             level = ["–", "–"] if row is dense else [f"{row[key]:.2f}" for key in ("level_gmacs_paper", "level_gmacs")]
-            lines.append(
-                f"| {name} | {row['path']} | {row['tokens']:g} | {' | '.join(level)} "
-                f"| {row['gmacs_paper']:.2f} | {row['gmacs']:.2f} | {100 * row['gmacs'] / dense['gmacs']:.1f} % "
-                f"| {row['images_per_second']:.2f} (×{row['images_per_second'] / dense['images_per_second']:.2f}) |"
-            )
+            path = [f"{row['gmacs_paper']:.2f}", f"{row['gmacs']:.2f}", f"{100 * row['gmacs'] / dense['gmacs']:.1f} %"]
+            rate, ratio = row["images_per_second"], row["images_per_second"] / dense["images_per_second"]
+            rows.append([_name(model), row["path"], f"{row['tokens']:g}", *level, *path, f"{rate:.2f} (×{ratio:.2f})"])
     run = result["conditions"]
     note = (
         "ViT-B/16, random weights (scale: paper). A level's GMACs are those of its own tokens over the cache, a path's "
@@ -152,25 +147,24 @@ def _paper_markdown(result: dict[str, Any]) -> str:
         "Table 1's third row is that of two levels, whose grid is whole at 448 px. The first exit's share of the dense "
         f"tower: {', '.join(_first_exit(model) for model in result['paper_scale'])}."
     )
-    return "\n".join([*lines, "", note])
+    return f"{table(head, rows, left=(0, 1))}\n\n{note}"
 
 
 def _first_exit(model: dict[str, Any]) -> str:
     dense, first = model["rows"][:2]
-    return f"{100 * first['gmacs'] / dense['gmacs']:.1f} % ({model['image_size']} px, {_levels(model)})"
+    return f"{100 * first['gmacs'] / dense['gmacs']:.1f} % ({_name(model)})"
 
 
 def _embedded_markdown(block: dict[str, Any]) -> list[str]:
-    lines = ["| embedded scale | path | tokens | GMACs | accuracy [95 %] |", "|---|---|---:|---:|---:|"]
-    sweep = ["| embedded scale, margin gate | leave after each step | GMACs | accuracy |", "|---|---:|---:|---:|"]
+    rows, sweep = [], []
     for model in block["models"]:
-        name = f"{model['image_size']} px, {_levels(model)}"
         for row in model["rows"]:
             cell = accuracy(row["accuracy"], row["interval"])
-            lines.append(f"| {name} | {row['path']} | {row['tokens']:g} | {row['gmacs']:.4f} | {cell} |")
+            rows.append([_name(model), row["path"], f"{row['tokens']:g}", f"{row['gmacs']:.4f}", cell])
         for point in model["frontier"][:: max(1, len(model["frontier"]) // 10)]:
             shares = " / ".join(f"{100 * share:.0f}" for share in point["shares"])
-            sweep.append(f"| {name} | {shares} % | {point['gmacs']:.4f} | {100 * point['accuracy']:.1f} |")
+            cells = [f"{shares} %", f"{point['gmacs']:.4f}", f"{100 * point['accuracy']:.1f}"]
+            sweep.append([_name(model), *cells])
     gained = block["twice_the_pixels"]
     note = (
         f"{block['pictures']:,} pictures of {block['split']}, the same scenes at both sizes; one training seed. Twice "
@@ -180,13 +174,19 @@ def _embedded_markdown(block: dict[str, Any]) -> list[str]:
         "point of its own last level a student comes, in this sweep, with "
         f"{' and '.join(_saving(model) for model in block['models'])} of its dense teacher's multiply-adds."
     )
-    return ["\n".join(lines), "\n".join(sweep), note]
+    exits = table(["embedded scale", "path", "tokens", "GMACs", "accuracy [95 %]"], rows, left=(0, 1))
+    gated = table(["embedded scale, margin gate", "leave after each step", "GMACs", "accuracy"], sweep)
+    return [exits, gated, note]
 
 
 def _saving(model: dict[str, Any]) -> str:
     dense, *_, last = model["rows"]
     near = [point["gmacs"] for point in model["frontier"] if point["accuracy"] >= last["accuracy"] - 0.01]
     return f"{100 * min(near) / dense['gmacs']:.0f} % ({model['image_size']} px)"
+
+
+def _name(model: dict[str, Any]) -> str:
+    return f"{model['image_size']} px, {_levels(model)}"
 
 
 def _levels(model: dict[str, Any]) -> str:
@@ -221,7 +221,7 @@ def _draw_costs(axes: Axes, priced: list[dict[str, Any]]) -> None:
 def _draw_curves(axes: Axes, students: list[dict[str, Any]]) -> None:
     for number, model in enumerate(students):
         xs, ys = ([point[key] for point in model["frontier"]] for key in ("gmacs", "accuracy"))
-        axes.plot(xs, [100 * y for y in ys], f"C{number}", label=f"{model['image_size']} px, {_levels(model)}")
+        axes.plot(xs, [100 * y for y in ys], f"C{number}", label=_name(model))
         dense = model["rows"][0]
         axes.plot(dense["gmacs"], 100 * dense["accuracy"], f"C{number}*", markersize=11, label="its dense teacher")
     axes.set(title="embedded scale, margin gate", xlabel="GMACs a picture", ylabel="top-1, %", xscale="log")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import Comparison, Result
+from benchmarks.cells import Comparison, Result, table
 from benchmarks.printed import paper_numbers
 from benchmarks.waveclip.costs import Cost, exit_costs, expected
 from benchmarks.waveclip.imagenet import row_accuracies
@@ -114,20 +114,14 @@ def _row_costs(rows: list[dict[str, Any]]) -> list[Cost]:
 
 def paper_scale_markdown(block: dict[str, Any]) -> str:
     """The block as a Markdown table, and the notes to it."""
-    lines = [
-        "| method | tokens, paper | tokens | GFLOPs, paper | GMACs without attention products | GMACs "
-        "| accuracy, paper | accuracy |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    head = ["method", "tokens, paper", "tokens", "GFLOPs, paper", "GMACs without attention products", "GMACs"]
+    rows = []
     for row in block["rows"]:
-        lines.append(
-            f"| {row['method']} | {_number(row['paper_tokens'])} | {_number(row['tokens'])} "
-            f"| {row['paper_gflops']:.2f} "
-            f"| {row['gmacs_paper']:.2f} ({_percent(row['difference_paper'])}) "
-            f"| {row['gmacs']:.2f} ({_percent(row['difference'])}) "
-            f"| {row['paper_accuracy']:.1f} | {_accuracy(row['accuracy'])} |"
-        )
-    return "\n".join([*lines, "", *_notes(block)]) + "\n"
+        tokens = [_number(row["paper_tokens"]), _number(row["tokens"])]
+        without = f"{row['gmacs_paper']:.2f} ({_percent(row['difference_paper'])})"
+        costs = [f"{row['paper_gflops']:.2f}", without, f"{row['gmacs']:.2f} ({_percent(row['difference'])})"]
+        rows.append([row["method"], *tokens, *costs, f"{row['paper_accuracy']:.1f}", _accuracy(row["accuracy"])])
+    return "\n".join([table([*head, "accuracy, paper", "accuracy"], rows), "", *_notes(block)]) + "\n"
 
 
 def _number(value: float | None) -> str:
