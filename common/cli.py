@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from common.recipes import own_error, resolve_configs
+from common.run_folder import take_options
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
@@ -84,7 +85,7 @@ def _answered(call: Callable[[], int], name: str) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    arguments = resolve_configs(argv)
+    options, arguments = take_options(resolve_configs(argv))
     # A console script does not see the working directory; appended, so that it can shadow nothing.
     sys.path.append(os.getcwd())
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -92,7 +93,7 @@ def _train(argv: list[str]) -> int:
     from common.lightning_cli import RecipeCLI
 
     try:
-        RecipeCLI(arguments)
+        RecipeCLI(arguments, options)
     except SIGTERMException:
         # Lightning stops in good order and would report success; a scheduler must see that it was stopped.
         return SIGTERM_EXIT_CODE

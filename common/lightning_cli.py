@@ -1,35 +1,49 @@
-"""LightningCLI as this suite uses it: models and data by class path, run folder, checkpoint precedence."""
+"""This suite's LightningCLI: models and data by class path, run folders, checkpoints, and what every run is given."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from common import run_folder
+from common.checkpoint_io import SafeCheckpointIO
 from common.checkpoints import read_plain
-from common.paths import runs_directory
+from common.dev_run import DevRun, fit_validation
+from common.exact_resume import ExactResume
+from common.finite import StopOnNonFinite
+from common.keep_work import KeepWork
 from common.prediction_file import PredictionFile
+from common.run_folder import RunOptions
 from common.run_record import RunRecord
+from common.settings import differences
 
-# The names by which Lightning finds a checkpoint itself.
-SPECIAL_CHECKPOINTS = ("best", "last", "hpc")
+ALWAYS = (PredictionFile, DevRun, ExactResume, StopOnNonFinite, KeepWork)
+"""The callbacks that every run gets; one that a recipe lists itself, with its settings, is not added again."""
 
 
 class RecipeCLI(LightningCLI):
     """Parse `arguments` (`["fit", "-c", "recipe.yaml", ...]`), build model, data and trainer, and run.
 
-    Model and data are named by `class_path`; modules configure their own optimisers; run directories stand
-    in `$EFFCLIP_RUNS`; every random generator is seeded, by 0 when the recipe does not say otherwise. `predict`
-    writes a file; see ``PredictionFile``.
+    A recipe names model and data by `class_path`. Modules configure their own optimisers. Every random generator is
+    seeded, with 0 unless the recipe gives a seed. Every run gets the callbacks ``ALWAYS`` and ``SafeCheckpointIO``.
+
+    options: what the command line says of the run; see ``common.run_folder``.
 
     Raises:
-        ValueError: `--ckpt_path` is a web address, is missing, or is not a plain checkpoint.
+        ValueError: `--ckpt_path` is a web address, is missing, or is not a plain checkpoint; a requeued job's checkpoint
+            is another run's; `validate`, `test` or `predict` was given no weights; no checkpoint could be written.
         SystemExit: a setting was rejected, with code 2 and its name on stderr.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._arguments = list(arguments)
+    def __init__(self, arguments: Sequence[str], options: RunOptions | None = None) -> None:
+        self._arguments, self.options = list(arguments), options or RunOptions()
+        self.checkpoint_io = SafeCheckpointIO()
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -37,67 +51,117 @@ class RecipeCLI(LightningCLI):
             save_config_callback=RunRecord,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            trainer_defaults={"default_root_dir": str(runs_directory()), "callbacks": [PredictionFile()]},
             args=self._arguments,
         )
 
     def subcommands(self) -> dict[str, set[str]]:
-        """The one that runs; the parsers of the others would take as long again each."""
+        """Only the subcommand that runs, since building each parser takes long."""
         name = self._arguments[0]
         return {name: LightningCLI.subcommands()[name]}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data be built before the model: missing data is said before weights are fetched."""
+        """Build the data before the model, so that missing data is reported before weights are downloaded."""
         super().add_core_arguments_to_parser(parser)
         parser._actions.sort(key=lambda action: action.dest == "model")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Parse `args`, which always come from `main`, without the base class's warning about sys.argv."""
+        """Parse `args`, without the base class's warning that they do not come from sys.argv."""
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Fill what the user left unsaid about the model from the checkpoint's hyper-parameters.
+        """Find the run's root and its checkpoint; take model arguments that the user did not give from the latter.
 
-        The base class lets the checkpoint override even the command line. Here a top-level argument of the
-        model that stands in a YAML file or on the command line keeps that value; the others, such as widths
-        that the weights depend on, come from the checkpoint instead of the class's defaults.
+        In the base class the checkpoint overrides even the command line. Here a model argument in a YAML file or on
+        the command line keeps its value. All others, such as widths that the weights depend on, come from the
+        checkpoint instead of the class's defaults.
         """
         subcommand = self.config.subcommand
-        path = self.config[subcommand].get("ckpt_path")
-        if not path or path in SPECIAL_CHECKPOINTS:
+        settings = self.config[subcommand]
+        self.root = run_folder.root(self.options, settings.trainer.default_root_dir)
+        typed_path = settings.get("ckpt_path")
+        path, asked = run_folder.continued(subcommand, self.options, self.root, typed_path)
+        settings.ckpt_path = path
+        if path is None:
+            if subcommand != "fit" and not self.options.random_weights:
+                _need_weights(subcommand, settings.model)
             return
-        remembered = _hyper_parameters(path)
+        if path != typed_path:
+            rank_zero_info(f"goes on from {path}" if subcommand == "fit" else f"weights of {path}")
+        checkpoint = {} if "://" in path or Path(path).is_dir() else read_plain(path)
+        self._take_arguments(path, checkpoint.get("hyper_parameters", {}))
+        if not asked:
+            self._refuse_another_run(path, checkpoint)
+
+    def _take_arguments(self, path: str, remembered: dict[str, Any]) -> None:
+        """Fill the model's arguments from those that a checkpoint remembers."""
+        subcommand = self.config.subcommand
+        remembered = {name: value for name, value in remembered.items() if name != "_instantiator"}
         typed = self.parser.parse_args(self._arguments, defaults=False)[subcommand].model
         class_path = remembered.pop("_class_path", typed.class_path)
-        # Names alone: a class may have moved to another module since.
+        # Compare class names without their modules: a class may have moved since the checkpoint was written.
         if class_path.rpartition(".")[2] != typed.class_path.rpartition(".")[2]:
+            if subcommand == "fit":
+                raise ValueError(
+                    f"{path} was written by {class_path}, the configuration names {typed.class_path}; a training goes "
+                    "on from its own checkpoints alone"
+                )
             rank_zero_warn(
                 f"{path} was written by {class_path}, the configuration names {typed.class_path}: the "
                 "checkpoint's hyper-parameters are ignored, its weights are read."
             )
             return
-        said = typed.get("init_args", {})
-        unsaid = {name: value for name, value in remembered.items() if name not in said}
-        if not unsaid:
+        given = typed.get("init_args", {})
+        missing = {name: value for name, value in remembered.items() if name not in given}
+        if not missing:
             return
-        rank_zero_info(f"from {path}: " + ", ".join(f"{name}={value!r}" for name, value in unsaid.items()))
-        model = {"class_path": typed.class_path, "init_args": unsaid}
+        rank_zero_info(f"from {path}: " + ", ".join(f"{name}={value!r}" for name, value in missing.items()))
+        model = {"class_path": typed.class_path, "init_args": missing}
         self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
 
+    def _refuse_another_run(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """ValueError: the record in a checkpoint that nobody asked for is another run's."""
+        states = checkpoint.get("callbacks", {})
+        record = next((state for key, state in states.items() if key.startswith("RunRecord")), None)
+        if record is None:
+            return
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
+        changed = [
+            line for part in ("model", "data") for line in differences({part: record[part]}, {part: config.get(part)})
+        ]
+        if changed:
+            raise ValueError(
+                f"{path} stands where this job goes on, but its record is another run's: {'; '.join(changed)}; begin "
+                "under another --name, or go on with that run by --ckpt_path"
+            )
 
-def _hyper_parameters(path: str) -> dict[str, Any]:
-    """The model arguments that the local checkpoint at `path` remembers; empty where it has none."""
-    if path.startswith(("http://", "https://")):
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """The trainer with what every run is given."""
+        listed = config.get("callbacks") or []
+        listed = listed if isinstance(listed, list) else [listed]
+        config["callbacks"] = [*listed, *(kind() for kind in ALWAYS if not any(type(c) is kind for c in listed))]
+        config["default_root_dir"] = str(self.root)
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, self.checkpoint_io]
+        fit_validation(config)
+        return super()._instantiate_trainer(config, callbacks)
+
+    def after_fit(self) -> None:
+        """ValueError: every checkpoint of the run failed."""
+        if self.checkpoint_io.failed and not self.checkpoint_io.saved:
+            raise ValueError(
+                f"none of {self.checkpoint_io.failed} checkpoints could be written below {self.root.absolute()}; make "
+                "room there, or name another folder by EFFCLIP_RUNS, and train again"
+            )
+
+
+def _need_weights(subcommand: str, model: Any) -> None:
+    """ValueError: a model that is evaluated without a checkpoint starts from no weights of its own either."""
+    module, _, name = model.class_path.rpartition(".")
+    starts = getattr(getattr(import_module(module), name), "starts_from", {})
+    if all(model.init_args.get(name) == nothing for name, nothing in starts.items()):
         raise ValueError(
-            f"--ckpt_path {path} is a web address, and Lightning unpickles what it downloads, which can run "
-            "code; download the file yourself and give its local path"
+            f"{subcommand} without weights would measure random ones; give --ckpt_path FILE, or --ckpt_path last for "
+            "the newest of this recipe, or say --random-weights"
         )
-    if "://" in path:
-        return {}
-    if not Path(path).exists():
-        raise ValueError(f"no checkpoint at {Path(path).absolute()} (--ckpt_path {path})")
-    if Path(path).is_dir():  # a sharded checkpoint, which Lightning opens itself
-        return {}
-    hyper_parameters = dict(read_plain(path).get("hyper_parameters", {}))
-    hyper_parameters.pop("_instantiator", None)
-    return hyper_parameters

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from common.conditions import conditions
+from common.settings import differences
 
 
 class RunRecord(SaveConfigCallback):
@@ -48,6 +49,11 @@ class RunRecord(SaveConfigCallback):
         return dict(self.record or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the record of the run that is continued."""
-        if state_dict:
-            self.record = dict(state_dict)
+        """Go on with the record of the run that is continued; its settings are those that are used from now on."""
+        if not state_dict:
+            return
+        now = {name: value for name, value in (self.record or {}).items() if name in ("model", "data", "seed")}
+        before = {name: state_dict.get(name) for name in now}
+        changed = differences(before, now)
+        earlier = list(state_dict.get("changed", []))
+        self.record = {**state_dict, **now, **({"changed": earlier + changed} if earlier or changed else {})}
