@@ -22,9 +22,10 @@ def first_non_finite(state: Mapping[str, Any]) -> str | None:
     -inf passes: attention masks are made of it.
     """
     for name, value in state.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            if not bool((torch.isfinite(value) | torch.isneginf(value)).all()):
-                return name
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        if not bool((torch.isfinite(value) | torch.isneginf(value)).all()):
+            return name
     return None
 
 

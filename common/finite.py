@@ -42,7 +42,7 @@ class StopOnNonFinite(Callback):
             rates = ", ".join(sorted({f"{group['lr']:.3g}" for group in optimizer.param_groups}))
             value = "unknown" if loss is None else f"{float(loss):.4g}"
             raise ValueError(
-                f"step {trainer.global_step + 1}: the loss is {value} and the gradient norm {float(norm):.4g} at learning "
-                f"rate {rates}; the weights before this step are kept, and --ckpt_path last goes on from them, best "
-                "with a lower learning rate or a longer warm-up"
+                f"step {trainer.global_step + 1}: the loss is {value} and the gradient norm {float(norm):.4g} at "
+                f"learning rate {rates}; the weights before this step are kept, and --ckpt_path last goes on from "
+                "them, best with a lower learning rate or a longer warm-up"
             )

@@ -89,7 +89,7 @@ class KeepWork(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run:
-            trainer.save_checkpoint(folder_of_checkpoints(trainer) / "last-timed.ckpt")
+            trainer.save_checkpoint(folder_of_checkpoints(trainer) / "last-timed.ckpt", weights_only=False)
 
     @staticmethod
     def _failing(trainer: Trainer) -> bool:

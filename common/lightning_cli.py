@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -19,11 +20,15 @@ from common.exact_resume import ExactResume
 from common.finite import StopOnNonFinite
 from common.keep_work import KeepWork
 from common.prediction_file import PredictionFile
+from common.progress_bar import RunProgress
 from common.run_folder import RunOptions
+from common.run_log import RunLogger
 from common.run_record import RunRecord
+from common.run_report import Sizes, closing_lines, quiet
 from common.settings import differences
+from common.throughput import Throughput
 
-ALWAYS = (PredictionFile, DevRun, ExactResume, StopOnNonFinite, KeepWork)
+ALWAYS = (PredictionFile, DevRun, ExactResume, StopOnNonFinite, Throughput, KeepWork)
 """The callbacks that every run gets; one that a recipe lists itself, with its settings, is not added again."""
 
 
@@ -36,14 +41,16 @@ class RecipeCLI(LightningCLI):
     options: what the command line says of the run; see ``common.run_folder``.
 
     Raises:
-        ValueError: `--ckpt_path` is a web address, is missing, or is not a plain checkpoint; a requeued job's checkpoint
-            is another run's; `validate`, `test` or `predict` was given no weights; no checkpoint could be written.
+        ValueError: `--ckpt_path` is a web address, is missing, or is not a plain checkpoint; a requeued job's
+            checkpoint is another run's; `validate`, `test` or `predict` was given no weights; no checkpoint could be
+            written.
         SystemExit: a setting was rejected, with code 2 and its name on stderr.
     """
 
     def __init__(self, arguments: Sequence[str], options: RunOptions | None = None) -> None:
         self._arguments, self.options = list(arguments), options or RunOptions()
         self.checkpoint_io = SafeCheckpointIO()
+        quiet()
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -138,8 +145,14 @@ class RecipeCLI(LightningCLI):
         """The trainer with what every run is given."""
         listed = config.get("callbacks") or []
         listed = listed if isinstance(listed, list) else [listed]
+        # A recipe says that there is a bar; this suite's counts the steps of the whole run.
+        listed = [RunProgress() if type(callback) is RichProgressBar else callback for callback in listed]
         config["callbacks"] = [*listed, *(kind() for kind in ALWAYS if not any(type(c) is kind for c in listed))]
+        if config.get("enable_model_summary") is not False:
+            config["callbacks"].append(Sizes())
         config["default_root_dir"] = str(self.root)
+        if config.get("logger") in (None, True):
+            config["logger"] = RunLogger(self.root)
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -148,12 +161,14 @@ class RecipeCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
     def after_fit(self) -> None:
-        """ValueError: every checkpoint of the run failed."""
+        """Say where everything is. ValueError: every checkpoint of the run failed."""
         if self.checkpoint_io.failed and not self.checkpoint_io.saved:
             raise ValueError(
                 f"none of {self.checkpoint_io.failed} checkpoints could be written below {self.root.absolute()}; make "
                 "room there, or name another folder by EFFCLIP_RUNS, and train again"
             )
+        if not self.trainer.fast_dev_run:
+            rank_zero_info("\n".join(closing_lines(self.trainer, self.model, self.options.recipe)))
 
 
 def _need_weights(subcommand: str, model: Any) -> None:

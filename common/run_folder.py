@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from common.paths import runs_directory
@@ -67,13 +68,19 @@ def _recipe(argv: Sequence[str]) -> str | None:
     for place, word in enumerate(argv):
         flag, equals, value = word.partition("=")
         if flag in ("-c", "--config"):
-            path = Path(value if equals else "".join(argv[place + 1 : place + 2]))
-            saved = path.absolute().parent
-            if path.name == "config.yaml" and saved.is_relative_to(runs_directory().absolute()):
-                return saved.relative_to(runs_directory().absolute()).parts[0]  # a run's own record of its settings
-            package = path.absolute().parent.name
-            return f"{package}-{path.stem}" if package in PACKAGES else path.stem
+            path = Path(value if equals else "".join(argv[place + 1 : place + 2])).absolute()
+            runs = runs_directory().absolute()
+            if path.name == "config.yaml" and path.is_relative_to(runs):  # a run's own record of its settings
+                return path.relative_to(runs).parts[0]
+            return f"{path.parent.name}-{path.stem}" if path.parent.name in PACKAGES else path.stem
     return None
+
+
+def option_value(argv: Sequence[str], name: str) -> str | None:
+    """The last value that a line gives an option; None where it gives none."""
+    values = [word.partition("=")[2] for word in argv if word.startswith(f"{name}=")]
+    values += [after for word, after in pairwise(argv) if word == name]
+    return values[-1] if values else None
 
 
 def job() -> str | None:
@@ -120,8 +127,8 @@ def continued(subcommand: str, options: RunOptions, folder: Path, asked: str | N
     if options.resume or asked in ("last", "hpc"):
         if newest is None:
             raise ValueError(
-                f"no checkpoint below {folder.absolute()}{_others(folder)}; a run that begins needs neither --resume nor "
-                "--ckpt_path"
+                f"no checkpoint below {folder.absolute()}{_others(folder)}; a run that begins needs neither --resume "
+                "nor --ckpt_path"
             )
         return str(newest), True
     if asked or newest is None or subcommand != "fit":
