@@ -1,6 +1,6 @@
-"""`python -m benchmarks NAME`: make a table or figure, and write its result to benchmarks/results.
+"""`python -m benchmarks NAME` makes a table or figure and writes its result to benchmarks/results.
 
-``benchmarks.registry`` lists them all.
+``benchmarks.registry`` lists all names.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from common.paths import runs_directory
 
 
 def smoke() -> bool:
-    """Whether SMOKE asks for benchmarks at their smallest."""
+    """Whether SMOKE is set, for benchmarks at their smallest."""
     return os.environ.get("SMOKE", "0") not in ("", "0")
 
 
 def write(result: dict[str, Any], rendered: dict[str, Any], folder: Path) -> list[Path]:
-    """Write <name>.json, <name>.md and each figure's PNG into ``folder``; returns their paths."""
+    """Write <name>.json, <name>.md and a PNG for each figure into ``folder``; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{result['name']}.json", folder / f"{result['name']}.md"]
     paths[0].write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -41,10 +41,9 @@ def write(result: dict[str, Any], rendered: dict[str, Any], folder: Path) -> lis
 
 
 def run_one(entry: Benchmark, console: Console) -> None:
-    """Run one benchmark, print its table, and write its files.
+    """Run one benchmark, print its table and write its files; train the embedded runs that it lacks first.
 
-    Embedded runs that it lacks are trained first. A smoke run trains nothing; its numbers mean nothing, so they go to
-    the run directory and never over the results.
+    A smoke run trains nothing. Its numbers mean nothing, so they go to the run directory and not to the results.
     """
     folder = runs_directory() / "smoke" if smoke() else RESULTS
     console.rule(entry.name)
@@ -52,8 +51,8 @@ def run_one(entry: Benchmark, console: Console) -> None:
     maker = entry.load()
     result = maker.run(smoke=smoke())
     if entry.trains and not smoke() and entry.missing(result):
-        name, *arguments = shlex.split(entry.trains)
-        action(name).main(arguments)
+        name, *args = shlex.split(entry.trains)
+        action(name).main(args)
         result = maker.run(smoke=False)
     rendered = maker.render(result)
     paths = write(result, rendered, folder)
@@ -63,7 +62,7 @@ def run_one(entry: Benchmark, console: Console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when everything was done, 1 when a benchmark could not be run."""
+    """Run the command line; returns 0 when everything was done, 1 when a benchmark could not be run."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -75,17 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmarks = {entry.name: entry for entry in BENCHMARKS}
     actions = {entry.name: entry for entry in ACTIONS}
     parser.add_argument("name", nargs="?", choices=[*benchmarks, *actions, "all"], metavar="NAME")
-    arguments, rest = parser.parse_known_args(argv)
-    if arguments.name is None:
+    args, rest = parser.parse_known_args(argv)
+    if args.name is None:
         print(listing())
         return 0
-    if rest and arguments.name not in actions:
-        parser.error(f"{arguments.name} takes no {' '.join(rest)}")
+    if rest and args.name not in actions:
+        parser.error(f"{args.name} takes no {' '.join(rest)}")
     console = Console(width=None if sys.stdout.isatty() else 160)
-    if arguments.name in actions:
-        return _reported(lambda: actions[arguments.name].main(rest), arguments.name, console)
-    chosen = list(BENCHMARKS) if arguments.name == "all" else [benchmarks[arguments.name]]
-    if arguments.name == "all" and not smoke():
+    if args.name in actions:
+        return _reported(lambda: actions[args.name].main(rest), args.name, console)
+    chosen = list(BENCHMARKS) if args.name == "all" else [benchmarks[args.name]]
+    if args.name == "all" and not smoke():
         for entry in (entry for entry in BENCHMARKS if entry.needs and not os.environ.get(entry.needs)):
             chosen.remove(entry)
             console.print(f"{entry.name}: not run, {entry.needs} is not set")
@@ -93,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _reported(call: Callable[[], int | None], name: str, console: Console) -> int:
-    """Call; a user's mistake becomes one line, so that with `all` the other benchmarks still run."""
+    """Call and return the exit code; a ValueError becomes one line, so that with `all` the other benchmarks run."""
     try:
         return call() or 0
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""Cells of tables: percentages, differences, intervals, and a paper's number beside ours."""
+"""Tables and their cells: percentages, differences, intervals, and a paper's number beside ours.
+
+Shapes: S seeds, M images.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+import numpy as np
 from scipy.stats import t as student
+from torch import Tensor
+
+from common.evaluate.accuracy import wilson_interval
 
 Result = dict[str, Any]
-"""What a benchmark found: plain values, as its JSON file holds them."""
+"""The result of a benchmark: plain values, as its JSON file holds them."""
 ELSEWHERE = ("SLIP", "DeCLIP", "UniCLIP")
-"""Methods that the papers compare with and that are not part of this suite."""
+"""Methods in the papers' tables that are not part of this suite."""
 _FORMATS = {
     "GMACs": "{:.2f}",
     "tokens": "{:g}",
@@ -22,15 +29,16 @@ _FORMATS = {
     "% a GMAC": "{:.2f}",
     "% an hour": "{:.2f}",
 }
-"""How a number of each unit is written."""
+"""The format of a number, by its unit."""
 
 
 class Comparison(NamedTuple):
-    """One number that a paper prints, and ours.
+    """A number that a paper prints, and ours.
 
-    what: begins with the method, if it is of one.  ours: None where it was not run.  unit: one of ``_FORMATS``;
-    "points" are of 1 %, "times" as long or as much.  same: whether both are of the same thing. The embedded benchmark
-    stands in for the papers' data only in direction, so there no difference is taken.
+    what: begins with the method, if there is one.  ours: None: it was not run.
+    unit: one of ``_FORMATS``; "points" are of 1 %, "times" is a ratio.
+    same: whether both measure the same thing. A number of the embedded benchmark shows only a direction, so no
+        difference from the paper's is taken.
     """
 
     what: str
@@ -41,15 +49,15 @@ class Comparison(NamedTuple):
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it is of a method that this suite does not have."""
+        """Whether its method is not part of this suite."""
         return self.what.startswith(ELSEWHERE)
 
     def cells(self) -> list[str]:
-        """what, paper, ours, difference, as text."""
-        written = _FORMATS[self.unit].format
+        """What is compared, the paper's number, ours, and the difference, as text."""
+        as_text = _FORMATS[self.unit].format
         missing = "not part of this suite" if self.elsewhere else "not run"
-        ours = missing if self.ours is None else written(round(self.ours, 2))
-        return [f"{self.what}, {self.unit}", written(self.paper), ours, self._difference()]
+        ours = missing if self.ours is None else as_text(round(self.ours, 2))
+        return [f"{self.what}, {self.unit}", as_text(self.paper), ours, self._difference()]
 
     def _difference(self) -> str:
         if self.ours is None:
@@ -62,24 +70,40 @@ class Comparison(NamedTuple):
 
 
 def missing_runs(rows: Iterable[tuple[str, int, int]], command: str) -> Iterator[tuple[str, str]]:
-    """What rows of (name, runs there are, runs planned) lack, grouped by how many, with the command that makes them."""
-    lacking: dict[tuple[int, int], list[str]] = {}
-    for name, made, planned in rows:
-        if made < planned:
-            lacking.setdefault((planned - made, planned), []).append(name)
-    for (count, planned), names in lacking.items():
+    """The missing runs of rows (name, finished runs, planned runs), grouped by their number, with their command."""
+    missing: dict[tuple[int, int], list[str]] = {}
+    for name, finished, planned in rows:
+        if finished < planned:
+            missing.setdefault((planned - finished, planned), []).append(name)
+    for (count, planned), names in missing.items():
         yield f"{count} of {planned} runs are missing: {'; '.join(dict.fromkeys(names))}", command
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], left: Collection[int] = (0,)) -> str:
+    """A Markdown table. left: the columns of text, counted from 0; the others are aligned to the right."""
+    rule = ["---" if column in left else "---:" for column in range(len(head))]
+    return "\n".join([_line(head), f"|{'|'.join(rule)}|", *map(_line, rows)])
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"|{'|'.join(' ' if cell == '' else f' {cell} ' for cell in cells)}|"
+
+
 def mean(values: Collection[float]) -> float | None:
-    """The mean; None of nothing."""
+    """The mean; None for no values."""
     return fmean(values) if values else None
 
 
 def percent(values: Sequence[float]) -> str:
-    """Mean ± standard deviation of fractions, in %; of a single one, itself."""
+    """Mean ± standard deviation of fractions, in %; a single fraction alone."""
     text = f"{100 * fmean(values):.1f}"
     return f"{text} ± {100 * stdev(values):.1f}" if len(values) > 1 else text
+
+
+def accuracy_of(correct: Tensor) -> dict[str, Any]:
+    """Accuracy over M images with Wilson's 95 % interval: {"accuracy", "interval"}. correct: bool [M]."""
+    right = int(correct.sum())
+    return {"accuracy": right / len(correct), "interval": wilson_interval(right, len(correct))}
 
 
 def accuracy(fraction: float, interval: Sequence[float]) -> str:
@@ -89,20 +113,40 @@ def accuracy(fraction: float, interval: Sequence[float]) -> str:
 
 
 def points(difference: Sequence[float] | None) -> str:
-    """A difference of fractions (middle, low, high), in points of 1 %; None: a dash."""
+    """A difference of fractions (mean, low, high) in points of 1 %; a dash for None."""
     if difference is None:
         return "–"
     middle, low, high = (100 * value for value in difference)
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def saved(gmacs: float, dense: float) -> str:
-    """What a cost saves against the dense one, in %."""
-    return f"{100 * (1 - gmacs / dense):.1f} %"
+def saved(cost: float, dense: float) -> str:
+    """The saving of a cost against the dense one, in %."""
+    return f"{100 * (1 - cost / dense):.1f} %"
 
 
 def student_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of at least two differences between paired runs, and Student's interval of it."""
+    """The mean of at least two differences between paired runs, with Student's interval."""
     middle, pairs = fmean(differences), len(differences)
     half = student.ppf((1 + confidence) / 2, pairs - 1) * stdev(differences) / pairs**0.5
     return middle, middle - half, middle + half
+
+
+def paired_interval(
+    first: Sequence[Tensor], second: Sequence[Tensor], resamples: int = 10_000
+) -> tuple[float, float, float]:
+    """Accuracy of ``first`` minus that of ``second``, one bool tensor [S,M] for each task -> (difference, low, high).
+
+    The difference is averaged over seeds, then over tasks. The interval is the 95 % percentile bootstrap over the
+    images of each task, which both sides share; seeds are not resampled.
+    """
+    rng, draws, means = np.random.default_rng(0), [], []
+    for ours, theirs in zip(first, second, strict=True):
+        differences = (ours.double().mean(0) - theirs.double().mean(0)).numpy().round(9)
+        # A resample's mean depends only on how often each value is drawn, and those counts are multinomial.
+        values, counts = np.unique(differences, return_counts=True)
+        drawn = rng.multinomial(len(differences), counts / len(differences), size=resamples)
+        draws.append(drawn @ values / len(differences))
+        means.append(differences.mean())
+    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
+    return float(np.mean(means)), float(low), float(high)

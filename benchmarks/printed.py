@@ -12,5 +12,5 @@ from benchmarks import ROOT
 
 @cache
 def paper_numbers(paper: str) -> dict[str, Any]:
-    """All printed numbers of "waveclip", "mlip" or "patchrank", by table or figure."""
+    """The printed numbers of a paper by table or figure. paper: "waveclip", "mlip" or "patchrank"."""
     return yaml.safe_load((ROOT / "benchmarks" / "paper" / f"{paper}.yaml").read_text())

@@ -1,4 +1,4 @@
-"""Every table and figure, once: its name, whose it is, what it shows, what makes it, and what that needs.
+"""Every table and figure once: its name, paper and item, one line about it, the module that makes it, and its needs.
 
 `python -m benchmarks`, `make help`, `make reproduce-NAME`, the report page and the tests all read this list. It needs
 nothing but Python, so that `make help` works before anything is installed.
@@ -7,8 +7,8 @@ A maker is a module of ``benchmarks``, or an object in one (``module:object``), 
 
 * ``run(smoke) -> result``: plain values, with "name" and "conditions";
 * ``render(result) -> {"md": Markdown, "figures": {name: matplotlib figure}}``;
-* ``compare(result) -> iterable of Comparison``, where the paper prints numbers of the same kind;
-* ``missing(result) -> iterable of (what, command)``, where a result may lack embedded runs.
+* ``compare(result) -> iterable of Comparison``, if the paper prints numbers of the same kind;
+* ``missing(result) -> iterable of (what, command)``, if a result may lack embedded runs.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ PAPERS = {
     "MLIP": "ICML 2024, arXiv 2406.01460",
     "Patch Ranking": "WACV 2025, arXiv 2409.14607",
 }
-"""The papers, and where each is published."""
+"""The papers and their publication."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """One table or figure.
 
-    name: of its command and of its result files.  about: one line.  maker: see the top of this file.
-    paper, item: whose table or figure it stands for; None where it goes beyond the papers.
-    fill: the command that makes what is missing at the paper's own scale; None: its own command.
-    trains: the action, with its arguments, that makes the embedded runs which it collects.
-    needs: a variable of the environment without which `all` leaves it out.
+    name: that of its command and of its result files.  about: one line.  maker: see the top of this file.
+    paper, item: the table or figure that it reproduces; None: it goes beyond the papers.
+    fill: the command that fills the numbers at the paper's own scale; None: its own command.
+    trains: the action, with its arguments, that trains the embedded runs which it collects.
+    needs: an environment variable; `all` skips the benchmark where it is not set.
     """
 
     name: str
@@ -51,22 +51,22 @@ class Benchmark:
 
     @property
     def title(self) -> str:
-        """The paper's item, or what it shows."""
+        """Paper and item, or ``about`` for a benchmark beyond the papers."""
         return self.about if self.paper is None else f"{self.paper}, {self.item}"
 
     @property
     def command(self) -> str:
-        """What makes its numbers anew."""
+        """The command that makes its numbers anew."""
         return f"make reproduce-{self.name}"
 
     def load(self) -> Any:
-        """The maker, imported when it is asked for."""
+        """Import and return the maker."""
         module, _, attribute = self.maker.partition(":")
         maker = import_module(f"benchmarks.{module}")
         return getattr(maker, attribute) if attribute else maker
 
     def compare(self, result: Result) -> list[Comparison]:
-        """The paper's numbers beside ours; none where the paper prints nothing of the kind."""
+        """The paper's numbers beside ours; empty if the maker compares nothing."""
         return list(getattr(self.load(), "compare", _nothing)(result))
 
     def missing(self, result: Result) -> list[tuple[str, str]]:
@@ -76,7 +76,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Absent:
-    """A table or figure of a paper that no benchmark stands for, and why."""
+    """A table or figure of a paper without a benchmark, and why."""
 
     paper: str
     item: str
@@ -93,7 +93,7 @@ class Action:
     module: str
 
     def main(self, arguments: Iterable[str] = ()) -> int:
-        """Run it; its module is imported now."""
+        """Import its module and run it; returns the exit code."""
         return import_module(f"benchmarks.{self.module}").main(list(arguments)) or 0
 
 
@@ -187,7 +187,7 @@ ABSENT = (
         "Patch Ranking", "Tables 1 to 7", "not in the text that we have", "the table of its released code stands here"
     ),
 )
-"""The papers' other tables and figures."""
+"""The other tables and figures of the papers."""
 ACTIONS = (
     Action("retrain", "train the embedded models again (--list; ONLY=NAME)", "training.retrain"),
     Action("mlip-ablations", "train the rows of MLIP's tables 3 and 5 to 8 (--table N, --list)", "mlip.ablations"),
@@ -216,8 +216,11 @@ def action(name: str) -> Action:
 
 
 def listing(prefix: str = "") -> str:
-    """Every benchmark with its line, then every action. prefix: of a benchmark's command, before its name."""
-    lines = [(f"{prefix}{e.name}", e.title if e.paper is None else f"{e.title}: {e.about}") for e in BENCHMARKS]
+    """Every benchmark with its line, then every action. prefix: stands before a benchmark's name, without actions."""
+    lines = [
+        (f"{prefix}{entry.name}", entry.about if entry.paper is None else f"{entry.title}: {entry.about}")
+        for entry in BENCHMARKS
+    ]
     if not prefix:
         lines += [("all", "every benchmark, in one process"), *((entry.name, entry.about) for entry in ACTIONS)]
     width = max(len(name) for name, _ in lines)

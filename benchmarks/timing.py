@@ -1,4 +1,4 @@
-"""Wall-clock measurement: alternating rounds, medians, synchronised where there is a GPU."""
+"""Wall-clock measurement: alternating rounds and medians, synchronised with a GPU."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 
 
 def seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median duration of each call by ``alternate``, without gradients."""
+    """Median seconds of each call by ``alternate``, without gradients."""
     with torch.no_grad():
-        return {name: taken["seconds"] for name, taken in alternate(calls, rounds).items()}
+        return {name: measured["seconds"] for name, measured in alternate(calls, rounds).items()}
 
 
 def ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
-    """How many times ``fast`` is as fast: the median over rounds, in each of which both met the same machine."""
+    """The speed of ``fast`` over that of ``slow``: the median of the rounds' ratios, each on the same machine load."""
     return median(s / f for s, f in zip(slow["rounds"], fast["rounds"], strict=True))
 
 
 def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, repeats: int = 1) -> dict[str, dict[str, Any]]:
-    """Each call's durations in ``rounds`` and their median ``seconds``, after one more round that warms up.
+    """Each call's durations in ``rounds`` and their median ``seconds``; one round before them warms up.
 
-    Every round runs all calls in turn, which spreads what else the machine does over all of them alike. Of
-    ``repeats`` calls in a round the mean is taken. On CUDA the device is waited for before and after, and
-    ``peak_bytes`` is the most memory that a call needed; elsewhere it is None.
+    Every round runs all calls in turn, so that other load on the machine affects all of them alike. A round's duration
+    is the mean of ``repeats`` calls. On CUDA the device is synchronised before and after, and ``peak_bytes`` is the
+    call's peak memory; on a CPU it is None.
     ValueError: no round.
     """
     if rounds < 1:

@@ -1,4 +1,4 @@
-"""Command-line arguments that several commands share. No torch here: a mistake in the line is answered at once."""
+"""Command-line arguments of several commands. Nothing here imports torch, so a mistake is answered at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 
 def add_model(command: argparse.ArgumentParser, default: str | None = None, positional: bool = False) -> None:
-    """The model and what belongs to it: --model, or the first word.
+    """Add the arguments that name a model.
 
-    default: what is taken where a line does not name one; None: every line must.
+    default: the description of the model used without --model; None: --model is required.
+    positional: the model is the first argument instead of --model.
     """
     add = command.add_argument
     what = "a model directory, a weights file of this suite, or an open_clip model name"
@@ -24,55 +25,53 @@ def add_model(command: argparse.ArgumentParser, default: str | None = None, posi
     add("--text-model", help="whose text tower to use, for a model that is an image tower alone")
 
 
-def model_arguments(said: argparse.Namespace) -> dict[str, str | bool | None]:
-    """What ``load_model`` and ``load`` take, from the arguments that ``add_model`` added."""
-    quick_gelu = None if said.quick_gelu is None else said.quick_gelu == "yes"
-    return {"model": said.model, "weights": said.weights, "quick_gelu": quick_gelu, "text_model": said.text_model}
+def model_arguments(args: argparse.Namespace) -> dict[str, str | bool | None]:
+    """The arguments of ``load_model`` and ``load``, from those that ``add_model`` added."""
+    quick_gelu = None if args.quick_gelu is None else args.quick_gelu == "yes"
+    return {"model": args.model, "weights": args.weights, "quick_gelu": quick_gelu, "text_model": args.text_model}
 
 
-def read_templates(said: str, others: str = "") -> tuple[str, ...]:
-    """The prompts that --template means: a text with {}, or a .txt file of such lines.
+def read_templates(value: str, others: str = "") -> tuple[str, ...]:
+    """The prompts that --template gives: one text with {}, or the lines of a .txt file.
 
-    others: the other values that the command knows. ValueError: no such file, or a text without {}.
+    others: the end of the error message, for the other values that a command accepts.
+    ValueError: there is no such file, or a text has no {}.
     """
-    if said.endswith(".txt"):
-        lines = tuple(_lines(said, "templates"))
-    else:
-        lines = (said,)
+    lines = tuple(_lines(value, "templates")) if value.endswith(".txt") else (value,)
     without = [line for line in lines if "{}" not in line]
     if without or not lines:
         wrong = repr(without[0]) if without else "the file"
-        raise ValueError(f"--template {said}: {wrong} has no {{}} for the class name; give texts that do{others}")
+        raise ValueError(f"--template {value}: {wrong} has no {{}} for the class name; give texts that do{others}")
     return lines
 
 
-def read_labels(said: str | None, file: str | None) -> list[str] | None:
+def read_labels(names: str | None, file: str | None) -> list[str] | None:
     """The class names of --labels "cat,dog" or --labels-file FILE (one a line); None where neither is given.
 
-    ValueError: both, no such file, one that is named twice, or fewer than two.
+    ValueError: both are given, there is no such file, a name is repeated, or there are fewer than two names.
     """
-    if said is None and file is None:
+    if names is None and file is None:
         return None
-    if said is not None and file is not None:
+    if names is not None and file is not None:
         raise ValueError("--labels and --labels-file both name the classes; give one of them")
-    parts = _lines(file, "labels") if file is not None else [part.strip() for part in said.split(",")]
+    parts = _lines(file, "labels") if file is not None else [part.strip() for part in names.split(",")]
     return checked_labels([part for part in parts if part])
 
 
 def _lines(file: str, what: str) -> list[str]:
-    """The lines of a text file that have something on them."""
+    """The lines of a text file that are not empty."""
     path = Path(file).absolute()
     if not path.is_file():
         raise ValueError(f"no {what} at {path}")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark, which is no letter
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def checked_labels(names: Sequence[str]) -> list[str]:
-    """The names. ValueError: fewer than two, or one that stands there twice."""
+    """The names as a list. ValueError: there are fewer than two, or one is repeated."""
     twice = [name for name, times in Counter(names).items() if times > 1]
     if len(names) < 2 or twice:
         wrong = f"{twice[0]!r} twice" if twice else f"{len(names)} of them"

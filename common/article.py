@@ -5,7 +5,7 @@ _CONSONANT = ("unicorn", "euro", "ewe", "one")
 
 
 def article(noun: str) -> str:
-    """ "a" or "an", by the noun's sound where that differs from its spelling."""
+    """ "a" or "an", by the noun's sound where it differs from the spelling."""
     first = noun.split()[0]
     return "an" if first in _SILENT or (noun[0].lower() in "aeiou" and first not in _CONSONANT) else "a"
 

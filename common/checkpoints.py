@@ -1,8 +1,7 @@
-"""Checkpoints: the one place that opens a torch file, and how a training's module is built from one.
+"""Checkpoints: the one place that opens torch files and restores a training's module from a checkpoint.
 
-A training says in its class attribute ``starts_from`` which of its arguments only name what it began with, and the
-value of each that means "nothing": ``{"weights": None}``. A checkpoint that holds all weights makes these files
-unnecessary.
+A training's class attribute ``starts_from`` lists the arguments that only name initial weights, each with the value
+that means "none": ``{"weights": None}``. Those files are not needed where the checkpoint holds all weights.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_plain(path: str | Path) -> Any:
-    """The tensors and plain values of a torch file, on the CPU; nothing of the file is run.
+    """The tensors and plain values of a torch file, on the CPU. No code in the file runs.
 
     ValueError: there is no file, it holds more than plain values, or it is damaged.
     """
@@ -38,21 +37,23 @@ def read_plain(path: str | Path) -> Any:
 
 
 def training_arguments(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that a checkpoint's training was built with; {} where it remembers none."""
-    remembered = checkpoint.get("hyper_parameters", {})
-    return {name: value for name, value in remembered.items() if not name.startswith("_")}
+    """The arguments of the training that wrote a checkpoint; {} where it recorded none."""
+    recorded = checkpoint.get("hyper_parameters", {})
+    return {name: value for name, value in recorded.items() if not name.startswith("_")}
 
 
 def restore(training: type[LightningModule], checkpoint: dict[str, Any]) -> LightningModule:
     """The training's module, in evaluation mode, with a checkpoint's arguments and weights.
 
-    Where the checkpoint holds all weights, the files that the training began with may be gone (``starts_from``). Files
-    that say what the model is made of (an architecture, a Guide, a predictor) must be there.
+    Where the checkpoint holds all weights, the files of ``starts_from`` may be missing. Files that define the model,
+    such as its architecture, must exist.
     ValueError: such a file is missing, or the weights do not fit.
     """
+    # 1. Build without the files of initial weights.
     arguments = training_arguments(checkpoint)
     starts = getattr(training, "starts_from", {})
     module = _build(training, arguments | {name: value for name, value in starts.items() if name in arguments})
+    # 2. The checkpoint holds only the trained part: the rest comes from those files.
     if module.state_dict().keys() - checkpoint["state_dict"].keys():
         module = _build(training, arguments)
         module.on_load_checkpoint(checkpoint)

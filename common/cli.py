@@ -1,8 +1,8 @@
 """The `lightning` command, also installed as `effclip` and run by `python -m common.cli`.
 
-Lightning ships LightningCLI but no command of that name, so this package does. The subcommand is decided
-before torch is imported, so that a mistyped command or path is answered at once. Another distribution may
-own a `lightning` command too (the cloud client does); what is not ours to run is handed to it.
+Lightning has LightningCLI but no command of that name, so this package installs one. It reads the subcommand
+before it imports torch, so that a mistyped command or path is answered at once. Another package may install a
+`lightning` command too (the cloud client does). Subcommands that are not ours go to that one.
 """
 
 import importlib
@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "common.evaluate.command",
     **{name: f"common.deploy.{name}" for name in ("classify", "calibrate", "convert", "export", "doctor")},
 }
-"""Our own commands beside Lightning's, each a module with ``main(arguments) -> exit code``."""
+"""Our commands besides Lightning's. Each is a module with ``main(arguments) -> exit code``."""
 SIGTERM_EXIT_CODE, INTERRUPTED_EXIT_CODE = 128 + 15, 128 + 2
 
 USAGE = """\
@@ -82,7 +82,7 @@ def _unknown(argv: list[str]) -> str:
 
 
 def _other_lightning() -> importlib.metadata.EntryPoint | None:
-    """The `lightning` console script that another installed distribution declares, if there is one."""
+    """The `lightning` console script of another installed package, if there is one."""
     scripts = importlib.metadata.entry_points(group="console_scripts", name="lightning")
     return next((script for script in scripts if script.value != "common.cli:main"), None)
 
@@ -110,7 +110,7 @@ def _answered(call: Callable[[], int], name: str) -> int:
 def _train(argv: list[str]) -> int:
     options, arguments = take_options(resolve_configs(argv))
     check_path(option_value(arguments, "--ckpt_path"))
-    # A console script does not see the working directory; appended, so that it can shadow nothing.
+    # A console script does not see the working directory. It goes last, so that it shadows no package.
     sys.path.append(os.getcwd())
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -119,7 +119,7 @@ def _train(argv: list[str]) -> int:
     try:
         RecipeCLI(arguments, options)
     except SIGTERMException:
-        # Lightning stops in good order and would report success; a scheduler must see that it was stopped.
+        # Lightning stops cleanly and would report success, but a scheduler must see that the run was stopped.
         return SIGTERM_EXIT_CODE
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own answer to Ctrl-C has code 1

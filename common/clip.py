@@ -1,9 +1,9 @@
-"""CLIP = image tower + text tower + logit scale; building it, and moving its weights in and out.
+"""CLIP = image tower + text tower + logit scale: building a model, loading and saving its weights.
 
 Shapes: B images or texts, T text tokens, E joint dim.
 
-An architecture is a dictionary in open_clip's model-config format, named by an open_clip model or by a ``.json``
-file; ``text_cfg.vocabulary`` (ids kept of the byte-pair vocabulary) is this suite's one extension of it.
+An architecture is a dictionary in open_clip's model-config format, from an open_clip model name or a ``.json`` file.
+This suite extends the format by one key, ``text_cfg.vocabulary``: the ids kept of the byte-pair vocabulary.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _POSITIONS = "image_tower.positional_embedding"
 _INITIAL_SCALE = 1 / 0.07
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Channel means of OpenAI's CLIP, for pixel values in [0, 1]; used by every model of the suite."""
+"""Channel means of OpenAI's CLIP, for pixel values in [0, 1]; every model of the suite uses them."""
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Channel standard deviations that belong to MEAN."""
+"""Channel standard deviations, to go with MEAN."""
 
 
 def load_architecture(name: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def load_architecture(name: str) -> dict[str, Any]:
 
 
 def check_architecture(architecture: dict[str, Any], name: str = "architecture") -> dict[str, Any]:
-    """The same dictionary, or a ValueError that names the key this suite's towers do not implement."""
+    """Return the dictionary unchanged. ValueError names a key that this suite's towers do not implement."""
     sections = {"": architecture, **{key: architecture.get(key, {}) for key in ("vision_cfg", "text_cfg")}}
     for section, values in sections.items():
         for key, value in values.items():
@@ -73,9 +73,9 @@ def check_architecture(architecture: dict[str, Any], name: str = "architecture")
 
 
 class CLIP(nn.Module):
-    """A CLIP of the suite: ``image_tower``, ``text_tower``, ``logit_scale`` (a logarithm) and ``tokenizer``.
+    """A CLIP model: ``image_tower``, ``text_tower``, ``logit_scale`` (a logarithm) and ``tokenizer``.
 
-    image_tower: a tower in the place of the architecture's own.
+    image_tower: the tower to use; None: the architecture's plain ViT.
     """
 
     def __init__(self, architecture: dict[str, Any], image_tower: nn.Module | None = None) -> None:
@@ -103,12 +103,13 @@ class CLIP(nn.Module):
         quick_gelu: bool | None = None,
         image_size: int | None = None,
     ) -> CLIP:
-        """A CLIP of a named architecture with random weights (None), an open_clip tag's, or a local file's.
+        """A CLIP of a named architecture.
 
-        quick_gelu: the activation that a local file was trained with; must be said for a file that does not
-            record it, since wrong activations load without a complaint and only lower the accuracy.
-        image_size: pixels a side, where they differ from the architecture's; the weights' positions are then
-            interpolated to the grid of these pictures. Weights for another size are refused without it.
+        weights: an open_clip tag or a local file; None: random weights.
+        quick_gelu: whether a local file was trained with QuickGELU. It must be given for a file that does not record
+            it, since weights load with the wrong activation without an error and only lose accuracy.
+        image_size: pixels per side, if they differ from the architecture's; positional embeddings are then
+            interpolated to the new grid. Without it, weights for another size are refused.
         ValueError: unknown name, tag or file; keys or shapes that do not fit; an activation that does not match.
         """
         architecture = load_architecture(name)
@@ -129,10 +130,10 @@ class CLIP(nn.Module):
             read = partial(_tag_state_dict, name, weights, trained)
         wanted = native if quick_gelu is None else quick_gelu
         if trained != wanted:
-            said = {True: "QuickGELU", False: "GELU"}
+            names = {True: "QuickGELU", False: "GELU"}
             raise ValueError(
-                f"{weights} was trained with {said[trained]} but {name} with quick_gelu={quick_gelu} means "
-                f"{said[wanted]}; name the matching architecture (e.g. ViT-B-16-quickgelu) or quick_gelu={trained}"
+                f"{weights} was trained with {names[trained]} but {name} with quick_gelu={quick_gelu} means "
+                f"{names[wanted]}; name the matching architecture (e.g. ViT-B-16-quickgelu) or quick_gelu={trained}"
             )
         model = cls({**architecture, "quick_gelu": trained})
         model.load_weights(read(), weights, image_size is not None)
@@ -140,7 +141,7 @@ class CLIP(nn.Module):
 
     @classmethod
     def tiny(cls) -> CLIP:
-        """The small random CLIP of every test: 32 px, patch 8, 2 blocks of width 64; a vocabulary of 10 words."""
+        """A small random CLIP for tests: 32 px, patch 8, 2 blocks of width 64, a vocabulary of 10 words."""
         vocabulary = sorted(set(encode("a red green blue cat dog bird on the of")))
         text = {"context_length": 16, "vocab_size": len(vocabulary), "vocabulary": vocabulary}
         return cls(
@@ -152,19 +153,19 @@ class CLIP(nn.Module):
         )
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """images [B,3,S,S] -> embeddings [B,E], of length 1 unless told otherwise."""
+        """images [B,3,S,S] -> embeddings [B,E], of length 1 unless ``normalize`` is False."""
         z = self.image_tower(images)
         return F.normalize(z, dim=-1) if normalize else z
 
     def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
-        """ids [B,T] -> embeddings [B,E], of length 1 unless told otherwise."""
+        """ids [B,T] -> embeddings [B,E], of length 1 unless ``normalize`` is False."""
         z = self.text_tower(ids)
         return F.normalize(z, dim=-1) if normalize else z
 
     def load_weights(self, state: dict[str, Tensor], source: str = "state dict", resize: bool = False) -> None:
-        """Load a state dict of open_clip's ViT family or of this class. ValueError names keys that do not fit.
+        """Load a state dict of open_clip's ViT family or of this class. ValueError names the keys that do not fit.
 
-        source: what the state is called in an error.  resize: interpolate image positions of another grid.
+        source: the name of the weights in an error.  resize: interpolate positional embeddings of another grid.
         """
         state = {_our_key(key): value for key, value in state.items() if key not in ("attn_mask", "context_length")}
         if resize and _POSITIONS in state:
@@ -177,7 +178,7 @@ class CLIP(nn.Module):
             raise
 
     def open_clip_state_dict(self) -> dict[str, Tensor]:
-        """Copies of the weights under open_clip's names; its model of this architecture loads them strictly."""
+        """A copy of the weights under open_clip's names, which its model of this architecture loads strictly."""
         return {
             key.replace("image_tower.", "visual.", 1).removeprefix("text_tower."): value.detach().clone()
             for key, value in self.state_dict().items()
@@ -206,14 +207,14 @@ def save_model(module: nn.Module, path: str | Path, record: dict[str, Any], dtyp
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a whole state dict, called ``source`` in an error. ValueError names the keys that do not fit."""
-    own = module.state_dict()
-    wrong = [f"missing {key}" for key in own.keys() - state.keys()]
-    wrong += [f"unknown {key}" for key in state.keys() - own.keys()]
+    """Load a complete state dict; ``source`` is its name in an error. ValueError names the keys that do not fit."""
+    expected = module.state_dict()
+    wrong = [f"missing {key}" for key in expected.keys() - state.keys()]
+    wrong += [f"unknown {key}" for key in state.keys() - expected.keys()]
     wrong += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if state[key].shape != own[key].shape
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
@@ -222,10 +223,10 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The record in a safetensors file's metadata, its JSON objects; {} where there is none.
+    """The record in a safetensors file's metadata, as JSON objects by section; {} for a file without one.
 
-    "architecture" is a CLIP's; a model of another registered type adds a section named by that type.
-    ValueError when there is no file.
+    The section "architecture" is a CLIP's; a model of another registered type adds a section named after the type.
+    ValueError: there is no file.
     """
     if not Path(path).is_file():
         raise ValueError(f"no weights at {Path(path).absolute()}")
@@ -233,7 +234,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         return {}
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
-    # Other writers put plain words there ("format": "pt"), which are no record of ours.
+    # Other programs write plain words there ("format": "pt"), which are not part of the record.
     return {key: json.loads(value) for key, value in metadata.items() if value.startswith("{")}
 
 
@@ -242,10 +243,10 @@ def _recorded_architecture(path: str) -> dict[str, Any] | None:
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
-    """Weights of a safetensors or torch file as fp32, without any code of the file being run.
+    """The weights of a safetensors or torch file as fp32; no code in the file is run.
 
-    ``{"state_dict": ...}`` or ``{"model": ...}`` is opened, and a common ``module.``, ``model.`` or ``clip.``
-    prefix taken off.
+    A state dict inside ``{"state_dict": ...}`` or ``{"model": ...}`` is taken out. A ``module.``, ``model.`` or
+    ``clip.`` prefix that all keys share is removed. ValueError: there is no file, or it holds more than plain values.
     """
     if not Path(path).is_file():
         raise ValueError(f"no weights at {Path(path).absolute()}")
@@ -262,7 +263,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
 
 
 def tag_quick_gelu(name: str, tag: str) -> bool:
-    """Whether an open_clip tag's weights were trained with QuickGELU. ValueError: no such tag (asks no network)."""
+    """Whether an open_clip tag's weights were trained with QuickGELU; works offline. ValueError: no such tag."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)

@@ -1,4 +1,4 @@
-"""What a result must say about how it came about."""
+"""The conditions under which a result was made: code revision, machine, library versions, hashes of weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import torch
 from torch import nn
 
 _ROOT = Path(__file__).parent.parent
+_OUTPUTS = (":!*/results/*", ":!*/weights/*")
 
 
 def conditions(scale: str, **others: Any) -> dict[str, Any]:
     """The conditions of a run that starts now.
 
-    scale: "paper" or "embedded".  others: seeds, dtype, batch, and what else the run depends on.
-    revision is None outside a git checkout; clean says that no tracked file differs from it, those aside that
-    benchmarks write themselves (benchmarks/results and benchmarks/weights).
+    scale: "paper" or "embedded".  others: seeds, dtype, batch, and everything else that the run depends on.
+    "revision" is None outside a git checkout. "clean" means that no tracked file differs from the revision, except
+    for results and weights, which a run writes itself.
     """
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *_WRITTEN)
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *_OUTPUTS)
     return {
         "scale": scale,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -42,20 +43,17 @@ def digest(path: str | Path) -> str:
 
 
 def state_digest(module: nn.Module, salt: str) -> str:
-    """16 hex digits that change with any weight, with a name in the state dict, and with ``salt``."""
-    found = hashlib.sha256(salt.encode())
+    """16 hex digits that change with any weight, any name in the state dict, and ``salt``."""
+    result = hashlib.sha256(salt.encode())
     for key, value in sorted(module.state_dict().items()):
-        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
-
-
-_WRITTEN = (":!benchmarks/results", ":!benchmarks/weights")
+        result.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        result.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return result.hexdigest()[:16]
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
+        result = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -15,7 +15,7 @@ MAX_LOG_SCALE = math.log(100)
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather whose gradient is exact: every rank's gradient of my rows is summed back into them."""
+    """all_gather with the exact gradient: the sum over all ranks of their gradients for this rank's rows."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -31,9 +31,9 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """rows [B,...] of every rank, in rank order -> [G,...]; without a process group, the rows themselves.
+    """rows [B,...] of every rank, in rank order -> [G,...]; without a process group, the rows unchanged.
 
-    Differentiable. All ranks must hold the same B (drop the last incomplete batch).
+    Differentiable. B must be equal on all ranks (drop the last incomplete batch).
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return rows
@@ -43,7 +43,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 def scaled_cosines(rows: Tensor, columns: Tensor, logit_scale: Tensor) -> Tensor:
     """logit_scale * rows @ columns.T of unit rows [B,E] and columns [C,E] -> logits [B,C], at least in fp32.
 
-    Also under autocast: at a scale of 100 a bfloat16 product would be off by 0.2.
+    Autocast does not apply here: at a scale of 100, a bfloat16 product is off by 0.2.
     """
     with torch.autocast(rows.device.type, enabled=False):
         wide = torch.promote_types(rows.dtype, torch.float32)
@@ -62,12 +62,12 @@ def info_nce(
     """Symmetric InfoNCE of B pairs against the negatives of all ranks -> scalar.
 
     image, text: [B,E], normalised. logit_scale: the multiplier (already exponentiated).
-    same: long [B], equal for pairs whose captions are equal. Their pictures fit each other's caption, so all of
-        them are positives together: the term of an anchor is -log of the probability mass on its positives, which
-        is the plain cross-entropy when it has one. None: each pair is its own only positive.
+    same: long [B], equal for pairs with equal captions, which are all positives of each other. An anchor's loss is
+        -log of the total probability of its positives; with one positive this is cross-entropy. None: an anchor's
+        only positive is its own pair.
     label_smoothing: share of the target spread evenly over all G candidates.
-    gather: take the negatives of all ranks; each rank computes its own rows, so that the mean gradient over the
-        ranks (what DDP makes) is the gradient of one process with the joined batch.
+    gather: use the negatives of all ranks. Each rank computes its own rows, so the mean gradient over ranks (which
+        DDP computes) equals the gradient of one process with the whole batch.
     """
     all_image, all_text = (gather_rows(image), gather_rows(text)) if gather else (image, text)
     return contrast(
@@ -78,27 +78,30 @@ def info_nce(
     )
 
 
-def contrast(of_image: Tensor, of_text: Tensor, *, same: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Symmetric InfoNCE of ready logits -> scalar, for similarities other than the cosine of two embeddings.
+def contrast(
+    image_logits: Tensor, text_logits: Tensor, *, same: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Symmetric InfoNCE of given logits -> scalar, for similarities other than the cosine of two embeddings.
 
-    of_image: [B,G], each picture of this rank with the texts of all ranks in rank order (or of this rank: [B,B]).
-    of_text: [B,G], each text of this rank with the same pictures.  same, label_smoothing: see ``info_nce``.
+    image_logits: [B,G], this rank's images against the texts of all ranks in rank order; or [B,B], against this
+        rank's texts.
+    text_logits: the same shape, this rank's texts against the images.  same, label_smoothing: see ``info_nce``.
     """
-    pairs, candidates = of_image.shape
+    pairs, candidates = image_logits.shape
     gathered = candidates > pairs
     if same is None:
         offset = distributed.get_rank() * pairs if gathered else 0
-        all_same = torch.arange(candidates, device=of_image.device)
+        all_same = torch.arange(candidates, device=image_logits.device)
         same = all_same[offset : offset + pairs]
     else:
         all_same = gather_rows(same) if gathered else same
     positive = same[:, None] == all_same
-    sides = (_joint_cross_entropy(logits, positive, label_smoothing) for logits in (of_image, of_text))
+    sides = (_joint_cross_entropy(logits, positive, label_smoothing) for logits in (image_logits, text_logits))
     return 0.5 * sum(sides)
 
 
 def _joint_cross_entropy(logits: Tensor, positive: Tensor, smoothing: float) -> Tensor:
-    """-log(sum of the positives' softmax), mean over the rows of logits [B,G]; positive: boolean [B,G]."""
+    """-log of the positives' total softmax probability, averaged over rows; logits [B,G], positive bool [B,G]."""
     log_probability = F.log_softmax(logits, dim=1)
     loss = -torch.logsumexp(log_probability.masked_fill(~positive, -torch.inf), dim=1)
     if smoothing:
@@ -108,5 +111,5 @@ def _joint_cross_entropy(logits: Tensor, positive: Tensor, smoothing: float) -> 
 
 @torch.no_grad()
 def clamp_logit_scale(logit_scale: Tensor) -> None:
-    """Keep the logarithm of the scale within [0, ln 100] in place, as CLIP does after each step."""
+    """Clamp the logarithm of the scale to [0, ln 100] in place, as CLIP does after each step."""
     logit_scale.clamp_(0, MAX_LOG_SCALE)

@@ -1,9 +1,9 @@
-"""A model directory: all that a deployed model needs in one folder, as data and never as code.
+"""A model directory: everything that a deployed model needs in one folder, as data without code.
 
 model.json          type, architecture with its vocabulary, class names, templates, hashes of the weights, the run
 model.safetensors   the model, of a registered type
 text.safetensors    its text side, where the model is an image tower alone
-calibration.json    what `effclip calibrate` found
+calibration.json    the result of `effclip calibrate`
 README.md           the model card
 """
 
@@ -29,12 +29,13 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Description:
-    """What model.json says.
+    """The content of model.json.
 
-    type: the registered name.  architecture: of the CLIP that the model belongs to, in open_clip's format.
-    class_names, templates: of the data it was trained on, or the templates that its texts were tuned for; empty where
-        the data has no classes.
-    files: the hash of each weights file.  run: what the training recorded of itself; see ``RunRecord``.
+    type: the registered name.  architecture: that of the model's CLIP, in open_clip's format.
+    files: the hash of each weights file.
+    class_names: those of the training data.  templates: those of the training data, or those that the texts were
+        tuned for. Both are empty where the data has no classes.
+    run: the record of the training; see ``RunRecord``.
     """
 
     type: str
@@ -65,8 +66,8 @@ def write(
 ) -> Description:
     """Write weights and description of a model into a new or empty folder.
 
-    model: of a registered type.  texts: the CLIP whose text side it is read against, for an image tower alone.
-    ValueError: the folder has something in it.
+    model: of a registered type.  texts: for an image tower alone, the CLIP that gives the text tower.
+    ValueError: the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder.absolute()} is there already; name a new folder")
@@ -92,9 +93,9 @@ def write(
 
 
 def read(folder: Path) -> Description:
-    """The description of a model directory, found to fit the weights beside it.
+    """Read the description of a model directory and check it against the weights files.
 
-    ValueError: not a model directory, of a newer format, or with weights that are missing or others.
+    ValueError: it is no model directory, its format is newer, or a weights file is missing or different.
     """
     path = folder / DESCRIPTION
     if not path.is_file():

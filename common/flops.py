@@ -1,16 +1,16 @@
-"""Counting multiply-adds, in the two conventions that the papers' tables mix.
+"""Multiply-add counts, in the two conventions that the papers' tables mix.
 
 Shapes: B inputs, L queries, M keys, D width, V value width, N points of a Fourier transform.
 
 One fused multiply-add is one MAC; what the papers call GFLOPs are GMACs.
 
-* ``gmacs_paper``: what fvcore counts unasked, and what most of the tables print. Linear layers, convolutions,
-  explicit matrix products, normalisations (5 a value), poolings; the two products inside the fused attention
-  kernel are not seen: 16.87 for the ViT-B/16 image tower.
-* ``gmacs``: the same with attention and Fourier transforms: 17.58.
+* ``gmacs_paper``: fvcore's default count, which most of the tables print: linear layers, convolutions, explicit
+  matrix products, normalisations (5 per value) and poolings, without the two products inside the fused attention
+  kernel. The ViT-B/16 image tower has 16.87.
+* ``gmacs``: the same plus attention and Fourier transforms. The ViT-B/16 image tower has 17.58.
 
-Elementwise operations, reductions, look-ups and copies cost nothing in either. Any other operation is an
-error, so that nothing expensive is left out in silence.
+Elementwise operations, reductions, look-ups and copies are free in both. Any other operation is an error, so no
+expensive operation is silently left out.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import conv_flop_count, get_shape
 from torch import nn
 
-# Matrix products: operator -> which of its inputs has the contracted dimension last.
+# Matrix products: operator -> index of the input whose last dimension is contracted.
 _PRODUCTS = {
     "linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "mv": 0, "dot": 0,
     "addmm": 1, "_addmm_activation": 1, "addmv": 1,
 }  # fmt: skip
 
-# Free of charge beside fvcore's own list: one operation a value, reductions, ordering, look-ups, copies.
+# Free operations beside fvcore's own list: elementwise, reductions, sorting, look-ups, copies.
 _FREE = set(
     """
     abs acos add addcdiv addcmul adaptive_max_pool2d alias all amax amin any argmax argmin argsort
@@ -55,12 +55,12 @@ _FREE = set(
 
 @dataclass(frozen=True)
 class Macs:
-    """A cost, for the inputs that were given, all of them together.
+    """The cost of one forward pass over a whole batch.
 
-    gmacs: 1e9 multiply-adds with attention and Fourier transforms.
-    gmacs_paper: the same as fvcore counts unasked, without those two.
+    gmacs: 1e9 multiply-adds, including attention and Fourier transforms.
+    gmacs_paper: the same without those two, as fvcore counts by default.
     gmacs_fft: the Fourier transforms' part of ``gmacs``.
-    by_module: ``gmacs`` of every submodule by its name ("" is the whole); a parent holds its children's.
+    by_module: ``gmacs`` of every submodule by name ("" is the whole model); a parent includes its children.
     params: number of parameters.
     """
 
@@ -72,10 +72,11 @@ class Macs:
 
 
 def count_macs(module: nn.Module, *inputs: torch.Tensor) -> Macs:
-    """The cost of ``module(*inputs)``, without gradients, in evaluation mode (the module's mode is restored).
+    """The cost of ``module(*inputs)`` without gradients, in evaluation mode (the module's mode is restored).
 
-    The whole batch is counted: two pictures cost twice one. The module really runs; meta tensors will not do.
-    ValueError: an operation that may cost something and that this counter does not know.
+    The count is for the whole batch: two images cost twice as much as one. The module really runs, so meta tensors
+    do not work.
+    ValueError: an operation of unknown cost that is not listed as free.
     """
     analysis = FlopCountAnalysis(_Traced(module), inputs)
     analysis.set_op_handle(**_HANDLES)
@@ -100,9 +101,9 @@ def count_macs(module: nn.Module, *inputs: torch.Tensor) -> Macs:
 
 
 def expected_macs(paths: Sequence[Macs], fractions: Sequence[float]) -> Macs:
-    """The mean cost of a model whose inputs take different paths: ``fractions[i]`` of them take ``paths[i]``.
+    """The mean cost of a model whose inputs take different paths: a share ``fractions[i]`` takes ``paths[i]``.
 
-    ``params`` is the largest path's. ValueError: lengths differ, a negative fraction, or a sum other than 1.
+    ``params`` is that of the largest path. ValueError: lengths differ, a negative fraction, or a sum other than 1.
     """
     if len(paths) != len(fractions) or not paths:
         raise ValueError(f"{len(paths)} paths and {len(fractions)} fractions; give one fraction for each path")
@@ -120,9 +121,9 @@ def expected_macs(paths: Sequence[Macs], fractions: Sequence[float]) -> Macs:
 
 
 class _Traced(nn.Module):
-    """Returns the tensors of every submodule's result, of any type.
+    """A module that returns every tensor in the results of all submodules.
 
-    The tracer drops work that leads to no output, but work done and thrown away costs as much as any other.
+    The tracer drops operations that lead to no output, but a discarded result costs as much as any other.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -144,7 +145,7 @@ class _Traced(nn.Module):
 
 
 def _tensors(result) -> Iterator[torch.Tensor]:
-    """Every tensor in a result: in a sequence, a mapping, an object's attributes."""
+    """Every tensor in a result: in its sequences, mappings and objects' attributes."""
     if isinstance(result, torch.Tensor):
         yield result
     elif isinstance(result, list | tuple | dict):
@@ -157,7 +158,7 @@ def _tensors(result) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def _inference(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, and no fused multi-head attention of torch's, which hides its layers."""
+    """Evaluation mode without gradients, and without torch's fast path for attention, which hides its layers."""
     modes = {part: part.training for part in module.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -172,30 +173,30 @@ def _inference(module: nn.Module) -> Iterator[None]:
 
 
 def _product(contracted: int):
-    """A product of matrices or vectors: result values times the contracted dimension."""
+    """A product of matrices or vectors: number of result values times the contracted dimension."""
     return lambda inputs, outputs: math.prod(get_shape(outputs[0])) * get_shape(inputs[contracted])[-1]
 
 
 def _attention(inputs, outputs) -> Counter:
-    """Query-key and attention-value products, masked or not: L M (D + V) for each head."""
+    """Query-key and attention-value products, masked or not: L M (D + V) per head."""
     query, key, value = (get_shape(tensor) for tensor in inputs[:3])
     return Counter(attention=math.prod(get_shape(outputs[0])[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
 def _masked_product(inputs, outputs) -> Counter:
-    """``baddbmm``, how unfused attention adds its mask; unseen by fvcore, so not in ``gmacs_paper``."""
+    """``baddbmm``, by which unfused attention adds its mask; fvcore skips it, so ``gmacs_paper`` does too."""
     return Counter(attention=_product(1)(inputs, outputs))
 
 
 def _convolution(inputs, outputs) -> Counter:
-    """Filters over positions; grouped convolutions by their smaller filters."""
+    """A convolution; a grouped one counts its smaller filters."""
     image, kernel = (get_shape(tensor) for tensor in inputs[:2])
     transposed = inputs[3 if len(inputs) < 9 else 6].toIValue()
     return Counter(conv=conv_flop_count(image, kernel, get_shape(outputs[0]), transposed=bool(transposed)))
 
 
 def _einsum(inputs, outputs) -> int:
-    """Two operands: the product of all index sizes, exactly (fvcore rounds to four digits)."""
+    """An einsum of two operands: the exact product of all index sizes (fvcore rounds to four digits)."""
     equation = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
     shapes = [get_shape(operand) for operand in inputs[1].node().inputs()]
     if len(equation) != 2 or "." in "".join(equation):
@@ -209,7 +210,7 @@ def _einsum(inputs, outputs) -> int:
 
 
 def _integers(value) -> list[int] | None:
-    """A traced constant: an integer or a list of integers, None when it was left out."""
+    """A traced constant as a list of integers; None when the argument was omitted."""
     if value.node().kind() == "prim::ListConstruct":
         return [item.toIValue() for item in value.node().inputs()]
     constant = value.toIValue()
@@ -217,12 +218,12 @@ def _integers(value) -> list[int] | None:
 
 
 def _fourier(name: str):
-    """A transform of N points: 2.5 N log2 N multiply-adds, half of that where input or output is real."""
+    """A transform of N points: 2.5 N log2 N multiply-adds; half of that if its input or output is real."""
     real = name.startswith(("rfft", "irfft"))
     axes = {"2": [-2, -1], "n": None}.get(name[-1], [-1])
 
     def handle(inputs, outputs) -> Counter:
-        # The real signal, or the complex one: its sizes are the result's, but for a forward real transform.
+        # The signal's shape is the output's, except in a forward real transform, whose output is shorter.
         shape = list(get_shape(inputs[0] if name.startswith("rfft") else outputs[0]))
         sizes, dims = _integers(inputs[1]), _integers(inputs[2]) or axes or list(range(len(shape)))
         for dim, size in zip(dims, sizes or [], strict=False):

@@ -1,4 +1,4 @@
-"""Any model of the suite, or of open_clip, as the commands see it: ``encode_image``, perhaps ``encode_text``.
+"""Load any model of this suite or of open_clip: ``encode_image``, and ``encode_text`` if it has a text tower.
 
 Shapes: B images or texts, T text tokens, E joint dim, S image size.
 """
@@ -18,14 +18,11 @@ from common.clip import MEAN, STD, read_record, read_state_dict, tag_quick_gelu
 from common.conditions import digest, state_digest
 from common.directory import TEXT, WEIGHTS, is_directory
 from common.directory import read as read_directory
+from common.packaged import packaged_model
 from common.text_model import TextModel
 
 GROUP = "effclip.models"
-"""The entry-point group that names the model types which may be loaded."""
-
-_COMMITTED = Path(__file__).parent.parent / "benchmarks" / "weights"
-EMBEDDED, _EMBEDDED_TEXTS = _COMMITTED / "embedded_waveclip.safetensors", _COMMITTED / "embedded_clip.safetensors"
-"""The model that is there without a download, an image tower alone, and the CLIP that it was distilled from."""
+"""The entry-point group of the model types that may be loaded."""
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -35,13 +32,12 @@ class Model:
     """A loaded model.
 
     type: its registered name, or "open_clip".  image_size: S in pixels.
-    images: has ``encode_image(images [B,3,S,S]) -> [B,E]``, pictures normalised by CLIP's mean and deviation.
+    images: has ``encode_image(images [B,3,S,S]) -> [B,E]`` for images normalised by CLIP's mean and deviation.
     texts: has ``encode_text(ids [B,T]) -> [B,E]`` and ``tokenizer``; None for an image tower alone.
     weights: a hash of each side's weights (and of an open_clip model's name), {"image": ..., "text": ...}.
-    files: the hash of each file that was read, by its name.
-    folder: the model directory that it came from, if it did.
-    templates: of that directory, where the texts were tuned for them (``tuned_for_templates``) and are to be read with
-        no others; else none.
+    files: the hash of each file that was read, by file name.
+    folder: the model directory, if the model came from one.
+    templates: those of that directory, if the texts were tuned for them (``tuned_for_templates``) and need them.
     """
 
     name: str
@@ -55,7 +51,7 @@ class Model:
     templates: tuple[str, ...] = ()
 
     def text_encoder(self) -> nn.Module:
-        """``texts``, or a ValueError that says how to give the model a text tower."""
+        """``texts``. ValueError: the model has no text tower."""
         if self.texts is None:
             raise ValueError(
                 f"{self.name} (type {self.type}) has no text tower; name the CLIP that it was distilled from "
@@ -65,54 +61,50 @@ class Model:
 
 
 def registered() -> dict[str, importlib.metadata.EntryPoint]:
-    """The model types that may be loaded, by name: entry points of the group ``effclip.models``."""
+    """The entry points of the model types that may be loaded, by type name."""
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
 
 
 def load_model(
     model: str, weights: str | None = None, quick_gelu: bool | None = None, text_model: str | None = None
 ) -> Model:
-    """A model in evaluation mode from a file or folder of this suite, or by an open_clip name.
+    """Load a model in evaluation mode from a file or folder of this suite, or by an open_clip name.
 
-    model: a model directory, a safetensors file with this suite's record, a folder with one, or an open_clip
-        model name.
+    model: a model directory, a safetensors file with this suite's record, a folder with one such file, or an
+        open_clip model name.
     weights: for an open_clip name, one of its tags or a local file.
-    quick_gelu: for a local file of open_clip weights, the activation that it was trained with.
-    text_model: a file, folder or name whose text tower is taken, for types that have none. The embedded WaveCLIP
-        finds its own.
-    ValueError: nothing there, no record, a type that is not registered, or arguments that do not go together.
+    quick_gelu: for a local file of open_clip weights, whether it was trained with QuickGELU.
+    text_model: a file, folder or name that gives the text tower, for types that have none. A packaged model brings
+        its own.
+    ValueError: the file is missing or has no record, its type is not registered, or arguments do not go together.
     """
     path = _weights_path(model)
     if path is not None and (weights is not None or quick_gelu is not None):
         raise ValueError(f"{path} records its architecture; --weights and --quick-gelu belong to open_clip names")
     if path is None:
-        loaded = _of_open_clip(model, weights, quick_gelu)
+        loaded = _from_open_clip(model, weights, quick_gelu)
     else:
-        loaded = _of_directory(path) if path.is_dir() else _of_this_suite(model, path)
-    if text_model is None and is_embedded(model):
-        text_model = str(_EMBEDDED_TEXTS)
+        loaded = _from_directory(path) if path.is_dir() else _from_file(model, path)
     if text_model is None:
-        return loaded
-    other = load_model(text_model)
+        packaged = packaged_model(model)
+        if packaged is None:
+            return loaded
+        text_model = str(packaged.texts)
+    text_side = load_model(text_model)
     return replace(
         loaded,
-        texts=other.text_encoder(),
-        weights={"image": loaded.weights["image"], "text": other.weights["text"]},
-        files=loaded.files | other.files,
+        texts=text_side.text_encoder(),
+        weights={"image": loaded.weights["image"], "text": text_side.weights["text"]},
+        files=loaded.files | text_side.files,
         folder=None,
-        templates=other.templates,
+        templates=text_side.templates,
     )
 
 
-def is_embedded(model: str | Path) -> bool:
-    """Whether ``model`` is the file of the embedded WaveCLIP."""
-    return Path(model).resolve() == EMBEDDED.resolve()
-
-
 def model_type(record: dict[str, Any], path: Path) -> str:
-    """The registered type that a file's record states: the section beside "architecture", or CLIP without one.
+    """The registered type of a file: the one section of its record beside "architecture", or CLIP without one.
 
-    ValueError: no record, or a type that is not registered.
+    ValueError: there is no record, or the type is not registered.
     """
     if "architecture" not in record:
         raise ValueError(
@@ -127,7 +119,7 @@ def model_type(record: dict[str, Any], path: Path) -> str:
 
 
 def _weights_path(model: str) -> Path | None:
-    """The weights file or model directory that ``model`` names; None where it is no path."""
+    """The weights file or model directory that ``model`` names; None where it is not a path."""
     path = Path(model)
     if path.is_dir() and is_directory(path):
         return path
@@ -141,9 +133,9 @@ def _weights_path(model: str) -> Path | None:
     return None
 
 
-def _of_directory(folder: Path) -> Model:
+def _from_directory(folder: Path) -> Model:
     described = read_directory(folder)
-    loaded = _of_this_suite(folder.resolve().name, folder / WEIGHTS)
+    loaded = _from_file(folder.resolve().name, folder / WEIGHTS)
     texts = TextModel.load(folder / TEXT).eval() if TEXT in described.files else loaded.texts
     tuned = getattr(texts, "tuned_for_templates", False)
     return replace(
@@ -156,15 +148,15 @@ def _of_directory(folder: Path) -> Model:
     )
 
 
-def _of_this_suite(model: str, path: Path) -> Model:
-    record = read_record(path)  # refuses a file that is not there
+def _from_file(model: str, path: Path) -> Model:
+    record = read_record(path)  # ValueError where there is no file
     kind = model_type(record, path)
     module = registered()[kind].load().load(path).eval()
     size = record["architecture"]["vision_cfg"]["image_size"]
-    found = digest(path)
+    weights = digest(path)
     name = Path(model).name.removesuffix(".safetensors")
     texts = module if hasattr(module, "encode_text") else None
-    return Model(name, kind, size, module, texts, {"image": found, "text": found}, {path.name: found})
+    return Model(name, kind, size, module, texts, {"image": weights, "text": weights}, {path.name: weights})
 
 
 class OpenClip(nn.Module):
@@ -174,18 +166,18 @@ class OpenClip(nn.Module):
         super().__init__()
         self.model, self._tokenizer = model, tokenizer
         preprocess = model.visual.preprocess_cfg
-        mean, std, own_mean, own_std = (
+        clip_mean, clip_std, mean, std = (
             torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD, preprocess["mean"], preprocess["std"])
         )
-        self.register_buffer("scale", std / own_std)
-        self.register_buffer("shift", (mean - own_mean) / own_std)
+        self.register_buffer("scale", clip_std / std)
+        self.register_buffer("shift", (clip_mean - mean) / std)
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """images [B,3,S,S], normalised as CLIP's, -> [B,E]; they get this model's own normalisation here."""
+        """images [B,3,S,S], normalised as CLIP's, -> [B,E]. They are normalised again for this model."""
         return self.model.encode_image(images * self.scale + self.shift, normalize=normalize)
 
     def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
-        """ids [B,T] -> embeddings [B,E], of length 1 unless told otherwise."""
+        """ids [B,T] -> embeddings [B,E], of length 1 if ``normalize``."""
         return self.model.encode_text(ids, normalize=normalize)
 
     @property
@@ -194,11 +186,11 @@ class OpenClip(nn.Module):
         return self.model.logit_scale
 
     def tokenizer(self, texts: Sequence[str], truncate: bool = True, longest: bool = False) -> Tensor:
-        """texts -> ids [B,T] of the full context; open_clip's tokenizers always truncate."""
+        """texts -> ids [B,T] of the full context length; open_clip's tokenizers always truncate."""
         return self._tokenizer(list(texts))
 
 
-def _of_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> Model:
+def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> Model:
     import open_clip
 
     config = open_clip.get_model_config(name)
@@ -219,10 +211,10 @@ def _of_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> Mo
         state, trained = None, tag_quick_gelu(name, weights)
     native = bool(config.get("quick_gelu", False))
     if quick_gelu not in (None, trained) or native > trained or (state is None and native != trained):
-        said = {True: "QuickGELU", False: "GELU"}
+        activation = {True: "QuickGELU", False: "GELU"}
         raise ValueError(
-            f"{weights} was trained with {said[trained]}; {name} has {said[native]}"
-            f"{'' if quick_gelu is None else f' and --quick-gelu says {said[quick_gelu]}'}; name the matching "
+            f"{weights} was trained with {activation[trained]}; {name} has {activation[native]}"
+            f"{'' if quick_gelu is None else f' and --quick-gelu says {activation[quick_gelu]}'}; name the matching "
             f"architecture, such as ViT-B-16 or ViT-B-16-quickgelu"
         )
     model = open_clip.create_model(name, pretrained=weights if state is None else None, force_quick_gelu=trained)
@@ -237,6 +229,6 @@ def _of_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> Mo
         if size[0] != size[1]:
             raise ValueError(f"{name} reads pictures of {size}; evaluation gives square ones")
         size = size[0]
-    found = state_digest(model, f"{name} {trained}")
+    digests = dict.fromkeys(("image", "text"), state_digest(model, f"{name} {trained}"))
     files = {path.name: digest(path)} if state is not None else {}
-    return Model(f"{name} {path.stem}", "open_clip", size, wrapped, wrapped, {"image": found, "text": found}, files)
+    return Model(f"{name} {path.stem}", "open_clip", size, wrapped, wrapped, digests, files)

@@ -1,4 +1,4 @@
-"""Parameter groups and the per-step schedule that every recipe of the suite uses."""
+"""Parameter groups and the per-step learning-rate schedule of all trainings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The rate's factor at a step: linear from 1/warm-up to 1, then a half cosine to 0 at ``total_steps``."""
+    """The learning rate's factor: linear from 1/warmup_steps to 1, then a half cosine to 0 at ``total_steps``."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
@@ -25,9 +25,9 @@ def parameter_groups(
     new: Iterable[nn.Parameter] = (),
     new_factor: float = 1.0,
 ) -> list[dict]:
-    """AdamW groups of the trainable parameters: matrices decay; gains, biases and single vectors do not.
+    """AdamW groups of the trainable parameters. Weight decay applies to matrices, not to gains, biases and vectors.
 
-    new: parameters that start from nothing and take ``new_factor`` times the rate.
+    new: parameters without pretrained values; their learning rate is ``new_factor`` times the others'.
     """
     fresh = {id(p) for p in new}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -47,15 +47,15 @@ def parameter_groups(
 def configure(
     groups: list[dict], warmup_steps: int, total_steps: int, betas: tuple[float, float] = (0.9, 0.98)
 ) -> dict:
-    """What a LightningModule's ``configure_optimizers`` returns: AdamW under ``scheduled``."""
-    # Not fused: Lightning refuses to clip what a fused optimiser steps under mixed precision.
+    """AdamW with the schedule of ``scheduled``, as ``configure_optimizers`` returns it to Lightning."""
+    # Not fused: under mixed precision, Lightning refuses to clip gradients for a fused optimiser.
     return scheduled(AdamW(groups, betas=betas, eps=1e-6, foreach=True), warmup_steps, total_steps)
 
 
 def scheduled(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> dict:
-    """Any optimiser with warm-up and cosine, stepped per batch, in the form that Lightning takes.
+    """An optimiser with linear warm-up and cosine decay, stepped per batch, in Lightning's format.
 
-    ValueError when the run's length is unknown or shorter than its warm-up.
+    ValueError: the run's length is unknown, or not above the warm-up.
     """
     if total_steps <= 0 or math.isinf(total_steps):
         raise ValueError("the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs")

@@ -1,9 +1,30 @@
-"""Where runs and caches go."""
+"""Where runs and caches go, and how their files are written."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def runs_directory() -> Path:
     """The folder of run directories and caches: `$EFFCLIP_RUNS`, or `runs` in the working directory."""
     return Path(os.environ.get("EFFCLIP_RUNS") or "runs")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to `path` at the end: readers see the whole file or folder, or none.
+
+    The block writes a file there, or makes a folder. After an error nothing stays behind. Parent folders are made.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What `lightning predict` leaves behind: keys and embeddings in a file that numpy opens.
+"""The output file of `lightning predict`: keys and embeddings, which numpy reads.
 
-Shapes: M pictures, E joint dim.
+Shapes: M images, E joint dim.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 
 class PredictionFile(Callback):
-    """Writes what ``predict_step`` gave to ``predictions.npz`` in the run's folder, without pickle.
+    """Writes the results of ``predict_step`` to ``predictions.npz`` in the run's folder, without pickle.
 
-    The file holds "key", M strings, and beside it what else the module's dicts hold, such as "embedding", float32
-    [M,E]. Of several processes each writes its own pictures, to ``predictions-RANK.npz``.
+    The file holds "key", M strings, and the other entries of the module's dicts, such as "embedding", float32 [M,E].
+    With several processes, each writes its own images to ``predictions-RANK.npz``.
     """
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the batches and write them."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # all processes have to ask for it
+        """Concatenate the batches and write them."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call: every process makes it
         batches = trainer.predict_loop.predictions
         if not batches:
-            return  # --return_predictions false, or a process without pictures
+            return  # --return_predictions false, or a process without images
         if not all(isinstance(batch, dict) and "key" in batch for batch in batches):
             rank_zero_warn(
                 f"{type(pl_module).__name__}.predict_step gives no dicts with a 'key', so no file of predictions is "

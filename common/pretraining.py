@@ -1,4 +1,4 @@
-"""Contrastive pretraining: what all its losses share, and plain CLIP, the baseline of every table.
+"""Contrastive pretraining: the base class of all its losses, and plain CLIP, the baseline of every table.
 
 Shapes: B pairs, S image size, T text tokens, E joint dim, C classes.
 """
@@ -6,10 +6,10 @@ Shapes: B pairs, S image size, T text tokens, E joint dim, C classes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from common import optim
@@ -19,10 +19,18 @@ from common.retrieval import PairRecall
 from common.zeroshot import embed_prompts
 
 
-class ContrastivePretraining(LightningModule):
-    """Pretraining of a CLIP by a loss on batches of pairs: optimiser, bounds of the scale, zero-shot validation.
+class Deployable(Protocol):
+    """A training that makes a model which can be saved and used without the training."""
 
-    A subclass builds ``clip`` and says what ``loss`` is. The arguments are those of its command line.
+    def deployable(self) -> tuple[nn.Module, CLIP | None]:
+        """The trained model, and the CLIP whose text tower it needs; None: it needs no other text tower."""
+        ...
+
+
+class ContrastivePretraining(LightningModule):
+    """Trains a CLIP on batches of image-text pairs: optimiser, bounds of the logit scale, zero-shot validation.
+
+    A subclass builds ``clip`` and defines ``loss``. The constructor's arguments are settings of the recipe.
     """
 
     clip: CLIP
@@ -44,31 +52,31 @@ class ContrastivePretraining(LightningModule):
 
     @abstractmethod
     def loss(self, batch: dict) -> Tensor:
-        """The scalar that one batch of pairs is trained by."""
+        """The scalar training loss of one batch of pairs."""
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """The loss of one batch, logged with the scale."""
+        """The loss of one batch, logged with the logit scale."""
         return self.log_step(self.loss(batch))
 
     def log_step(self, loss: Tensor) -> Tensor:
-        """The loss of a step, which is logged with the scale."""
+        """Log a step's loss and the logit scale; returns the loss."""
         self.log("train_loss", loss, prog_bar=True)
         self.log("logit_scale", self.clip.logit_scale.exp())
         return loss
 
     def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
-        """Keep the scale within CLIP's bounds."""
+        """Keep the logit scale within CLIP's bounds."""
         clamp_logit_scale(self.clip.logit_scale)
 
     def on_validation_epoch_start(self) -> None:
-        """Embed the data's class prompts, where it has classes."""
+        """Embed the class prompts, where the data module has ``class_prompts``."""
         prompts = getattr(self.trainer.datamodule, "class_prompts", None)
         self._classes = None if prompts is None else embed_prompts(self.clip, prompts)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Zero-shot accuracy by class prompt where there are classes, else InfoNCE; recall where there are captions.
+        """Log zero-shot accuracy for data with classes, otherwise InfoNCE; collect recall for data with captions.
 
-        InfoNCE is among the batch's own pairs, since the processes may have different numbers of batches.
+        InfoNCE uses only this process's pairs, since processes may have different numbers of batches.
         """
         image = self.clip.encode_image(batch["image"])
         if "text" in batch:
@@ -83,14 +91,14 @@ class ContrastivePretraining(LightningModule):
         self.log("val_top1", self.validation_top1, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log R@1 both ways among all pairs of the split."""
+        """Log R@1 in both directions among all pairs of the split."""
         if self.validation_recall.update_called:
-            for way, found in self.validation_recall.compute().items():
-                self.log(f"val_{way}_r1", found["R@1"], sync_dist=True)
+            for direction, recalls in self.validation_recall.compute().items():
+                self.log(f"val_{direction}_r1", recalls["R@1"], sync_dist=True)
             self.validation_recall.reset()
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        """The same on the test split."""
+        """As validation, on the test split."""
         self.validation_step(batch, batch_idx)
 
     on_test_epoch_start = on_validation_epoch_start
@@ -101,7 +109,7 @@ class ContrastivePretraining(LightningModule):
         return {"key": batch["key"], "embedding": self.clip.encode_image(batch["image"])}
 
     def deployable(self) -> tuple[CLIP, None]:
-        """The trained model, and whose texts it is read against beside its own: nobody's."""
+        """The trained CLIP, which has its own text tower."""
         return self.clip, None
 
     def configure_optimizers(self) -> dict:
@@ -115,17 +123,17 @@ class CLIPPretraining(ContrastivePretraining):
 
     Args:
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
-        weights: where to start: null (random), an open_clip tag, or a local weights file.
-        quick_gelu: the activation of a local weights file that does not record it.
-        image_size: picture size, where it is not the architecture's; the weights' positions are interpolated to it.
-        learning_rate: peak rate of AdamW.
-        weight_decay: of matrices; gains, biases and vectors do not decay.
+        weights: initial weights: null (random), an open_clip tag, or a local weights file.
+        quick_gelu: whether a local weights file that does not record its activation uses QuickGELU.
+        image_size: image size, if it differs from the architecture's; positional embeddings are interpolated to it.
+        learning_rate: peak learning rate of AdamW.
+        weight_decay: weight decay of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
     """
 
     starts_from: ClassVar[dict[str, Any]] = {"weights": None}
-    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
+    """Arguments that a complete checkpoint makes unnecessary; see ``common.checkpoints``."""
 
     def __init__(
         self,
@@ -143,7 +151,7 @@ class CLIPPretraining(ContrastivePretraining):
         self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, image_size=image_size)
 
     def loss(self, batch: dict) -> Tensor:
-        """InfoNCE of one batch; pairs whose captions are equal are positives of each other."""
+        """InfoNCE of one batch; pairs with equal captions are positives of each other."""
         image, text = self(batch["image"], batch["text"])
         scale = self.clip.logit_scale.exp()
         return info_nce(image, text, scale, same=batch["caption_id"], label_smoothing=self.label_smoothing)

@@ -1,4 +1,4 @@
-"""Progress bars of the commands, on the error stream: what they print is for a file or for the next program."""
+"""Progress bars of the commands. They go to the error stream, so that the output can be piped."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ Item = TypeVar("Item")
 
 
 def bar(items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
-    """The items, with a bar that goes on as they are taken. total: how many, where ``items`` has no length."""
+    """Iterate over ``items`` behind a progress bar. total: the number of items, where ``items`` has no length."""
     return track(items, what, total, console=Console(stderr=True))

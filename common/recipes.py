@@ -1,24 +1,25 @@
-"""Recipes, the YAML files of a training: where they are found, and whose fault an error in one is.
+"""Recipes, the YAML files of trainings: finding them, and telling a user's mistake from a fault in the code.
 
-No torch here: a mistyped path is answered at once.
+Nothing here imports torch, so a mistyped path is answered at once.
 """
 
 from __future__ import annotations
 
 import importlib.resources
+import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
-"""The packages of this suite, whose recipes are found by ``PACKAGE/FILE.yaml``."""
+"""The packages of this suite. ``PACKAGE/FILE.yaml`` names a recipe in one of them."""
 
 
 def resolve_configs(argv: Sequence[str]) -> list[str]:
     """A copy of `argv` in which the value of every `-c` and `--config` names an existing file.
 
-    A path is taken from the working directory first, then as `PACKAGE/FILE.yaml` inside the installed
-    packages. `sys.argv` stays as it was: the processes that DDP starts read it again.
+    A path is looked up in the working directory first, then as `PACKAGE/FILE.yaml` in the installed packages.
+    `sys.argv` does not change, because the processes that DDP starts read it again.
 
     Raises:
         ValueError: there is no such file.
@@ -49,10 +50,17 @@ def _config_path(name: str) -> str:
     )
 
 
-def own_error(error: BaseException | None) -> BaseException | None:
-    """The error, or the one it was raised from, that this suite raised as a message for the user; None: neither.
+def recipe_variables() -> list[str]:
+    """The environment variables that packaged recipes read, as ``${NAME}``: where their data and weights are."""
+    folders = (Path(str(importlib.resources.files(package))) for package in PACKAGES)
+    recipes = (file.read_text(encoding="utf-8") for folder in folders for file in folder.rglob("*.yaml"))
+    return sorted({name for text in recipes for name in re.findall(r"\$\{(\w+)\}", text)})
 
-    The parser wraps what a constructor of model or data says.
+
+def own_error(error: BaseException | None) -> BaseException | None:
+    """The first error in the chain of causes that this suite raised, a message for the user; None: there is none.
+
+    The parser wraps the errors of a model's or data module's constructor, so the cause may be ours.
     """
     while error is not None and not _raised_here(error):
         error = error.__cause__
@@ -60,8 +68,8 @@ def own_error(error: BaseException | None) -> BaseException | None:
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether the line that raised stands in one of this suite's packages: a message meant for the user."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]  # none for a cause that was only stated
-    # __spec__, not __name__: under `python -m common.cli` this module's __name__ is __main__.
+    """Whether a line in one of this suite's packages raised the error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]  # empty for a cause that was never raised
+    # __spec__ instead of __name__: under `python -m common.cli` this module's __name__ is __main__.
     spec = frames[-1].f_globals.get("__spec__") if frames else None
     return spec is not None and spec.name.partition(".")[0] in PACKAGES

@@ -1,12 +1,12 @@
-"""The one form of every token reducer, and the tower that runs reducers between blocks.
+"""The common form of all token reducers, and the tower that runs reducers between blocks.
 
 Shapes: B images, N tokens, K patch tokens among them, R patch tokens kept, M cached tokens of earlier levels, D width,
 H heads, E joint dim.
 
-A reducer is a callable ``(x [B,N,D], context) -> (x [B,N',D], context)``. Before block i it works on what enters
-the block; between the half steps of block i (EViT, ToMe, MLIP) on what its attention has left. Pruning,
-fusing and merging have this one form, so one counter and one clock measure them all. Tokens in a cache are seen by
-the others and never reduced.
+A reducer is a callable ``(x [B,N,D], context) -> (x [B,N',D], context)``. It runs before block i, on the block's
+input, or between the two half steps of block i, on the output of its attention (as EViT and ToMe do). Pruning,
+fusing and merging all have this form, so the same code counts and times them. Cached tokens are attended to and
+never reduced.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch.nn import functional as F
 from common.tower import Attention, Block, ImageTower, KVCache
 
 Place = int | tuple[int, str]
-"""Where a reducer stands: ``i`` before block i, ``(i, "middle")`` between its two half steps."""
+"""Where a reducer runs: ``i`` is before block i, ``(i, "middle")`` between its two half steps."""
 
 
 @dataclass(frozen=True)
 class ReductionContext:
-    """What a reducer knows beside the tokens, which stand as: ``leading``, K patch tokens, ``trailing``.
+    """What a reducer knows beside the tokens. Their order is: ``leading`` tokens, K patch tokens, ``trailing`` tokens.
 
-    positions: long [B,K], each patch token's place in the flattened grid; -1 where one token stands for several.
-    sizes: [B,K], how many patches each token stands for; None while each stands for itself.
-    leading: tokens before the patches that no reducer touches (the class token).
-    trailing: tokens after them that no reducer touches (prompts).
-    bias: additive [B,1,1,N] attention mask over the tokens, of the blocks (or block halves) still to come; or None.
-        Cached tokens have none.
-    block: the block that the reducer stands at.
-    entered: [B,N,D], what entered (or will enter) that block.
-    keys: [B,H,N,D/H], the block's keys, where its attention has already run; else None.
+    positions: long [B,K], each patch token's index in the flattened grid; -1 for a token made of several patches.
+    sizes: [B,K], the number of patches in each token; None: one patch each.
+    leading: number of tokens before the patches that no reducer changes (the class token).
+    trailing: number of tokens after the patches that no reducer changes (prompts).
+    bias: additive attention mask [B,1,1,N] for all later attention over the tokens, or None. It does not cover
+        cached tokens.
+    block: the block at which the reducer runs.
+    entered: [B,N,D], the input of that block.
+    keys: [B,H,N,D/H], the block's keys once its attention has run; None before.
     past: [B,H,M,D/H], the block's keys of cached tokens; None without a cache.
     """
 
@@ -55,28 +55,27 @@ class ReductionContext:
         return x[:, self.leading : x.shape[1] - self.trailing]
 
     def with_patches(self, x: Tensor, patches: Tensor) -> Tensor:
-        """x [B,N,D] with other patch tokens [B,R,D] in the place of its own."""
+        """x [B,N,D] with its patch tokens replaced by ``patches`` [B,R,D]."""
         parts = [x[:, : self.leading], patches, x[:, x.shape[1] - self.trailing :]]
         return torch.cat(parts if self.trailing else parts[:2], dim=1)
 
     def select(self, x: Tensor, kept: Tensor) -> tuple[Tensor, ReductionContext]:
-        """Only the patch tokens ``kept`` (long [B,R], places among the K), in that order, and their context."""
+        """Keep the patch tokens ``kept`` (long [B,R], indices among the K), in that order, and their context."""
         patches = self.patches(x)
         x = self.with_patches(x, patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1])))
         bias = self.bias
         if bias is not None:
             row = bias[:, 0, 0, :, None]
-            own = self.patches(row).gather(1, kept[..., None])
-            bias = self.with_patches(row, own)[:, None, None, :, 0]
+            bias = self.with_patches(row, self.patches(row).gather(1, kept[..., None]))[:, None, None, :, 0]
         sizes = None if self.sizes is None else self.sizes.gather(1, kept)
         return x, replace(self, positions=self.positions.gather(1, kept), sizes=sizes, bias=bias)
 
     def class_attention(self) -> Tensor:
-        """Attention [B,K] of the class token to the patch tokens in this block, the mean over heads.
+        """Attention [B,K] of the class token to the patch tokens in this block, averaged over heads.
 
-        The softmax runs over all M+N tokens; see ``class_logits`` for the cost of that one row.
+        The softmax runs over all M+N tokens; ``class_logits`` computes this one row cheaply.
         """
-        assert self.block is not None and self.entered is not None, "only a reducer at a block can ask for attention"
+        assert self.block is not None and self.entered is not None, "only a reducer at a block has class attention"
         x = self.entered
         logits = class_logits(self.block.attn, self.block.ln_1(x), self.past)
         if self.bias is not None:
@@ -86,13 +85,14 @@ class ReductionContext:
 
 
 def class_logits(attention: Attention, x: Tensor, past: Tensor | None = None) -> Tensor:
-    """Attention logits [B,H,M+N] of the class token, the first of x [B,N,D] (after ``ln_1``), up to a constant a head.
+    """Attention logits [B,H,M+N] of the class token, up to one constant per head.
 
-    past: keys [B,H,M,D/H] of tokens that stand before x; None: there are none.
+    x: [B,N,D] after ``ln_1``, class token first.
+    past: keys [B,H,M,D/H] of cached tokens, which come before x; None: there are none.
 
-    The row's q·(Wx) is computed as (Wᵀq)·x: N·D·H + 2·D² multiply-adds where the keys alone would cost N·D², and
-    the fused kernel stays in use for the other rows. A key's own bias adds the same number to every token's logit,
-    so no softmax sees it; ready keys hold it, and there it is taken off. They cost M·D more.
+    q·(Wx) is computed as (Wᵀq)·x. That takes N·D·H + 2·D² multiply-adds (and M·D with a cache), where the keys alone
+    would take N·D², and the other rows keep the fused kernel. The keys' bias adds the same constant to every logit,
+    which the softmax ignores. Cached keys include the bias, so it is subtracted from their logits.
     """
     width, heads = x.shape[-1], attention.heads
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
@@ -100,9 +100,9 @@ def class_logits(attention: Attention, x: Tensor, past: Tensor | None = None) ->
     folded = query @ weight[width : 2 * width].unflatten(0, (heads, -1))  # [H,B,D]
     logits = folded.transpose(0, 1) @ x.transpose(1, 2)
     if past is not None:
-        own_bias = (query * bias[width : 2 * width].unflatten(0, (heads, 1, -1))).sum(-1)  # [H,B]
-        earlier = (past @ query.transpose(0, 1)[..., None]).squeeze(-1) - own_bias.T[..., None]
-        logits = torch.cat([earlier, logits], dim=-1)
+        key_bias = (query * bias[width : 2 * width].unflatten(0, (heads, 1, -1))).sum(-1)  # [H,B]
+        cached = (past @ query.transpose(0, 1)[..., None]).squeeze(-1) - key_bias.T[..., None]
+        logits = torch.cat([cached, logits], dim=-1)
     return logits * (width // heads) ** -0.5
 
 
@@ -117,33 +117,39 @@ def run_reduced(
     start: int = 0,
     cache: KVCache | None = None,
 ) -> tuple[Tensor, ReductionContext]:
-    """x [B,N,D] through ``blocks``, the first of which is number ``start``, and the reducers at their places.
+    """Run x [B,N,D] through ``blocks`` and the reducers at their places -> (x [B,N',D], context).
 
-    cache: what stands before x and stays whole, M tokens of each block; the tokens of x that a block's attention saw
-        are added to it.
+    start: the number of the first block.
+    cache: M tokens per block that come before x and are never reduced. Each block adds the tokens of x that its
+        attention saw.
     """
     cached = cache is not None and cache.tokens > 0
     for layer, block in enumerate(blocks, start):
         before, middle = reducers.get(layer), reducers.get((layer, "middle"))
         past = cache.keys(layer) if cached else None
+        # 1. The reducer before the block sees the block's input.
         if before is not None:
             x, context = before(x, replace(context, block=block, entered=x, keys=None, past=past))
+        # 2. The reducer may have changed the bias; cached tokens, which come first, get none.
         mask = context.bias
         if mask is not None and past is not None:
             mask = F.pad(mask, (past.shape[2], 0))
+        # 3. Without a reducer in its middle, the block runs whole.
         if middle is None:
             x = block(x, mask, cache, layer)
             continue
-        seen = KVCache() if cache is None else cache  # attention leaves its keys there
-        entered, x = x, block.attend(x, mask, seen, layer)
-        keys = seen.keys(layer)[:, :, -x.shape[1] :]
+        # 4. Otherwise attention runs first and leaves its keys in a cache; the reducer sees its output and the keys.
+        block_cache = KVCache() if cache is None else cache
+        entered, x = x, block.attend(x, mask, block_cache, layer)
+        keys = block_cache.keys(layer)[:, :, -x.shape[1] :]
         x, context = middle(x, replace(context, block=block, entered=entered, keys=keys, past=past))
+        # 5. The feed-forward half runs on the tokens that are left.
         x = block.feed_forward(x)
     return x, replace(context, block=None, entered=None, keys=None, past=None)
 
 
 def check_places(places: Iterable[Place], layers: int) -> None:
-    """ValueError: a place that a tower with so many blocks does not have."""
+    """Raise ValueError for a place that a tower of ``layers`` blocks does not have."""
     for place in places:
         layer, half = place if isinstance(place, tuple) else (place, "middle")
         if half != "middle" or not 0 <= layer < layers:
@@ -153,9 +159,9 @@ def check_places(places: Iterable[Place], layers: int) -> None:
 
 
 class ReducedTower(nn.Module):
-    """An image tower with reducers in it; without any it equals the tower.
+    """An image tower that runs reducers between its blocks; without reducers it equals the tower.
 
-    reducers: by place, see ``Place``. Those that are modules are submodules of this tower.
+    reducers: by their ``Place``; those that are modules become submodules of this tower.
     ValueError: a place that the tower does not have.
     """
 
@@ -166,7 +172,7 @@ class ReducedTower(nn.Module):
         self.reducer_modules = nn.ModuleList(r for r in reducers.values() if isinstance(r, nn.Module))
 
     def run(self, images: Tensor) -> tuple[Tensor, ReductionContext]:
-        """images [B,3,S,S] -> tokens [B,N',D] after the last block, and the context that says which they are."""
+        """images [B,3,S,S] -> tokens [B,N',D] after the last block, and their context."""
         x = self.tower.embed(images)
         places = torch.arange(self.tower.grid**2, device=x.device).expand(x.shape[0], -1)
         return run_reduced(self.tower.transformer.resblocks, x, ReductionContext(places), self.reducers)
@@ -176,6 +182,6 @@ class ReducedTower(nn.Module):
         return self.tower.pool(self.run(images)[0])
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """images [B,3,S,S] -> z [B,E], of length one unless ``normalize`` is off."""
+        """images [B,3,S,S] -> z [B,E], of length 1 unless ``normalize`` is False."""
         z = self(images)
         return F.normalize(z, dim=-1) if normalize else z

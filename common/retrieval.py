@@ -1,6 +1,6 @@
-"""Image-text retrieval: the place of the right answer among all candidates, without the matrix of all scores.
+"""Image-text retrieval: the rank of the right answer among all candidates, computed in blocks of the score matrix.
 
-Shapes: M images, T texts, E joint dim, b images or texts of a block.
+Shapes: M images, T texts, E joint dim, b images or texts in a block.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 TIE = 1e-6
-"""Cosines that differ by less count as equal: fp32 products of one pair differ by so much between block sizes."""
+"""Cosines that differ by less count as equal; fp32 rounding of one pair differs by as much between block sizes."""
 
 
 @torch.no_grad()
 def ranks(images: Tensor, texts: Tensor, owner: Tensor, block: int = 2048) -> tuple[Tensor, Tensor]:
-    """Places (1 is best) of the right answers: of each image's best text [M], of each text's image [T].
+    """Ranks (1 is best) of the right answers: each image's best text [M], and each text's image [T].
 
-    images [M,E] and texts [T,E] are normalised here, to fp32 cosines; ``owner`` long [T] is the image that a
-    text describes. A place is one more than the number of wrong candidates that score as high as the right
-    answer or higher, so ties (equal captions of different pictures, collapsed embeddings) count against the
-    model, and an image's other texts are not in each other's way. Scores exist for b x b pairs at a time.
+    images [M,E] and texts [T,E] are normalised here, in fp32; ``owner`` long [T] is the image that a text describes.
+    The rank is 1 + the number of wrong candidates that score at least as high as the right answer. So ties (equal
+    captions of different images, collapsed embeddings) count against the model, and the several texts of an image do
+    not compete. Only b x b scores (b = ``block``) are in memory at a time.
     ValueError: an image without a text, an owner that is no image, or embeddings that are not finite.
     """
     if len(owner) != len(texts) or not len(images):
@@ -37,27 +37,29 @@ def ranks(images: Tensor, texts: Tensor, owner: Tensor, block: int = 2048) -> tu
     if not (images.isfinite().all() and texts.isfinite().all()):
         raise ValueError("some embeddings are not finite; evaluate in float32, or look for overflow in the weights")
     images, texts = (F.normalize(z.float(), dim=-1) for z in (images, texts))
-    own = torch.cat([(images[o] * t).sum(-1) for o, t in zip(owner.split(block), texts.split(block), strict=True)])
-    best = own.new_full((len(images),), -torch.inf).scatter_reduce(0, owner, own, "amax")
-    of_image, of_text = (torch.ones(len(z), dtype=torch.long, device=z.device) for z in (images, texts))
+    # Scores of the right pairs: each text with its image, and the best text of each image.
+    right = torch.cat([(images[o] * t).sum(-1) for o, t in zip(owner.split(block), texts.split(block), strict=True)])
+    best = right.new_full((len(images),), -torch.inf).scatter_reduce(0, owner, right, "amax")
+    # Block by block, count the wrong candidates that score as high.
+    image_ranks, text_ranks = (torch.ones(len(z), dtype=torch.long, device=z.device) for z in (images, texts))
     for rows in torch.arange(len(images), device=images.device).split(block):
         for columns in torch.arange(len(texts), device=texts.device).split(block):
             scores = images[rows] @ texts[columns].T + TIE
             wrong = owner[columns] != rows[:, None]
-            of_image[rows] += ((scores >= best[rows, None]) & wrong).sum(1)
-            of_text[columns] += ((scores >= own[columns]) & wrong).sum(0)
-    return of_image, of_text
+            image_ranks[rows] += ((scores >= best[rows, None]) & wrong).sum(1)
+            text_ranks[columns] += ((scores >= right[columns]) & wrong).sum(0)
+    return image_ranks, text_ranks
 
 
-def recall(places: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """R@k: the share of places [M] up to k, for each k, as {"R@1": ...}."""
-    return {f"R@{k}": (places <= k).double().mean().item() for k in ks}
+def recall(rank: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """R@k, the share of ranks ``rank`` [M] up to k, for each k, as {"R@1": ...}."""
+    return {f"R@{k}": (rank <= k).double().mean().item() for k in ks}
 
 
 class PairRecall(Metric):
-    """R@k over the pairs of an epoch and of all processes, for the validation of a training.
+    """R@k over the pairs of an epoch and of all processes, for validation during training.
 
-    Of pairs with equal captions the first alone counts, since their pictures cannot be told apart by the caption.
+    Only the first of the pairs with equal captions counts, since the caption cannot distinguish their images.
     """
 
     full_state_update = False
@@ -68,7 +70,7 @@ class PairRecall(Metric):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, images: Tensor, texts: Tensor, caption_id: Tensor) -> None:
-        """Add pairs: images [B,E], texts [B,E], and ids long [B] that are equal where the captions are."""
+        """Add pairs: images [B,E], texts [B,E], and ids long [B], equal for equal captions."""
         self.images.append(images)
         self.texts.append(texts)
         self.captions.append(caption_id)
@@ -79,5 +81,5 @@ class PairRecall(Metric):
         distinct, number = captions.unique(return_inverse=True)
         order = torch.arange(len(captions), device=captions.device)
         first = torch.full_like(distinct, len(captions)).scatter_reduce(0, number, order, "amin")
-        of_image, of_text = ranks(images[first], texts[first], torch.arange(len(first), device=first.device))
-        return {"image_to_text": recall(of_image), "text_to_image": recall(of_text)}
+        image_ranks, text_ranks = ranks(images[first], texts[first], torch.arange(len(first), device=first.device))
+        return {"image_to_text": recall(image_ranks), "text_to_image": recall(text_ranks)}

@@ -1,8 +1,8 @@
-"""What a checkpoint says of its run, for the model card: settings, data, conditions, last metrics."""
+"""The record of a run in its checkpoint, for the model card: settings, data, conditions, last metrics."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -12,29 +12,43 @@ from common.conditions import conditions
 from common.settings import differences
 
 
+@runtime_checkable
+class TunedForTemplate(Protocol):
+    """A training that tunes a model for one prompt template; None: for the first of the data's templates."""
+
+    template: str | None
+
+
 class RunRecord(SaveConfigCallback):
     """Saves the configuration beside the checkpoints, as its base class does, and a record of the run in each.
 
-    The record holds plain values only: "model", "data" and "seed" from the configuration; "conditions" of the
-    run's start, kept when it goes on later; "attribution", "class_names" and "templates" where the data has them, or
-    the template that a model was tuned with; "metrics", the last validation's.
+    The record holds plain values only:
+    "model", "data", "seed": from the configuration.
+    "conditions": those of the run's start; a resumed run keeps them.
+    "attribution", "class_names", "templates": the data module's attributes of these names, where it has them; a
+        training that is ``TunedForTemplate`` gives its own template.
+    "metrics": those of the last validation.
+    "changed": the settings of a resumed run that are not those it began with, "NAME was VALUE, is VALUE".
     """
 
     record: dict[str, Any] | None = None
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin the record, on the first process, which is the one that writes checkpoints."""
-        said = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        data, of = said.get("data") or {}, trainer.datamodule
-        names, own = getattr(of, "class_names", None), getattr(pl_module, "template", None)
-        templates = [own] if own else getattr(of, "templates", None) or []
+        """Begin the record, on the first process, which also writes the checkpoints."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        data = trainer.datamodule
+        class_names = getattr(data, "class_names", None)
+        if isinstance(pl_module, TunedForTemplate) and pl_module.template:
+            templates = [pl_module.template]
+        else:
+            templates = getattr(data, "templates", None) or []
         self.record = {
-            "model": said.get("model"),
-            "data": data,
-            "seed": said.get("seed_everything"),
-            "conditions": conditions(getattr(of, "scale", "paper")),
-            "attribution": getattr(of, "attribution", None),
-            "class_names": None if names is None else list(names),
+            "model": config.get("model"),
+            "data": config.get("data") or {},
+            "seed": config.get("seed_everything"),
+            "conditions": conditions(getattr(data, "scale", "paper")),
+            "attribution": getattr(data, "attribution", None),
+            "class_names": None if class_names is None else list(class_names),
             "templates": [template for template in templates if isinstance(template, str)],
             "metrics": {},
         }
@@ -49,7 +63,7 @@ class RunRecord(SaveConfigCallback):
         return dict(self.record or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the record of the run that is continued; its settings are those that are used from now on."""
+        """Continue the record of the run that is resumed, with the settings that it has from now on."""
         if not state_dict:
             return
         now = {name: value for name, value in (self.record or {}).items() if name in ("model", "data", "seed")}

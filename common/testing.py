@@ -1,7 +1,6 @@
-"""What the tests of every package share: the tiny CLIP's architecture as a file, and captions it can spell.
-Tiny shards are made by ``common.data.smoke``.
+"""What the tests of every package share: the architecture file of ``CLIP.tiny``, and captions in its vocabulary.
 
-The tiny CLIP itself is ``common.clip.CLIP.tiny``.
+``common.data.smoke`` makes tiny shards.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from pathlib import Path
 from common.clip import CLIP
 
 TINY_CAPTIONS = tuple(f"a {colour} {animal}" for colour in ("red", "green", "blue") for animal in ("cat", "dog"))
-"""Six captions that the tiny CLIP's vocabulary can spell."""
+"""Six captions whose words are all in the tiny CLIP's vocabulary."""
 
 
 def tiny_architecture(folder: Path) -> str:
-    """Write the architecture of ``CLIP.tiny()`` into a folder; gives the ``.json`` file's path."""
+    """Write the architecture of ``CLIP.tiny()`` into a folder; returns the path of the ``.json`` file."""
     file = folder / "tiny.json"
     file.write_text(json.dumps(CLIP.tiny().architecture))
     return str(file)

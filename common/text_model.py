@@ -1,4 +1,4 @@
-"""The text side of a CLIP alone: what classification by name needs beside an image tower.
+"""The text side of a CLIP: what zero-shot classification needs besides an image tower.
 
 Shapes: B texts, T text tokens, E joint dim.
 """
@@ -18,7 +18,7 @@ from common.tower import TextTower
 
 
 class TextModel(nn.Module):
-    """Text tower, logit scale (a logarithm) and tokenizer of a CLIP of this architecture."""
+    """Text tower, logit scale (a logarithm) and tokenizer of a CLIP. architecture: in open_clip's format."""
 
     def __init__(self, architecture: dict[str, Any]) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class TextModel(nn.Module):
 
     @classmethod
     def of(cls, clip: CLIP) -> TextModel:
-        """The text side of a CLIP, its weights shared."""
+        """The text side of a CLIP; the weights are shared, not copied."""
         model = cls({**clip.architecture, "quick_gelu": clip.quick_gelu})
         model.text_tower, model.logit_scale = clip.text_tower, clip.logit_scale
         return model
 
     def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
-        """ids [B,T] -> embeddings [B,E], of length 1 unless told otherwise."""
+        """ids [B,T] -> embeddings [B,E], of length 1 if ``normalize``."""
         z = self.text_tower(ids)
         return F.normalize(z, dim=-1) if normalize else z
 

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer, optionally cut to the ids that a small data set uses.
+"""CLIP's byte-pair tokenizer, optionally with a vocabulary cut to the ids that a small data set uses.
 
 Shapes: B texts, T tokens.
 """
@@ -33,8 +33,8 @@ def encode(text: str) -> list[int]:
 class Tokenizer:
     """Text -> ids, with open_clip's byte-pair encoding.
 
-    vocabulary: the full-vocabulary ids that are kept, ascending; the id of a kept one is its place in the list, so
-        end-of-text stays the highest id, which is how the text tower finds it. None keeps all 49,408.
+    vocabulary: the ids to keep of the full vocabulary, ascending; None keeps all 49,408. A kept id becomes its index
+        in the list, so end-of-text stays the highest id, by which the text tower finds it.
     """
 
     def __init__(self, context_length: int = 77, vocabulary: Sequence[int] | None = None) -> None:
@@ -44,7 +44,7 @@ class Tokenizer:
         self._new_id = None if vocabulary is None else {old: new for new, old in enumerate(vocabulary)}
 
     def ids(self, text: str, truncate: bool = False) -> list[int]:
-        """The unpadded ids of one text. ValueError: empty, too long (unless ``truncate``), or a word not kept."""
+        """The unpadded ids of a text. ValueError: it is empty, too long (unless ``truncate``), or has unknown words."""
         if not text.strip():
             raise ValueError("an empty text has nothing to tokenise; give it words or leave the sample out")
         ids = encode(text)
@@ -65,9 +65,10 @@ class Tokenizer:
         return [self._new_id[i] for i in ids]
 
     def __call__(self, texts: Sequence[str], truncate: bool = False, longest: bool = False) -> Tensor:
-        """texts -> long [B,T], zero after end-of-text; T is context_length, or the longest row with ``longest``.
+        """texts -> ids, long [B,T], zero after end-of-text.
 
-        truncate: cut long texts before end-of-text, as CLIP's pretraining does, instead of refusing them.
+        truncate: cut long texts before end-of-text, as CLIP's pretraining does; otherwise they are a ValueError.
+        longest: T is the length of the longest row; otherwise T is context_length.
         """
         rows = [self.ids(text, truncate) for text in texts]
         length = max(map(len, rows), default=0) if longest else self.context_length

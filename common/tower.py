@@ -2,8 +2,8 @@
 
 Shapes: B images or texts, N tokens, M cached tokens, D width, H heads, E joint dim, T text tokens, g patches a side.
 
-Parameter names are open_clip's, so that its state dicts load unchanged. Every tower is three public steps,
-``embed -> run_blocks -> pool``; a method replaces one of them and leaves the rest alone.
+Parameter names are open_clip's, so that its state dicts load unchanged. Every tower has three public steps,
+``embed -> run_blocks -> pool``; a method replaces one of them and keeps the others.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 
 class KVCache:
-    """Keys and values of every block, for tokens that later tokens attend to but never change.
+    """Keys and values of every block, for tokens to which later tokens attend.
 
-    The tensors are never written in place: ``append`` joins, ``select`` gathers, so an older cache stays valid.
+    No tensor is written in place: ``append`` concatenates and ``select`` gathers, so an older cache stays valid.
     """
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add ``key`` and ``value`` [B,H,N,D/H] of one block; returns all M+N of them, oldest first."""
+        """Add ``key`` and ``value`` [B,H,N,D/H] of one block; returns all M+N keys and values, oldest first."""
         if layer in self._layers:
             past_key, past_value = self._layers[layer]
             key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
@@ -36,23 +36,23 @@ class KVCache:
         return key, value
 
     def select(self, rows: Tensor | None = None) -> KVCache:
-        """A cache of the batch rows ``rows`` (long [K]), or with None a cheap copy that can grow on its own."""
+        """A cache of the batch rows ``rows`` (long [K]); None: a shallow copy that grows independently."""
         chosen = KVCache()
         for layer, (key, value) in self._layers.items():
             chosen._layers[layer] = (key, value) if rows is None else (key[rows], value[rows])
         return chosen
 
     def keys(self, layer: int) -> Tensor:
-        """The keys [B,H,M,D/H] of one block. KeyError: nothing was cached for it."""
+        """The keys [B,H,M,D/H] of one block. KeyError: the block has none."""
         return self._layers[layer][0]
 
     def flat(self) -> tuple[Tensor, ...]:
-        """Key and value [B,H,M,D/H] of every block in turn: the cache as a graph without objects hands it on."""
+        """Key and value [B,H,M,D/H] of every block in turn, the form in which an exported graph passes the cache on."""
         return tuple(tensor for layer in sorted(self._layers) for tensor in self._layers[layer])
 
     @classmethod
     def from_flat(cls, tensors: Sequence[Tensor]) -> KVCache:
-        """The cache that ``flat`` gave these tensors of."""
+        """The inverse of ``flat``."""
         cache = cls()
         cache._layers = dict(enumerate(zip(tensors[::2], tensors[1::2], strict=True)))
         return cache
@@ -68,8 +68,8 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 
     mask: boolean or additive, broadcastable to [B,H,N,M].
 
-    While a CPU records gradients it runs in fp32 whatever the precision around it, since the backward pass of
-    PyTorch's fused CPU kernel is slower in bf16: measured twice at 197 tokens and six times at 39.
+    On a CPU with gradients it runs in fp32 under any autocast, since the backward pass of PyTorch's fused CPU kernel
+    is slower in bf16: twice as slow at 197 tokens and six times at 39, as measured.
     """
     if query.device.type == "cpu" and torch.is_grad_enabled():
         with torch.autocast("cpu", enabled=False):
@@ -83,8 +83,8 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W^T + b: x [...,D], weight [K,D], bias [K] -> [...,K].
 
-    Inference in bf16 on a CPU calls oneDNN's linear map, since ``F.linear`` there writes the bias into every row of
-    its result before it multiplies. A tracer cannot record that call and gets ``F.linear``.
+    Inference in bf16 on a CPU calls oneDNN's linear map directly, since ``F.linear`` first writes the bias into every
+    row of its result. A tracer cannot record that call and gets ``F.linear``.
     """
     narrow = x.device.type == "cpu" and x.dtype == weight.dtype == bias.dtype == torch.bfloat16
     if narrow and _ONEDNN and not torch.is_grad_enabled() and not torch.jit.is_tracing():
@@ -93,7 +93,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` by the function ``linear``."""
+    """``nn.Linear`` computed by the function ``linear``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [...,D] -> [...,K]."""
@@ -101,7 +101,7 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with the parameters of ``nn.MultiheadAttention``, always through the fused kernel."""
+    """Multi-head self-attention with the parameters of ``nn.MultiheadAttention``, computed by the fused kernel."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """x [B,N,D] -> [B,N,D]. With a cache the N new tokens also see its M tokens, and are added to it.
+        """x [B,N,D] -> [B,N,D]. With a cache, the N tokens also attend to its M tokens, and are added to it.
 
         mask: boolean (True = may attend) or additive, broadcastable to [B,H,N,M+N].
         """
@@ -128,7 +128,7 @@ class Attention(nn.Module):
 
 
 class GELU(nn.Module):
-    """x Φ(x). Overwrites its input (always a fresh product) when no gradient is recorded."""
+    """x Φ(x). Without gradients it overwrites its input, which is always a fresh product."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
@@ -137,7 +137,7 @@ class GELU(nn.Module):
 class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), the activation of OpenAI's CLIP weights. Overwrites its input as ``GELU`` does.
 
-    Written as silu(1.702 x) / 1.702, one fused kernel in place of three.
+    Computed as silu(1.702 x) / 1.702, which takes one fused kernel instead of three.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,13 +147,13 @@ class QuickGELU(nn.Module):
 
 
 def residual(x: Tensor, change: Tensor) -> Tensor:
-    """x + change; into ``change`` when no gradient is recorded and autocast has not made it a narrower type."""
+    """x + change, written into ``change`` if no gradient is recorded and autocast has not changed its dtype."""
     in_place = not torch.is_grad_enabled() and change.dtype == x.dtype
     return change.add_(x) if in_place else x + change
 
 
 def feed_forward_network(width: int, mlp_ratio: float = 4.0, quick_gelu: bool = False) -> nn.Sequential:
-    """The two linear maps of a block, D -> ratio·D -> D, under open_clip's names."""
+    """A block's two linear maps, D -> ratio·D -> D, with the activation between them, under open_clip's names."""
     network, hidden = nn.Sequential(), int(width * mlp_ratio)
     network.add_module("c_fc", Linear(width, hidden))
     network.add_module("gelu", QuickGELU() if quick_gelu else GELU())
@@ -162,7 +162,7 @@ def feed_forward_network(width: int, mlp_ratio: float = 4.0, quick_gelu: bool = 
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block in two public half steps, each with its residual."""
+    """Pre-norm transformer block of two public half steps, each with its residual connection."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, quick_gelu: bool = False) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
 
 
 class BlockTower(nn.Module):
-    """What every tower shares: a stack of blocks, run in part or whole."""
+    """The base of every tower: a stack of blocks, run in part or whole."""
 
     transformer: Transformer
 
@@ -210,9 +210,9 @@ class BlockTower(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """x [B,N,D] through blocks ``start`` to ``stop`` (exclusive; None: to the last) -> [B,N,D].
+        """Run x [B,N,D] through blocks ``start`` to ``stop`` (exclusive; None: the end) -> [B,N,D].
 
-        mask and cache: see ``Attention.forward``; each block has its own place in the cache.
+        mask and cache: see ``Attention.forward``; each block has its own entry in the cache.
         """
         blocks = self.transformer.resblocks
         for layer in range(len(blocks))[start:stop]:
@@ -221,9 +221,9 @@ class BlockTower(nn.Module):
 
 
 def resize_positions(positions: Tensor, grid: int) -> Tensor:
-    """Positions [1+g²,D] of a square of patches, class token first, for another square: [1+grid²,D].
+    """Interpolate positional embeddings [1+g²,D], class token first, to another grid: [1+grid²,D].
 
-    Bicubic interpolation with antialiasing, as in open_clip. ValueError: g is not whole.
+    Bicubic with antialiasing, as in open_clip. ValueError: g is not an integer.
     """
     side = math.isqrt(len(positions) - 1)
     if side**2 != len(positions) - 1:
@@ -267,21 +267,21 @@ class ImageTower(BlockTower):
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
     def embed(self, images: Tensor) -> Tensor:
-        """images [B,3,S,S] -> tokens [B,1+S²/P²,D], class token first, after positions and ``ln_pre``.
+        """images [B,3,S,S] -> tokens [B,1+g²,D], class token first, after positional embeddings and ``ln_pre``.
 
-        ValueError when the pictures are not S×S.
+        ValueError: the images are not S×S.
         """
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"pictures of {tuple(images.shape[-2:])} pixels given to a tower for {self.image_size}; resize them"
             )
         patches = self.conv1(images).flatten(2).transpose(1, 2)
-        # Not len(): as a plain number it would be a constant of an exported graph.
+        # Not len(): a plain number would become a constant of an exported graph.
         class_token = self.class_embedding.expand(images.shape[0], 1, -1).to(patches.dtype)
         return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
 
     def pool(self, x: Tensor) -> Tensor:
-        """x [B,N,D] -> joint embedding [B,E] of its first (class) token (all are normed, as in published counts)."""
+        """x [B,N,D] -> joint embedding [B,E] of the class token. All tokens are normalised, as in published counts."""
         return self.ln_post(x)[:, 0] @ self.proj
 
     def forward(self, images: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ class ImageTower(BlockTower):
 
 
 class TextTower(BlockTower):
-    """CLIP's causal text transformer, read out at the end-of-text token (the highest id of each row)."""
+    """CLIP's causal text transformer; the embedding is that of the end-of-text token, the highest id of each row."""
 
     def __init__(
         self,
@@ -326,9 +326,9 @@ class TextTower(BlockTower):
         return self.ln_final(x)[torch.arange(len(x), device=x.device), ids.argmax(-1)] @ self.text_projection
 
     def forward(self, ids: Tensor, return_tokens: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """ids [B,T] -> z [B,E]; with ``return_tokens`` also [B,T,E], after the last norm and projection.
+        """ids [B,T] -> z [B,E]; with ``return_tokens`` also every token [B,T,E] after the last norm and projection.
 
-        The mask is causal, so rows may be cut after the batch's longest text without changing z.
+        The mask is causal, so cutting all rows to the batch's longest text does not change z.
         """
         length = ids.shape[1]
         x = self.run_blocks(self.embed(ids), mask=self.causal_mask[:length, :length])

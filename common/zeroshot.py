@@ -18,14 +18,14 @@ IMAGENET_NAMES: tuple[str, ...] = tuple(IMAGENET_CLASSNAMES)
 """The 1,000 class names of ImageNet as open_clip curates them, in the order of the sorted WordNet ids."""
 
 IMAGENET_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-"""CLIP's 80 prompts for ImageNet, with ``{}`` where the class name goes."""
+"""CLIP's 80 prompts for ImageNet, with ``{}`` for the class name."""
 
 PHOTO: tuple[str, ...] = ("a photo of a {}.",)
 """The single prompt of quick evaluations."""
 
 
 Template = str | Callable[[str], str]
-"""A prompt with ``{}`` in place of the class name and perhaps ``{a}`` in that of its article; or a function of it."""
+"""A prompt with ``{}`` for the class name and optionally ``{a}`` for its article; or a function of the class name."""
 
 
 def fill(template: Template, name: str) -> str:
@@ -48,12 +48,12 @@ def class_embeddings(
     batch_size: int = 512,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """One unit vector [C,E] for each class: the normalised mean of its prompts' normalised embeddings.
+    """One unit vector per class, [C,E]: the normalised mean of its prompts' normalised embeddings.
 
     text_tower: ids [B,T] -> [B,E], normalised or not.  tokenizer: texts -> ids [B,T].
-    templates: prompts with ``{}`` in place of the name, or functions of the name.
-    batch_size: prompts at a time; all prompts of one class always go together.
-    device: where the ids go; None: to the tower's parameters.
+    templates: prompts with ``{}`` for the class name, or functions of it.
+    batch_size: prompts in a batch; all prompts of a class are in one batch.
+    device: the ids' device; None: that of the tower's parameters.
     ValueError: no names, no templates, or a template without ``{}``.
     """
     if not class_names or not templates:
@@ -71,15 +71,15 @@ def class_embeddings(
 
 
 def similarity(image_embeddings: Tensor, classes: Tensor) -> Tensor:
-    """Cosine of every image [B,E], normalised here, with every unit class embedding [C,E] -> fp32 [B,C]."""
+    """Cosines [B,C] in fp32 of image embeddings [B,E], normalised here, with unit class embeddings [C,E]."""
     return F.normalize(image_embeddings.float(), dim=-1) @ classes.float().to(image_embeddings.device).T
 
 
 @torch.no_grad()
 def embed_prompts(clip: nn.Module, prompts: Sequence[str], batch_size: int = 512, truncate: bool = False) -> Tensor:
-    """The normalised embeddings [C,E] of texts, one a class or a caption, by ``encode_text`` and ``tokenizer``.
+    """Normalised embeddings [C,E] of C texts, by the model's ``tokenizer`` and ``encode_text``.
 
-    truncate: cut texts that are too long instead of refusing them.
+    truncate: cut texts that are too long; otherwise they are a ValueError.
     """
     device = next(clip.parameters()).device
     batches = (prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size))

@@ -1,11 +1,11 @@
-"""Token losses between a picture and its caption: one-to-many, one-to-one, and FILIP's over all pairs.
+"""Token losses between an image and its caption (MLIP, section 3.3): one-to-many, one-to-one, and FILIP's.
 
 Shapes: B pairs on this rank, G pairs on all ranks, N or K image tokens, T text tokens (padding included), E joint
 dim, R = real text tokens of the whole batch.
 
-Tokens come as the towers give them; cosines are taken here, in fp32 whatever the precision around. One-to-many and
-one-to-one reward what fits within a pair and know no negatives: alone they are least when all tokens are one
-vector, and only the instance losses beside them rule that out.
+The tokens need not be normalised. Cosines are taken here, at least in fp32 whatever the precision around.
+One-to-many and one-to-one reward agreement within a pair and have no negatives: on their own they are least when all
+tokens are the same vector. Only the instance losses beside them prevent that.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from common.contrastive import contrast, gather_rows
 
 POOL_CELLS = 1_000_000
-"""Similarities of a batch above which the assignments are spread over threads (scipy lets go of the interpreter)."""
+"""Cosines of a batch above which several threads solve the assignments (scipy releases the interpreter lock)."""
 CHUNK_CELLS = 2**26
-"""Most similarities that the loss over all pairs holds at a time (256 MiB)."""
+"""Most cosines that FILIP's loss holds at a time (256 MiB)."""
 
 
 def caption_mask(ids: Tensor) -> Tensor:
@@ -40,47 +40,51 @@ def caption_mask(ids: Tensor) -> Tensor:
 
 
 def one_to_many(image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> Tensor:
-    """The loose alignment of eq. 13 to 15 -> scalar in [-1, 1].
+    """The loose alignment of equations 13 to 15 -> scalar in [-1, 1].
 
     image_tokens: [B,N,E].  text_tokens: [B,T,E].  text_mask: boolean [B,T], at least one token in each row.
 
-    Every image token takes its most similar text token, every text token its most similar image token; the loss is
-    minus the mean of both directions' mean cosines. The index s_r that the paper defines with max is its argmax.
+    Every image token takes its most similar text token (equation 13), every text token its most similar image
+    token. A direction's alignment is the mean of these cosines (14); the loss is minus the mean of both directions
+    (15). The paper defines the index s_r by max; argmax is meant.
     """
-    cosines = _cosines(text_tokens, image_tokens)
-    of_image = cosines.masked_fill(~text_mask[..., None], -torch.inf).amax(1).mean(1)
-    of_text = _masked_mean(cosines.amax(2), text_mask)
-    return -0.5 * (of_image.mean() + of_text.mean())
+    cosines = _cosines(text_tokens, image_tokens)  # [B,T,N]
+    image_to_text = cosines.masked_fill(~text_mask[..., None], -torch.inf).amax(1).mean(1)
+    text_to_image = _masked_mean(cosines.amax(2), text_mask)
+    return -0.5 * (image_to_text.mean() + text_to_image.mean())
 
 
 def one_to_one(image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> Tensor:
-    """The strict alignment of eq. 16 and 17 -> scalar in [-1, 1].
+    """The strict alignment of equations 16 and 17 -> scalar in [-1, 1].
 
     image_tokens: [B,K,E].  text_tokens: [B,T,E].  text_mask: boolean [B,T], at least one token in each row.
 
-    The tokens of a pair are matched so that the sum of cosines is greatest and none is used twice; the loss is minus
-    the mean cosine of the min(real text tokens, K) matches. Which tokens match is a constant to the gradient, which
-    flows through the matched cosines alone. ValueError: a cosine is not finite; the sample is named.
+    The tokens of a pair are matched one to one so that the sum of their cosines is greatest. The loss is minus the
+    mean cosine of the min(real text tokens, K) matches. The matching is not differentiated; gradients flow only
+    through the matched cosines. ValueError: a cosine is not finite; the sample is named.
 
-    The paper pads to a square with zeros; padding stands on one side only, so every token of the shorter side has a
-    real partner and the rectangular assignment is the same. Its "s >= l2 or t >= l3" would zero the last real token
-    too (a strict > is meant), and its Algorithm 1 is garbled; the solver here is scipy's.
+    The paper pads the cosines to a square with zeros. Padding stands on one side only, so every token of the shorter
+    side has a real partner, and the rectangular assignment gives the same matches. Its "s >= l2 or t >= l3" would
+    zero the last real token too (a strict > is meant), and its Algorithm 1 is garbled; the solver here is scipy's.
     """
-    known = text_mask.cpu()  # places and lengths in one transfer: on a GPU either would be one of its own
-    lengths = known.sum(1)
-    owner, place = (index.to(text_mask.device) for index in known.nonzero(as_tuple=True))
-    cosines = _cosines(text_tokens, image_tokens)[owner, place]
-    partner, lengths = match(cosines, lengths.tolist()).to(cosines.device), lengths.to(cosines.device)
+    # The real text tokens of the whole batch as rows [R]; the mask moves to the CPU once, not for each result.
+    mask = text_mask.cpu()
+    lengths = mask.sum(1)
+    sample, place = (index.to(text_mask.device) for index in mask.nonzero(as_tuple=True))
+    cosines = _cosines(text_tokens, image_tokens)[sample, place]  # [R,K]
+    # Match within each pair, then read the matched cosines; unmatched tokens have partner -1.
+    partner, lengths = assign_tokens(cosines, lengths.tolist()).to(cosines.device), lengths.to(cosines.device)
     matched = cosines.gather(1, partner.clamp(min=0)[:, None])[:, 0]
-    share = (partner >= 0).to(cosines.dtype) / lengths.clamp(max=cosines.shape[1])[owner]
-    return -(matched * share).sum() / len(lengths)
+    # Mean over the matches of a pair, then over the pairs.
+    weight = (partner >= 0).to(cosines.dtype) / lengths.clamp(max=cosines.shape[1])[sample]
+    return -(matched * weight).sum() / len(lengths)
 
 
-def match(cosines: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The assignment of each caption's tokens to its picture's with the greatest sum of cosines -> long [R], on CPU.
+def assign_tokens(cosines: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The one-to-one assignment within each pair that has the greatest sum of cosines -> long [R], on the CPU.
 
-    cosines: [R,K], the real text tokens of all captions one after the other.  lengths: how many each caption has.
-    The result is each text token's image token, -1 for tokens left over by a caption of more than K.
+    cosines: [R,K], the real text tokens of all captions one after another.  lengths: how many each caption has.
+    The result is each text token's image token. It is -1 for the tokens that a caption of more than K leaves over.
     ValueError: a cosine is not finite; the sample is named.
     """
     cost = cosines.detach().neg().cpu().double().numpy()
@@ -103,7 +107,7 @@ def match(cosines: Tensor, lengths: Sequence[int]) -> Tensor:
     if threads == 1:
         solve(range(len(lengths)))
     else:
-        with ThreadPoolExecutor(threads) as pool:  # a pool that outlives a call would hang a forked process
+        with ThreadPoolExecutor(threads) as pool:  # closed with the call: a living pool would hang a forked process
             list(pool.map(solve, (range(first, len(lengths), threads) for first in range(threads))))
     return torch.from_numpy(partner)
 
@@ -122,40 +126,41 @@ def late_interaction(
 
     Tokens and mask as above; logit_scale (the multiplier), same, label_smoothing and gather as for ``info_nce``.
 
-    A picture's similarity with any caption is the mean over its tokens of the best cosine there, a caption's with
-    any picture likewise. All B x G pairs are compared, ``CHUNK_CELLS`` cosines at a time.
+    The similarity of an image with a caption is the mean, over the image's tokens, of each token's best cosine in
+    the caption; that of a caption with an image is the mean over the caption's tokens. All B x G pairs are compared,
+    ``CHUNK_CELLS`` cosines at a time.
     """
     image, text = _unit(image_tokens), _unit(text_tokens)
-    everywhere = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
-    images, texts = (image, everywhere), (text, text_mask)
+    image_mask = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
+    images, texts = (image, image_mask), (text, text_mask)
     all_images, all_texts = images, texts
     if gather:
         all_images = tuple(gather_rows(part) for part in images)
         all_texts = tuple(gather_rows(part) for part in _as_wide_as_any_rank(*texts))
     with torch.autocast(image.device.type, enabled=False):
-        of_image = logit_scale * _mean_best(*images, *all_texts)
-        of_text = logit_scale * _mean_best(*texts, *all_images)
-    return contrast(of_image, of_text, same=same, label_smoothing=label_smoothing)
+        image_to_text = logit_scale * _mean_best(*images, *all_texts)
+        text_to_image = logit_scale * _mean_best(*texts, *all_images)
+    return contrast(image_to_text, text_to_image, same=same, label_smoothing=label_smoothing)
 
 
 def _mean_best(rows: Tensor, row_mask: Tensor, columns: Tensor, column_mask: Tensor) -> Tensor:
-    """The mean over the tokens of each of rows [B,R,E] of their best cosines with each of columns [G,C,E] -> [B,G]."""
-    flat = columns.flatten(0, 1).T
+    """FILIP's similarity [B,G] of rows [B,R,E] with columns [G,C,E]: the mean of each row token's best cosine."""
+    flat = columns.flatten(0, 1).T  # [E,GC]
 
-    def part(rows: Tensor, row_mask: Tensor) -> Tensor:
-        cosines = (rows @ flat).unflatten(2, column_mask.shape)
+    def similarity(rows: Tensor, row_mask: Tensor) -> Tensor:
+        cosines = (rows @ flat).unflatten(2, column_mask.shape)  # [B,R,G,C]
         best = cosines.masked_fill(~column_mask, -torch.inf).amax(3)
         return _masked_mean(best, row_mask[..., None])
 
-    at_once = max(1, CHUNK_CELLS // (rows.shape[1] * flat.shape[1]))
-    if at_once >= len(rows):
-        return part(rows, row_mask)
-    chunks = zip(rows.split(at_once), row_mask.split(at_once), strict=True)
-    return torch.cat([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks])
+    chunk_size = max(1, CHUNK_CELLS // (rows.shape[1] * flat.shape[1]))
+    if chunk_size >= len(rows):
+        return similarity(rows, row_mask)
+    chunks = zip(rows.split(chunk_size), row_mask.split(chunk_size), strict=True)
+    return torch.cat([checkpoint(similarity, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _as_wide_as_any_rank(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """tokens [B,T,E] and mask [B,T], padded to the longest T of all ranks: a batch is as wide as its own captions."""
+    """tokens [B,T,E] and mask [B,T], padded to the longest T of all ranks, since each rank has its own T."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return tokens, mask
     longest = torch.tensor(tokens.shape[1], device=tokens.device)

@@ -60,15 +60,19 @@ class LegoFilter(nn.Module):
 
     def gain(self) -> Tensor:
         """2 Σ_j x_j cos((2j-1)π/2K), complex [G,V,D]: S is common to all pieces, so they act as this one filter."""
+        # Equation 10's sum over the pieces.
         pieces = self.pieces.to(torch.promote_types(self.pieces.dtype, torch.float32))
         gain = 2 * (torch.view_as_complex(pieces) * self.weights[:, None, None, None]).sum(0)
-        # Transforms of different devices read a half spectrum that is not Hermitian differently.
-        opposite = torch.cat([gain[:1], gain[1:].flip(0)]).conj()  # row -u
-        mean, last = (gain + opposite) / 2, (self.grid + 1) // 2  # column G/2; odd grids have none
+        # The mean of (u,v) and the conjugate of (-u,v): row 0 is its own opposite, row u faces row G - u.
+        opposite = torch.cat([gain[:1], gain[1:].flip(0)]).conj()
+        mean = (gain + opposite) / 2
+        # Columns 0 and G/2 (which odd grids lack) take the mean. A half spectrum that is not Hermitian there is
+        # read differently by the transforms of different devices.
+        last = (self.grid + 1) // 2
         return torch.cat([mean[:, :1], gain[:, 1:last], mean[:, last:]], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens x [B,N,D], row by row, -> [B,N,D]."""
+        """Tokens x [B,N,D] of the grid, row by row -> [B,N,D]."""
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.grid, self.grid))
             spectrum = torch.fft.rfft2(wide, dim=(1, 2), norm="ortho")

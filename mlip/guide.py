@@ -1,7 +1,7 @@
-"""MLIP's Guide, a light pretrained ViT on the small picture, and the cross-attention that reads it (section 3.4).
+"""MLIP's Guide, a light pretrained ViT on a small copy of the image, and the cross-attention to it (section 3.4).
 
-Shapes: B images, S image size, G = 1 + patches tokens of the Guide (17), W their width, N tokens of the tower, D its
-width, H heads.
+Shapes: B images, S size of the small image, G = 1 + patches tokens of the Guide (17), W their width, N tokens of the
+tower, D its width, H heads.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from common.tower import Linear, fused_attention, residual
 
 
 class Guide(nn.Module):
-    """A masked autoencoder's encoder on the picture at low resolution; its defaults are the paper's DeiT-Tiny.
+    """A masked autoencoder's encoder on the image at low resolution; its defaults are the paper's DeiT-Tiny.
 
-    Twelve heads rather than DeiT's three, as in the light MAE encoder that the paper cites. 64 px in patches of 16
-    make 17 tokens with the class token.
+    It has twelve heads, as the light MAE encoder that the paper cites, where DeiT has three. An image of 64 px in
+    patches of 16 gives 17 tokens with the class token.
 
     Args:
-        image_size: S of the small picture, in pixels.
+        image_size: S, side of the small image in pixels.
         patch_size: side of its patches, in pixels.
         width: W, channels of a token.
         depth: number of blocks.
         heads: attention heads in each.
-        weights: a local file of an MAE encoder in timm's names; a decoder in it is left aside, positions of another
+        weights: a local file of an MAE encoder in timm's names; a decoder in it is ignored, positions of another
             grid are resized. null: random, which is enough for counting only.
-        train: whether the Guide learns with the tower; frozen otherwise. The paper does not say.
+        train: whether the Guide learns with the tower, or is frozen. The paper does not say.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Guide(nn.Module):
             num_classes=0,
             global_pool="",
         )
-        # Towers see pictures in CLIP's normalisation, MAE encoders learned on ImageNet's.
-        ours, theirs = torch.tensor([MEAN, STD]), torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD])
-        self.register_buffer("scale", (ours[1] / theirs[1])[:, None, None], persistent=False)
-        self.register_buffer("shift", ((ours[0] - theirs[0]) / theirs[1])[:, None, None], persistent=False)
+        # From CLIP's normalisation, which towers see, to ImageNet's, which MAE encoders learned on.
+        clip, imagenet = torch.tensor([MEAN, STD]), torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD])
+        self.register_buffer("scale", (clip[1] / imagenet[1])[:, None, None], persistent=False)
+        self.register_buffer("shift", ((clip[0] - imagenet[0]) / imagenet[1])[:, None, None], persistent=False)
         if weights is not None:
             self.load_weights(weights)
         self.requires_grad_(train)
@@ -91,7 +91,7 @@ class Guide(nn.Module):
         save_model(self.vit, path, {"guide": self.sizes}, dtype)
 
     def train(self, mode: bool = True) -> Guide:
-        """The usual switch, which a frozen Guide does not follow."""
+        """Switch to training or evaluation; a frozen Guide stays in evaluation."""
         return super().train(mode and self.learns)
 
     def shrink(self, images: Tensor) -> Tensor:
@@ -104,10 +104,10 @@ class Guide(nn.Module):
 
 
 class GuideAttention(nn.Module):
-    """x + cross-attention(norm(x), Guide): every token of the picture asks, the Guide's tokens answer.
+    """x + cross-attention(norm(x), Guide): the tower's tokens are the queries, the Guide's the keys and values.
 
-    Norm, residual, number of heads and the projections from W to D are not in the paper. The last projection starts
-    at zero, so that at first a block is what it would be without a Guide.
+    The paper states neither norm, residual, number of heads nor the projections from W to D. The last projection
+    starts at zero, so at first a block computes what it would compute without a Guide.
     """
 
     def __init__(self, width: int, heads: int, guide_width: int) -> None:

@@ -1,6 +1,6 @@
 """Pretraining a Guide as a masked autoencoder (He et al., CVPR 2022; for light encoders Wang et al., ICML 2023).
 
-Shapes: B images, S side of the Guide's picture, P patches, V of them visible, M masked, L = 3p² values of a patch,
+Shapes: B images, S size of the Guide's small image, P patches, V of them visible, M masked, L = 3p² values of a patch,
 W encoder width, D decoder width.
 """
 
@@ -18,19 +18,19 @@ from mlip.merging import take
 
 
 class GuideMAE(LightningModule):
-    """Hide most patches of the small picture and rebuild them from the rest; the encoder is the Guide.
+    """Hide most patches of the small image and rebuild them from the rest; the encoder is the Guide.
 
-    The targets are each patch's pixels, normalised by its own mean and deviation. At paper scale the Guide comes
-    from a published checkpoint; this trains the one of the embedded benchmark, whose defaults these are: 32 px in
-    16 patches of 8, so that it too has 17 tokens where the tower (48 px) has 37.
+    The targets are each patch's pixels, normalised by the patch's mean and deviation. At paper scale the Guide comes
+    from a published checkpoint. This training makes the Guide of the embedded benchmark, and its defaults are that
+    one's: 32 px in 16 patches of 8 give 17 tokens, as at paper scale, where the tower (48 px) has 37.
 
     Args:
-        image_size: side of the small picture, in pixels.
+        image_size: side of the small image in pixels.
         patch_size: side of its patches, in pixels.
         width: channels of the encoder.
         depth: blocks of the encoder.
         heads: attention heads of the encoder.
-        decoder_width: channels of the decoder's one block, whose heads have 32 each.
+        decoder_width: channels of the decoder, which is one block with heads of 32 channels.
         mask_ratio: share of the patches that the encoder does not see.
         learning_rate: peak rate of AdamW.
         weight_decay: of matrices.
@@ -68,12 +68,15 @@ class GuideMAE(LightningModule):
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
 
     def targets(self, small: Tensor) -> Tensor:
-        """small [B,3,S,S] -> each patch's pixels [B,P,L], less their mean and over their deviation."""
+        """small [B,3,S,S] -> each patch's pixels [B,P,L], minus their mean and divided by their deviation."""
         patches = F.unfold(small, self.patch_size, stride=self.patch_size).transpose(1, 2)
         return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
     def encode(self, small: Tensor, visible: Tensor) -> Tensor:
-        """small [B,3,S,S], the patches visible [B,V] -> tokens [B,1+V,W]; all in order are the Guide's own tokens."""
+        """small [B,3,S,S], the patches visible [B,V] -> tokens [B,1+V,W].
+
+        With all patches visible, in their order, these are the tokens of ``Guide.forward``.
+        """
         vit = self.guide.vit
         x = take(vit.patch_embed(small) + vit.pos_embed[:, 1:], visible)
         first = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(x), -1, -1)
@@ -88,9 +91,9 @@ class GuideMAE(LightningModule):
         return self.to_pixels(self.decoder_norm(self.decoder(x))[:, 1:])
 
     def loss(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """images [B,3,·,·] -> mean squared error over the masked patches; predicting each patch's mean costs 1.
+        """images [B,3,·,·] -> mean squared error over the masked patches, about 1 for predicting each patch's mean.
 
-        generator: of the masks, on the CPU; None: torch's own randomness.
+        generator: draws the masks, on the CPU; None: torch's default generator.
         """
         small = self.guide.shrink(images)
         order = torch.rand(len(images), self.patches, generator=generator).argsort(1).to(images.device)
@@ -114,7 +117,7 @@ class GuideMAE(LightningModule):
         self.validation_step(batch, batch_idx)
 
     def deployable(self) -> tuple[Guide, None]:
-        """What is kept of the training: the encoder."""
+        """The trained encoder; no CLIP goes with it."""
         return self.guide, None
 
     def configure_optimizers(self) -> dict:

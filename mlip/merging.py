@@ -1,6 +1,6 @@
-"""MLIP's token merging: the least attended tokens are paired by likeness and become one (section 3.4, Figure 4).
+"""MLIP's token merging: the least attended tokens are paired by similarity and merged (section 3.4, Figure 4).
 
-Shapes: B images, N tokens (patches only), R tokens kept, C = N - R tokens that end in another, D width.
+Shapes: B images, N tokens (patches only), R tokens kept, C = N - R tokens merged into another, D width.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from common.reduction import ReductionContext
 
 
 def kept_tokens(rate: float, tokens: int) -> int:
-    """R = floor(rate · N), for the fraction that the float stands for (0.7 is 7/10).
+    """R = floor(rate · N), with the rate as the fraction that it is written as (0.7 is 7/10).
 
-    Table 13 calls the rate a compression rate; only as the kept share can it be above one half (see ``merge``).
-    ValueError: a rate outside [0.5, 1].
+    Table 13 calls the rate a compression rate. It must mean the kept share: at most half of the tokens can merge,
+    and the table has 0.7. ValueError: a rate outside [0.5, 1].
     """
     if not 0.5 <= rate <= 1:
         raise ValueError(
@@ -29,14 +29,17 @@ def kept_tokens(rate: float, tokens: int) -> int:
     return math.floor(Fraction(rate).limit_denominator(1_000_000) * int(tokens))  # a tracer gives tensors
 
 
-def match(x: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which tokens stay and which go into which: kept [B,R], gone [B,C] (places among the N), into [B,C] (among the R).
+def pair_tokens(x: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Figure 4, steps 1 to 3: which tokens of x [B,N,D] stay, and which merge into which.
 
-    Tokens are ranked by ``importance`` [B,N] (high = keep; equal ones by their place, NaN last). Of the last 2C those
-    at odd ranks (the first, the third, ...) form A and the others B, and every token of A goes into the token of B
-    with the most similar x [B,N,D] by cosine, the first of equal ones. The paper does not say whether the positions
-    are ranks or places in the grid, and whether similarity is that of tokens or keys: ranks and tokens here.
-    ``kept`` stands in order of rank. Nothing here has a gradient.
+    importance: [B,N], high = keep. Equal tokens rank by their place, NaN last.
+    Returns kept [B,R] (places among the N, in order of rank), gone [B,C] (places among the N) and into [B,C] (places
+    among the R), the kept token that each gone token merges into.
+
+    Of the last 2C tokens by rank, those at odd positions (the first, the third, ...) form A, the others B. Every
+    token of A merges into the most similar token of B by cosine, the first of equal ones. The paper leaves open
+    whether positions are ranks or places in the grid, and whether similarity compares tokens or keys; here ranks and
+    tokens. Nothing here has a gradient.
     ValueError: ``keep`` is not in [N/2, N), rounded down, or is 0.
     """
     tokens = x.shape[1]
@@ -44,15 +47,18 @@ def match(x: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tensor, Ten
         raise ValueError(f"{keep} of {tokens} tokens to keep: merging in pairs leaves {tokens // 2} to {tokens - 1}")
     with torch.no_grad():
         order = importance.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
-        standing = max(tokens - 2 * (tokens - keep), 0)
-        gone, partners = order[:, standing::2], order[:, standing + 1 :: 2]
+        unmerged = max(tokens - 2 * (tokens - keep), 0)
+        gone, partners = order[:, unmerged::2], order[:, unmerged + 1 :: 2]  # sets A and B
         a, b = (F.normalize(take(x, places), dim=-1) for places in (gone, partners))
-        into = standing + (a @ b.transpose(1, 2)).argmax(-1)
-    return torch.cat([order[:, :standing], partners], dim=1), gone, into
+        into = unmerged + (a @ b.transpose(1, 2)).argmax(-1)
+    return torch.cat([order[:, :unmerged], partners], dim=1), gone, into
 
 
 def combine(x: Tensor, sizes: Tensor, kept: Tensor, gone: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens [B,R,D] after ``match``, means weighted by size, and their sizes [B,R]; several may go into one."""
+    """Figure 4, step 4, after ``pair_tokens``: means weighted by size [B,R,D], and the new sizes [B,R].
+
+    Several tokens may merge into one.
+    """
     total = sizes.gather(1, kept).scatter_add(1, into, sizes.gather(1, gone))
     weighted = x * sizes[..., None]
     places = into[..., None].expand(-1, -1, x.shape[-1])
@@ -63,12 +69,12 @@ def combine(x: Tensor, sizes: Tensor, kept: Tensor, gone: Tensor, into: Tensor) 
 def merge(x: Tensor, sizes: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Merge N tokens into ``keep``: x [B,N,D] -> [B,R,D], their sizes [B,N] (patches that each stands for) -> [B,R].
 
-    importance: [B,N], high = keep. The sum of the sizes stays, and so does that of size times token.
-    ``keep`` = N changes nothing. ValueError: see ``match``.
+    importance: [B,N], high = keep. Merging preserves the sum of the sizes and the sum of size times token.
+    ``keep`` = N changes nothing. ValueError: see ``pair_tokens``.
     """
     if keep == x.shape[1]:
         return x, sizes
-    return combine(x, sizes, *match(x, importance, keep))
+    return combine(x, sizes, *pair_tokens(x, importance, keep))
 
 
 def take(x: Tensor, places: Tensor) -> Tensor:
@@ -80,12 +86,12 @@ def take(x: Tensor, places: Tensor) -> Tensor:
 class Merging:
     """``merge`` as a reducer, for the place between a block's half steps.
 
-    A token's importance is the attention that the class token paid it in this block, the mean over heads; neither
-    block nor mean is stated in the paper. The class token itself never merges.
+    A token's importance is the class token's attention to it in this block, averaged over heads. The paper names
+    the class token and leaves block and heads open. The class token itself never merges.
 
     rate: share of the patch tokens that stay, see ``kept_tokens``.
     proportional: later blocks add the logarithm of a token's size to its attention logits (as ToMe does), so that a
-        merged token counts for all its patches. An option: the paper does not mention it.
+        merged token counts for all its patches. This option is not in the paper.
     """
 
     rate: float
@@ -100,7 +106,7 @@ class Merging:
         sizes = patches.new_ones(patches.shape[:2], dtype=torch.float32) if context.sizes is None else context.sizes
         with torch.no_grad():
             importance = context.class_attention()
-        kept, gone, into = match(patches, importance, keep)
+        kept, gone, into = pair_tokens(patches, importance, keep)
         merged, sizes = combine(patches, sizes, kept, gone, into)
         x, context = context.select(x, kept)
         bias = context.bias

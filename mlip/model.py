@@ -1,4 +1,4 @@
-"""MLIP as a model to train, save and evaluate: a CLIP with an MLIPTower for its pictures.
+"""MLIP as a model to train, save and evaluate: a CLIP whose image tower is an MLIPTower.
 
 Shapes: B images, S image size, E joint dim.
 """
@@ -18,10 +18,10 @@ from mlip.tower import MLIPTower
 
 
 class MLIP(CLIP):
-    """A CLIP whose ``image_tower`` is an ``MLIPTower``; without its options it is a plain CLIP.
+    """A CLIP whose ``image_tower`` is an ``MLIPTower``; without the options it is a plain CLIP.
 
     architecture: in open_clip's model-config format.
-    options: keyword arguments of ``MLIPTower`` after the sizes, kept with the weights.
+    options: the keyword arguments of ``MLIPTower`` that follow the sizes; files record them with the weights.
     """
 
     image_tower: MLIPTower

@@ -1,6 +1,6 @@
-"""Nearest-neighbour supervision (DeCLIP; MLIP's Table 5): a similar caption seen before is a second positive.
+"""Nearest-neighbour supervision (DeCLIP; MLIP's Table 5): a similar earlier caption is a second positive.
 
-Shapes: B pairs on this rank, G pairs on all ranks, Q places of the queue, E joint dim.
+Shapes: B pairs on this rank, G pairs on all ranks, Q length of the queue, E joint dim.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from common.contrastive import gather_rows, info_nce, scaled_cosines
 
 
 class NearestCaptions(nn.Module):
-    """InfoNCE between pictures and the nearest neighbours of their captions in a queue of Q earlier embeddings.
+    """InfoNCE between images and the nearest neighbours of their captions in a queue of Q earlier embeddings.
 
-    The queue holds the last Q text embeddings of all ranks, the same on each, and begins empty: the loss of the
-    first batch is 0. It is part of the checkpoint. Neighbours are constants, so the loss trains the image side and
-    the scale. Pairs that find the same neighbour are joint positives, as pairs with equal captions are in
+    The queue holds the last Q text embeddings of all ranks, equal on every rank, and is part of the checkpoint. It
+    starts empty, and the loss of the first batch is 0. Neighbours have no gradient, so the loss trains the image
+    side and the scale. Pairs with the same neighbour are joint positives, as pairs with equal captions are in
     ``info_nce``.
     """
 
@@ -30,7 +30,7 @@ class NearestCaptions(nn.Module):
     def forward(self, image: Tensor, text: Tensor, logit_scale: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """image, text [B,E], normalised -> scalar; in training, the texts of all ranks then enter the queue."""
         place = self.nearest(text)
-        # Read from an empty queue, all places are 0: joint positives without a negative, whose loss is 0.
+        # In an empty queue every neighbour is place 0: all pairs are joint positives, and their loss is 0.
         loss = info_nce(image, self.queue[place], logit_scale, same=place, label_smoothing=label_smoothing)
         if self.training:
             self.push(gather_rows(text.detach()))
@@ -45,7 +45,7 @@ class NearestCaptions(nn.Module):
 
     @torch.no_grad()
     def push(self, text: Tensor) -> None:
-        """Put texts [G,E] in the place of the oldest; of more than Q, the last Q stay."""
+        """Replace the oldest entries by texts [G,E]; of more than Q texts the last Q enter."""
         size = len(self.queue)
         text = text[-size:]
         places = (self.seen + torch.arange(len(text), device=text.device)) % size

@@ -1,4 +1,4 @@
-"""MLIP's pretraining: instance and token alignment in two domains (section 3), and the rows of its ablations.
+"""MLIP's pretraining: instance and token alignment in two domains (section 3, equation 2), and its ablations.
 
 Shapes: B pairs, S image size, N and K frequency and spatial tokens, T text tokens, E joint dim.
 """
@@ -22,25 +22,25 @@ from mlip.model import MLIP
 from mlip.neighbours import NearestCaptions
 
 Matching = Literal["one_to_many", "one_to_one", "filip"]
-"""How the tokens of a picture and a caption are aligned; filip compares all pairs of the batch."""
+"""How the tokens of an image and a caption are aligned; filip compares all pairs of the batch."""
 
 
 class MLIPPretraining(ContrastivePretraining):
     """Train an MLIP by equation 2: InfoNCE and token alignment of the caption with frequency and spatial features.
 
-    A weight of 0 leaves its term out, uncomputed. With frequency_layers 0, no keep_rates and spatial_weight 1 alone
-    this is plain CLIP pretraining. All contrastive terms share one temperature (the paper does not say), start it at
-    0.07, and keep the scale within [1, 100]. Equations 1 and 12 are printed without InfoNCE's minus sign, and 12 with
-    z_k for z_j above the fraction line; both are read as in CLIP.
+    A term of weight 0 is not computed. With frequency_layers 0, no keep_rates and spatial_weight 1 alone this is
+    plain CLIP pretraining. All contrastive terms share one temperature (the paper does not say), which starts at
+    0.07; the scale stays within [1, 100]. Equations 1 and 12 are printed without InfoNCE's minus sign, and the
+    numerator of 12 has z_k for z_j; both are read as in CLIP.
 
     Args:
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
-        weights: where text tower and scale start: null (random), an open_clip tag, or a local weights file of a CLIP
-            of this architecture.
+        weights: what text tower and scale start from: null (random), an open_clip tag, or a local weights file of a
+            CLIP of this architecture.
         image_layers: how many of the image tower's last layers start from those weights too, with its embedding and
             read-out; 0: the whole image tower starts at random.
         frequency_layers: number of Fourier blocks, the tower's first ones.
-        keep_rates: acceleration blocks, layer (from 1) to the share of patch tokens that stay; null for none.
+        keep_rates: acceleration blocks, as a map of layer (from 1) to the share of patch tokens kept; null for none.
         guide: what the acceleration blocks attend to: null (nothing), random (an untrained DeiT-Tiny, for trials), or
             a local weights file of a masked autoencoder, with ${VARIABLES}.
         train_guide: whether the Guide learns too; the paper does not say.
@@ -49,14 +49,14 @@ class MLIPPretraining(ContrastivePretraining):
         pieces: pieces of each filter, an even number.
         proportional_attention: whether merged tokens count for all their patches in attention.
         frequency_weight: weight of InfoNCE between frequency and text embeddings.
-        spatial_weight: the same for the spatial embedding, the one that the model gives afterwards.
+        spatial_weight: the same for the spatial embedding, which is the model's output after training.
         frequency_token_weight: weight of the alignment of frequency and text tokens.
         spatial_token_weight: the same for the spatial tokens.
         frequency_matching: how frequency tokens are aligned.
         spatial_matching: how spatial tokens are aligned.
         neighbour_weight: weight of InfoNCE between spatial embeddings and the nearest neighbours of their captions
             (DeCLIP; 0.2 there).
-        neighbour_queue: captions among which neighbours are looked for.
+        neighbour_queue: number of earlier captions that neighbours are chosen from.
         label_smoothing: share of each contrastive target spread over all candidates, in [0, 1).
         learning_rate: peak rate of AdamW; the paper does not state it.
         weight_decay: of matrices; gains, biases and vectors do not decay.
@@ -124,7 +124,8 @@ class MLIPPretraining(ContrastivePretraining):
         elif image_layers:
             raise ValueError(f"image_layers {image_layers} without weights that the layers could start from; name some")
         if frequency_layers and not (frequency_weight or frequency_token_weight):
-            self.clip.image_tower.frequency_head.requires_grad_(False)  # nothing reads it; DDP waits for its gradient
+            # No loss reads the head, and DDP would wait for its gradient.
+            self.clip.image_tower.frequency_head.requires_grad_(False)
         self.neighbours = NearestCaptions(neighbour_queue, sizes["embed_dim"]) if neighbour_weight else None
 
     def _check(self, frequency_layers: int) -> None:
@@ -140,7 +141,7 @@ class MLIPPretraining(ContrastivePretraining):
             raise ValueError("spatial_weight 0 would leave the embedding that the model gives untrained")
 
     def on_fit_start(self) -> None:
-        """ValueError: gradients are to be accumulated, which would not be what it seems."""
+        """ValueError: accumulated gradients, which would not have the negatives of the larger batch."""
         parts = self.trainer.accumulate_grad_batches
         if parts > 1:
             raise ValueError(
@@ -149,7 +150,10 @@ class MLIPPretraining(ContrastivePretraining):
             )
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        """The terms of one batch that have a weight, unweighted, by name; each a scalar."""
+        """The terms of one batch by name, each a scalar without its weight; terms of weight 0 are left out.
+
+        Instance terms are equation 12, token terms equation 15 (one_to_many) or 17 (one_to_one).
+        """
         weights, clip = self.weights, self.clip
         features = clip.image_tower(batch["image"])
         with_tokens = bool(weights["frequency_token"] or weights["spatial_token"])
@@ -189,19 +193,19 @@ class MLIPPretraining(ContrastivePretraining):
         return self.log_step(self._total(terms))
 
 
-def _guide(said: str | None, train: bool) -> Guide | None:
+def _guide(setting: str | None, train: bool) -> Guide | None:
     """The Guide that a setting names. ValueError: a variable that is not set, or no such file."""
-    if said is None:
+    if setting is None:
         return None
-    if said == "random":
+    if setting == "random":
         return Guide(train=train)
-    path = os.path.expandvars(said)
+    path = os.path.expandvars(setting)
     unset = re.findall(r"\$\{(\w+)\}", path)
     try:
         return Guide.from_weights(path, train)
     except ValueError as error:
         mend = f"set the environment variable {unset[0]} to" if unset else "name"
         raise ValueError(
-            f"the Guide {said}: {error}; {mend} a DeiT-Tiny pretrained as a masked autoencoder (mae-lite publishes "
+            f"the Guide {setting}: {error}; {mend} a DeiT-Tiny pretrained as a masked autoencoder (mae-lite publishes "
             "one), or set guide: null to train without"
         ) from error

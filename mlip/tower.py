@@ -3,8 +3,8 @@
 Shapes: B images, S image size, N patch tokens, K patch tokens after merging, D width, E joint dim, G Guide tokens,
 W their width.
 
-images -> embed -> run_frequency -> run_blocks -> pool; the class token stands first all the way, and waits while the
-Frequency Stage mixes the patch tokens.
+images -> embed -> run_frequency -> run_blocks -> pool. The class token stands first all the way; the Frequency Stage
+mixes the patch tokens and leaves it as it is.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PAPER_LAYERS: dict[str, dict[str, Any]] = {
     "ViT-B-16": {"embed_dim": 512, "frequency_layers": 4, "keep_rates": {9: 0.5, 11: 0.5}},
     "ViT-L-14": {"embed_dim": 512, "frequency_layers": 8, "keep_rates": {13: 0.7, 16: 0.7, 19: 0.65, 22: 0.65}},
 }
-"""Table 13, and Table 12's joint dimension, by open_clip's model name: options of ``MLIPTower.from_architecture``.
+"""Tables 13 and 12 (joint dimension) by open_clip's model name, as options of ``MLIPTower.from_architecture``.
 
-The text tower needs the same ``embed_dim``: open_clip's own ViT-L-14 has 768.
+The text tower needs the same ``embed_dim``, and open_clip's ViT-L-14 has 768.
 """
 EMBEDDED_LAYERS: dict[str, Any] = {"embed_dim": 128, "frequency_layers": 1, "keep_rates": {3: 0.5}}
-"""The same for ``common/embedded_clip.json``: 36 tokens, 18 after the third of four layers; B/16's rate."""
+"""The same for ``common/embedded_clip.json``, at B/16's rate: 36 tokens, 18 after the third of four layers."""
 
 
 class MLIPFeatures(NamedTuple):
@@ -51,23 +51,23 @@ class MLIPFeatures(NamedTuple):
 
 
 class MLIPTower(nn.Module):
-    """An image tower whose first blocks are Fourier blocks and some of whose others merge tokens, led by a Guide.
+    """An image tower whose first blocks are Fourier blocks; some of the later ones merge tokens, led by a Guide.
 
-    ``vit`` is an ``ImageTower`` with the remaining blocks: its embedding, its blocks (the Spatial Stage) and its
-    read-out. Without Fourier blocks and merging this tower is that one.
+    ``vit`` is an ``ImageTower`` with the other blocks: it holds the embedding, the Spatial Stage and the read-out.
+    Without Fourier blocks and merging this tower equals it.
 
-    An acceleration block is cross-attention to the Guide, self-attention, merging, MLP; the paper names the first and
-    the third and leaves order and the others open. The fine class token C^f is CLIP's own, embedded with its
-    position; it joins the patch tokens where the Spatial Stage begins.
+    An acceleration block is cross-attention to the Guide, self-attention, merging, MLP. The paper names
+    cross-attention and merging, and leaves the rest and the order open. The fine class token C^f is CLIP's class
+    token, embedded with its position; it joins the patch tokens where the Spatial Stage begins.
 
-    image_size, patch_size, width, layers, heads, embed_dim, mlp_ratio, quick_gelu: as of ``ImageTower``; ``layers``
+    image_size, patch_size, width, layers, heads, embed_dim, mlp_ratio, quick_gelu: as in ``ImageTower``; ``layers``
         counts both stages.
     frequency_layers: number of Fourier blocks, the first ones; 0 for none.
     keep_rates: acceleration blocks, layer (from 1, over both stages) -> share of the patch tokens kept, in [0.5, 1].
     guide: what the acceleration blocks attend to first; None leaves that step out.
     spectrum, pieces: of the Fourier blocks, see ``LegoFilter``.
-    guide_tokens: "all" of the Guide's tokens, or its "class" token alone (the paper's letter in section 3.4, where
-        every token then receives one and the same vector).
+    guide_tokens: "all" of the Guide's tokens, or its "class" token alone. The latter is section 3.4 to the letter,
+        but adds one and the same vector to every token.
     proportional_attention: see ``Merging``.
     ValueError: layers that do not exist, rates out of range, a Guide that no block reads.
     """
@@ -134,7 +134,7 @@ class MLIPTower(nn.Module):
     def from_architecture(cls, architecture: dict[str, Any], **options: Any) -> MLIPTower:
         """The tower of an architecture in open_clip's format (``common.clip.load_architecture``).
 
-        options: the keyword arguments of this class; those in the architecture's place (embed_dim) win over it.
+        options: keyword arguments of this class; where one is in the architecture too (embed_dim), the option counts.
         """
         vision = dict(architecture["vision_cfg"])
         vision["heads"] = vision["width"] // vision.pop("head_width", 64)
@@ -147,11 +147,11 @@ class MLIPTower(nn.Module):
 
         ValueError: more layers than the Spatial Stage has.
         """
-        own, theirs = self.vit.transformer.resblocks, tower.transformer.resblocks
-        if not 0 < layers <= len(own):
-            raise ValueError(f"{layers} layers to start from: the Spatial Stage has {len(own)}")
-        for block, other in zip(own[-layers:], theirs[-layers:], strict=True):
-            block.load_state_dict(other.state_dict())
+        blocks = self.vit.transformer.resblocks
+        if not 0 < layers <= len(blocks):
+            raise ValueError(f"{layers} layers to start from: the Spatial Stage has {len(blocks)}")
+        for block, source in zip(blocks[-layers:], tower.transformer.resblocks[-layers:], strict=True):
+            block.load_state_dict(source.state_dict())
         state = {key: value for key, value in tower.state_dict().items() if not key.startswith("transformer.")}
         self.vit.load_state_dict(state, strict=False)
 
@@ -169,25 +169,25 @@ class MLIPTower(nn.Module):
         return torch.cat([x[:, :1], patches], dim=1)
 
     def look(self, images: Tensor) -> Tensor | None:
-        """What the Guide says about images [B,3,S,S]: tokens [B,G,W], or None without a Guide."""
+        """The Guide's tokens [B,G,W] of images [B,3,S,S], or None without a Guide."""
         if self.guide is None:
             return None
-        seen = self.guide(images)
-        return seen[:, :1] if self.guide_tokens == "class" else seen
+        tokens = self.guide(images)
+        return tokens[:, :1] if self.guide_tokens == "class" else tokens
 
     def run_blocks(self, x: Tensor, seen: Tensor | None = None) -> tuple[Tensor, ReductionContext]:
-        """The Spatial Stage: x [B,1+N,D] -> [B,1+K,D], and the context that says which patches each token stands for.
+        """The Spatial Stage: x [B,1+N,D] -> [B,1+K,D], and the context with the patches of each token.
 
-        seen: what ``look`` gave.
+        seen: the Guide's tokens [B,G,W] from ``look``.
         """
         assert (seen is None) == (self.guide is None), "the Guide's tokens come from look(images)"
-        # Not len(): as a plain number it would be a constant of an exported graph.
+        # shape[0], not len(x): an exported graph would keep len(x) as a constant.
         places = torch.arange(x.shape[1] - 1, device=x.device).expand(x.shape[0], -1)
         blocks = self.vit.transformer.resblocks
         return run_reduced(blocks, x, ReductionContext(places), self._reducers(seen), self.frequency_layers)
 
     def _reducers(self, seen: Tensor | None) -> dict[Place, Reducer]:
-        """Cross-attention before, and merging between the half steps of, every acceleration block."""
+        """For every acceleration block: cross-attention before it, merging between its half steps."""
         reducers: dict[Place, Reducer] = {(layer - 1, "middle"): merging for layer, merging in self.merging.items()}
         for layer, attention in self.guide_attention.items():
             reducers[int(layer) - 1] = lambda x, context, attention=attention: (attention(x, seen), context)
@@ -200,8 +200,8 @@ class MLIPTower(nn.Module):
     def forward(self, images: Tensor) -> MLIPFeatures:
         """images [B,3,S,S] -> all that the losses read.
 
-        A stage's tokens pass through the head that makes its embedding, so both live in one space; the frequency
-        embedding is the mean of its tokens, since no class token goes through the Fourier blocks.
+        A stage's tokens pass through the head of its embedding, so both are in one space. The frequency embedding is
+        the mean of its tokens, since no class token goes through the Fourier blocks.
         """
         x = self.run_frequency(self.embed(images))
         frequency = frequency_tokens = None
@@ -213,7 +213,10 @@ class MLIPTower(nn.Module):
         return MLIPFeatures(frequency, spatial[:, 0], frequency_tokens, spatial[:, 1:])
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """images [B,3,S,S] -> the spatial embedding [B,E], of length 1 unless told otherwise; no loss's head runs."""
+        """images [B,3,S,S] -> the spatial embedding [B,E], of length 1 unless ``normalize`` is off.
+
+        The heads that only the losses read do not run.
+        """
         x, _ = self.run_blocks(self.run_frequency(self.embed(images)), self.look(images))
         z = self.pool(x)
         return F.normalize(z, dim=-1) if normalize else z

@@ -2,7 +2,8 @@
 
 from patchrank.golden import GoldenRanking, golden_ranking
 from patchrank.predictor import RankPredictor
-from patchrank.predictor_training import PromptTuning, RankPredictorTraining
+from patchrank.predictor_training import RankPredictorTraining
+from patchrank.prompt_tuning import PromptTuning
 from patchrank.prompted import PromptedCLIP
 from patchrank.prompts import Prompts
 from patchrank.tower import PatchRankTower

@@ -15,10 +15,10 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from patchrank.avit import AViTTower, Halting, distribution_loss, ponder_loss
-from patchrank.frozen_clip import TrainedPart
+from patchrank.frozen_clip import FrozenCLIPTraining
 
 
-class AViTTraining(TrainedPart):
+class AViTTraining(FrozenCLIPTraining):
     """Train an A-ViT to give a frozen CLIP's image embeddings with fewer tokens at depth.
 
     The paper trains for a classification loss; the cosine distance to the full embedding stands in its place, which

@@ -1,14 +1,15 @@
-"""Trainings of a small part beside a frozen CLIP: what their checkpoints hold."""
+"""What trainings of a small part beside a frozen CLIP share: what their checkpoints hold, the data's class prompts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 
 
-class TrainedPart(LightningModule):
-    """Checkpoints hold the parameters that train; the frozen CLIP comes back by the arguments that named it."""
+class FrozenCLIPTraining(LightningModule):
+    """A training whose checkpoints hold the trained parameters alone; the arguments name the frozen CLIP again."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out, unless they are random and nothing else would bring them back."""
@@ -18,5 +19,13 @@ class TrainedPart(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the frozen weights in, so that loading stays strict."""
+        """Add the frozen weights, so that loading stays strict."""
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
+
+
+def class_prompts(trainer: Trainer) -> Sequence[str]:
+    """The data's class prompts, one a class. ValueError: the data has no classes."""
+    prompts = getattr(trainer.datamodule, "class_prompts", None)
+    if prompts is None:
+        raise ValueError("this training compares pictures with classes; give data that has them, such as few shots")
+    return prompts

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.conditions import state_digest
-from common.paths import runs_directory
+from common.paths import runs_directory, written_whole
 from common.tower import ImageTower
 from patchrank.golden import golden_macs, golden_ranking
 from patchrank.scores import Score, check_score
@@ -162,9 +161,7 @@ class _Store:
         if self._unsaved:
             raw = b"".join(map(bytes.fromhex, self._unsaved))
             digests = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(len(self._unsaved), -1)
-            self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / f"{sha256(raw).hexdigest()[:16]}.safetensors"
-            unfinished = file.with_suffix(f".{os.getpid()}")
-            save_file({"digests": digests, "orders": self.orders()[-len(digests) :].contiguous()}, unfinished)
-            unfinished.replace(file)
+            with written_whole(file) as unfinished:
+                save_file({"digests": digests, "orders": self.orders()[-len(digests) :].contiguous()}, unfinished)
         self._unsaved, self._last = [], time.monotonic()

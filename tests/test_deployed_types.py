@@ -74,11 +74,11 @@ def test_a_directory_of_any_type_answers_as_its_model(tmp_path, kind):
     images = pictures(5)
     assert found.model.type == kind
     classes = found.classes(NAMES, ["{a} {}"])
-    scores, _ = found.paths.at(found.setting(), classes, found.scale)(images)
+    scores, _ = found.paths.runner(found.setting(), classes, found.scale)(images)
     logits = found.scale * model.encode_image(images) @ classes.T
     torch.testing.assert_close(scores, logits.softmax(-1), atol=1e-5, rtol=0)
     assert len(found.costs) == {"wave": 2, "patchrank": 10, "prompted": 10}.get(kind, 1) and min(found.costs) > 0
-    assert found.knob == {"wave": "threshold", "patchrank": "keep", "prompted": "keep"}.get(kind)
+    assert found.setting_name == {"wave": "threshold", "patchrank": "keep", "prompted": "keep"}.get(kind)
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def test_a_tower_without_a_predictor_has_one_path(tmp_path):
     clip = CLIP.tiny().eval()
     directory.write(tmp_path / "model", PatchRankTower(clip.image_tower, None, 1.0), clip, NAMES)
     found = load(tmp_path / "model", device="cpu")
-    assert found.knob is None and len(found.costs) == 1
+    assert found.setting_name is None and len(found.costs) == 1
 
 
 @torch.no_grad()
@@ -239,6 +239,6 @@ def test_tuned_prompts_are_read_with_the_templates_they_were_tuned_for(tmp_path,
         assert main(["calibrate", *line, *others, "--gmacs", "1"]) == 0
         assert ("the model's own templates" in capsys.readouterr().out) == own
         deployed = load(folder, device="cpu")
-        assert deployed.calibration.conditions["own_templates"] == deployed.ask().calibrated_on_these == own
+        assert deployed.calibration.conditions["own_templates"] == deployed.prepare().calibrated_on_these == own
     assert main(["evaluate", *line, "--template", "ensemble"]) == 1
     assert "is not in this model's vocabulary" in capsys.readouterr().err, "the data's own prompt"

@@ -18,7 +18,7 @@ from common.clip import CLIP
 from common.data import catalogue
 from mlip import guide as guide_module
 from mlip.guide import Guide
-from patchrank import predictor_training as modules
+from patchrank import prompt_tuning as tuning
 from patchrank.predictor import RankPredictor
 from tests.readme import ROOT
 from tests.test_configs import RECIPES
@@ -39,7 +39,7 @@ def without_weights(monkeypatch):
     monkeypatch.setattr(CLIP, "load_weights", lambda *_: None)
     monkeypatch.setattr(guide_module, "read_record", lambda path: {})
     monkeypatch.setattr(Guide, "load_weights", lambda *_: None)
-    monkeypatch.setattr(modules, "load_predictor", lambda path, tower, prune_layer: RankPredictor.for_tower(tower))
+    monkeypatch.setattr(tuning, "load_predictor", lambda path, tower, prune_layer: RankPredictor.for_tower(tower))
 
 
 def steps(recipe):

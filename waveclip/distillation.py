@@ -24,7 +24,7 @@ from waveclip.tower import WaveTower
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of 1 - cos over the rows of student and teacher [B,E]."""
+    """The loss of section 3.1: 1 - cos, mean over the rows of student and teacher [B,E]."""
     return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
 
 
@@ -37,41 +37,47 @@ def distribution_distance(student: Tensor, teacher: Tensor, texts: Tensor, scale
 
 
 def token_distance(wave: WaveTower, student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cos between what student and teacher make of each location, before ``ln_post``.
+    """Mean of 1 - cos between the student's and the teacher's tokens of each location, before ``ln_post``.
 
-    student: tokens of all steps [B,N,D]; teacher: its tokens [B,1+G²,D]. A location is a cell of the coarse grid
-    g: there the student's four bands (of the coarsest level) are averaged, and so are the teacher's patches in it,
-    since a band's token sees the whole cell and has no single patch for a counterpart.
+    student: tokens of all steps [B,N,D].  teacher: its tokens [B,1+G²,D].
+
+    A location is one of the g x g cells of the coarse grid. A band's token sees a whole cell and has no single patch
+    as counterpart, so both sides are averaged over the cell: the student's four bands of the coarsest level, and the
+    teacher's patches.
     """
-    cells = wave.tokens_in(0) - 1
+    cells = wave.tokens_in(0) - 1  # g²
     grid = round(cells**0.5)
-    first = wave.tokens_in(0) + 1
-    bands = torch.cat([student[:, 1 : 1 + cells], student[:, first : first + 3 * cells]], dim=1)
-    own = bands.unflatten(1, (4, cells)).mean(1)
+    # The student: LL follows the first class token; H, V and D follow the second.
+    details = wave.tokens_in(0) + 1
+    bands = torch.cat([student[:, 1 : 1 + cells], student[:, details : details + 3 * cells]], dim=1)
+    means = bands.unflatten(1, (4, cells)).mean(1)  # [B,g²,D]
+    # The teacher: its G x G patches, pooled to g x g cells.
     side = round((teacher.shape[1] - 1) ** 0.5)
-    patches = teacher[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-    target = F.avg_pool2d(patches, side // grid).flatten(2).transpose(1, 2)
-    return cosine_distance(own.flatten(0, 1), target.flatten(0, 1))
+    patches = teacher[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # [B,D,G,G]
+    target = F.avg_pool2d(patches, side // grid).flatten(2).transpose(1, 2)  # [B,g²,D]
+    return cosine_distance(means.flatten(0, 1), target.flatten(0, 1))
 
 
 class WaveCLIPDistillation(LightningModule):
     """Distil a frozen CLIP teacher into a WaveTower that starts as its copy; the text tower stays the teacher's.
 
-    The loss is the cosine distance to the teacher's full-resolution embedding, averaged over the levels. The paper
-    states neither the levels' weights nor which parameters train; the mean and both choices of ``train`` are ours.
+    The loss is section 3.1's cosine distance to the teacher's full-resolution embedding, averaged over the levels.
+    The paper states neither the levels' weights nor which parameters train; the mean and both choices of ``train``
+    are ours. All other terms are additions, and their weights are 0 by default.
 
     Args:
         teacher: an open_clip model name (ViT-B-16) or a .json architecture file.
         weights: the teacher's weights: null (random), an open_clip tag, or a local file.
         quick_gelu: the activation of a local weights file that does not record it.
-        image_size: picture size, where it is not the architecture's; the weights' positions are interpolated to it.
+        image_size: side of the images in pixels, where it is not the architecture's; the weights' positions are
+            interpolated to it.
         levels: wavelet levels; at patch 16, 1 at 224 px, 2 at 448 px.
         wavelet: an orthogonal wavelet by its PyWavelets name.
         transform: conv (one strided convolution) or ptwt (haar only).
-        shared_class_token: one class token for all levels instead of one each.
+        shared_class_token: one class token for all levels instead of one per level.
         start: whether tokenizer, positions and class tokens start from the teacher's or at random.
-        first_levels: the file of a WaveTower of fewer levels on smaller pictures, whose levels become the first
-            ones of this student (``waveclip.growing``); null: all start from the teacher.
+        first_levels: the file of a WaveTower of fewer levels on smaller images, from which this student's coarse
+            levels start (``waveclip.growing``); null: all start from the teacher.
         detail_scale: the scale of the teacher's filter that detail bands start from.
         train: all parameters, or only the new ones (tokenizer with its embeddings, and class tokens).
         learning_rate: peak rate of AdamW.
@@ -80,8 +86,8 @@ class WaveCLIPDistillation(LightningModule):
         warmup_steps: steps of linear warm-up before the cosine.
         distribution_weight: weight of the KL divergence between teacher's and student's class probabilities: over
             the data's class prompts where it has classes, else over the batch's captions. 0 leaves it out.
-        distribution_scale: factor on the teacher's logit scale in that term; above 1 it asks more for the order of
-            the likeliest classes than for the tail.
+        distribution_scale: factor on the teacher's logit scale in that term; above 1 the likeliest classes count
+            more and the tail less.
         contrastive_weight: weight of InfoNCE between the student and the teacher's text embeddings: the class
             prompts where the data has classes (cross-entropy with the label), else the batch's captions. 0: none.
         token_weight: weight of the cosine distance between student's and teacher's last tokens. 0: none.
@@ -152,7 +158,7 @@ class WaveCLIPDistillation(LightningModule):
         self._classes: Tensor | None = None
 
     def train(self, mode: bool = True) -> WaveCLIPDistillation:
-        """The usual switch, which the frozen teacher does not follow."""
+        """Switch to training or evaluation; the frozen teacher stays in evaluation."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -170,7 +176,7 @@ class WaveCLIPDistillation(LightningModule):
         self._embed_classes()
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """The distillation loss of one batch, each term logged apart."""
+        """The distillation loss of one batch: section 3.1's term and the additions, each logged apart."""
         images = batch["image"]
         with torch.no_grad():
             target_tokens = self.teacher.image_tower.run_blocks(self.teacher.image_tower.embed(images))
@@ -188,10 +194,11 @@ class WaveCLIPDistillation(LightningModule):
         return loss
 
     def _text_terms(self, batch: dict, levels: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
-        """The terms that read the student against the teacher's texts, as far as their weights ask for them."""
+        """The terms with a weight that compare the student's embeddings with the teacher's texts."""
+        if not (self.term_weights["contrastive"] or self.term_weights["distribution"]):
+            return {}
         scale, terms = self.teacher.logit_scale.exp(), {}
-        wanted = self.term_weights["contrastive"] or self.term_weights["distribution"]
-        texts = self._classes if self._classes is not None or not wanted else self._captions(batch)
+        texts = self._captions(batch) if self._classes is None else self._classes
         if self.term_weights["distribution"]:
             sharp = self.distribution_scale * scale
             terms["distribution"] = _mean([distribution_distance(z, target, texts, sharp) for z in levels])
@@ -235,11 +242,11 @@ class WaveCLIPDistillation(LightningModule):
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """The keys of a batch and the normalised embeddings [B,E] of its pictures, last level."""
+        """The keys of a batch and the normalised embeddings [B,E] of its images, last level."""
         return {"key": batch["key"], "embedding": self.wave.encode_image(batch["image"])}
 
     def deployable(self) -> tuple[WaveTower, CLIP]:
-        """The trained tower, and the CLIP whose texts it is read against."""
+        """The trained tower, and the CLIP whose text tower goes with it."""
         return self.wave, self.teacher
 
     def configure_optimizers(self) -> dict:

@@ -1,6 +1,6 @@
-"""Growing a WaveTower: a tower for larger pictures that starts from the levels of one for smaller ones.
+"""Growing a WaveTower: a tower for larger images starts from the levels of one for smaller images.
 
-Shapes: G grid of the coarser tower's pictures, D width.
+Shapes: G side of the coarser tower's patch grid, D width.
 """
 
 from __future__ import annotations
@@ -13,47 +13,50 @@ from waveclip.tower import WaveTower
 
 @torch.no_grad()
 def adopt_levels(wave: WaveTower, coarser: WaveTower) -> None:
-    """Make a tower of fewer levels, on pictures as many halvings smaller, the first levels of ``wave``.
+    """Initialise the coarse levels of ``wave`` from ``coarser``.
 
-    For haar the bands of a picture's coarse levels are the bands of the picture halved, so ``wave`` begins with
-    exactly what ``coarser`` says of the halved picture, level for level; a longer filter only halves differently.
-    What is finer starts as the coarser tower's last level: the same filters, bands told apart as ``wave`` had them,
-    its class token. Of a location every pixel's position is that of the location.
-    ValueError: towers that do not fit together.
+    ``coarser`` has k levels fewer and was trained at 1/2^k of the resolution. With haar the bands of an image's
+    coarse levels are the bands of the image halved k times, so these levels of ``wave`` give exactly the embeddings
+    of ``coarser``; a longer filter only halves differently. The finer levels start from the last level of
+    ``coarser``: they take its filters and its class token and keep their own band embeddings. Each position of
+    ``coarser`` is copied to the 2^k x 2^k patches that cover the same place.
+    ValueError: the towers do not fit together.
     """
-    own, theirs = wave.tokenizer, coarser.tokenizer
-    known, new = theirs.levels, own.levels - theirs.levels
+    target, source = wave.tokenizer, coarser.tokenizer
+    new = target.levels - source.levels  # k
     _check(wave, coarser, new)
-    own.coarse.copy_(theirs.coarse)
-    for level, detail in enumerate(own.details):
-        detail.copy_(theirs.details[min(level, known - 1)])
-    own.band_embedding[: len(theirs.band_embedding)] = theirs.band_embedding
-    last = len(theirs.class_tokens) - 1
-    own.class_tokens.copy_(theirs.class_tokens[torch.arange(len(own.class_tokens)).clamp(max=last)])
-    own.positions.copy_(_repeated(theirs.positions, 2**new))
+    # Filters, coarse first; the new levels repeat the last known one.
+    target.coarse.copy_(source.coarse)
+    for level, detail in enumerate(target.details):
+        detail.copy_(source.details[min(level, source.levels - 1)])
+    # What is added to the patches: bands, class tokens, positions.
+    target.band_embedding[: len(source.band_embedding)] = source.band_embedding
+    last = len(source.class_tokens) - 1
+    target.class_tokens.copy_(source.class_tokens[torch.arange(len(target.class_tokens)).clamp(max=last)])
+    target.positions.copy_(_repeated(source.positions, 2**new))
     for part in ("ln_pre", "transformer", "ln_post"):
         getattr(wave, part).load_state_dict(getattr(coarser, part).state_dict())
     wave.proj.copy_(coarser.proj)
 
 
 def _repeated(positions: Tensor, times: int) -> Tensor:
-    """positions [G²,D] -> [(times G)²,D], each for times x times cells, whose mean it stays."""
+    """positions [G²,D] -> [(times G)²,D], each repeated over times x times cells, so that their mean is unchanged."""
     grid = round(len(positions) ** 0.5)
     cells = positions.unflatten(0, (grid, grid))
     return cells.repeat_interleave(times, 0).repeat_interleave(times, 1).flatten(0, 1)
 
 
 def _check(wave: WaveTower, coarser: WaveTower, new: int) -> None:
-    own, theirs = wave.tokenizer, coarser.tokenizer
-    if new < 1 or theirs.image_size * 2**new != own.image_size:
+    target, source = wave.tokenizer, coarser.tokenizer
+    if new < 1 or source.image_size * 2**new != target.image_size:
         raise ValueError(
-            f"a tower of {theirs.levels} levels at {theirs.image_size} px cannot begin one of {own.levels} at "
-            f"{own.image_size} px; it takes a level fewer for every halving of the picture"
+            f"a tower of {source.levels} levels at {source.image_size} px cannot begin one of {target.levels} at "
+            f"{target.image_size} px; give one that has a level fewer for every halving of the image"
         )
     for what, one, other in (
-        ("wavelet", own.wavelet, theirs.wavelet),
-        ("patch size", own.patch_size, theirs.patch_size),
-        ("one class token for all levels", len(own.class_tokens) == 1, len(theirs.class_tokens) == 1),
+        ("wavelet", target.wavelet, source.wavelet),
+        ("patch size", target.patch_size, source.patch_size),
+        ("one class token for all levels", len(target.class_tokens) == 1, len(source.class_tokens) == 1),
         ("depth", len(wave.transformer.resblocks), len(coarser.transformer.resblocks)),
         ("widths", wave.proj.shape, coarser.proj.shape),
     ):

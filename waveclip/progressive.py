@@ -1,4 +1,4 @@
-"""Batched early exit: after each level only the undecided pictures go on (WAVECLIP, section 3.3).
+"""Batched early exit: after each level only the undecided images go on (WAVECLIP, section 3.3).
 
 Shapes: B images, A undecided images, C classes, E joint dim.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,31 @@ from torch.nn import functional as F
 
 from common.contrastive import scaled_cosines
 
-if TYPE_CHECKING:
-    from waveclip.tower import WaveTower
+
+class ProgressiveTower(Protocol):
+    """A tower that embeds images level by level, as ``WaveTower`` and ``ReducedWaveTower`` do."""
+
+    @property
+    def steps(self) -> int:
+        """The number of levels."""
+
+    def tokens_in(self, step: int) -> int:
+        """The tokens that enter at one level."""
+
+    def begin(self, images: Tensor) -> tuple[Tensor, Any]:
+        """images [B,3,S,S] -> the coarsest embedding [B,E], and the state to refine."""
+
+    def refine(self, state: Any, rows: Tensor) -> tuple[Tensor, Any]:
+        """The next level's embedding [A,E] and state, of the state's ``rows`` (long [A]) alone."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """scores: class probabilities [B,C]; exit_step: the level that answered, long [B]; tokens: entered, long [B]."""
+    """What early exit answers for B images.
+
+    scores: class probabilities [B,C].  exit_step: the level that answered, long [B].  tokens: how many entered the
+    tower up to that level, long [B].
+    """
 
     scores: Tensor
     exit_step: Tensor
@@ -29,7 +47,7 @@ class Prediction:
 
 
 class ProgressiveClassifier(nn.Module):
-    """Zero-shot classification that refines only the pictures whose gate stays closed.
+    """Zero-shot classification that refines only the images whose gate stays closed (section 3.3).
 
     wave: the tower.  class_embeddings: [C,E], normalised.
     logit_scale: the multiplier of the cosines, already exponentiated.
@@ -38,7 +56,7 @@ class ProgressiveClassifier(nn.Module):
 
     def __init__(
         self,
-        wave: WaveTower,
+        wave: ProgressiveTower,
         class_embeddings: Tensor,
         logit_scale: float | Tensor,
         gate: Callable[[Tensor], Tensor],
@@ -56,8 +74,8 @@ class ProgressiveClassifier(nn.Module):
     def forward(self, images: Tensor) -> Prediction:
         """images [B,3,S,S] -> Prediction, in the order of the images.
 
-        The undecided rows' cache is compacted before each level, so what a decided picture would still
-        have cost is not computed; the one synchronisation per level is the list of those rows.
+        Each level computes the undecided images alone: their cache is compacted first. The list of these images is
+        the one synchronisation with the device per level.
         """
         z, state = self.wave.begin(images)
         live = torch.arange(len(images), device=images.device)
@@ -66,10 +84,11 @@ class ProgressiveClassifier(nn.Module):
         scores, exit_step = torch.empty_like(probabilities), torch.zeros_like(live)
         tokens = torch.zeros_like(live)
         for step in range(self.wave.steps):
-            # Later levels overwrite, so every live row may be written before the gate is asked.
+            # Every live image is answered now; later levels overwrite the answers of those that go on.
             scores[live], exit_step[live], tokens[live] = probabilities, step, entered
             if step == self.wave.steps - 1:
                 break
+            # Rows are counted among the live images: refine drops the others from the cache.
             rows = (~self.gate(probabilities)).nonzero().squeeze(1)
             if not len(rows):
                 break

@@ -6,21 +6,23 @@ Shapes: B images, S image size, K chosen rows, E joint dim.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.reduction import Place, Reducer, check_places
-from waveclip.tower import WaveState, WaveTower
+from common.stages import Stage
+from waveclip.tower import Level, WaveState, WaveTower
 
 
 class ReducedWaveTower(nn.Module):
-    """A WaveTower with reducers in its levels; without any it equals the tower, which it shares and does not copy.
+    """A WaveTower with reducers in its levels. It shares the tower; without reducers it equals the tower.
 
-    A level's reducers work on its own patch tokens, numbered by band and then by place. Its class token and the
-    tokens of earlier levels, of which only keys and values are left, stay as they are. What a reducer drops is not in
-    the cache of the blocks after it, so later levels do not see it there. A merged token counts by its size
-    (proportional attention) within its own level alone, since the cache holds no sizes.
+    A level's reducers work on that level's patch tokens, numbered by band and then by place. The class token and the
+    cached keys and values of earlier levels stay as they are. A token that a reducer drops is missing from the cache
+    of the blocks after it, so later levels do not see it there. A merged token counts by its size (proportional
+    attention) within its level alone, since the cache holds no sizes.
 
     reducers: step -> place -> reducer; see ``common.reduction.Place``. Those that are modules become submodules.
     ValueError: a step or a place that the tower does not have.
@@ -34,8 +36,8 @@ class ReducedWaveTower(nn.Module):
                 raise ValueError(f"reducers at step {step}: this tower has steps 0 to {wave.steps - 1}")
             check_places(places, layers)
         self.wave, self.reducers = wave, {step: dict(places) for step, places in reducers.items()}
-        found = (reducer for places in reducers.values() for reducer in places.values())
-        self.reducer_modules = nn.ModuleList(reducer for reducer in found if isinstance(reducer, nn.Module))
+        flat = (reducer for places in reducers.values() for reducer in places.values())
+        self.reducer_modules = nn.ModuleList(reducer for reducer in flat if isinstance(reducer, nn.Module))
 
     @property
     def steps(self) -> int:
@@ -43,7 +45,7 @@ class ReducedWaveTower(nn.Module):
         return self.wave.steps
 
     def tokens_in(self, step: int) -> int:
-        """The tokens that enter at one step, before any is dropped; its class token included."""
+        """The tokens that enter at one step, class token included, before a reducer drops any."""
         return self.wave.tokens_in(step)
 
     def begin(self, images: Tensor) -> tuple[Tensor, WaveState]:
@@ -62,6 +64,10 @@ class ReducedWaveTower(nn.Module):
             z, state = self.refine(state)
             levels.append(z)
         return tuple(levels)
+
+    def stages(self) -> list[Stage]:
+        """One graph a level, as ``WaveTower.stages``."""
+        return [replace(stage, module=Level(self, step)) for step, stage in enumerate(self.wave.stages())]
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """images [B,3,S,S] -> the last level's embedding [B,E], of length 1 unless told otherwise."""

@@ -1,9 +1,9 @@
-"""Wavelet tokenizer (WAVECLIP, section 3.1): a picture as groups of tokens, coarse to fine.
+"""Wavelet tokenizer (WAVECLIP, section 3.1): an image becomes groups of tokens, coarse to fine.
 
 Shapes: B images, S image size, P patch size, D width, L levels, g = S / (2^l P) grid of level l, n tokens a step.
 
-Step 0 holds one token per P x P patch of LL_L; step s the tokens of the H, V and D bands of level L-s+1, one per
-location and band, since tokens of one location and several colour channels are merged by one linear map.
+Step 0 holds one token per P x P patch of LL_L. Step s > 0 holds the tokens of the H, V and D bands of level L-s+1,
+one per location and band: one linear map merges the colour channels of a location.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def check_size(image_size: int, patch_size: int, levels: int) -> None:
 class WaveletTokenizer(nn.Module):
     """RGB -> YCbCr -> DWT -> patches of every sub-band -> tokens, with positions, bands and class tokens.
 
-    The colour map is applied after CLIP's normalisation, to the same pictures that every other tower takes: it
-    is then linear without an offset, so that its inverse folds exactly into the teacher's patch filter (the
-    offsets of YCbCr would need a bias that CLIP's patch embedding does not have).
+    The colour map is applied after CLIP's normalisation, to the same images that every other tower takes. There it is
+    linear without an offset, so its inverse folds exactly into the teacher's patch filter. (The offsets of YCbCr
+    would need a bias that CLIP's patch embedding does not have.)
 
     Coefficients of level l are divided by 2^l, which puts them in pixel units: the orthonormal LL_l is 2^l times
     the mean of 2^l x 2^l pixels.
 
     Start from the teacher: with M the colour matrix and W the teacher's filter on RGB, the filter of LL is W M^-1,
-    for W M^-1 (M x) = W x with x the block mean of the picture. So step 0 is the teacher's own embedding of the
-    picture at resolution S / 2^L (for haar exactly; a longer low-pass filter only smooths differently). Bands of
-    detail start from the same filter times ``detail_scale``: they carry less energy than LL, and
-    tokens that start small are ignored in training. Positions are the teacher's, averaged over the cells
-    that a token covers and shared by the bands of a location, which a learned band embedding tells apart.
+    because W M^-1 (M x) = W x, where x is the block mean of the image. So step 0 is the teacher's embedding of the
+    image at resolution S / 2^L (exactly for haar; a longer low-pass filter only smooths differently). Detail bands
+    start from the same filter times ``detail_scale``, since they carry less energy than LL and training ignores
+    tokens that start small. Positions are the teacher's, averaged over the cells that a token covers. The bands of
+    a location share its position, and a learned band embedding tells them apart.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class WaveletTokenizer(nn.Module):
         return 1 + (3 if step else 1) * grid**2
 
     def decompose(self, images: Tensor) -> list[Tensor]:
-        """images [B,3,S,S] -> the bands of every step in pixel units: [B,1,3,h,h], then [B,3,3,h,h] each."""
+        """images [B,3,S,S] -> the bands of each step in pixel units: [B,1,3,h,h] of LL, then [B,3,3,h,h] each."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"pictures of {tuple(images.shape[-2:])} pixels given to a tokenizer for {self.image_size}; resize them"
@@ -124,7 +124,7 @@ class WaveletTokenizer(nn.Module):
         grid = bands.shape[-1] // self.patch_size
         cells = bands.unflatten(4, (grid, -1)).unflatten(3, (grid, -1))  # [B,count,3,g,P,g,P]
         cells = cells.permute(1, 0, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)  # [count,B g²,3P²]
-        # A grouped convolution in all but its gradient, which is slow on a CPU.
+        # Equal to a grouped convolution, whose gradient is slow on a CPU.
         patches = torch.bmm(cells, weight.flatten(2).transpose(1, 2))
         patches = patches.unflatten(1, (bands.shape[0], grid**2)).transpose(0, 1)  # [B,count,g²,D]
         first = 1 + 3 * (step - 1) if step else 0

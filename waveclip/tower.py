@@ -1,4 +1,4 @@
-"""CLIP's image tower on wavelet tokens: one block-causal pass, or level by level over a cache (section 3.2).
+"""CLIP's image tower on wavelet tokens: one block-causal pass, or level by level over a cache (WAVECLIP, section 3.2).
 
 Shapes: B images, S image size, N tokens of all steps, n tokens of one step, D width, E joint dim, K chosen rows.
 """
@@ -26,7 +26,7 @@ from waveclip.wavelet import Transform
 
 @dataclass(frozen=True)
 class WaveState:
-    """What a refinement needs: the steps done, their keys and values, and the bands not yet embedded."""
+    """What a refinement needs: the number of steps done, their keys and values, the bands not yet embedded."""
 
     done: int
     cache: KVCache
@@ -36,8 +36,10 @@ class WaveState:
 class WaveTower(BlockTower):
     """A copy of an image tower that reads wavelet tokens, coarse first, with a class token at every level.
 
-    Tokens of a step attend to each other and to all earlier steps, never to later ones, so an earlier embedding
-    does not change when detail is added, and its keys and values can be kept.
+    The attention is equation 1: a step's queries read the keys and values of their own step and of all earlier
+    ones, never of later ones. ``forward`` runs all steps at once under that block-causal mask; ``begin`` and
+    ``refine`` run one step after another and read the earlier keys and values from a cache. Both give the same
+    embeddings, since detail that is added later changes nothing before it.
     """
 
     def __init__(self, tokenizer: WaveletTokenizer, tower: ImageTower) -> None:
@@ -47,6 +49,7 @@ class WaveTower(BlockTower):
             copy.deepcopy(part) for part in (tower.ln_pre, tower.transformer, tower.ln_post)
         )
         self.proj = nn.Parameter(tower.proj.detach().clone())
+        # Equation 1's mask, [N,N]: the query of the row sees the key of the column, unless that is of a later step.
         step = torch.cat([torch.full((tokenizer.tokens_in(s),), s) for s in range(tokenizer.steps)])
         self.register_buffer("mask", step[:, None] >= step[None, :], persistent=False)
 
@@ -92,7 +95,7 @@ class WaveTower(BlockTower):
         return tuple((self.ln_post(x[:, places]) @ self.proj).unbind(1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """images [B,3,S,S] -> (z_0, ..., z_S), each [B,E], by one pass under the block-causal mask."""
+        """images [B,3,S,S] -> (z_0, ..., z_S), each [B,E], by one pass under the mask of equation 1."""
         return self.pool(self.run_blocks(self.embed(images), mask=self.mask))
 
     def begin(self, images: Tensor, reducers: Mapping[Place, Reducer] | None = None) -> tuple[Tensor, WaveState]:
@@ -105,9 +108,9 @@ class WaveTower(BlockTower):
     def refine(
         self, state: WaveState, rows: Tensor | None = None, reducers: Mapping[Place, Reducer] | None = None
     ) -> tuple[Tensor, WaveState]:
-        """The next level's z [K,E] and state, computed for its new tokens only.
+        """The next level's z [K,E] and state; only the new tokens are computed (equation 1 over the cache).
 
-        rows: long [K], which of the state's live rows go on; None: all. The given state stays valid.
+        rows: long [K], which rows of the state go on; None: all. The given state stays valid.
         reducers: of this level's tokens, see ``ReducedWaveTower``.
         ValueError past the last level.
         """
@@ -117,7 +120,10 @@ class WaveTower(BlockTower):
         return self._advance(WaveState(state.done, state.cache.select(rows), bands), reducers)
 
     def _advance(self, state: WaveState, reducers: Mapping[Place, Reducer] | None) -> tuple[Tensor, WaveState]:
-        """Embed and run the next step's tokens; the state's cache grows in place."""
+        """Embed the next step's tokens and run them; the state's cache grows in place.
+
+        No mask is needed: the cache holds the earlier steps alone, and a step's tokens all see each other.
+        """
         band, *rest = state.bands
         x = self.ln_pre(self.tokenizer.embed(band, state.done))
         if reducers:
@@ -137,11 +143,11 @@ class WaveTower(BlockTower):
     def classifier(
         self, class_embeddings: Tensor, logit_scale: float | Tensor, threshold: float
     ) -> ProgressiveClassifier:
-        """Zero-shot classification by this tower that stops a picture when its margin reaches ``threshold``."""
+        """A zero-shot classifier on this tower; an image exits when its margin reaches ``threshold``."""
         return ProgressiveClassifier(self, class_embeddings, logit_scale, MarginGate(threshold))
 
     def stages(self) -> list[Stage]:
-        """One graph a level, with the cache and the bands to come as flat tensors between them."""
+        """One graph a level; the cache and the bands to come pass between the graphs as flat tensors."""
         layers = range(len(self.transformer.resblocks))
         found, inputs = [], ("images",)
         for step in range(self.steps):
@@ -149,7 +155,7 @@ class WaveTower(BlockTower):
             names = [f"{part}_{layer}" for layer in layers for part in ("key", "value")] if later else []
             # A graph's inputs and outputs must not share a name, so each says which level it comes from.
             state = tuple(f"{name}_of_level_{step}" for name in [*names, *(f"band_{other}" for other in later)])
-            found.append(Stage(f"level_{step}", _Level(self, step), inputs, ("embedding", *state)))
+            found.append(Stage(f"level_{step}", Level(self, step), inputs, ("embedding", *state)))
             inputs = state
         return found
 
@@ -174,10 +180,10 @@ class WaveTower(BlockTower):
         return model
 
 
-class _Level(nn.Module):
+class Level(nn.Module):
     """One step of a WaveTower from flat tensors to flat tensors; see ``WaveTower.stages``."""
 
-    def __init__(self, wave: WaveTower, step: int) -> None:
+    def __init__(self, wave: nn.Module, step: int) -> None:
         super().__init__()
         self.wave, self.step = wave, step
 
@@ -185,7 +191,7 @@ class _Level(nn.Module):
         if self.step == 0:
             z, state = self.wave.begin(*tensors)
         else:
-            cached = 2 * len(self.wave.transformer.resblocks)
+            cached = len(tensors) - (self.wave.steps - self.step)  # a band for each step to come, this one too
             cache = KVCache.from_flat(tensors[:cached])
             z, state = self.wave.refine(WaveState(self.step, cache, tensors[cached:]))
         # Nothing reads the cache of the last level.

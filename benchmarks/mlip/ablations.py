@@ -1,7 +1,7 @@
 """Trains the rows of MLIP's ablations at embedded scale: `python -m benchmarks mlip-ablations [--table N] [--list]`.
 
-Every row is ``mlip/embedded.yaml`` with some settings changed, the same steps, data and seeds for all; a row that
-several tables show is trained once. What is finished is skipped, what was interrupted goes on.
+Every row is ``mlip/embedded.yaml`` with some settings changed; steps, data and seeds are the same for all. A row that
+several tables show is trained once. Finished runs are skipped; interrupted ones continue.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks import ROOT
-from benchmarks.embedded import WEIGHTS
+from benchmarks import ROOT, WEIGHTS
 from benchmarks.printed import paper_numbers
 from benchmarks.training import retrain
-from benchmarks.training.retrain import Run, work
+from benchmarks.training.run import RECIPES, STORED, Run, work
 from common.data.lookup import source
 from common.evaluate.tasks import Settings, retrieval, zero_shot
 from common.flops import count_macs
@@ -30,10 +29,10 @@ from common.models import load_model
 from common.paths import runs_directory
 from common.stages import EncodeImage
 
-RESULTS = retrain.STORED / "mlip"
+RESULTS = STORED / "mlip"
 RECIPE, SEEDS = "mlip/embedded.yaml", (0, 1, 2)
 PICTURES, HELD_OUT = 8000, 2000
-"""Of seen names and of held-out ones, the first of their splits, that a row is scored on."""
+"""A row is scored on the first so many pictures of seen names, and of held-out ones."""
 COMMAND = "python -m benchmarks mlip-ablations"
 TABLES = ("3", "5", "6", "7", "8")
 
@@ -66,98 +65,98 @@ ROWS: dict[str, dict[str, Any]] = {
     "mlip-20": {"train_fraction": 0.2},
     "mlip-5": {"train_fraction": 0.05},
 }
-"""What each row changes of the recipe: settings of the model, and of the data its ``train_fraction``.
+"""Each row's changes of the recipe: arguments of the model, and the data's ``train_fraction``.
 
-FILIP gives half of the weight to the embedding that is evaluated, half to late interaction of all pairs. Smoothing,
-neighbours' weight and queue (as many batches as DeCLIP's 64 Ki at 4,096 are) are our choice: the paper states none.
-A fraction of the data counts where pictures are seen again: a row's steps show 25,600 pictures, of 60,000 in all.
+FILIP gives half of the loss to the embedding that is evaluated and half to late interaction of all pairs. The paper
+states no smoothing, and no weight or queue of the neighbours; those are our choice (the queue has as many batches as
+DeCLIP's 64 Ki at batch 4,096). A row's steps show 25,600 of all 60,000 pictures, so a fraction matters only where it
+makes pictures come again.
 """
 BASELINE, MODEL = WEIGHTS / "mlip_baseline.safetensors", WEIGHTS / "embedded_mlip.safetensors"
 _COMMITTED = {"clip-seed0": BASELINE, "mlip-seed0": MODEL}
-"""The runs whose weights the figures are made from."""
+"""The runs whose weights the figures use."""
 
 
 def runs(names: Iterable[str]) -> list[Run]:
-    """The rows' trainings, one for each seed, seed by seed, so that a stopped series has whole tables of fewer."""
+    """The rows' trainings, seed by seed, so that a series that stops early leaves whole tables of fewer seeds."""
     return [_run(name, seed) for seed, name in product(SEEDS, names)]
 
 
 def _run(name: str, seed: int) -> Run:
     run = f"{name}-seed{seed}"
-    settings, output = _typed(ROWS[name]), _COMMITTED.get(run)
-    minutes = retrain.RECIPES[RECIPE]  # fewer would shorten the recipe
+    settings, output = _settings(name), _COMMITTED.get(run)
+    minutes = RECIPES[RECIPE]  # fewer would shorten the recipe
     return Run(f"mlip/{run}", RECIPE, minutes, seed, settings, output, target=f"{COMMAND} --only {run}")
 
 
-def _typed(settings: dict[str, Any]) -> tuple[str, ...]:
-    """Settings as words of the command line."""
-    typed: list[str] = []
-    for name, value in settings.items():
-        section = "data" if name == "train_fraction" else "model"
-        typed += [f"--{section}.init_args.{name}", "null" if value is None else str(value)]
-    return tuple(typed)
+def _settings(name: str) -> dict[str, dict[str, Any]]:
+    """A row's changes of the recipe, those of the model apart from those of the data."""
+    model, data = dict(ROWS[name]), {}
+    if "train_fraction" in model:
+        data["train_fraction"] = model.pop("train_fraction")
+    return {"model": model, "data": data}
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Train what is not finished, and write a result for each run. A smoke run lists."""
+    """Train what is not finished, and write the result of each run. A smoke run only lists."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=main.__doc__)
     parser.add_argument("--table", choices=TABLES, help="the rows of this table alone")
     parser.add_argument("--only", metavar="RUN", help="this run alone, such as mlip-seed0")
     parser.add_argument("--list", action="store_true", help="the runs with their minutes on 2 cores")
-    said = parser.parse_args(arguments)
-    chosen = [run for run in runs(rows_of(said.table)) if said.only in (None, run.name.removeprefix("mlip/"))]
+    args = parser.parse_args(arguments)
+    chosen = [run for run in runs(rows_of(args.table)) if args.only in (None, run.name.removeprefix("mlip/"))]
     if not chosen:
-        raise ValueError(f"--only {said.only} is no run here; they are a row of {', '.join(ROWS)}, and -seed0, 1 or 2")
-    work(chosen, evaluate, said.list or bool(os.environ.get("SMOKE")))
+        raise ValueError(f"--only {args.only} is no run here; they are a row of {', '.join(ROWS)}, and -seed0, 1 or 2")
+    work(chosen, evaluate, args.list or bool(os.environ.get("SMOKE")))
     return 0
 
 
 def rows_of(table: str | None) -> list[str]:
-    """The names of a table's rows that we train; without one, all."""
+    """The names of a table's rows that we train; None: of all tables."""
     if table is None:
         return list(ROWS)
     return [row["run"] for row in paper_numbers("mlip")[f"table{table}"] if row.get("run")]
 
 
 def evaluate(weights: Path, recipe: str) -> dict[str, Any]:
-    """What ``retrain.evaluate`` says of ``test``; held-out names, retrieval, the image tower's GMACs.
+    """Accuracy on ``test`` by ``retrain.evaluate``, on held-out names, retrieval, and the image tower's GMACs.
 
-    "unseen" are pictures of held-out names, scored among all names; "unseen-alone" among the held-out ones.
+    "unseen" scores pictures of held-out names among all names, "unseen-alone" among the held-out ones.
     """
-    found = retrain.evaluate(weights, recipe, ("test",), PICTURES)
+    result = retrain.evaluate(weights, recipe, ("test",), PICTURES)
     model, settings = load_model(str(weights)), Settings()
     held_out = replace(settings, limit=HELD_OUT)
     for split in ("unseen", "unseen-alone"):
-        of = source("embedded", "zeroshot", split)
-        found[split] = zero_shot(model, of, of.templates, held_out) | {"names": len(of.class_names)}
-    found["retrieval"] = retrieval(model, source("embedded", "retrieval"), settings)
+        data = source("embedded", "zeroshot", split)
+        result[split] = zero_shot(model, data, data.templates, held_out) | {"names": len(data.class_names)}
+    result["retrieval"] = retrieval(model, source("embedded", "retrieval"), settings)
     picture = torch.zeros(1, 3, model.image_size, model.image_size)
-    return found | {"gmacs": count_macs(EncodeImage(model.images.image_tower), picture).gmacs}
+    return result | {"gmacs": count_macs(EncodeImage(model.images.image_tower), picture).gmacs}
 
 
 def results() -> dict[str, list[dict[str, Any]]]:
     """The stored results of every row, in the order of the seeds; a row that was not run has none.
 
-    ValueError: runs of different lengths, which no table may compare.
+    ValueError: runs of different lengths, since no table may compare them.
     """
-    found = {
+    by_row = {
         name: [
             json.loads(path.read_text()) for seed in SEEDS if (path := RESULTS / f"{name}-seed{seed}.json").is_file()
         ]
         for name in ROWS
     }
     lengths: dict[int, list[str]] = {}
-    for run in (run for runs in found.values() for run in runs):
+    for run in (run for results in by_row.values() for run in results):
         lengths.setdefault(run["steps"], []).append(run["name"])
     if len(lengths) > 1:
-        said = "; ".join(f"{steps} steps: {', '.join(names)}" for steps, names in sorted(lengths.items()))
+        listing = "; ".join(f"{steps} steps: {', '.join(names)}" for steps, names in sorted(lengths.items()))
         raise ValueError(
-            f"runs of different lengths cannot be compared ({said}); remove the folders of one kind from "
+            f"runs of different lengths cannot be compared ({listing}); remove the folders of one kind from "
             f"{runs_directory() / 'retrain' / 'mlip'}, and `{COMMAND}` trains them as {RECIPE} now says"
         )
-    return found
+    return by_row
 
 
 def batch_size() -> int:
-    """Pairs of a training step, by the recipe."""
+    """The recipe's number of pairs in a training step."""
     return yaml.safe_load((ROOT / RECIPE).read_text())["data"]["init_args"]["batch_size"]

@@ -1,6 +1,6 @@
-"""MLIP's Figure 2 at embedded scale: how alike tokens are after each layer, and what removing some at random costs.
+"""MLIP's Figure 2 at embedded scale: the similarity of tokens after each layer, and the cost of random removal.
 
-Shapes: B images, M images in all, N tokens, K patch tokens among them, D width, C classes.
+Shapes: B images of a batch, M images in all, N tokens, K patch tokens among them, D width, S image size.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cells import accuracy, points, table
 from benchmarks.embedded import PART, batches
 from benchmarks.mlip.models import BASELINE, COMPARED, MODEL, TITLES, models, needing, not_run
 from common.data.embedded.module import EmbeddedDataModule
@@ -29,16 +30,16 @@ PICTURES = 10 * PART
 
 
 def token_similarity(x: Tensor) -> Tensor:
-    """x [B,N,D] -> [B]: the mean cosine of the pairs of different tokens."""
+    """The mean cosine over pairs of different tokens: x [B,N,D] -> [B]."""
     tokens = x.shape[1]
-    together = F.normalize(x, dim=-1).sum(1).square().sum(-1)  # the sum over all pairs, each token with itself too
+    together = F.normalize(x, dim=-1).sum(1).square().sum(-1)  # the sum over all pairs, also of each token with itself
     return (together - tokens) / (tokens * (tokens - 1))
 
 
 @torch.no_grad()
 def layer_similarity(tower: MLIPTower, images: Tensor) -> list[float]:
-    """``token_similarity`` of the patch tokens after each layer, the mean over images [B,3,S,S]."""
-    found: list[float] = []
+    """``token_similarity`` of the patch tokens after each layer, averaged over images [B,3,S,S]."""
+    similarities: list[float] = []
     entered: list[Tensor] = []
     hooks = []
     for block in (*tower.fourier, *tower.vit.transformer.resblocks):
@@ -46,9 +47,9 @@ def layer_similarity(tower: MLIPTower, images: Tensor) -> list[float]:
 
         def leave(module, given, change, class_tokens=class_tokens) -> None:
             x = entered.pop() + change
-            found.append(token_similarity(x[:, class_tokens:]).mean().item())
+            similarities.append(token_similarity(x[:, class_tokens:]).mean().item())
 
-        # What leaves a block is what entered its last half step and what its MLP adds.
+        # A block's output is the input of its MLP's residual branch plus what the MLP adds.
         hooks.append(block.ln_2.register_forward_pre_hook(lambda module, given: entered.append(given[0])))
         hooks.append(block.mlp.register_forward_hook(leave))
     try:
@@ -56,38 +57,38 @@ def layer_similarity(tower: MLIPTower, images: Tensor) -> list[float]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return similarities
 
 
 class RandomRemoval:
-    """Keeps a share of the patch tokens, drawn anew in every picture."""
+    """Keeps a random share of the patch tokens, drawn anew for every picture."""
 
     def __init__(self, keep: float, seed: int = 0) -> None:
         self.keep, self.generator = keep, torch.Generator().manual_seed(seed)
 
     def __call__(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
         """x [B,N,D] -> the leading tokens and round(keep · K) of the K patch tokens, at least one."""
-        places = context.positions
-        order = torch.rand(places.shape, generator=self.generator).argsort(1).to(places.device)
-        return context.select(x, order[:, : max(round(self.keep * places.shape[1]), 1)])
+        positions = context.positions
+        order = torch.rand(positions.shape, generator=self.generator).argsort(1).to(positions.device)
+        return context.select(x, order[:, : max(round(self.keep * positions.shape[1]), 1)])
 
 
 @torch.no_grad()
 def removal(clip: MLIP, loader: Iterable[Mapping[str, Any]], prompts: list[str]) -> dict[str, Any]:
-    """Zero-shot accuracy of a plain CLIP with all its tokens, and with some removed before each layer in turn."""
+    """Zero-shot accuracy of a plain CLIP with all tokens, and with some removed before one layer, for each layer."""
     tower, classes = clip.image_tower.vit, embed_prompts(clip, prompts)
     layers = range(len(tower.transformer.resblocks))
     towers = {(keep, layer): ReducedTower(tower, {layer: RandomRemoval(keep)}) for keep in KEEP for layer in layers}
-    right: dict[Any, list[Tensor]] = {place: [] for place in ("all", *towers)}
+    right: dict[Any, list[Tensor]] = {key: [] for key in ("all", *towers)}
     for batch in track(loader, "removing tokens"):
-        for place, each in {"all": tower, **towers}.items():
-            right[place].append(similarity(each(batch["image"]), classes).argmax(1) == batch["label"])
-    whole, *_ = joined = [torch.cat(parts) for parts in right.values()]
+        for key, encoder in {"all": tower, **towers}.items():
+            right[key].append(similarity(encoder(batch["image"]), classes).argmax(1) == batch["label"])
+    dense, *others = (torch.cat(parts) for parts in right.values())
     rows = [
-        {"keep": keep, "layer": layer + 1, **_accuracy(found), "against_all": paired_difference(found, whole)}
-        for (keep, layer), found in zip(towers, joined[1:], strict=True)
+        {"keep": keep, "layer": layer + 1, **_accuracy(correct), "against_all": paired_difference(correct, dense)}
+        for (keep, layer), correct in zip(towers, others, strict=True)
     ]
-    return {"all": _accuracy(whole), "removed": rows}
+    return {"all": _accuracy(dense), "removed": rows}
 
 
 def _accuracy(right: Tensor) -> dict[str, Any]:
@@ -96,54 +97,45 @@ def _accuracy(right: Tensor) -> dict[str, Any]:
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Both panels from the committed weights on ``test`` (smoke: its first 250), or the commands that make them."""
+    """Both panels from the committed weights on ``test`` (smoke: its first 250), or the commands that train them."""
     return needing("mlip-fig2", (BASELINE, MODEL), lambda: _measure(250 if smoke else PICTURES), dtype="float32")
 
 
 def _measure(pictures: int) -> dict[str, Any]:
     towers = {name: model.image_tower for name, model in models().items()}
-    found: dict[str, list[list[float]]] = {name: [] for name in towers}
+    by_batch: dict[str, list[list[float]]] = {name: [] for name in towers}
     for batch in batches("test", min(pictures, 2 * PART)):
         for name, tower in towers.items():
-            found[name].append(layer_similarity(tower, batch["image"]))
-    alike = {name: [fmean(layer) for layer in zip(*parts, strict=True)] for name, parts in found.items()}
+            by_batch[name].append(layer_similarity(tower, batch["image"]))
     return {
-        "similarity": alike,
+        "similarity": {name: [fmean(layer) for layer in zip(*parts, strict=True)] for name, parts in by_batch.items()},
         **removal(models()["clip"], batches("test", pictures), EmbeddedDataModule().class_prompts),
     }
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    if missing := not_run(result):
-        return missing
-    layers = range(1, len(result["similarity"]["clip"]) + 1)
-    lines = [
-        f"| mean cosine of patch tokens after layer | {' | '.join(map(str, layers))} |",
-        f"|---|{'---:|' * len(layers)}",
-    ]
-    for name, values in result["similarity"].items():
-        lines.append(f"| {TITLES[name]} | {' | '.join(f'{value:.3f}' for value in values)} |")
-    whole = result["all"]
-    lines += [
-        "",
-        f"| CLIP, removed at random before layer | {' | '.join(map(str, layers))} |",
-        f"|---|{'---:|' * len(layers)}",
-    ]
+    if absent := not_run(result):
+        return absent
+    layers, dense = range(1, len(result["similarity"]["clip"]) + 1), result["all"]
+    alike = [(TITLES[name], *(f"{value:.3f}" for value in values)) for name, values in result["similarity"].items()]
+    removed = []
     for keep in KEEP:
-        cells = []
-        for row in (row for row in result["removed"] if row["keep"] == keep):
-            change, low, high = (100 * value for value in row["against_all"])
-            cells.append(f"{100 * row['accuracy']:.1f} ({change:+.1f} [{low:+.1f}, {high:+.1f}])")
-        lines.append(f"| {100 * keep:.0f} % kept | {' | '.join(cells)} |")
-    low, high = (100 * end for end in whole["interval"])
+        rows = [row for row in result["removed"] if row["keep"] == keep]
+        cells = [f"{100 * row['accuracy']:.1f} ({points(row['against_all'])})" for row in rows]
+        removed.append([f"{100 * keep:.0f} % kept", *cells])
     note = (
-        f"{COMPARED}. Zero-shot on {whole['pictures']:,} test pictures, with all tokens {100 * whole['accuracy']:.1f} "
-        f"[{low:.1f}, {high:.1f}]; in brackets the paired difference from that with its bootstrap interval. Which "
-        "tokens go is drawn anew in every picture; the class token stays. MLIP's similarity is of the tokens that are "
-        "left after merging. The paper draws CLIP ViT-B/32 on ImageNet, without numbers."
+        f"{COMPARED}. Zero-shot on {dense['pictures']:,} test pictures, with all tokens "
+        f"{accuracy(dense['accuracy'], dense['interval'])}; in brackets the paired difference from that with its "
+        "bootstrap interval. Which tokens go is drawn anew in every picture; the class token stays. MLIP's similarity "
+        "is of the tokens that are left after merging. The paper draws CLIP ViT-B/32 on ImageNet, without numbers."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"mlip-fig2": _draw(result)}}
+    parts = [
+        table(["mean cosine of patch tokens after layer", *layers], alike),
+        table(["CLIP, removed at random before layer", *layers], removed),
+        note,
+    ]
+    return {"md": "\n\n".join(parts) + "\n", "figures": {"mlip-fig2": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:
@@ -155,10 +147,10 @@ def _draw(result: dict[str, Any]) -> Figure:
     right.axhline(100 * result["all"]["accuracy"], color="gray", linestyle="--", label="all tokens")
     for keep in KEEP:
         rows = [row for row in result["removed"] if row["keep"] == keep]
-        accuracy, ends = ([100 * row["accuracy"] for row in rows], [row["interval"] for row in rows])
-        errors = [[abs(100 * end[side] - value) for end, value in zip(ends, accuracy, strict=True)] for side in (0, 1)]
+        values = [100 * row["accuracy"] for row in rows]
+        errors = [[abs(100 * (row["interval"][side] - row["accuracy"])) for row in rows] for side in (0, 1)]
         label = f"{100 * keep:.0f} % kept"
-        right.errorbar([row["layer"] for row in rows], accuracy, errors, fmt="o-", capsize=2, label=label)
+        right.errorbar([row["layer"] for row in rows], values, errors, fmt="o-", capsize=2, label=label)
     right.set(title="(b) random removal in CLIP", xlabel="before layer", ylabel="zero-shot top-1, %")
     for panel in (left, right):
         panel.set_xticks(range(1, len(result["similarity"]["clip"]) + 1))

@@ -1,4 +1,4 @@
-"""MLIP's Figure 5 at embedded scale: the ten pictures that either model finds for a caption.
+"""MLIP's Figure 5 at embedded scale: the ten best pictures of both models for a caption.
 
 Shapes: M pictures with one caption each, E joint dim.
 """
@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from rich.progress import track
 from torch import Tensor
 
+from benchmarks.cells import table
 from benchmarks.embedded import batches
 from benchmarks.mlip.models import BASELINE, COMPARED, MODEL, TITLES, models, needing, not_run
 from common.data.embedded.module import indices, scene
@@ -21,53 +22,52 @@ from common.retrieval import ranks, recall
 from common.zeroshot import embed_prompts
 
 SHOWN, TOP = 3, 10
-"""The captions of the sheet, the first of the split, and the pictures for each."""
+"""The sheet shows the split's first so many captions, and so many pictures for each."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Both models' answers on ``retrieval`` (smoke: its first 250), or the commands that make the weights."""
+    """Both models' answers on ``retrieval`` (smoke: its first 250), or the commands that train them."""
     return needing("mlip-fig5", (BASELINE, MODEL), lambda: _measure(250 if smoke else None), dtype="float32")
 
 
 @torch.no_grad()
 def _measure(pictures: int | None) -> dict[str, Any]:
     captions = [scene("retrieval", index)[1] for index in indices("retrieval")[:pictures]]
-    towers, seen = models(), {name: [] for name in TITLES}
+    clips, images = models(), {name: [] for name in TITLES}
     for batch in track(batches("retrieval", pictures), "embedding retrieval"):
-        for name, model in towers.items():
-            seen[name].append(model.encode_image(batch["image"]))
-    found = {name: answers(torch.cat(seen[name]), embed_prompts(towers[name], captions)) for name in TITLES}
+        for name, clip in clips.items():
+            images[name].append(clip.encode_image(batch["image"]))
+    found = {name: answers(torch.cat(images[name]), embed_prompts(clip, captions)) for name, clip in clips.items()}
     return {"pictures": len(captions), "captions": captions[:SHOWN], "found": found}
 
 
 def answers(images: Tensor, texts: Tensor) -> dict[str, Any]:
-    """Recall of M texts [M,E] among their pictures [M,E]; the first texts' places of the right one, and best pictures.
+    """Text-to-image retrieval with texts [M,E] and their pictures [M,E].
 
-    ``top`` numbers pictures in the split's order, the best first.
+    recall: over all texts.  places: the rank of the right picture for each of the first texts.
+    top: the best pictures for each of them, by their numbers in the split, the best first.
     """
-    _, of_text = ranks(images, texts, torch.arange(len(texts)))
+    _, text_ranks = ranks(images, texts, torch.arange(len(texts)))
     best = (texts[:SHOWN] @ images.T).topk(min(TOP, len(images))).indices
-    return {"recall": recall(of_text), "places": of_text[:SHOWN].tolist(), "top": best.tolist()}
+    return {"recall": recall(text_ranks), "places": text_ranks[:SHOWN].tolist(), "top": best.tolist()}
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    if missing := not_run(result):
-        return missing
-    names = list(result["found"][next(iter(TITLES))]["recall"])
-    lines = [
-        f"| text to image | {' | '.join(names)} | {' | '.join(f'place, caption {n + 1}' for n in range(SHOWN))} |",
-        f"|---|{'---:|' * (len(names) + SHOWN)}",
+    if absent := not_run(result):
+        return absent
+    recalls = list(result["found"][next(iter(TITLES))]["recall"])
+    rows = [
+        [TITLES[name], *(f"{100 * answer['recall'][recall]:.1f}" for recall in recalls), *answer["places"]]
+        for name, answer in result["found"].items()
     ]
-    for name, found in result["found"].items():
-        cells = [*(f"{100 * found['recall'][each]:.1f}" for each in names), *map(str, found["places"])]
-        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
     captions = "; ".join(f"({number + 1}) {caption}" for number, caption in enumerate(result["captions"]))
     note = (
         f"{COMPARED}. Each caption fits one of {result['pictures']:,} pictures. The sheet shows the split's first "
         f"captions, not chosen ones: {captions}. A green frame marks the right picture. The paper's is of MS-COCO."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"mlip-fig5": _draw(result)}}
+    text = table(["text to image", *recalls, *(f"place, caption {n + 1}" for n in range(SHOWN))], rows)
+    return {"md": f"{text}\n\n{note}\n", "figures": {"mlip-fig5": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:
@@ -77,9 +77,9 @@ def _draw(result: dict[str, Any]) -> Figure:
     for caption, part in enumerate(parts):
         part.suptitle(f"({caption + 1}) {result['captions'][caption]}", fontsize=10)
         panels = part.subplots(len(TITLES), TOP)
-        for row, (name, found) in zip(panels, result["found"].items(), strict=True):
+        for row, (name, answer) in zip(panels, result["found"].items(), strict=True):
             row[0].set_ylabel(TITLES[name], fontsize=9)
-            for panel, picture in zip(row, found["top"][caption], strict=False):
+            for panel, picture in zip(row, answer["top"][caption], strict=False):
                 panel.imshow(_view(pictures[picture]))
                 panel.set(xticks=[], yticks=[])
                 right = picture == caption
@@ -88,5 +88,5 @@ def _draw(result: dict[str, Any]) -> Figure:
 
 
 def _view(index: int) -> Image.Image:
-    """What a model sees of a picture of ``retrieval``."""
+    """The part of a picture of ``retrieval`` that a model sees."""
     return ImageOps.crop(scene("retrieval", index)[0].render(), (CANVAS - VIEW) // 2)

@@ -1,4 +1,4 @@
-"""MLIP's Figure 6 at embedded scale: what the Lego-Filter passes.
+"""MLIP's Figure 6 at embedded scale: the Lego-Filter's gain by frequency.
 
 Shapes: K pieces, G×G frequencies, V = G/2 + 1 columns of the half spectrum, D channels.
 """
@@ -12,16 +12,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.cells import table
 from benchmarks.mlip.models import MODEL, needing, not_run
 from mlip.fourier import LegoFilter
 from mlip.model import MLIP
 
 CHANNELS = 6
-"""The channels shown: those whose gain differs most between frequencies."""
+"""The figure shows so many channels, those whose gain differs most between frequencies."""
 
 
 def whole(half: Tensor) -> Tensor:
-    """Moduli [...,G,V] of a real signal's half spectrum -> [...,G,G]: frequency (-u,-v) has that of (u,v)."""
+    """Moduli of a real signal's half spectrum [...,G,V] -> of the whole [...,G,G], equal at (u,v) and (-u,-v)."""
     grid = half.shape[-2]
     rest = torch.arange(half.shape[-1], grid)
     mirrored = half[..., -torch.arange(grid) % grid, :][..., grid - rest]
@@ -29,20 +30,23 @@ def whole(half: Tensor) -> Tensor:
 
 
 def rings(gain: Tensor) -> dict[str, float]:
-    """Moduli [G,G,D] -> their mean at each distance from frequency 0, rounded to whole numbers."""
+    """The mean of moduli [G,G,D] at each distance from frequency 0, rounded to whole numbers."""
     along = torch.fft.fftfreq(len(gain), 1 / len(gain))
     radius = (along[:, None] ** 2 + along**2).sqrt().round().long()
     return {str(ring): gain[radius == ring].mean().item() for ring in range(int(radius.max()) + 1)}
 
 
 def uneven(gain: Tensor) -> Tensor:
-    """Moduli [G,G,D] -> each channel's deviation between frequencies over its mean, [D]."""
+    """Each channel's standard deviation between frequencies, over its mean: moduli [G,G,D] -> [D]."""
     return gain.flatten(0, 1).std(0) / gain.flatten(0, 1).mean(0)
 
 
 @torch.no_grad()
 def untrained(layer: LegoFilter) -> dict[str, Any]:
-    """The same of a filter like this one before training; the frequencies that a real kernel ties have less."""
+    """Rings and deviation of a filter of this shape before training, with random pieces.
+
+    The gain is smaller at frequencies that a real kernel ties to others.
+    """
     torch.manual_seed(0)
     fresh = LegoFilter(layer.grid, layer.pieces.shape[3], len(layer.pieces))
     gain = whole(fresh.gain().abs().movedim(-1, 0)).movedim(0, -1)
@@ -51,7 +55,7 @@ def untrained(layer: LegoFilter) -> dict[str, Any]:
 
 @torch.no_grad()
 def spectra(layer: LegoFilter) -> dict[str, Any]:
-    """A filter's gain by distance from frequency 0, and of some channels the spectra of pieces and whole filter."""
+    """A filter's gain by distance from frequency 0, and for some channels the spectra of its pieces and the filter."""
     pieces, gain = (
         whole(half.abs().movedim(-1, -3)).movedim(-3, -1)  # [K,G,G,D] and [G,G,D]
         for half in (torch.view_as_complex(layer.pieces.float()), layer.gain())
@@ -73,7 +77,7 @@ def spectra(layer: LegoFilter) -> dict[str, Any]:
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The filters of the committed weights, or the command that makes those. smoke: the same."""
+    """The filters of the committed weights, or the command that trains those. smoke: the same."""
     return needing("mlip-fig6", (MODEL,), _measure)
 
 
@@ -83,15 +87,14 @@ def _measure() -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    if missing := not_run(result):
-        return missing
-    names = list(result["layers"][0]["rings"])
-    heads = " | ".join(f"gain at distance {name}" for name in names)
-    lines = [f"| Fourier layer | pieces | | {heads} | uneven |", f"|---|---:|---|{'---:|' * (len(names) + 1)}"]
+    if absent := not_run(result):
+        return absent
+    distances = list(result["layers"][0]["rings"])
+    rows = []
     for number, layer in enumerate(result["layers"], 1):
-        for said, found in (("trained", layer), ("at the start", layer["start"])):
-            cells = [f"{found['rings'][name]:.4f}" for name in names]
-            lines.append(f"| {number} | {layer['pieces']} | {said} | {' | '.join(cells)} | {found['deviation']:.2f} |")
+        for when, values in (("trained", layer), ("at the start", layer["start"])):
+            gains = [f"{values['rings'][distance]:.4f}" for distance in distances]
+            rows.append([number, layer["pieces"], when, *gains, f"{values['deviation']:.2f}"])
     grid = len(result["layers"][0]["mean"])
     note = (
         f"Embedded scale, the row `mlip` of the ablations, seed 0: mean modulus of the filter over all channels, by "
@@ -99,7 +102,11 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "of a channel's gain between frequencies over its mean, averaged over channels. The figure shows the "
         f"{CHANNELS} channels that deviate most, frequency 0 in the middle. The paper shows B/32's."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"mlip-fig6": _draw(result)}}
+    head = ["Fourier layer", "pieces", "", *(f"gain at distance {distance}" for distance in distances), "uneven"]
+    return {
+        "md": f"{table(head, rows, left=(0, 2))}\n\n{note}\n",
+        "figures": {"mlip-fig6": _draw(result)},
+    }
 
 
 def _draw(result: dict[str, Any]) -> Figure:

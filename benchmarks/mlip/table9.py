@@ -1,7 +1,4 @@
-"""MLIP's Table 9: what CLIP and MLIP cost, side by side with the paper's GFLOPs.
-
-Shapes: B images or texts, S image size, T text tokens, N patch tokens, E joint dim.
-"""
+"""MLIP's Table 9: the costs of CLIP and MLIP beside the paper's GFLOPs."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import Comparison, Result
+from benchmarks.cells import Comparison, Result, saved, table
 from benchmarks.printed import paper_numbers
 from common.clip import load_architecture
 from common.conditions import conditions
@@ -26,18 +23,18 @@ _PLAIN = {"frequency_layers": 0, "keep_rates": {}}
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Image tower, Guide and text tower of CLIP and MLIP, counted for one picture and one text.
+    """GMACs of the image tower, Guide and text tower of CLIP and MLIP, for one picture and one text.
 
     smoke: ViT-B/32 alone.
     """
-    stated = conditions("paper", seeds=None, dtype="float32", batch=1, weights="random (costs only)")
+    setting = conditions("paper", seeds=None, dtype="float32", batch=1, weights="random (costs only)")
     names = ["ViT-B-32"] if smoke else list(PAPER_LAYERS)
     rows = [row(name, method) for name in names for method in ("CLIP", "MLIP")]
-    return {"name": "mlip-table9", "conditions": stated, "paper": paper_numbers("mlip")["table9"], "rows": rows}
+    return {"name": "mlip-table9", "conditions": setting, "paper": paper_numbers("mlip")["table9"], "rows": rows}
 
 
 def row(name: str, method: str) -> dict[str, Any]:
-    """The costs of one method on one architecture, by open_clip's name, with Table 12's joint dimension."""
+    """The costs of a method on an architecture, by open_clip's name, with the joint dimension of Table 12."""
     layers = PAPER_LAYERS[name]
     architecture = load_architecture(name) | {"embed_dim": layers["embed_dim"]}
     guide, options = (None, _PLAIN) if method == "CLIP" else (Guide().eval(), layers)
@@ -71,34 +68,50 @@ def _values(macs: Macs) -> dict[str, float]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
-    printed = {each["method"]: each for each in result["paper"]}
-    blocks = []
-    for count, title in (
-        ("gmacs_paper", "GMACs without attention's two products and FFT"),
-        ("gmacs", "GMACs with both"),
-    ):
-        lines = [
-            f"| {title} | patch tokens | image | Guide | text | together | GFLOPs, paper | image side saves |",
-            "|---|---|---:|---:|---:|---:|---:|---:|",
-        ]
-        for each in result["rows"]:
-            parts = parts_of(each, count)
-            total = sum(value or 0 for value in parts.values())
-            cells = [f"{each['method']} {each['architecture']}", " → ".join(map(str, each["patches"]))]
-            cells += [*(_cell(value) for value in parts.values()), f"{total:.2f}", "–", "–"]
-            if each["architecture"] == PRINTED:
-                gflops = printed[each["method"]]["gflops"]
-                cells[-2] = f"{gflops:.2f} (ours {100 * (total / gflops - 1):+.1f} %)"
-            if each["method"] == "MLIP":
-                clip = next(row for row in result["rows"] if row["architecture"] == each["architecture"])
-                cells[-1] = f"{100 * (1 - each['tower'][count] / clip['tower'][count]):.1f} %"
-            lines.append(f"| {' | '.join(cells)} |")
-        blocks.append("\n".join(lines))
+    blocks = [
+        _cost_table("gmacs_paper", "GMACs without attention's two products and FFT", result),
+        _cost_table("gmacs", "GMACs with both", result),
+    ]
     return {"md": "\n\n".join([*blocks, *_notes(result)]) + "\n", "figures": {}}
 
 
+def compare(result: Result) -> Iterator[Comparison]:
+    """The paper's costs, accuracies and their ratios; ours are costs, by both conventions of counting."""
+    for printed in result["paper"]:
+        method = printed["method"]
+        rows = [row for row in result["rows"] if (row["method"], row["architecture"]) == (method, PRINTED)]
+        for count, products in (("gmacs", "with attention's products"), ("gmacs_paper", "without")):
+            for row in rows:
+                ours = row["tower"][count] + row["text"][count]
+                yield Comparison(f"{method} ViT-B/16 and text, {products}", printed["gflops"], ours, "GMACs")
+        if not rows:
+            yield Comparison(f"{method} ViT-B/16 and text", printed["gflops"], None, "GMACs")
+        yield Comparison(f"{method}, zero-shot", printed["accuracy"], None, "%")
+        yield Comparison(f"{method}, zero-shot for its cost", printed["ratio"], None, "% a GMAC")
+
+
+def _cost_table(count: str, title: str, result: Result) -> str:
+    """The costs in one convention of counting, "gmacs_paper" or "gmacs"."""
+    printed = {row["method"]: row["gflops"] for row in result["paper"]}
+    dense = {row["architecture"]: row["tower"][count] for row in result["rows"] if row["method"] == "CLIP"}
+    rows = []
+    for row in result["rows"]:
+        parts = parts_of(row, count)
+        total = sum(value or 0 for value in parts.values())
+        cells = [f"{row['method']} {row['architecture']}", " → ".join(map(str, row["patches"]))]
+        cells += [*(_cell(value) for value in parts.values()), f"{total:.2f}", "–", "–"]
+        if row["architecture"] == PRINTED:
+            gflops = printed[row["method"]]
+            cells[-2] = f"{gflops:.2f} (ours {100 * (total / gflops - 1):+.1f} %)"
+        if row["method"] == "MLIP":
+            cells[-1] = saved(row["tower"][count], dense[row["architecture"]])
+        rows.append(cells)
+    head = [title, "patch tokens", "image", "Guide", "text", "together", "GFLOPs, paper", "image side saves"]
+    return table(head, rows, left=(0, 1))
+
+
 def parts_of(row: dict[str, Any], count: str) -> dict[str, float | None]:
-    """A row's costs in one convention: the image tower without its Guide, the Guide (None: no such part), the text."""
+    """A row's costs in one convention of counting: image tower without its Guide, the Guide (None: no Guide), text."""
     guide = row["guide"] and row["guide"][count]
     return {"image": row["tower"][count] - (guide or 0), "guide": guide, "text": row["text"][count]}
 
@@ -108,19 +121,19 @@ def _cell(value: float | None) -> str:
 
 
 def _notes(result: dict[str, Any]) -> list[str]:
-    printed = {each["method"]: each for each in result["paper"]}
+    printed = {row["method"]: row for row in result["paper"]}
     zero_shot = "; ".join(
-        f"{each['method']} {each['accuracy']:.1f} % at {each['gflops']:.2f} (ratio {each['ratio']:.2f})"
-        for each in result["paper"]
+        f"{row['method']} {row['accuracy']:.1f} % at {row['gflops']:.2f} (ratio {row['ratio']:.2f})"
+        for row in result["paper"]
     )
     notes = [
         f"The paper's rows (ViT-B/16 on CC3M, zero-shot on ImageNet, GFLOPs that are multiply-adds): {zero_shot}. "
         "Our accuracies were not run: that needs CC3M and a GPU (`lightning fit -c mlip/cc3m.yaml`). SLIP and DeCLIP "
         "are not part of this suite.",
     ]
-    measured = {each["method"]: each for each in result["rows"] if each["architecture"] == PRINTED}
-    if measured:
-        clip, mlip = (parts_of(measured[method], "gmacs_paper") for method in ("CLIP", "MLIP"))
+    counted = {row["method"]: row for row in result["rows"] if row["architecture"] == PRINTED}
+    if counted:
+        clip, mlip = (parts_of(counted[method], "gmacs_paper") for method in ("CLIP", "MLIP"))
         left = printed["MLIP"]["gflops"] - clip["text"]
         ours = mlip["image"] + mlip["guide"]
         notes.append(
@@ -133,26 +146,10 @@ def _notes(result: dict[str, Any]) -> list[str]:
             "part that the paper names, so we report the count and do not aim at the figure."
         )
     heads = ", ".join(
-        f"{each['training_heads']:.2f} (MLIP {each['architecture']})"
-        for each in result["rows"]
-        if each["method"] == "MLIP"
+        f"{row['training_heads']:.2f} (MLIP {row['architecture']})" for row in result["rows"] if row["method"] == "MLIP"
     )
     notes.append(
         f"Image costs are inference's, one picture of 224 px; in training the heads that only losses read add {heads}. "
         "Text: 77 tokens. Joint dimension 512 in all rows (Table 12). Scale: paper, random weights."
     )
     return notes
-
-
-def compare(result: Result) -> Iterator[Comparison]:
-    """Costs, accuracies and their ratios."""
-    for printed in result["paper"]:
-        rows = [r for r in result["rows"] if (r["method"], r["architecture"]) == (printed["method"], "ViT-B-16")]
-        for account, said in (("gmacs", "with attention's products"), ("gmacs_paper", "without")):
-            for row in rows:
-                ours = row["tower"][account] + row["text"][account]
-                yield Comparison(f"{printed['method']} ViT-B/16 and text, {said}", printed["gflops"], ours, "GMACs")
-        if not rows:
-            yield Comparison(f"{printed['method']} ViT-B/16 and text", printed["gflops"], None, "GMACs")
-        yield Comparison(f"{printed['method']}, zero-shot", printed["accuracy"], None, "%")
-        yield Comparison(f"{printed['method']}, zero-shot for its cost", printed["ratio"], None, "% a GMAC")

@@ -1,7 +1,7 @@
 """MLIP's Tables 1, 2 and 4: the paper's numbers, and ours from results of `effclip evaluate` on trained models.
 
-A row is trained by ``mlip/yfcc15m.yaml`` with overlays, converted to a model directory of the row's name, and
-evaluated; the results are looked for where `effclip evaluate` puts them.
+A row's model is trained by ``mlip/yfcc15m.yaml`` with overlays, converted to a model directory of the row's name, and
+evaluated. Its results are read from the folder where `effclip evaluate` writes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from benchmarks.cells import Comparison, Result
+from benchmarks.cells import Comparison, Result, table
 from benchmarks.printed import paper_numbers
 from common.conditions import conditions
 from common.paths import runs_directory
@@ -26,12 +26,12 @@ OVERLAYS: dict[str, tuple[str, ...]] = {
     "clip-b16": ("mlip/clip.yaml",),
     "mlip-b16": (),
 }
-"""The models that we can train, and what changes the recipe for each."""
+"""The models that we can train, each with the overlays on the recipe."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title and where `effclip evaluate` has its number; ``recall``: (side, R@k), of retrieval."""
+    """A column's title, and the result of `effclip evaluate` with its number. recall: (direction, R@k) of retrieval."""
 
     title: str
     data: str
@@ -40,20 +40,21 @@ class Column:
 
     def read(self, result: dict[str, Any]) -> float:
         """The number of one result, a fraction."""
-        found = result["metrics"]
+        metrics = result["metrics"]
         if self.recall is not None:
-            side, name = self.recall
-            return found[side][name]
+            direction, name = self.recall
+            return metrics[direction][name]
         if self.task == "linear-probe":
-            found = found["shots"]["full"]
-        return found["top1" if result["metric"] == "accuracy" else result["metric"]]
+            metrics = metrics["shots"]["full"]
+        return metrics["top1" if result["metric"] == "accuracy" else result["metric"]]
 
 
 @dataclass(frozen=True)
 class Block:
-    """One part of a table: its title, the paper's rows by their name in mlip.yaml, and columns.
+    """One part of a table.
 
-    means: the last columns that are means of the first so many: title -> number of columns.
+    printed: the name of the paper's rows in mlip.yaml.
+    means: the last columns, each the mean of the first columns: title -> how many of them.
     """
 
     title: str
@@ -63,7 +64,7 @@ class Block:
 
     @property
     def printed_titles(self) -> list[str]:
-        """The columns that the paper prints before the means: ImageNet is in those alone."""
+        """The columns that the paper prints before the means. ImageNet counts in a mean and has no column there."""
         return [column.title for column in self.columns if not self.means or column.title != "IN"]
 
 
@@ -79,7 +80,7 @@ SMALL = {
     "CAL": "caltech101",
     "AIR": "fgvc_aircraft",
 }
-"""Table 2's data sets by the paper's abbreviations, in its order."""
+"""Table 2's data sets by the paper's abbreviations, in the paper's order."""
 _SIDES = {"I2T": "image_to_text", "T2I": "text_to_image"}
 TABLES = {
     "1": (
@@ -125,7 +126,7 @@ class Evaluated:
     number: str
 
     def run(self, smoke: bool = False) -> dict[str, Any]:
-        """The cells that were evaluated; smoke: the same. ValueError: two results for one cell."""
+        """The cells that were evaluated. smoke: the same. ValueError: two results for one cell."""
         known, blocks = stored(), []
         for block in TABLES[self.number]:
             rows = []
@@ -163,50 +164,48 @@ class Evaluated:
         return {"md": "\n\n".join([*texts, "\n".join(lines)]) + "\n", "figures": {}}
 
     def compare(self, result: Result) -> Iterator[Comparison]:
-        """Tables of `effclip evaluate`'s results, cell by cell."""
+        """Every printed cell and mean, beside the result of `effclip evaluate`."""
         for titles, rows in zip(result["columns"], result["blocks"], strict=True):
             for row in rows:
                 for title, paper, ours in zip(titles, row["values"], row["ours"], strict=False):  # means follow
                     if paper is not None:
                         yield Comparison(f"{row['method']}, {title}", paper, ours, "%")
                 for count, paper in enumerate(row["values"][len(titles) :], start=len(titles)):
-                    of = row["ours"][:count]
-                    yield Comparison(f"{row['method']}, mean of {count}", paper, None if None in of else fmean(of), "%")
+                    yield Comparison(f"{row['method']}, mean of {count}", paper, _mean(row["ours"][:count]), "%")
 
 
 def stored() -> list[dict[str, Any]]:
     """The results of `effclip evaluate` on whole test splits in $EFFCLIP_RUNS/evaluations."""
-    found = [json.loads(path.read_text()) for path in sorted((runs_directory() / "evaluations").glob("*.json"))]
-    return [each for each in found if each["split"] == "test" and each["conditions"]["limit"] is None]
+    results = [json.loads(path.read_text()) for path in sorted((runs_directory() / "evaluations").glob("*.json"))]
+    return [result for result in results if result["split"] == "test" and result["conditions"]["limit"] is None]
 
 
 def _cell(known: Sequence[dict[str, Any]], run: str | None, column: Column) -> float | None:
-    """What a model reached, in %; None: not run."""
+    """A model's number, in %; None: not run."""
     wanted = (run, column.data, column.task)
-    fitting = [each for each in known if (each["model"], each["data"], each["task"]) == wanted]
-    if len(fitting) > 1:
+    matching = [result for result in known if (result["model"], result["data"], result["task"]) == wanted]
+    if len(matching) > 1:
         raise ValueError(
-            f"{len(fitting)} results of {column.task} on {column.data} by {run} in {runs_directory() / 'evaluations'}; "
-            "keep one"
+            f"{len(matching)} results of {column.task} on {column.data} by {run} in "
+            f"{runs_directory() / 'evaluations'}; keep one"
         )
-    return 100 * column.read(fitting[0]) if fitting else None
+    return 100 * column.read(matching[0]) if matching else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None where one of the values was not run."""
+    return None if None in values else fmean(values)
 
 
 def _table(block: Block, rows: Sequence[dict[str, Any]]) -> str:
     """Two lines for each method: the paper's numbers, and ours."""
-    printed_columns = block.printed_titles
-    titles = [*printed_columns, *block.means]
-    lines = [f"| {block.title} | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    titles, lines = block.printed_titles, []
     for row in rows:
-        printed = ["–" if value is None else f"{value:.1f}" for value in row["values"]]
-        lines.append(f"| {row['method']}, paper | {' | '.join(printed)} |")
+        lines.append([f"{row['method']}, paper", *("–" if v is None else f"{v:.1f}" for v in row["values"])])
         ours = row["ours"]
-        values = ours[: len(printed_columns)] + [
-            None if None in ours[:count] else fmean(ours[:count]) for count in block.means.values()
-        ]
-        cells = ["not run" if value is None else f"{value:.1f}" for value in values]
-        lines.append(f"| {row['method']}, ours | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        values = [*ours[: len(titles)], *(_mean(ours[:count]) for count in block.means.values())]
+        lines.append([f"{row['method']}, ours", *("not run" if v is None else f"{v:.1f}" for v in values)])
+    return table([block.title, *titles, *block.means], lines)
 
 
 TABLE_1, TABLE_2, TABLE_4 = Evaluated("1"), Evaluated("2"), Evaluated("4")

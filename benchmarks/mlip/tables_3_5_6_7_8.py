@@ -1,4 +1,4 @@
-"""MLIP's Tables 3, 5, 6, 7 and 8 at embedded scale, collected from the runs of ``benchmarks.mlip.ablations``."""
+"""MLIP's Tables 3, 5, 6, 7 and 8 at embedded scale, from the results of ``benchmarks.mlip.ablations``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, student_interval
+from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, student_interval, table
 from benchmarks.embedded import RULE
 from benchmarks.mlip import ablations
 from benchmarks.printed import paper_numbers
@@ -21,7 +21,7 @@ PRINTED = {
     "top1_b32": "zero-shot, B/32",
     "lp_b32": "linear probe, B/32",
 }
-"""The paper's columns, those that a table has."""
+"""Titles of the paper's columns; a table has some of them."""
 OURS: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
     "i2t": ("I2T R@1", lambda run: run["retrieval"]["image_to_text"]["R@1"]),
     "t2i": ("T2I R@1", lambda run: run["retrieval"]["text_to_image"]["R@1"]),
@@ -29,56 +29,49 @@ OURS: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
     "unseen": ("held-out names among all", lambda run: run["unseen"]["top1"]),
     "unseen-alone": ("held-out names among themselves", lambda run: run["unseen-alone"]["top1"]),
 }
-"""Our columns, fractions, and where a run's result has them."""
-
-
-_COMPARED = {
-    "top1": ("zero-shot", "test"),
-    "i2t": ("I2T R@1", "i2t"),
-    "t2i": ("T2I R@1", "t2i"),
-    "lp": ("linear probe", None),
-    "top1_b32": ("zero-shot, B/32", None),
-    "lp_b32": ("linear probe, B/32", None),
-}
-"""What MLIP's ablations print: each column's title, and the embedded one beside it, if there is one."""
+"""Titles of our columns, and the fraction of a run's result that each shows."""
+_BESIDE = {"top1": "test", "i2t": "i2t", "t2i": "t2i"}
+"""Our column that stands beside one of the paper's; the others have none."""
 
 
 @dataclass(frozen=True)
 class Table:
     """One of the paper's ablations beside ours.
 
-    reference: the run that the others are compared with, seed by seed.  reading: what the reader must know.
+    reference: the run that the others are compared with, seed by seed.  reading: what a reader must know.
     """
 
     number: str
     reference: str
     reading: str
 
-    def run(self, smoke: bool = False) -> dict[str, Any]:
-        """What the finished runs found; ``python -m benchmarks mlip-ablations`` makes them. smoke: the same.
+    @property
+    def command(self) -> str:
+        """The command that trains its rows."""
+        return f"{ablations.COMMAND} --table {self.number}"
 
-        ValueError: see ``ablations.results``.
-        """
-        known, rows, every = ablations.results(), [], []
+    def run(self, smoke: bool = False) -> dict[str, Any]:
+        """The paper's rows with the finished runs' results. smoke: the same. ValueError: see ``ablations.results``."""
+        known, rows, shown = ablations.results(), [], []
         for printed in paper_numbers("mlip")[f"table{self.number}"]:
-            made = known.get(printed.get("run"), [])
-            every += made
+            results = known.get(printed.get("run"), [])
+            shown += results
             rows.append(
                 {
                     "method": printed["method"],
                     "run": printed.get("run"),
                     "paper": {key: printed[key] for key in PRINTED if key in printed},
-                    "gmacs": made[0]["gmacs"] if made else None,
+                    "gmacs": results[0]["gmacs"] if results else None,
                     "seeds": {
-                        str(run["conditions"]["seed"]): {key: take(run) for key, (_, take) in OURS.items()}
-                        for run in made
+                        str(result["conditions"]["seed"]): {key: read(result) for key, (_, read) in OURS.items()}
+                        for result in results
                     },
-                    "revisions": sorted({str(run["conditions"]["revision"]) for run in made}),
+                    "revisions": sorted({str(result["conditions"]["revision"]) for result in results}),
                 }
             )
-        stated = conditions(
+        setting = conditions(
             "embedded",
-            seeds=len({run["conditions"]["seed"] for run in every}),
+            seeds=len({result["conditions"]["seed"] for result in shown}),
             names={split: len(class_names(split)) for split in ("seen", "unseen")},
             rule=RULE,
             pictures={
@@ -87,101 +80,101 @@ class Table:
                 "unseen": ablations.HELD_OUT,
             },
             batch=ablations.batch_size(),
-            steps=every[0]["steps"] if every else None,
+            steps=shown[0]["steps"] if shown else None,
         )
         planned = list(ablations.SEEDS)
-        return {"name": f"mlip-table{self.number}", "conditions": stated, "planned": planned, "rows": rows}
+        return {"name": f"mlip-table{self.number}", "conditions": setting, "planned": planned, "rows": rows}
 
     def render(self, result: dict[str, Any]) -> dict[str, Any]:
         """The result as {"md": Markdown, "figures": {}}."""
-        rows, stated = result["rows"], result["conditions"]
-        blocks = [_values(rows), *self._differences(rows), self.reading, _setting(stated)]
-        if missing := _missing(rows, result["planned"]):
-            blocks.append(f"Not run: {missing}. `{ablations.COMMAND} --table {self.number}` trains them.")
+        rows = result["rows"]
+        blocks = [_values(rows), *self._differences(rows), self.reading, _setting(result["conditions"])]
+        if lacking := _lacking(rows, result["planned"]):
+            blocks.append(f"Not run: {lacking}. `{self.command}` trains them.")
         return {"md": "\n\n".join(blocks) + "\n", "figures": {}}
 
     def compare(self, result: Result) -> Iterator[Comparison]:
-        """Every printed column; of those that we have too, what each row gains over the first that both sides have."""
-        for key, (title, own) in _COMPARED.items():
+        """Every printed column; where we have one beside it, also each row's gain over the first row of both sides."""
+        for key in _BESIDE | PRINTED:  # zero-shot first
+            title, column = PRINTED[key], _BESIDE.get(key)
             rows = [row for row in result["rows"] if key in row["paper"]]
             paper = {row["method"]: row["paper"][key] for row in rows}
-            ours = {row["method"]: _by_seed(row, own) for row in rows if row["run"] and own}
+            ours = {row["method"]: _by_seed(row, column) for row in rows if row["run"] and column}
             for method, printed in paper.items():
                 value = mean(ours.get(method, {}).values())
                 yield Comparison(f"{method}, {title}", printed, value, "%", method not in ours)
-            base = next(iter(ours), None)
-            for method, found in ours.items():
-                if method != base:
-                    gains = {seed: value - ours[base][seed] for seed, value in found.items() if seed in ours[base]}
-                    gain = paper[method] - paper[base]
-                    yield Comparison(f"{method} against {base}, {title}", gain, mean(gains.values()), "points", False)
+            first, *others = ours or [None]
+            for method in others:
+                pairs = [(value, ours[first][seed]) for seed, value in ours[method].items() if seed in ours[first]]
+                gain = mean([value - reference for value, reference in pairs])
+                what = f"{method} against {first}, {title}"
+                yield Comparison(what, paper[method] - paper[first], gain, "points", False)
 
     def missing(self, result: Result) -> Iterator[tuple[str, str]]:
-        """The rows' trainings that were not run."""
+        """The trainings of rows that were not run."""
         rows = ((row["method"], len(row["seeds"]), len(result["planned"])) for row in result["rows"] if row["run"])
-        yield from missing_runs(rows, f"{ablations.COMMAND} --table {self.number}")
+        yield from missing_runs(rows, self.command)
 
     def _differences(self, rows: list[dict[str, Any]]) -> list[str]:
-        """A table of what each row has more than the reference, and what follows; nothing where there is no pair."""
+        """A table of each row's gains over the reference, and a verdict; nothing where no row shares a seed with it."""
         (reference,) = (row for row in rows if row["run"] == self.reference)
-        pairs = {row["method"]: _paired(row, reference) for row in rows if row["run"] not in (None, self.reference)}
-        pairs = {method: found for method, found in pairs.items() if found}
-        if not pairs:
+        gains = {row["method"]: _gains(row, reference) for row in rows if row["run"] not in (None, self.reference)}
+        gains = {method: by_seed for method, by_seed in gains.items() if by_seed}
+        if not gains:
             return []
         head = [f"against {reference['method']}, points [95 %]", "seeds", *(title for title, _ in OURS.values())]
-        lines = [f"| {' | '.join(head)} |", f"|---|---|{'---:|' * len(OURS)}"]
-        for method, found in pairs.items():
-            cells = [method, ", ".join(found), *(_points([each[key] for each in found.values()]) for key in OURS)]
-            lines.append(f"| {' | '.join(cells)} |")
-        said = "; ".join(
-            f"{word}: {', '.join(methods)}"
-            for word in ("better", "worse", "no clear difference", "one seed alone")
-            if (methods := [method for method, found in pairs.items() if _judged(found) == word])
+        lines = [
+            [method, ", ".join(by_seed), *(_points([gain[key] for gain in by_seed.values()]) for key in OURS)]
+            for method, by_seed in gains.items()
+        ]
+        verdicts = "; ".join(
+            f"{verdict}: {', '.join(methods)}"
+            for verdict in ("better", "worse", "no clear difference", "one seed alone")
+            if (methods := [method for method, by_seed in gains.items() if _verdict(by_seed) == verdict])
         )
         note = (
             f"Each run less {reference['method']}'s of the same seed; mean over the seeds that both have, and in "
             "brackets, where they are at least two, Student's 95 % interval of that mean. Zero-shot accuracy beside "
-            f"{reference['method']}: {said}."
+            f"{reference['method']}: {verdicts}."
         )
-        return ["\n".join(lines), note]
+        return [table(head, lines, left=(0, 1)), note]
 
 
 def _values(rows: list[dict[str, Any]]) -> str:
     """The table of the paper's numbers and ours."""
     printed = [key for key in PRINTED if any(key in row["paper"] for row in rows)]
     ours = ["seeds", *(title for title, _ in OURS.values()), "GMACs"]
-    head = ["method", *(f"{PRINTED[key]}, paper" for key in printed), *ours]
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    lines = []
     for row in rows:
         cells = [row["method"], *(f"{row['paper'][key]:.1f}" if key in row["paper"] else "–" for key in printed)]
         if row["seeds"]:
             cells.append(", ".join(row["seeds"]))
-            cells += [percent([found[key] for found in row["seeds"].values()]) for key in OURS]
+            cells += [percent([values[key] for values in row["seeds"].values()]) for key in OURS]
             cells.append(f"{row['gmacs']:.4f}")
         else:
             cells += ["not run" if row["run"] else "–"] * len(ours)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return table(["method", *(f"{PRINTED[key]}, paper" for key in printed), *ours], lines)
 
 
-def _setting(stated: dict[str, Any]) -> str:
-    """What all rows have in common, from a result's conditions."""
-    names, pictures = stated["names"], stated["pictures"]
+def _setting(setting: dict[str, Any]) -> str:
+    """The note on what all rows have in common, from a result's conditions."""
+    names, pictures = setting["names"], setting["pictures"]
     length = ""
-    if stated["steps"] is not None:
-        length = f" ({stated['steps']:,} steps of {stated['batch']} of the {pictures['train']:,} training pictures)"
+    if setting["steps"] is not None:
+        length = f" ({setting['steps']:,} steps of {setting['batch']} of the {pictures['train']:,} training pictures)"
     return (
         "Embedded scale, in %: mean ± standard deviation over a row's training seeds, without deviation where there is "
         f"one. All rows start alike, are trained alike long{length}, and read the same pictures where they do not say "
         f"otherwise. Zero-shot: {pictures['test']:,} test pictures among {names['seen']:,} names, by chance "
-        f"{100 / names['seen']:.2f}; {stated['rule']}. Held-out names: {names['unseen']}, {pictures['unseen']:,} "
+        f"{100 / names['seen']:.2f}; {setting['rule']}. Held-out names: {names['unseen']}, {pictures['unseen']:,} "
         f"pictures. Retrieval: {pictures['retrieval']:,} pictures with a caption each. The paper's columns are MS-COCO "
         "and ImageNet."
     )
 
 
-def _missing(rows: list[dict[str, Any]], seeds: Sequence[int]) -> str:
-    """The seeds that rows of ours lack: "seeds 1, 2 of MLIP; seed 2 of CLIP"."""
+def _lacking(rows: list[dict[str, Any]], seeds: Sequence[int]) -> str:
+    """The seeds that our rows lack: "seeds 1, 2 of MLIP; seed 2 of CLIP"."""
     lacking: dict[str, list[str]] = {}
     for row in (row for row in rows if row["run"]):
         left = [str(seed) for seed in seeds if str(seed) not in row["seeds"]]
@@ -190,33 +183,33 @@ def _missing(rows: list[dict[str, Any]], seeds: Sequence[int]) -> str:
     return "; ".join(f"{left} of {', '.join(methods)}" for left, methods in lacking.items())
 
 
-def _paired(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """A row's fractions less the reference's, by column, for each seed that both have."""
+def _gains(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """A row's fractions minus the reference's, by seed and column, for the seeds that both have."""
     return {
-        seed: {key: found[key] - reference["seeds"][seed][key] for key in OURS}
-        for seed, found in row["seeds"].items()
+        seed: {key: values[key] - reference["seeds"][seed][key] for key in OURS}
+        for seed, values in row["seeds"].items()
         if seed in reference["seeds"]
     }
 
 
-def _judged(found: dict[str, dict[str, float]]) -> str:
-    """What the paired differences of zero-shot accuracy say of a row."""
-    if len(found) < 2:
+def _verdict(by_seed: dict[str, dict[str, float]]) -> str:
+    """The verdict on a row's gains in zero-shot accuracy."""
+    if len(by_seed) < 2:
         return "one seed alone"
-    _, low, high = student_interval([each["test"] for each in found.values()])
+    _, low, high = student_interval([gain["test"] for gain in by_seed.values()])
     return "better" if low > 0 else "worse" if high < 0 else "no clear difference"
 
 
 def _points(differences: Sequence[float]) -> str:
-    """The mean of paired differences in points, with its interval where there are several."""
+    """The mean of paired differences in points; with its interval where there are at least two."""
     if len(differences) == 1:
         return f"{100 * differences[0]:+.1f}"
     return points(student_interval(differences))
 
 
 def _by_seed(row: dict[str, Any], column: str) -> dict[str, float]:
-    """One column of a row, in %."""
-    return {seed: 100 * found[column] for seed, found in row["seeds"].items()}
+    """One of our columns of a row, in %."""
+    return {seed: 100 * values[column] for seed, values in row["seeds"].items()}
 
 
 TABLE_3 = Table(

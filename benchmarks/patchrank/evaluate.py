@@ -1,6 +1,6 @@
-"""How what Patch Ranking's runs made is evaluated: answers on test, multiply-adds, agreement with golden rankings.
+"""Evaluation of what Patch Ranking's runs train: answers on test, multiply-adds, agreement with golden rankings.
 
-Shapes: B images, M images in all, S image size, E joint dim.
+Shapes: B images of a batch, C classes, E joint dim.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from benchmarks import ROOT
-from benchmarks.patchrank.costs import training_free
+from benchmarks.patchrank.methods import DENSE, training_free
 from benchmarks.patchrank.tasks import (
     COMMITTED,
     FOR_ALL,
@@ -51,22 +51,22 @@ from patchrank.scores import keep_count
 from patchrank.tower import PatchRankTower
 
 VAL = 400
-"""Pictures of val on which a predictor is compared with golden rankings."""
+"""Number of val pictures on which a predictor is compared with golden rankings."""
 
 
 def plain(module: nn.Module) -> Encoder:
-    """An encoder of a batch that looks at nothing but its images."""
+    """An encoder that reads only the images of a batch."""
     return lambda batch: module(batch["image"])
 
 
 def golden(tower: ImageTower, pictures: PictureSet, prune_layer: int) -> Rankings:
-    """Golden rankings by feature preservation, greedy, windows of 2x2; from disk where they were computed before."""
+    """Golden rankings by feature preservation: greedy, windows of 2x2, cached on disk."""
     batches = loader(pictures, tower.image_size, 250)
     return ranked(tower, batches, prune_layer=prune_layer, **search(tower.grid**2))
 
 
 def oracle(tower: ImageTower, rankings: Rankings, keep: float, prune_layer: int) -> Encoder:
-    """An encoder that keeps what the golden ranking of each picture puts first."""
+    """An encoder that keeps the first patches of each picture's golden ranking."""
 
     def encode(batch: Mapping[str, Any]) -> Tensor:
         return ReducedTower(tower, {prune_layer: GoldenOracle(keep, rankings.of(batch["key"]))})(batch["image"])
@@ -75,33 +75,33 @@ def oracle(tower: ImageTower, rankings: Rankings, keep: float, prune_layer: int)
 
 
 def gmacs(tower: nn.Module, image_size: int) -> float:
-    """GMACs of one picture, attention's products included."""
+    """GMACs of one picture, with attention's products."""
     return count_macs(tower, torch.zeros(1, 3, image_size, image_size)).gmacs
 
 
 def evaluate_baselines(task: Task) -> dict[str, Any]:
-    """Right answers on test of the dense tower, of every training-free method at keep .6, and of the golden oracle.
+    """Right answers on test of the dense tower, every training-free method at keep .6, and the golden oracle.
 
-    Class attention at every keep rate; random keeping by three draws.
+    Class attention is evaluated at every keep rate, random keeping with three draws.
     """
     clip, pictures = task.clip(), task.pictures("test")
     tower, size = clip.image_tower, clip.image_tower.image_size
-    built: dict[str, nn.Module] = {"all tokens": tower}
-    for keep in KEEPS:
-        built[f"class attention {keep}"] = training_free(tower, keep, PRUNE_LAYER)["class attention"]
-    built |= {name: made for name, made in training_free(tower, KEEP, PRUNE_LAYER).items() if name in ("EViT", "ToMe")}
-    built |= {f"random {draw}": ReducedTower(tower, {PRUNE_LAYER: RandomKeep(KEEP, draw)}) for draw in SEEDS}
+    free = {keep: training_free(tower, keep, PRUNE_LAYER) for keep in KEEPS}
+    towers: dict[str, nn.Module] = {DENSE: tower}
+    towers |= {f"class attention {keep}": methods["class attention"] for keep, methods in free.items()}
+    towers |= {name: free[KEEP][name] for name in ("EViT", "ToMe")}
+    towers |= {f"random {draw}": ReducedTower(tower, {PRUNE_LAYER: RandomKeep(KEEP, draw)}) for draw in SEEDS}
     rankings = golden(tower, pictures, PRUNE_LAYER)
-    encoders = {name: plain(made) for name, made in built.items()}
+    encoders = {name: plain(tower) for name, tower in towers.items()}
     encoders["golden"] = oracle(tower, rankings, KEEP, PRUNE_LAYER)
-    found = answers(encoders, pictures, size, embed_prompts(clip, task.module.class_prompts))
-    costs = {name: gmacs(made, size) for name, made in built.items()}
-    costs["golden"] = costs["random 0"]  # either keeps by an order that is given and costs nothing
-    return {"test": {name: stored(correct, costs[name]) for name, correct in found.items()}}
+    right = answers(encoders, pictures, size, embed_prompts(clip, task.module.class_prompts))
+    costs = {name: gmacs(tower, size) for name, tower in towers.items()}
+    costs["golden"] = costs["random 0"]  # both keep by an order that is given and costs nothing
+    return {"test": {name: stored(correct, costs[name]) for name, correct in right.items()}}
 
 
 def agreement(predictor: RankPredictor, task: Task, prune_layer: int) -> dict[str, float]:
-    """Share of the 40 % it drops that a golden ranking drops too, and Kendall's τ, on pictures of val."""
+    """Agreement with golden rankings on val: the share of dropped patches (40 %) that both drop, and Kendall's τ."""
     tower, pictures = task.clip().image_tower, task.pictures("val", VAL)
     rankings = golden(tower, pictures, prune_layer)
     overlap, tau = [], []
@@ -114,24 +114,24 @@ def agreement(predictor: RankPredictor, task: Task, prune_layer: int) -> dict[st
     return {"overlap": torch.cat(overlap).mean().item(), "tau": torch.cat(tau).mean().item()}
 
 
-def of_towers(
+def evaluate_towers(
     towers: Mapping[str, nn.Module], pictures: ClassificationSet, image_size: int, classes: Tensor
 ) -> dict[str, Any]:
-    """Right answers and GMACs of some towers on pictures, as results keep them, by their names."""
-    found = answers({name: plain(tower) for name, tower in towers.items()}, pictures, image_size, classes)
-    return {name: stored(correct, gmacs(towers[name], image_size)) for name, correct in found.items()}
+    """Right answers and GMACs of towers, by name, as ``stored`` writes them. classes: [C,E]."""
+    right = answers({name: plain(tower) for name, tower in towers.items()}, pictures, image_size, classes)
+    return {name: stored(correct, gmacs(towers[name], image_size)) for name, correct in right.items()}
 
 
 def untuned(predictor: RankPredictor, task: Task, keeps: Sequence[float]) -> dict[str, Any]:
-    """The pruned tower on a task's test at some keep rates, without tuning."""
+    """The tower pruned without tuning, on a task's test pictures at some keep rates."""
     clip = task.clip()
     towers = {str(keep): PatchRankTower(clip.image_tower, predictor, keep, PRUNE_LAYER) for keep in keeps}
     classes = embed_prompts(clip, task.module.class_prompts)
-    return of_towers(towers, task.pictures("test"), clip.image_tower.image_size, classes)
+    return evaluate_towers(towers, task.pictures("test"), clip.image_tower.image_size, classes)
 
 
 def _loaded(weights: Path, task: Task, layer: int, committed: Path | None) -> RankPredictor:
-    """The predictor of a run's weights, also written by itself to ``committed``."""
+    """The predictor in a run's weights; it is also written to ``committed``."""
     predictor = load_predictor(weights, task.clip().image_tower, layer).eval()
     if committed is not None:
         save_predictor(predictor, committed, layer)
@@ -139,28 +139,28 @@ def _loaded(weights: Path, task: Task, layer: int, committed: Path | None) -> Ra
 
 
 def evaluate_predictor(weights: Path, task: Task, seed: int) -> dict[str, Any]:
-    """A predictor on the task that it was trained for, at every keep rate."""
+    """A predictor on its own task, at every keep rate."""
     committed = COMMITTED / f"{task.name.lower()}.safetensors"
     predictor = _loaded(weights, task, PRUNE_LAYER, None if seed else committed)
-    found = agreement(predictor, task, PRUNE_LAYER) | {"test": untuned(predictor, task, KEEPS)}
-    return found | _losses("predictor", task, seed)
+    result = agreement(predictor, task, PRUNE_LAYER) | {"test": untuned(predictor, task, KEEPS)}
+    return result | _losses("predictor", task, seed)
 
 
 def evaluate_transfer(weights: Path, seed: int) -> dict[str, Any]:
-    """The predictor for all tasks: on each of them at keep .6."""
+    """The predictor for all tasks, on each style task at keep .6."""
     predictor = _loaded(weights, PLAIN, PRUNE_LAYER, None if seed else FOR_ALL)
-    found = {task.name.lower(): untuned(predictor, task, (KEEP,))[str(KEEP)] for task in STYLES}
-    return agreement(predictor, PLAIN, PRUNE_LAYER) | {"test": found}
+    test = {task.name.lower(): untuned(predictor, task, (KEEP,))[str(KEEP)] for task in STYLES}
+    return agreement(predictor, PLAIN, PRUNE_LAYER) | {"test": test}
 
 
 def evaluate_first(weights: Path, seed: int) -> dict[str, Any]:
-    """The predictor that prunes at the first block, which Figure 5 evaluates."""
+    """The predictor that prunes before the first block; Figure 5 evaluates its accuracy."""
     return agreement(_loaded(weights, PLAIN, 0, COMMITTED / f"first-seed{seed}.safetensors"), PLAIN, 0)
 
 
 @torch.no_grad()
 def evaluate_avit(weights: Path, task: Task) -> dict[str, Any]:
-    """A-ViT on test: right answers, and what its pictures cost on average."""
+    """A-ViT on test: right answers, and the mean cost of a picture."""
     avit, clip = AViTTower.load(weights).eval(), task.clip()
     size, saved, depth = clip.image_tower.image_size, [], []
 
@@ -171,50 +171,49 @@ def evaluate_avit(weights: Path, task: Task) -> dict[str, Any]:
         return halting.z
 
     classes = embed_prompts(clip, task.module.class_prompts)
-    found = answers({"halting": encode}, task.pictures("test"), size, classes)["halting"]
+    right = answers({"halting": encode}, task.pictures("test"), size, classes)["halting"]
     cost = gmacs(avit, size) - torch.cat(saved).mean().item() / 1e9
-    return {"depth": torch.cat(depth).mean().item(), "test": {"halting": stored(found, cost)}}
+    return {"depth": torch.cat(depth).mean().item(), "test": {"halting": stored(right, cost)}}
 
 
 def evaluate_prompts(weights: Path, task: Task, kind: str, keep: float, seed: int) -> dict[str, Any]:
-    """Tuned prompts: at their own keep rate on val; on test too, those tuned with pruning at every rate below 1."""
+    """Tuned prompts, on val at the keep rate of their tuning, and on test at every rate below 1 if that was below 1."""
     model = PromptedCLIP.load(weights).eval()
-    own, size = model.tower, model.tower.tower.image_size
-    of_record = (kind, keep) == ("coupled", KEEP)
-    if of_record and seed == 0:
-        own.prompts.save(COMMITTED / f"{task.name.lower()}_prompts.safetensors")
-    keeps = KEEPS if keep < 1 else (keep,)
-    towers = {str(of): own.at(of) for of in keeps}
+    tower, size = model.tower, model.tower.tower.image_size
+    committed = (kind, keep) == ("coupled", KEEP)
+    if committed and seed == 0:
+        tower.prompts.save(COMMITTED / f"{task.name.lower()}_prompts.safetensors")
+    towers = {str(rate): tower.at(rate) for rate in (KEEPS if keep < 1 else (keep,))}
     classes = embed_prompts(model, task.tuned_prompts)
-    val = of_towers({str(keep): own}, task.pictures("val", 1000), size, classes)
-    found = {"val": val, "test": of_towers(towers, task.pictures("test"), size, classes)}
-    return found | (_losses("prompts", task, seed) if of_record else {})
+    val = evaluate_towers({str(keep): tower}, task.pictures("val", 1000), size, classes)
+    result = {"val": val, "test": evaluate_towers(towers, task.pictures("test"), size, classes)}
+    return result | (_losses("prompts", task, seed) if committed else {})
 
 
 def committed_answers(task: Task, count: int) -> dict[str, Tensor]:
-    """Answers of the committed predictor, untuned and with the committed prompts, on the first pictures of test.
+    """Right answers, bool [count], of the committed predictor on the first pictures of test, at keep .6.
 
-    By the names of the runs that made them, at keep .6: bool [count] each.
+    Without tuning and with the committed prompts, by the names of the runs that trained them.
     """
     clip, name = task.clip(), task.name.lower()
     predictor = load_predictor(COMMITTED / f"{name}.safetensors", clip.image_tower, PRUNE_LAYER).eval()
     pictures, size = task.pictures("test", count), clip.image_tower.image_size
-    found = {}
+    right = {}
     tuned = Prompts.load(COMMITTED / f"{name}_prompts.safetensors")
     untuned = ("predictor", None, task.module.class_prompts)
     for run, prompts, texts in (untuned, (f"coupled-{KEEP}", tuned, task.tuned_prompts)):
         model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor, KEEP, PRUNE_LAYER, prompts))
         classes = embed_prompts(model, texts)
-        found |= answers({f"{name}-{run}-seed0": plain(model.tower)}, pictures, size, classes)
-    return found
+        right |= answers({f"{name}-{run}-seed0": plain(model.tower)}, pictures, size, classes)
+    return right
 
 
 def _losses(kind: str, task: Task, seed: int) -> dict[str, list[float]]:
-    """The first losses of a recipe's first run, by which a later check sees that it drifted."""
+    """The first losses of the recipe, stored with its first run so that a later check can detect drift."""
     return {"first_losses": recipe_losses(kind)} if seed == 0 and task is TASKS[0] else {}
 
 
 def recipe_losses(kind: str) -> list[float]:
-    """The losses of the first steps of an embedded recipe, on one shot of each name."""
+    """The losses of a recipe's first steps, on one shot of each name."""
     arguments = yaml.safe_load((ROOT / RECIPES[kind]).read_text())["data"]["init_args"]
     return first_losses(RECIPES[kind], data=ClassificationDataModule(**arguments | {"shots": 1, "num_workers": 0}))

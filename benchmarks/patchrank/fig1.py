@@ -1,19 +1,20 @@
-"""Patch Ranking's Figure 1 at embedded scale: accuracy against multiply-adds at keep 100 to 50 %, tuned and not.
+"""Patch Ranking's Figure 1 at embedded scale: accuracy against multiply-adds at keep 100 to 50 %, tuned and untuned.
 
-Collected from the finished runs (``benchmarks.patchrank.runs``).
+The results of the finished runs (``benchmarks.patchrank.runs``) are collected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Result, missing_runs, percent, saved
-from benchmarks.patchrank.rows import COMMAND, DENSE, OURS, ROWS, Known, Source, attended, planned, pruned, tuned
-from benchmarks.patchrank.runs import KINDS, results
+from benchmarks.cells import Result, missing_runs, percent, saved, table
+from benchmarks.patchrank.methods import DENSE, OURS
+from benchmarks.patchrank.rows import ROWS, Known, Source, attended, planned, pruned, tuned
+from benchmarks.patchrank.runs import COMMAND, KINDS, results
 from benchmarks.patchrank.tasks import KEEP, KEEPS, STYLES, TASKS, Task
 from common.conditions import conditions
 
@@ -21,10 +22,10 @@ RATES = (1.0, *KEEPS)
 
 
 def curves() -> dict[str, dict[float, Source]]:
-    """Each curve's results by keep rate. Prompts tuned at keep .6 serve all rates below 1."""
+    """The source of each curve's results, by keep rate. Prompts tuned at keep .6 serve all rates below 1."""
     untuned = {"class attention": attended, OURS: pruned}
     return {
-        **{name: {1.0: ROWS[DENSE], **{keep: of(keep) for keep in KEEPS}} for name, of in untuned.items()},
+        **{name: {1.0: ROWS[DENSE], **{keep: source(keep) for keep in KEEPS}} for name, source in untuned.items()},
         **{
             f"{OURS} + {short} prompts": {1.0: tuned(kind, 1.0), **{keep: tuned(kind, KEEP, keep) for keep in KEEPS}}
             for kind, short in KINDS.items()
@@ -33,25 +34,24 @@ def curves() -> dict[str, dict[float, Source]]:
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """What the finished runs found. smoke: the same."""
-    known, stated = results(), conditions("embedded", chosen_on="nothing is chosen: a sweep")
-    dense = {task: ROWS[DENSE].of(known, task)[0]["gmacs"] for task in TASKS if ROWS[DENSE].of(known, task)}
+    """The curves from the results of the finished runs. smoke: the same."""
+    known, setting = results(), conditions("embedded", chosen_on="nothing is chosen: a sweep")
+    dense = {task: entries[0]["gmacs"] for task in TASKS if (entries := ROWS[DENSE].entries_of(task, known))}
     rows = [
         {"curve": name, "task": task.name, "dense": dense[task], "points": points}
         for task in dense  # evaluated before anything is trained
         for name, sources in curves().items()
         if (points := _points(known, task, sources))
     ]
-    return {"name": "patchrank-fig1", "conditions": stated, "rows": rows}
+    return {"name": "patchrank-fig1", "conditions": setting, "rows": rows}
 
 
 def _points(known: Known, task: Task, sources: dict[float, Source]) -> list[dict[str, Any]]:
-    """A curve's points that were run: keep rate, GMACs, accuracies by seed."""
-    found = {keep: source.of(known, task) for keep, source in sources.items()}
+    """The points of a curve that were run: keep rate, GMACs, accuracies by seed."""
     return [
         {"keep": keep, "gmacs": entries[0]["gmacs"], "accuracy": [entry["accuracy"] for entry in entries]}
-        for keep, entries in found.items()
-        if entries
+        for keep, source in sources.items()
+        if (entries := source.entries_of(task, known))
     ]
 
 
@@ -60,7 +60,11 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     rows = [
         (row["task"], row["curve"], *_cells(row, lambda point: percent(point["accuracy"]))) for row in result["rows"]
     ]
-    parts = [_table(("task", "method"), rows), _table(("GMACs, saved", "method"), _costs(result["rows"]))]
+    rates = [f"{keep:.0%}" for keep in RATES]
+    parts = [
+        table(["task", "method", *rates], rows, left=(0, 1)),
+        table(["GMACs, saved", "method", *rates], _costs(result["rows"]), left=(0, 1)),
+    ]
     if not result["rows"]:
         parts = [f"Not run: `{COMMAND}`."]
     seeds = max((len(point["accuracy"]) for row in result["rows"] for point in row["points"]), default=0)
@@ -74,20 +78,26 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     return {"md": "\n\n".join([*parts, note]) + "\n", "figures": {"patchrank-fig1": _draw(result)}}
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = [*head, *(f"{keep:.0%}" for keep in RATES)]
-    lines = [cells, ["---", "---", *["---:"] * len(RATES)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def missing(result: Result) -> Iterator[tuple[str, str]]:
+    """The trainings that were not run: those of each curve once for every task.
+
+    At keep 100 % an untuned curve has the dense model, which is not trained here.
+    """
+    rows = []
+    for row in result["rows"]:
+        seeds = [len(point["accuracy"]) for point in row["points"] if point["keep"] < 1]
+        rows.append((row["curve"], min(seeds, default=0), planned(row["curve"])))
+    yield from missing_runs(rows, COMMAND)
 
 
-def _cells(row: Mapping[str, Any], of: Callable[[Mapping[str, Any]], str]) -> list[str]:
-    """A cell for each keep rate."""
-    by = {point["keep"]: of(point) for point in row["points"]}
-    return [by.get(keep, "not run") for keep in RATES]
+def _cells(row: Mapping[str, Any], cell: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """The row's cell for each keep rate. cell: a point's text."""
+    cells = {point["keep"]: cell(point) for point in row["points"]}
+    return [cells.get(keep, "not run") for keep in RATES]
 
 
 def _costs(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """What each method costs, tasks whose towers cost the same in one line."""
+    """The costs of each method; tasks whose towers cost the same share a line."""
     tasks: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         cells = _cells(row, lambda point, row=row: f"{point['gmacs']:.4f}, {saved(point['gmacs'], row['dense'])}")
@@ -108,10 +118,3 @@ def _draw(result: dict[str, Any]) -> Figure:
     if result["rows"]:
         axes.legend(fontsize=7)
     return figure
-
-
-def missing(result: Result) -> Iterator[tuple[str, str]]:
-    """The trainings that were not run, a curve once for every task; at keep 100 % an untuned one is the dense model."""
-    seeds = (min((len(p["accuracy"]) for p in row["points"] if p["keep"] < 1), default=0) for row in result["rows"])
-    rows = ((row["curve"], made, planned(row["curve"])) for row, made in zip(result["rows"], seeds, strict=True))
-    yield from missing_runs(rows, COMMAND)

@@ -1,13 +1,12 @@
-"""Patch Ranking's Figure 3 at embedded scale: what the paper's three scores find important, patch by patch.
+"""Patch Ranking's Figure 3 at embedded scale: the importance of each patch by the paper's three scores.
 
-Shapes: B pictures, N patch tokens, G grid side, C classes.
+Shapes: H, W height and width of a picture in pixels.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.cells import table
 from benchmarks.patchrank.tasks import KEEP, PLAIN, PRUNE_LAYER
 from common.conditions import conditions, digest
 from common.data.classification import ClassificationSet
@@ -29,30 +29,30 @@ SHOWN, COMPARED = 6, 128
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The scores of the first test pictures, and how far the three agree on more of them. smoke: on fewer."""
-    stated = conditions("embedded", seeds=None, dtype="float32", weights={PLAIN.weights.name: digest(PLAIN.weights)})
+    """The scores of the first test pictures, and the agreement of the three on more of them. smoke: on fewer."""
+    setting = conditions("embedded", seeds=None, dtype="float32", weights={PLAIN.weights.name: digest(PLAIN.weights)})
     pictures = PLAIN.pictures("test", SHOWN if smoke else COMPARED)
     rankings = rank(pictures)
     order = rankings["feature"].order
     pruned = order.shape[1] - keep_count(KEEP, order.shape[1])
-    stated |= {"prune_layer": PRUNE_LAYER, "block": 2, "stride": 1, "rounds": 1, "pictures": len(pictures)}
+    setting |= {"prune_layer": PRUNE_LAYER, "block": 2, "stride": 1, "rounds": 1, "pictures": len(pictures)}
     return {
         "name": "patchrank-fig3",
-        "conditions": stated,
+        "conditions": setting,
         "shown": shown(pictures),
-        "scores": {name: found.scores[:SHOWN].tolist() for name, found in rankings.items()},
+        "scores": {name: ranking.scores[:SHOWN].tolist() for name, ranking in rankings.items()},
         "agreement": {
             name: {
-                "tau": kendall_tau(found.scores, order).mean().item(),
-                "overlap": pruned_overlap(found.scores, order, pruned).mean().item(),
+                "tau": kendall_tau(ranking.scores, order).mean().item(),
+                "overlap": pruned_overlap(ranking.scores, order, pruned).mean().item(),
             }
-            for name, found in rankings.items()
+            for name, ranking in rankings.items()
         },
     }
 
 
 def rank(pictures: ClassificationSet) -> dict[str, GoldenRanking]:
-    """The golden rankings of some pictures by each score, one shot, sliding windows of 2x2."""
+    """The golden rankings of pictures by each score: one shot, sliding windows of 2x2."""
     clip = PLAIN.clip()
     classes = embed_prompts(clip, PLAIN.module.class_prompts)
     (batch,) = loader(pictures, clip.image_tower.image_size, len(pictures))
@@ -64,41 +64,43 @@ def rank(pictures: ClassificationSet) -> dict[str, GoldenRanking]:
 
 
 def shown(pictures: ClassificationSet, count: int = SHOWN) -> list[dict[str, str]]:
-    """The first pictures with their names, as PNG files in base64, for a result that can be drawn by itself."""
-    found = []
+    """The first pictures with their names, as PNG in base64, so that a result can be drawn without the data."""
+    entries = []
     for index in range(count):
         file = io.BytesIO()
         pictures.picture(index).save(file, "PNG")
         name = pictures.class_names[pictures.labels[index]]
-        found.append({"name": name, "png": base64.b64encode(file.getvalue()).decode()})
-    return found
+        entries.append({"name": name, "png": base64.b64encode(file.getvalue()).decode()})
+    return entries
 
 
 def opened(entry: dict[str, str]) -> np.ndarray:
-    """A picture that ``shown`` has written, uint8 [H,W,3]."""
+    """The picture of an entry of ``shown``, uint8 [H,W,3]."""
     with Image.open(io.BytesIO(base64.b64decode(entry["png"]))) as picture:
         return np.array(picture.convert("RGB"))
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    stated = result["conditions"]
-    lines = ["| score | Kendall's τ with feature preservation | dropped alike at keep 0.6 |", "|---|---:|---:|"]
-    for name, found in result["agreement"].items():
-        lines.append(f"| {SCORES[name]} | {found['tau']:.2f} | {100 * found['overlap']:.0f} % |")
+    setting = result["conditions"]
+    rows = [
+        (SCORES[name], f"{agreement['tau']:.2f}", f"{100 * agreement['overlap']:.0f} %")
+        for name, agreement in result["agreement"].items()
+    ]
     note = (
-        f"Embedded scale, mean over {stated['pictures']} test pictures: golden rankings before block "
-        f"{stated['prune_layer']} by windows of {stated['block']}x{stated['block']} patches. Bright patches cost most "
-        "when they are removed. Only feature preservation needs neither labels nor class names. Pictures: Twemoji, "
-        "CC-BY 4.0."
+        f"Embedded scale, mean over {setting['pictures']} test pictures: golden rankings before block "
+        f"{setting['prune_layer']} by windows of {setting['block']}x{setting['block']} patches. Bright patches cost "
+        "most when they are removed. Only feature preservation needs neither labels nor class names. Pictures: "
+        "Twemoji, CC-BY 4.0."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"patchrank-fig3": _draw(result)}}
+    text = table(["score", "Kendall's τ with feature preservation", "dropped alike at keep 0.6"], rows)
+    return {"md": f"{text}\n\n{note}\n", "figures": {"patchrank-fig3": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:
     entries = result["shown"]
     figure = Figure(figsize=(1.5 * len(entries) + 0.8, 6.2), layout="constrained")
-    grid: Sequence = figure.subplots(1 + len(SCORES), len(entries))
+    grid = figure.subplots(1 + len(SCORES), len(entries))
     for column, entry in enumerate(entries):
         grid[0][column].imshow(opened(entry))
         grid[0][column].set_title(entry["name"], fontsize=8)

@@ -1,6 +1,6 @@
-"""Patch Ranking's Figure 4 at embedded scale: the patches that are kept at 50 %, by class attention and by ranking.
+"""Patch Ranking's Figure 4 at embedded scale: the patches kept at 50 %, by class attention and by rankings.
 
-Shapes: B pictures, N patch tokens, R kept, G grid side, E joint dim.
+Shapes: B pictures, R kept patches.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
+from benchmarks.cells import table
 from benchmarks.patchrank.fig3 import SHOWN, opened, shown
-from benchmarks.patchrank.rows import COMMAND
+from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import FOR_ALL, PLAIN, PRUNE_LAYER, search
 from common.conditions import conditions, digest
 from common.data.pictures import loader
@@ -29,9 +30,9 @@ ATTENTION, ORACLE, PREDICTOR = "class attention", "golden ranking", "predictor"
 
 @torch.no_grad()
 def run(smoke: bool = False) -> dict[str, Any]:
-    """What each method keeps of the first test pictures, and what the embeddings of more of them lose by it."""
+    """The patches that each method keeps of the first test pictures, and what embeddings lose on more of them."""
     files = [path for path in (PLAIN.weights, FOR_ALL) if path.is_file()]
-    stated = conditions("embedded", seeds=1, dtype="float32", weights={path.name: digest(path) for path in files})
+    setting = conditions("embedded", seeds=1, dtype="float32", weights={path.name: digest(path) for path in files})
     clip, pictures = PLAIN.clip(), PLAIN.pictures("test", SHOWN if smoke else COMPARED)
     tower = clip.image_tower
     (batch,) = loader(pictures, tower.image_size, len(pictures))
@@ -43,13 +44,13 @@ def run(smoke: bool = False) -> dict[str, Any]:
     if FOR_ALL in files:
         towers[PREDICTOR] = PatchRankTower(tower, load_predictor(FOR_ALL, tower, PRUNE_LAYER).eval(), KEEP, PRUNE_LAYER)
     full, kept, lost = tower(batch["image"]), {}, {}
-    for name, made in towers.items():
-        x, context = made.run(batch["image"])
+    for name, reduced in towers.items():
+        x, context = reduced.run(batch["image"])
         kept[name] = context.positions
         lost[name] = (1 - F.cosine_similarity(full, tower.pool(x), dim=-1)).mean().item()
     return {
         "name": "patchrank-fig4",
-        "conditions": stated | {"keep": KEEP, "prune_layer": PRUNE_LAYER, "pictures": len(pictures)},
+        "conditions": setting | {"keep": KEEP, "prune_layer": PRUNE_LAYER, "pictures": len(pictures)},
         "shown": shown(pictures),
         "grid": tower.grid,
         "kept": {name: places[:SHOWN].tolist() for name, places in kept.items()},
@@ -59,43 +60,43 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 
 def _shared(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Share of kept places [B,R] that another method keeps too, the mean over pictures."""
+    """Share of the kept places [B,R] that another method keeps too, averaged over pictures."""
     return (first[:, :, None] == second[:, None]).any(-1).float().mean().item()
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    stated = result["conditions"]
-    lines = ["| method | kept as the golden ranking does | 1 - cosine to the full embedding |", "|---|---:|---:|"]
-    for name in result["kept"]:
-        lines.append(f"| {name} | {100 * result['shared'][name]:.0f} % | {result['lost'][name]:.3f} |")
+    setting = result["conditions"]
+    rows = [(name, f"{100 * result['shared'][name]:.0f} %", f"{result['lost'][name]:.3f}") for name in result["kept"]]
     if PREDICTOR not in result["kept"]:
-        lines.append(f"| {PREDICTOR} | not run: `{COMMAND}` | |")
+        rows.append((PREDICTOR, f"not run: `{COMMAND}`", ""))
     note = (
-        f"Embedded scale, {stated['keep']:.0%} of the patches kept before block {stated['prune_layer']}, mean over "
-        f"{stated['pictures']} test pictures. The golden ranking (feature preservation, greedy) has seen the whole "
+        f"Embedded scale, {setting['keep']:.0%} of the patches kept before block {setting['prune_layer']}, mean over "
+        f"{setting['pictures']} test pictures. The golden ranking (feature preservation, greedy) has seen the whole "
         "tower at work on the picture; class attention and predictor read what enters the block. Pictures: Twemoji, "
         "CC-BY 4.0."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"patchrank-fig4": _draw(result)}}
+    text = table(["method", "kept as the golden ranking does", "1 - cosine to the full embedding"], rows)
+    return {"md": f"{text}\n\n{note}\n", "figures": {"patchrank-fig4": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:
     entries, side = result["shown"], result["grid"]
     figure = Figure(figsize=(1.5 * len(entries) + 0.8, 1.6 * (1 + len(result["kept"]))), layout="constrained")
-    axes = figure.subplots(1 + len(result["kept"]), len(entries))
+    grid = figure.subplots(1 + len(result["kept"]), len(entries))
     for column, entry in enumerate(entries):
         picture = opened(entry)
-        axes[0][column].imshow(picture)
-        axes[0][column].set_title(entry["name"], fontsize=8)
+        grid[0][column].imshow(picture)
+        grid[0][column].set_title(entry["name"], fontsize=8)
         for row, (name, kept) in enumerate(result["kept"].items(), 1):
+            # Dropped patches fade to a sixth of their contrast with white.
             mask = np.zeros(side * side, dtype=bool)
             mask[kept[column]] = True
             patch = picture.shape[0] // side
-            whole = mask.reshape(side, side).repeat(patch, 0).repeat(patch, 1)[..., None]
-            axes[row][column].imshow(np.where(whole, picture, 255 - (255 - picture) // 6))
+            pixels = mask.reshape(side, side).repeat(patch, 0).repeat(patch, 1)[..., None]
+            grid[row][column].imshow(np.where(pixels, picture, 255 - (255 - picture) // 6))
             if not column:
-                axes[row][column].set_ylabel(name, fontsize=8)
-    for each in axes.flat:
-        each.set(xticks=[], yticks=[])
+                grid[row][column].set_ylabel(name, fontsize=8)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
     return figure

@@ -1,8 +1,8 @@
 """Patch Ranking's Figure 5 at embedded scale: pruning before the first block, without tuning, measured here.
 
-Class attention, the golden oracle, which ranks the very pictures it is tested on, and the predictor.
+It compares class attention, the predictor, and the golden oracle, which ranks the test pictures themselves.
 
-Shapes: B images, M images in all, S seeds.
+Shapes: S seeds, M images in all.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.cells import Result, missing_runs, percent, points, saved
+from benchmarks.cells import Result, missing_runs, paired_interval, percent, points, saved, table
 from benchmarks.patchrank.evaluate import gmacs, golden, oracle, plain
-from benchmarks.patchrank.rows import COMMAND
-from benchmarks.patchrank.tasks import COMMITTED, KEEPS, PLAIN, SEEDS, answers, paired
+from benchmarks.patchrank.methods import DENSE
+from benchmarks.patchrank.runs import COMMAND
+from benchmarks.patchrank.tasks import COMMITTED, KEEPS, PLAIN, SEEDS, answers
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.reduction import ReducedTower
@@ -30,15 +31,15 @@ from patchrank.tower import PatchRankTower
 
 LAYER, PICTURES = 0, 1500
 Key = tuple[Any, ...]
-"""Method, keep rate, number of the training seed.  Costs leave the seed out."""
-DENSE, ATTENTION, ORACLE, PREDICTOR = "all tokens", "class attention", "golden ranking (oracle)", "predictor"
+"""Method, keep rate and number of the training seed; the keys of costs have no seed."""
+ATTENTION, ORACLE, PREDICTOR = "class attention", "golden ranking (oracle)", "predictor"
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
     """Right answers on the first test pictures of the seen names. smoke: a few pictures, one keep rate."""
     files = [COMMITTED / f"first-seed{seed}.safetensors" for seed in SEEDS]
     files, keeps = [file for file in files if file.is_file()], KEEPS[-1:] if smoke else KEEPS
-    stated = conditions(
+    setting = conditions(
         "embedded",
         seeds=len(files),
         dtype="float32",
@@ -46,60 +47,67 @@ def run(smoke: bool = False) -> dict[str, Any]:
         weights={file.name: digest(file) for file in (PLAIN.weights, *files)},
     )
     clip, pictures = PLAIN.clip(), PLAIN.pictures("test", 8 if smoke else PICTURES)
-    size, built = clip.image_tower.image_size, _towers(clip, files, keeps)
+    size, towers = clip.image_tower.image_size, _towers(clip, files, keeps)
     rankings = golden(clip.image_tower, pictures, LAYER)
-    encoders = {key: plain(tower) for key, tower in built.items()}
+    encoders = {key: plain(tower) for key, tower in towers.items()}
     encoders |= {(ORACLE, keep, 0): oracle(clip.image_tower, rankings, keep, LAYER) for keep in keeps}
-    found = answers(encoders, pictures, size, embed_prompts(clip, PLAIN.module.class_prompts))
-    costs = {(name, keep): gmacs(tower, size) for (name, keep, _), tower in built.items()}
+    right = answers(encoders, pictures, size, embed_prompts(clip, PLAIN.module.class_prompts))
+    costs = {(name, keep): gmacs(tower, size) for (name, keep, _), tower in towers.items()}
     given = {keep: ReducedTower(clip.image_tower, {LAYER: RandomKeep(keep)}) for keep in keeps}
     costs |= {(ORACLE, keep): gmacs(tower, size) for keep, tower in given.items()}  # its order costs nothing here
-    rows = [_row(found, costs, name, keep) for name in (DENSE, ATTENTION, ORACLE, PREDICTOR) for keep in (1.0, *keeps)]
-    stated |= {"pictures": len(pictures), "names": len(pictures.class_names)}
-    return {"name": "patchrank-fig5", "conditions": stated, "rows": [row for row in rows if row]}
+    rows = [_row(right, costs, name, keep) for name in (DENSE, ATTENTION, ORACLE, PREDICTOR) for keep in (1.0, *keeps)]
+    setting |= {"pictures": len(pictures), "names": len(pictures.class_names)}
+    return {"name": "patchrank-fig5", "conditions": setting, "rows": [row for row in rows if row]}
 
 
 def _towers(clip: CLIP, files: Sequence[Path], keeps: Sequence[float]) -> dict[Key, nn.Module]:
-    """The dense tower, and by keep rate those that class attention and each training seed's predictor prune."""
+    """The dense tower, and at each keep rate those pruned by class attention and by each training seed's predictor."""
     tower = clip.image_tower
-    ranks = [load_predictor(file, tower, LAYER).eval() for file in files]
-    built: dict[Key, nn.Module] = {(DENSE, 1.0, 0): tower}
+    predictors = [load_predictor(file, tower, LAYER).eval() for file in files]
+    towers: dict[Key, nn.Module] = {(DENSE, 1.0, 0): tower}
     for keep in keeps:
-        built[ATTENTION, keep, 0] = ReducedTower(tower, {LAYER: ClassAttention(keep)})
-        built |= {(PREDICTOR, keep, n): PatchRankTower(tower, each, keep, LAYER) for n, each in enumerate(ranks)}
-    return built
+        towers[ATTENTION, keep, 0] = ReducedTower(tower, {LAYER: ClassAttention(keep)})
+        for seed, predictor in enumerate(predictors):
+            towers[PREDICTOR, keep, seed] = PatchRankTower(tower, predictor, keep, LAYER)
+    return towers
 
 
-def _row(found: Mapping[Key, Tensor], costs: Mapping[Key, float], name: str, keep: float) -> dict[str, Any] | None:
-    """Accuracies of one method at one keep rate by seed, and its lead over class attention; None: there are none."""
-    right = [correct for (of, at, _), correct in found.items() if (of, at) == (name, keep)]
-    if not right:
+def _row(right: Mapping[Key, Tensor], costs: Mapping[Key, float], name: str, keep: float) -> dict[str, Any] | None:
+    """Accuracies of one method at one keep rate by seed, and its lead over class attention; None: it was not run."""
+    by_seed = [correct for key, correct in right.items() if key[:2] == (name, keep)]
+    if not by_seed:
         return None
-    rival = found.get((ATTENTION, keep, 0))
-    lead = None if rival is None or name == ATTENTION else paired([torch.stack(right)], [rival[None]])
-    accuracy = [each.double().mean().item() for each in right]
+    rival = right.get((ATTENTION, keep, 0))
+    lead = None if rival is None or name == ATTENTION else paired_interval([torch.stack(by_seed)], [rival[None]])
+    accuracy = [correct.double().mean().item() for correct in by_seed]
     return {"method": name, "keep": keep, "accuracy": accuracy, "gmacs": costs[name, keep], "lead": lead}
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    lines = ["| method | keep | GMACs | saved | top-1, % | against class attention |", "|---|---:|---:|---:|---:|---:|"]
     (dense,) = (row["gmacs"] for row in result["rows"] if row["method"] == DENSE)
+    rows = []
     for row in result["rows"]:
         cost = [f"{row['gmacs']:.4f}", saved(row["gmacs"], dense)]
-        cells = [row["method"], f"{row['keep']:.0%}", *cost, percent(row["accuracy"]), points(row["lead"])]
-        lines.append(f"| {' | '.join(cells)} |")
-    stated = result["conditions"]
-    missing = "" if stated["seeds"] else f" The predictor: not run (`{COMMAND}` trains it)."
+        rows.append([row["method"], f"{row['keep']:.0%}", *cost, percent(row["accuracy"]), points(row["lead"])])
+    setting = result["conditions"]
+    not_run = "" if setting["seeds"] else f" The predictor: not run (`{COMMAND}` trains it)."
     note = (
-        f"Embedded scale, {stated['pictures']:,} test pictures among {stated['names']:,} names, pruned before the "
+        f"Embedded scale, {setting['pictures']:,} test pictures among {setting['names']:,} names, pruned before the "
         "first block, no tuning. Class attention and predictor read what enters that block; the oracle keeps what the "
         "golden ranking of the picture itself (feature preservation, greedy) puts first. Predictor: "
-        f"{stated['seeds']} training seeds. GMACs leave out the search for the golden ranking. Differences in points, "
+        f"{setting['seeds']} training seeds. GMACs leave out the search for the golden ranking. Differences in points, "
         "95 % paired bootstrap over pictures. The paper draws curves and prints no numbers."
-        f"{missing}"
+        f"{not_run}"
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"patchrank-fig5": _draw(result)}}
+    text = table(["method", "keep", "GMACs", "saved", "top-1, %", "against class attention"], rows)
+    return {"md": f"{text}\n\n{note}\n", "figures": {"patchrank-fig5": _draw(result)}}
+
+
+def missing(result: Result) -> Iterator[tuple[str, str]]:
+    """The trainings of the predictor before the first block that were not run."""
+    rows = [("predictor before the first block", result["conditions"]["seeds"], len(SEEDS))]
+    yield from missing_runs(rows, COMMAND)
 
 
 def _draw(result: dict[str, Any]) -> Figure:
@@ -115,9 +123,3 @@ def _draw(result: dict[str, Any]) -> Figure:
     axes.invert_xaxis()
     axes.legend(fontsize=8)
     return figure
-
-
-def missing(result: Result) -> Iterator[tuple[str, str]]:
-    """The trainings of the predictor before the first block that were not run."""
-    rows = [("predictor before the first block", result["conditions"]["seeds"], len(SEEDS))]
-    yield from missing_runs(rows, COMMAND)

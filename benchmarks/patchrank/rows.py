@@ -1,4 +1,4 @@
-"""Where Patch Ranking's rows stand among the results of its runs, and the cells that tables make of them.
+"""The rows of Patch Ranking's tables, and the results of its runs that each row is made of.
 
 Shapes: S seeds, M images in all.
 """
@@ -12,29 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.runs import KINDS
 from benchmarks.patchrank.tasks import KEEP, SEEDS, Task, restored
 
 Known = Mapping[str, Mapping[str, Any]]
 """Results by name, see ``benchmarks.patchrank.runs.results``."""
-DENSE, OURS = "all tokens", "Patch Ranking"
 TRANSFERRED, ORACLE = "Patch Ranking, one predictor for all", "golden ranking"
-COMMAND = "python -m benchmarks patchrank-runs"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which results a row is made of, and which of their entries, with {task} and {seed} in both names."""
+    """The result files of a row, and their entries that count. Both names may contain {task}, a file's also {seed}."""
 
     file: str
     entries: tuple[str, ...]
 
     def files(self, task: Task) -> list[str]:
-        """The results' names, one for each seed, or one for all of them."""
+        """Names of the results: one for each seed, or one for all seeds."""
         return list(dict.fromkeys(self.file.format(task=task.name.lower(), seed=seed) for seed in SEEDS))
 
-    def of(self, known: Known, task: Task) -> list[Mapping[str, Any]]:
-        """The entries of a task that there are, seed by seed."""
+    def entries_of(self, task: Task, known: Known) -> list[Mapping[str, Any]]:
+        """The entries that there are for a task, seed by seed."""
         names = [name.format(task=task.name.lower()) for name in self.entries]
         tests = [known[file]["test"] for file in self.files(task) if file in known]
         return [test[name] for test in tests for name in names if name in test]
@@ -51,7 +50,7 @@ def attended(keep: float) -> Source:
 
 
 def tuned(kind: str, keep: float, at: float | None = None) -> Source:
-    """A model with prompts tuned at keep 1.0 or .6.  at: the keep rate of the evaluation; None: the same."""
+    """A model with prompts tuned at keep 1.0 or .6. at: the keep rate of the evaluation; None: that of the tuning."""
     return Source(f"{{task}}-{kind}-{keep}-seed{{seed}}", (str(at or keep),))
 
 
@@ -75,14 +74,14 @@ ROWS = {
     **{name_of_tuned(kind, keep): tuned(kind, keep) for keep in (1.0, KEEP) for kind in KINDS},
     ORACLE: Source("{task}-baselines", ("golden",)),
 }
-"""The rows of Table 1. The oracle, which ranks the very test pictures, comes last and apart."""
+"""The rows of Table 1. The oracle comes last: it ranks the test pictures themselves."""
 
 
-def correct(found: Sequence[Mapping[str, Any]]) -> Tensor:
+def correct(entries: Sequence[Mapping[str, Any]]) -> Tensor:
     """The right answers of entries, bool [S,M]."""
-    return torch.stack([restored(entry) for entry in found])
+    return torch.stack([restored(entry) for entry in entries])
 
 
 def planned(row: str) -> int:
-    """The runs of a row or curve: one a training seed, one in all of what is not trained."""
+    """The number of runs of a row or curve: one for each training seed, one in all where nothing is trained."""
     return len(SEEDS) if row not in ROWS or "{seed}" in ROWS[row].file else 1

@@ -1,8 +1,9 @@
 """Trains and evaluates what Patch Ranking's tables show: `python -m benchmarks patchrank-runs [--list]`.
 
-First what needs no training: the baselines and the golden oracle. Then, seed by seed, so that a stopped series leaves
-whole tables of fewer seeds: one predictor for all tasks, one that prunes at the first block, and for every task a
-predictor, an A-ViT and prompts of two kinds, tuned without pruning and at keep .6. What is finished is skipped.
+The baselines and the golden oracle come first, since they need no training. Then every seed has one predictor for all
+tasks, one that prunes before the first block, and for every task a predictor, an A-ViT and prompts of two kinds, tuned
+without pruning and at keep .6. A series that stops early leaves whole tables of fewer seeds. What is finished is
+skipped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import yaml
 from rich.console import Console
 
 from benchmarks import ROOT
+from benchmarks.cells import table
+from benchmarks.embedded import FASHION_MNIST_ATTRIBUTION
 from benchmarks.patchrank.evaluate import (
     evaluate_avit,
     evaluate_baselines,
@@ -40,36 +43,35 @@ from benchmarks.patchrank.tasks import (
     pruned_depth,
     search,
 )
-from benchmarks.together.fashion_mnist import ATTRIBUTION as FASHION_ATTRIBUTION
-from benchmarks.training.retrain import RECIPES as MINUTES
-from benchmarks.training.retrain import STORED as RETRAINED
-from benchmarks.training.retrain import Run, work
+from benchmarks.training.run import RECIPES as MINUTES
+from benchmarks.training.run import STORED, Run, work
 from common.clip import load_architecture
 from common.conditions import conditions
 from common.data.embedded.module import ATTRIBUTION
 from common.paths import runs_directory
 
-RESULTS = RETRAINED / "patchrank"
+COMMAND = "python -m benchmarks patchrank-runs"
+RESULTS = STORED / "patchrank"
 KINDS = {"text": "T", "coupled": "V+T"}
-"""Kinds of prompts, and what the paper calls them."""
+"""Kinds of prompts, and the paper's names of them."""
 TUNED_AT = (1.0, KEEP)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A training, and how what it made is evaluated."""
+    """A training, and the evaluation of its weights."""
 
     run: Run
     evaluate: Callable[[Path], dict[str, Any]]
 
 
 def name_of(task: Task, what: str, seed: int) -> str:
-    """A run's name, its result's file in ``RESULTS`` but for the ending."""
+    """A run's name: the stem of its result file in ``RESULTS``."""
     return f"{task.name.lower()}-{what}-seed{seed}"
 
 
 def items(seed: int, tasks: Sequence[Task] = TASKS) -> Iterator[Item]:
-    """The trainings of one seed, each after those that it needs."""
+    """The trainings of one seed; a training comes after those that it needs."""
     yield Item(_on_pictures(PLAIN, "predictor", "predictor", seed), partial(evaluate_transfer, seed=seed))
     yield Item(_on_pictures(PLAIN, "first", "predictor", seed, prune_layer=0), partial(evaluate_first, seed=seed))
     for task in tasks:
@@ -83,20 +85,17 @@ def items(seed: int, tasks: Sequence[Task] = TASKS) -> Iterator[Item]:
 
 
 def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any], data: Mapping[str, Any]) -> Run:
-    """A run on a task's data and CLIP, with more settings of data and model changed."""
+    """A run on a task's data and CLIP. model, data: further changes of the recipe."""
     common = {"architecture": task.architecture}
     model = {**common, "weights": f"benchmarks/weights/{task.weights.name}", **model}
     data = {**common, "name": task.data, **data} | ({} if task.held_out is None else {"held_out": task.held_out})
-    typed: list[str] = []
-    for section, settings in (("model", model), ("data", data)):
-        for name, value in settings.items():
-            typed += [f"--{section}.init_args.{name}", "null" if value is None else str(value)]
     recipe = RECIPES[recipe]
-    return Run(f"patchrank/{name_of(task, what, seed)}", recipe, MINUTES[recipe], seed, tuple(typed))
+    name = f"patchrank/{name_of(task, what, seed)}"
+    return Run(name, recipe, MINUTES[recipe], seed, {"model": model, "data": data})
 
 
 def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) -> Run:
-    """A training on a task's pictures without labels."""
+    """A training that reads a task's pictures and no labels."""
     vision = load_architecture(task.architecture)["vision_cfg"]
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2
     if recipe == "predictor":
@@ -107,38 +106,38 @@ def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) ->
 
 
 def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
-    """A tuning beside the same seed's predictor, with prompts in as many layers as the text tower has.
+    """A tuning with the same seed's predictor, and prompts in every layer of the text tower.
 
-    The predictor's path that is recorded is that of the default run folder.
+    The recorded path of the predictor is the one in the default run folder.
     """
     depth = load_architecture(task.architecture)["text_cfg"]["layers"]
     file = f"retrain/patchrank/{name_of(task, 'predictor', seed)}/weights.safetensors"
     model = {"kind": kind, "depth": depth, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
-    stated = yaml.safe_load((ROOT / RECIPES["prompts"]).read_text())["model"]["init_args"]
+    recipe = yaml.safe_load((ROOT / RECIPES["prompts"]).read_text())["model"]["init_args"]
     words = {"words": task.words, "template": task.template}
-    # The recipe's own are not repeated: on a command line {} alone is an empty mapping.
-    model |= {name: said for name, said in words.items() if said != stated[name]}
+    # What the recipe already says is left out: on a command line {} alone is an empty mapping.
+    model |= {name: value for name, value in words.items() if value != recipe[name]}
     run = _run(task, f"{kind}-{keep}", "prompts", seed, model, {})
-    there = str((runs_directory() / file).absolute())
-    return replace(run, places=("--model.init_args.predictor", there) if keep < 1 else ())
+    path = str((runs_directory() / file).absolute())
+    return replace(run, places={"model": {"predictor": path}} if keep < 1 else {})
 
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Train and evaluate what is not finished, and write a result for each run. A smoke run lists."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks patchrank-runs", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=COMMAND, description=main.__doc__)
     parser.add_argument("--list", action="store_true", help="the runs with their minutes on 2 cores")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many training seeds (default: all)")
-    said = parser.parse_args(arguments)
-    listing, console = said.list or bool(os.environ.get("SMOKE")), Console()
+    args = parser.parse_args(arguments)
+    listing, console = args.list or bool(os.environ.get("SMOKE")), Console()
     missing = {task: task.missing() for task in TASKS}
     for task, why in missing.items():
         if why:
             console.print(f"{task.name}: not run, {why}", markup=False)
-    there = [task for task, why in missing.items() if not why]
-    for task in there:
+    available = [task for task, why in missing.items() if not why]
+    for task in available:
         _baselines(task, listing, console)
-    for seed in SEEDS[: said.seeds]:
-        for item in items(seed, there):
+    for seed in SEEDS[: args.seeds]:
+        for item in items(seed, available):
             work([item.run], lambda weights, _, item=item: item.evaluate(weights), listing)
     if not listing:
         write_cards()
@@ -146,27 +145,27 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def _baselines(task: Task, listing: bool, console: Console) -> None:
-    """Evaluate what needs no training, where it is not finished."""
+    """Evaluate what needs no training, unless its result is there."""
     name = f"{task.name.lower()}-baselines"
     finished = runs_directory() / "retrain" / "patchrank" / name / "result.json"
     state = "finished" if finished.is_file() else "about 2 min"
     console.print(f"patchrank/{name:<24} {state}", markup=False, highlight=False)
     if listing or finished.is_file():
         return
-    stated = conditions("embedded", seeds=None, seed=None, dtype="float32")
-    found = {"name": f"patchrank/{name}", "conditions": stated, **evaluate_baselines(task)}
+    setting = conditions("embedded", seeds=None, seed=None, dtype="float32")
+    result = {"name": f"patchrank/{name}", "conditions": setting, **evaluate_baselines(task)}
     for path in (RESULTS / f"{name}.json", finished):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def results() -> dict[str, dict[str, Any]]:
-    """The stored result of everything that was run, by name."""
+    """The stored results of all runs, by name."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
 
 
 def write_cards() -> None:
-    """Write what the committed weights are and where they come from."""
+    """Write the cards of the committed weights: what they are, and how they were trained."""
     files = {f"{task.name.lower()}.safetensors": name_of(task, "predictor", 0) for task in TASKS}
     files |= {f"first-seed{seed}.safetensors": name_of(PLAIN, "first", seed) for seed in SEEDS}
     files |= {f"{task.name.lower()}_prompts.safetensors": name_of(task, f"coupled-{KEEP}", 0) for task in TASKS}
@@ -177,29 +176,27 @@ def write_cards() -> None:
 
 
 def _card(title: str, folder: Path, files: Mapping[str, str]) -> str:
-    """The card of those files in a folder that are there.  files: by their names, the runs that made them."""
+    """A card of the files that are in a folder. files: file name -> name of the run that trained it."""
     known = results()
-    lines = [
-        f"# {title}",
-        "",
-        "fp16 predictors (`patchrank.predictor.load_predictor`), fp32 prompts (`patchrank.Prompts.load`), made by "
-        "`python -m benchmarks patchrank-runs`.",
-        "",
-        "| file | command | seed | revision at the start | trained | measured |",
-        "|---|---|---:|---|---|---|",
-    ]
+    rows = []
     for file, name in files.items():
         if name not in known or not (folder / file).is_file():
             continue
-        made, stated = known[name], known[name]["conditions"]
-        tree = "clean tree" if stated["clean"] else "tree with changes"
-        cells = [file, f"`{made['command']}`", str(stated["seed"]), f"{stated['revision']} ({tree})", stated["date"]]
-        lines.append(f"| {' | '.join([*cells, _measured(made)])} |")
-    return "\n".join([*lines, "", ATTRIBUTION, "", FASHION_ATTRIBUTION]) + "\n"
+        result, setting = known[name], known[name]["conditions"]
+        tree = "clean tree" if setting["clean"] else "tree with changes"
+        cells = [file, f"`{result['command']}`", setting["seed"], f"{setting['revision']} ({tree})", setting["date"]]
+        rows.append([*cells, _measured(result)])
+    formats = (
+        "fp16 predictors (`patchrank.predictor.load_predictor`), fp32 prompts (`patchrank.Prompts.load`), made by "
+        f"`{COMMAND}`."
+    )
+    head = ["file", "command", "seed", "revision at the start", "trained", "measured"]
+    parts = [f"# {title}", formats, table(head, rows, left=(0, 1, 3, 4, 5)), ATTRIBUTION, FASHION_MNIST_ATTRIBUTION]
+    return "\n\n".join(parts) + "\n"
 
 
-def _measured(made: Mapping[str, Any]) -> str:
-    if "overlap" in made:
-        return f"val: {100 * made['overlap']:.1f} % of what it drops is right, Kendall's tau {made['tau']:.2f}"
-    found = made["test"][str(KEEP)]
-    return f"test, keep {KEEP}: {100 * found['accuracy']:.1f} % of {found['pictures']:,} pictures"
+def _measured(result: Mapping[str, Any]) -> str:
+    if "overlap" in result:
+        return f"val: {100 * result['overlap']:.1f} % of what it drops is right, Kendall's tau {result['tau']:.2f}"
+    test = result["test"][str(KEEP)]
+    return f"test, keep {KEEP}: {100 * test['accuracy']:.1f} % of {test['pictures']:,} pictures"

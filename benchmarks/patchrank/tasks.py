@@ -1,13 +1,13 @@
-"""The tasks of Patch Ranking's embedded tables, and right answers as result files keep them.
+"""The tasks of Patch Ranking's embedded tables, and how result files store which answers are right.
 
-Shapes: B images, M images in all, S seeds, C classes, E joint dim.
+Shapes: B images of a batch, M images in all, C classes, E joint dim.
 """
 
 from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.embedded import TEACHER, WEIGHTS
+from benchmarks import WEIGHTS
+from benchmarks.embedded import TEACHER
 from common.clip import CLIP
 from common.data.classification import ClassificationSet
 from common.data.classification_module import ClassificationDataModule
@@ -28,39 +29,40 @@ from common.zeroshot import fill, similarity
 from patchrank.scores import keep_count
 
 PICTURES = 4000
-"""Test pictures of a task at most, the first ones."""
+"""A task is tested on its first so many test pictures at most."""
 PRUNE_LAYER = 1
-"""Block 1 of the embedded tower's 4: a quarter of the depth, as block 3 of 12. Of Fashion-MNIST's 3 it is a third."""
+"""Block 1 of the embedded tower's 4 is a quarter of the depth, as block 3 of 12 is; of Fashion-MNIST's 3, a third."""
 SEEDS = (0, 1, 2)
 RECIPES = {kind: f"patchrank/embedded_{kind}.yaml" for kind in ("predictor", "avit", "prompts")}
 COMMITTED, FOR_ALL = WEIGHTS / "patchrank", WEIGHTS / "embedded_patchrank.safetensors"
-"""The folder of committed predictors and prompts, and the predictor for all embedded tasks, which others use too."""
+"""The folder of committed predictors and prompts, and the predictor for all embedded tasks."""
 KEEP, KEEPS = 0.6, (0.9, 0.8, 0.7, 0.6, 0.5)
 _BATCH = 250
 
 
 def search(tokens: int) -> dict[str, int]:
-    """The greedy search behind every golden ranking of N patch tokens here: three rounds of a sixth of them.
+    """Arguments of the greedy search for a golden ranking of N patch tokens: each of three rounds removes a sixth.
 
-    Half of them are gone after the last. The embedding loses less than by a ranking in one shot, at twice the cost.
+    The embedding loses less than by a ranking in one shot, at twice the cost.
     """
     return {"rounds": 3, "removed_per_round": tokens // 6}
 
 
 def pruned_depth(tokens: int, layers: int) -> float:
-    """How many of a tower's blocks a token goes through on average when the predictor prunes N patch tokens here."""
+    """Mean number of blocks that a token passes when N patch tokens are pruned at KEEP before PRUNE_LAYER."""
     kept = (1 + keep_count(KEEP, tokens)) / (1 + tokens)
     return round(PRUNE_LAYER + (layers - PRUNE_LAYER) * kept, 1)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task by the name that tables show.
+    """A classification task with its CLIP.
 
-    data: by the name under which ``common.data.lookup`` finds it.  architecture, weights: of its CLIP.
-    shots: of each class, that predictor and A-ViT learn from, which need no labels; prompts always have 16.
-    held_out: training pictures that validate, where the data has no val split.
-    words, template: what the text prompts start as, and the class prompt that follows them.
+    name: as tables show it.  data: the data set's name in ``common.data.lookup``.
+    architecture, weights: those of the CLIP.
+    shots: pictures of each class for the predictor and A-ViT, which read no labels; prompts always have 16.
+    held_out: training pictures used for validation, where the data set has no val split.
+    words, template: the words that text prompts start from, and the class prompt that follows them.
     """
 
     name: str
@@ -73,14 +75,14 @@ class Task:
     template: str = "{}"
 
     def missing(self) -> str | None:
-        """What is not there that the task needs, or None."""
+        """What the task needs and does not have, or None."""
         if not self.weights.is_file():
             return f"no weights benchmarks/weights/{self.weights.name}"
         return "EFFCLIP_DATA is not set" if not self.drawn and not os.environ.get("EFFCLIP_DATA") else None
 
     @property
     def drawn(self) -> bool:
-        """Whether the suite draws the pictures itself."""
+        """Whether the suite generates the pictures."""
         return self.data.startswith("embedded-")
 
     def clip(self) -> CLIP:
@@ -89,18 +91,18 @@ class Task:
 
     @property
     def module(self) -> ClassificationDataModule:
-        """The data, read once in a process."""
+        """The data, read once a process."""
         return _module(self)
 
     @property
     def tuned_prompts(self) -> list[str]:
-        """One text a class, as tuned text prompts precede it."""
+        """The text of each class that follows the tuned text prompts."""
         return [fill(self.template, name) for name in self.module.class_names]
 
     def pictures(self, split: str, count: int = PICTURES) -> ClassificationSet:
         """The first pictures of "val" or "test"."""
-        found = getattr(self.module, f"{split}_pictures")
-        return found if len(found) <= count else found.subset(range(count))
+        pictures = getattr(self.module, f"{split}_pictures")
+        return pictures if len(pictures) <= count else pictures.subset(range(count))
 
 
 @cache
@@ -122,8 +124,7 @@ FASHION = Task(
 )
 TASKS = (*STYLES, FASHION)
 PLAIN = Task("plain", "embedded-plain", shots=4)
-"""All seen names in the style of pretraining: what is trained once and carried over."""
-
+"""All seen names in the style of pretraining, for what is trained once and used on every task."""
 
 Encoder = Callable[[Mapping[str, Any]], Tensor]
 """A batch of ``common.data.pictures.loader`` -> embeddings [B,E]."""
@@ -133,7 +134,7 @@ Encoder = Callable[[Mapping[str, Any]], Tensor]
 def answers(
     encoders: Mapping[str, Encoder], pictures: ClassificationSet, image_size: int, classes: Tensor
 ) -> dict[str, Tensor]:
-    """For each encoder, whether it names each picture rightly among classes [C,E]: bool [M], in one pass over them."""
+    """Which pictures each encoder classifies correctly among classes [C,E]: bool [M]. All encoders share one pass."""
     right: dict[str, list[Tensor]] = {name: [] for name in encoders}
     for batch in track(loader(pictures, image_size, _BATCH), "evaluating"):
         for name, encode in encoders.items():
@@ -142,32 +143,14 @@ def answers(
 
 
 def stored(correct: Tensor, gmacs: float) -> dict[str, Any]:
-    """Right answers, bool [M], as a result keeps them: every single one, packed, what they come to, and their cost."""
+    """What a result file stores of right answers, bool [M]: their bits, the accuracy, and the GMACs of a picture."""
     right, pictures = int(correct.sum()), len(correct)
     packed = base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
     interval = wilson_interval(right, pictures)
     return {"accuracy": right / pictures, "interval": interval, "pictures": pictures, "gmacs": gmacs, "correct": packed}
 
 
-def restored(found: Mapping[str, Any]) -> Tensor:
-    """The right answers, bool [M], that ``stored`` kept."""
-    packed = np.frombuffer(base64.b64decode(found["correct"]), np.uint8)
-    return torch.from_numpy(np.unpackbits(packed, count=found["pictures"]).astype(bool))
-
-
-def paired(first: Sequence[Tensor], second: Sequence[Tensor], resamples: int = 10_000) -> tuple[float, float, float]:
-    """Accuracy of ``first`` minus that of ``second``, each one tensor [S,M] a task -> (difference, low, high).
-
-    The mean over tasks, of the mean over training seeds; 95 % percentile bootstrap over each task's pictures, which
-    both sides share, the seeds being those that there are. A resample matters only through how often it draws each
-    value of the difference, so those numbers are drawn: the same distribution in one draw.
-    """
-    rng, draws, means = np.random.default_rng(0), [], []
-    for ours, theirs in zip(first, second, strict=True):
-        differences = (ours.double().mean(0) - theirs.double().mean(0)).numpy().round(9)
-        values, counts = np.unique(differences, return_counts=True)
-        drawn = rng.multinomial(len(differences), counts / len(differences), size=resamples)
-        draws.append(drawn @ values / len(differences))
-        means.append(differences.mean())
-    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
-    return float(np.mean(means)), float(low), float(high)
+def restored(entry: Mapping[str, Any]) -> Tensor:
+    """The right answers, bool [M], of an entry that ``stored`` made."""
+    packed = np.frombuffer(base64.b64decode(entry["correct"]), np.uint8)
+    return torch.from_numpy(np.unpackbits(packed, count=entry["pictures"]).astype(bool))

@@ -1,7 +1,7 @@
-"""A headless Chromium driven over two pipes by its DevTools protocol: what the report page is tested with.
+"""Drives a headless Chromium by its DevTools protocol, to test and photograph the report page.
 
-No driver and no package: messages are JSON that ends with a zero byte, written to the browser's file descriptor 3 and
-read from its 4.
+It needs no driver and no package: each message is JSON that ends with a zero byte, written to the browser's file
+descriptor 3 and read from its 4.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE = 120.0
-"""Seconds to wait for an answer before the browser counts as stuck; a busy machine starts it slowly."""
+"""Seconds to wait for an answer; on a busy machine the browser starts slowly."""
 KEYS = {"Tab": 9, "Enter": 13, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
-"""Keys that ``Tab.press`` knows, with their codes."""
+"""The keys of ``Tab.press`` with their codes."""
 _FLAGS = (
     "--headless",
     "--remote-debugging-pipe",
@@ -39,15 +39,15 @@ _FLAGS = (
 
 
 def chromium() -> str:
-    """The browser's program: $CHROMIUM, or the first that is installed. ValueError: none is."""
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
+    """The path of the browser: $CHROMIUM, or the first of NAMES that is installed. ValueError: none is."""
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
         raise ValueError(f"none of {', '.join(NAMES)} is installed; apt-get install chromium, or set CHROMIUM")
-    return found
+    return program
 
 
 class Browser:
-    """A running Chromium with an empty profile; use it in a ``with``."""
+    """A running Chromium with an empty profile; a context manager."""
 
     def __init__(self) -> None:
         self._profile = tempfile.mkdtemp(prefix="effclip-browser-")
@@ -85,7 +85,7 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and return its result; what happens meanwhile goes to ``events``.
+        """Call a method of the protocol and return its result; events meanwhile are appended to ``events``.
 
         RuntimeError: the browser refuses, or has ended.  TimeoutError: no answer.
         """
@@ -104,7 +104,7 @@ class Browser:
         raise AssertionError("messages end by an error only")
 
     def wait(self, event: str, session: str) -> None:
-        """Wait for an event of a session that did not happen before. TimeoutError: it does not happen."""
+        """Wait for a new event of a session. TimeoutError: it does not happen."""
         for message in self._messages():
             self.events.append(message)
             if message.get("method") == event and message.get("sessionId") == session:
@@ -125,7 +125,7 @@ class Browser:
             yield json.loads(message)
 
     def open(self, page: Path, width: int = 1200, height: int = 900, *, phone: bool = False, dark: bool = False) -> Tab:
-        """A tab that has loaded a file. width, height: of its window in CSS pixels; phone: by touch, two dots each."""
+        """A tab with a loaded file. width, height: of its window in CSS pixels. phone: touch, two dots a pixel."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         tab = Tab(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -150,11 +150,11 @@ class Tab:
         return self.browser.call(method, self.session, **parameters)
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression gives, as plain values. RuntimeError: it throws."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in found:
-            raise RuntimeError(f"{expression}: {found['exceptionDetails']['exception']['description']}")
-        return found["result"].get("value")
+        """The value of a JavaScript expression, as plain values. RuntimeError: it throws."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{expression}: {answer['exceptionDetails']['exception']['description']}")
+        return answer["result"].get("value")
 
     def press(self, key: str, times: int = 1) -> None:
         """Press a key as a person does; see KEYS."""
@@ -165,20 +165,23 @@ class Tab:
                 self.call("Input.dispatchKeyEvent", type=kind, **named, **more)
 
     def accessible(self, role: str) -> list[dict[str, Any]]:
-        """What assistive technology is told of the elements with a role: each one's name, value and description."""
+        """Name, value and description of the elements with a role, as assistive technology reads them."""
         nodes = self.call("Accessibility.getFullAXTree")["nodes"]
         shown = [node for node in nodes if not node["ignored"] and node.get("role", {}).get("value") == role]
-        told = ("name", "value", "description")
-        return [{part: node.get(part, {}).get("value", "") for part in told} for node in shown]
+        parts = ("name", "value", "description")
+        return [{part: node.get(part, {}).get("value", "") for part in parts} for node in shown]
 
     def troubles(self) -> list[str]:
-        """What the page complained of, and what it asked any other place for."""
-        own = [event for event in self.browser.events if event.get("sessionId") == self.session]
-        said = [event["params"]["entry"]["text"] for event in own if event["method"] == "Log.entryAdded"]
-        said += [str(event["params"]) for event in own if event["method"] == "Runtime.exceptionThrown"]
-        asked = [event["params"]["request"]["url"] for event in own if event["method"] == "Network.requestWillBeSent"]
-        return said + [url for url in asked if not url.startswith(("file:", "data:"))]
+        """The page's logged errors and exceptions, and the network addresses that it requested."""
+        params: dict[str, list[Any]] = {}
+        for event in self.browser.events:
+            if event.get("sessionId") == self.session:
+                params.setdefault(event["method"], []).append(event["params"])
+        errors = [param["entry"]["text"] for param in params.get("Log.entryAdded", [])]
+        errors += [str(param) for param in params.get("Runtime.exceptionThrown", [])]
+        requested = [param["request"]["url"] for param in params.get("Network.requestWillBeSent", [])]
+        return errors + [url for url in requested if not url.startswith(("file:", "data:"))]
 
     def screenshot(self, file: Path) -> None:
-        """What the window shows, as PNG."""
+        """Write the visible part of the page as PNG."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

@@ -1,4 +1,4 @@
-"""README's first table: what each method comes to, one line each, read from the result files."""
+"""README's first table: the main results of each method, read from the result files."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any
 
-from benchmarks import RESULTS
-from benchmarks.cells import points, student_interval
+from benchmarks import RESULTS, cells
+from benchmarks.cells import Result, points, saved, student_interval
 from benchmarks.mlip.table9 import PRINTED
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line. found: what a benchmark's stored result says, None where it holds no such run; command: makes it."""
+    """One line of the table.
+
+    read: a benchmark's stored result -> the cell; None: it holds no such run.  command: makes the result.
+    """
 
     method: str
     measured: str
     benchmark: str
-    found: Callable[[Result], str | None]
+    read: Callable[[Result], str | None]
     command: str
 
     def cells(self) -> list[str]:
         """The line's four cells."""
         path = RESULTS / f"{self.benchmark}.json"
-        found = self.found(json.loads(path.read_text())) if path.is_file() else None
-        return [self.method, self.measured, found or "not run", f"`{self.command}`"]
+        cell = self.read(json.loads(path.read_text())) if path.is_file() else None
+        return [self.method, self.measured, cell or "not run", f"`{self.command}`"]
 
 
 def saved_by_waveclip(reference: str, result: Result) -> str:
-    """The headline of Table 2's embedded block: at the accuracy of "teacher" or of the whole "student"."""
+    """The headline of Table 2's embedded block. reference: "teacher", or "student" for its own full accuracy."""
     (goal,) = (goal for goal in result["embedded"]["headline"]["goals"] if goal["reference"] == reference)
     if result["embedded"]["headline"]["reasons"] or not goal["reached"]:
         return "not reached"
@@ -42,15 +42,15 @@ def saved_by_waveclip(reference: str, result: Result) -> str:
 
 
 def coarse_on_fashion_mnist(result: Result) -> str:
-    """What WaveCLIP loses, and saves, when every picture leaves at the coarse level."""
+    """WaveCLIP's loss and saving when every image exits at the coarse level."""
     dense, coarse = result["rows"][:2]
-    return f"{points(coarse['against_teacher'])} points, {100 * (1 - coarse['gmacs'] / dense['gmacs']):.1f} % saved"
+    return f"{points(coarse['against_teacher'])} points, {saved(coarse['gmacs'], dense['gmacs'])} saved"
 
 
 def saved_by_mlip(result: Result) -> str:
-    """By the paper's image tower, with the Guide that belongs to it; attention on both sides."""
+    """The saving of the paper's image tower with its Guide; attention is counted on both sides."""
     gmacs = {row["method"]: row["tower"]["gmacs"] for row in result["rows"] if row["architecture"] == PRINTED}
-    return f"{100 * (1 - gmacs['MLIP'] / gmacs['CLIP']):.1f} %"
+    return saved(gmacs["MLIP"], gmacs["CLIP"])
 
 
 def mlip_against_clip(result: Result) -> str | None:
@@ -63,9 +63,9 @@ def mlip_against_clip(result: Result) -> str | None:
 
 
 def pruned_and_tuned(result: Result) -> str | None:
-    """Patch Ranking's own headline: tuned and pruned against tuned and unpruned, mean of three tasks."""
-    found = result["headline"]
-    return found and f"{points(found['styles'])} points at keep {result['conditions']['keep']}{_alone(result)}"
+    """Patch Ranking's headline: tuned and pruned against tuned and unpruned, mean of three tasks."""
+    headline = result["headline"]
+    return headline and f"{points(headline['styles'])} points at keep {result['conditions']['keep']}{_alone(result)}"
 
 
 def ahead_of_class_attention(result: Result) -> str | None:
@@ -75,12 +75,12 @@ def ahead_of_class_attention(result: Result) -> str | None:
 
 
 def _alone(result: Result) -> str:
-    """A remark where one training seed is all there is: the interval is then over pictures alone."""
+    """A remark for results of one training seed: their interval is over images alone."""
     return " (one seed)" if result["headline"] and result["headline"]["seeds"] == 1 else ""
 
 
 def best_composition(result: Result) -> str | None:
-    """The composed row whose gain is surest."""
+    """The composed row with the highest lower end of its gain."""
     composed = [row for row in result["rows"] if row["composed"]]
     best = max(composed, key=lambda row: row["rival"]["difference"][1], default=None)
     return best and f"{best['method']}: {points(best['rival']['difference'])} points"
@@ -161,10 +161,10 @@ LINES = (
 
 def table() -> str:
     """The lines as a Markdown table."""
-    lines = ["| method | measured | found [95 %] | command |", "|---|---|---|---|"]
-    lines += [f"| {' | '.join(line.cells())} |" for line in LINES]
+    head = ["method", "measured", "found [95 %]", "command"]
+    lines = cells.table(head, [line.cells() for line in LINES], left=range(4))
     note = (
         "Embedded scale, but for the image side of ViT-B/16 and the speeds, which are those of real sizes. Each "
         "command prints the whole table with its conditions."
     )
-    return "\n".join([*lines, "", note]) + "\n"
+    return f"{lines}\n\n{note}\n"

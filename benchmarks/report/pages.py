@@ -1,6 +1,6 @@
-"""The tables of README and docs, and the report page, from the result files: no number in them is typed by hand.
+"""Writes the tables of README and docs, and the report page, from the result files.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a benchmark's, or one of OTHERS.
+A table is placed between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a benchmark's, or one of OTHERS.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import RESULTS, ROOT, embedded
+from benchmarks import RESULTS, ROOT
 from benchmarks.registry import BENCHMARKS, benchmark
 from benchmarks.report import headlines
 from benchmarks.report.page import build
 from benchmarks.together import deploy
 from benchmarks.training import retrain
+from benchmarks.waveclip import table2_embedded
 from common.paths import runs_directory
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -25,14 +26,14 @@ OTHERS: dict[str, Callable[[], str]] = {
     "deploy-python": lambda: _stored("deploy", deploy.in_python),
     "headlines": headlines.table,
     "retrain": retrain.table,
-    "table2-embedded": lambda: _stored("table2", lambda result: embedded.markdown(result["embedded"])),
+    "table2-embedded": lambda: _stored("table2", lambda result: table2_embedded.markdown(result["embedded"])),
 }
-"""Tables that are no benchmark's whole Markdown."""
+"""Tables that are not the whole Markdown of a benchmark."""
 _TABLE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- /table -->)", re.S)
 
 
 def table(name: str) -> str:
-    """The Markdown of a benchmark's stored result, or that it was not run; or of one of OTHERS.
+    """The Markdown of a benchmark's stored result, or a line that it was not run; or one of OTHERS.
 
     ValueError: no such table.
     """
@@ -50,12 +51,12 @@ def _stored(name: str, markdown: Callable[[dict[str, Any]], str]) -> str:
 
 
 def fill(text: str, tables: Callable[[str], str] = table) -> str:
-    """``text`` with everything between the marks replaced by the tables they name."""
+    """``text`` with the current tables between their marks."""
     return _TABLE.sub(lambda mark: f"{mark[1]}\n{tables(mark[2]).strip()}\n\n{mark[3]}", text)
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Write the tables of README and docs, the Markdown beside each result, and the page, anew."""
+    """Write the tables of README and docs, the Markdown beside each result, and the report page."""
     command = argparse.ArgumentParser(prog="python -m benchmarks report", description=main.__doc__)
     default = runs_directory() / "report.html"
     command.add_argument("--page", type=Path, default=default, help="the HTML file (default %(default)s)")

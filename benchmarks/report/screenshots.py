@@ -1,4 +1,4 @@
-"""Photographs of the report page for the README: on a desk by day, on a phone by night."""
+"""Screenshots of the report page for the README: a desktop window in light colours, a phone in dark ones."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SHOTS = {
     "report": {"width": 1200, "height": 1000},
     "report-phone": {"width": 390, "height": 844, "phone": True, "dark": True},
 }
-"""Pictures by name, and the window of each."""
+"""The window of each screenshot, by file name."""
 _START = "document.getElementById('threshold-section').scrollIntoView({behavior: 'instant'})"
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Write docs/report.png and docs/report-phone.png, each from where the slider's section begins."""
+    """Write docs/report.png and docs/report-phone.png, both scrolled to the section with the slider."""
     command = argparse.ArgumentParser(prog="python -m benchmarks screenshots", description=main.__doc__)
     command.add_argument("--folder", type=Path, default=FOLDER, help="where to (default docs)")
-    said = command.parse_args(arguments)
-    said.folder.mkdir(parents=True, exist_ok=True)
+    args = command.parse_args(arguments)
+    args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, Browser() as browser:
         page = Path(folder) / "report.html"
         page.write_text(build(RESULTS))
         for name, window in SHOTS.items():
-            tab, file = browser.open(page, **window), said.folder / f"{name}.png"
+            tab, file = browser.open(page, **window), args.folder / f"{name}.png"
             tab.value(_START)
             tab.screenshot(file)
             with Image.open(file) as image:

@@ -1,15 +1,14 @@
 """Training pairs per second from the same shards: our loader beside open_clip's own WebDataset pipeline.
 
-Both draw a box of 0.9 to 1 of the picture's area, resize it bicubically, normalise, and tokenize the caption
-with the same tokenizer, in the same number of worker processes. open_clip's side is made of its own stages in
-its own order; its tar reader alone is replaced by webdataset's, since it stops with a KeyError at the marks that
-webdataset 1.0 puts between shards.
+Both crop a box of 0.9 to 1 of the image's area, resize it bicubically, normalise, and tokenize the caption with the
+same tokenizer, in the same number of worker processes. open_clip's side consists of its own stages in its own order.
+Only its tar reader is replaced by webdataset's: it raises a KeyError at the marks that webdataset 1.0 puts between
+shards.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,20 +26,21 @@ from open_clip_train.data import (
 )
 from PIL import Image
 
-from benchmarks.speed.towers import ratio
+from benchmarks.cells import table
+from benchmarks.timing import ratio
 from common.clip import MEAN, STD
 from common.conditions import conditions
 from common.data.embedded.module import pack, scene
 from common.data.packing import write_manifest, write_tar
 from common.data.shards import ShardDataModule
-from common.paths import runs_directory
+from common.paths import runs_directory, written_whole
 
 WORKERS = 2
-_PHOTO = (320, 256)  # width and height, about what img2dataset leaves of web pictures at 256 px
+_PHOTO = (320, 256)  # width and height of a usual web image after img2dataset has resized it to 256 px
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Measure both loaders on the embedded shards and on photo-sized pictures, in alternating rounds."""
+    """Measure both loaders on the embedded shards and on images of a photo's size, in alternating rounds."""
     rounds, batch, shards, samples = (1, 8, WORKERS, 16) if smoke else (5, 128, 8, 256)
     drawn = sorted(pack("val" if smoke else "train").glob("*.tar"))[:shards]
     rows = [
@@ -65,8 +65,8 @@ def _row(pictures: str, shards: list[Path], architecture: str, batch: int, round
             rate = _pictures_per_second(loader)
             if number:  # the first round starts the workers
                 spent[name].append(1 / rate)
-    found = {name: {"rounds": seconds, "pictures_per_second": 1 / median(seconds)} for name, seconds in spent.items()}
-    return {"pictures": pictures, **found, "ratio": ratio(found["open_clip"], found["ours"])}
+    rates = {name: {"rounds": seconds, "pictures_per_second": 1 / median(seconds)} for name, seconds in spent.items()}
+    return {"pictures": pictures, **rates, "ratio": ratio(rates["open_clip"], rates["ours"])}
 
 
 def _pattern(shards: list[Path]) -> str:
@@ -75,7 +75,7 @@ def _pattern(shards: list[Path]) -> str:
 
 
 def _open_clips(data: ShardDataModule, shards: list[Path], batches: int, epoch: SharedEpoch) -> wds.WebLoader:
-    """open_clip's training pipeline over the same shards, for as many batches as our epoch has."""
+    """open_clip's training pipeline over the same shards, with as many batches as our epoch."""
     size = data.architecture["vision_cfg"]["image_size"]
     transform = image_transform(size, is_train=True, mean=MEAN, std=STD)
     dataset = wds.DataPipeline(
@@ -103,21 +103,20 @@ def _pictures_per_second(loader: Iterable) -> float:
 
 
 def _photo_shards(shards: int, samples: int) -> list[Path]:
-    """Shards of pictures with a photo's size and detail: enlarged scenes under seeded noise."""
+    """Shards of images with a photo's size and detail: enlarged scenes with seeded noise."""
     folder = runs_directory() / "data" / f"loading-{shards}x{samples}"
     if not folder.exists():
         rng = np.random.default_rng(0)
         drawn = [_photo(number, rng) for number in range(64)]
-        unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
-        unfinished.mkdir(parents=True)
-        entries = {}
-        for shard in range(shards):
-            entries[f"{shard:03d}.tar"] = write_tar(
-                unfinished / f"{shard:03d}.tar",
-                ({"__key__": f"{shard:03d}{place:05d}", **drawn[place % 64]} for place in range(samples)),
-            )
-        write_manifest(unfinished, entries, "Twemoji, CC-BY 4.0, enlarged")
-        unfinished.rename(folder)
+        with written_whole(folder) as unfinished:
+            unfinished.mkdir()
+            entries = {}
+            for shard in range(shards):
+                entries[f"{shard:03d}.tar"] = write_tar(
+                    unfinished / f"{shard:03d}.tar",
+                    ({"__key__": f"{shard:03d}{place:05d}", **drawn[place % 64]} for place in range(samples)),
+                )
+            write_manifest(unfinished, entries, "Twemoji, CC-BY 4.0, enlarged")
     return sorted(folder.glob("*.tar"))
 
 
@@ -132,14 +131,14 @@ def _photo(number: int, rng: np.random.Generator) -> dict[str, bytes]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
-    lines = ["| pictures | ours, pairs/s | open_clip, pairs/s | ratio |", "|---|---:|---:|---:|"]
+    rows = []
     for row in result["rows"]:
         sides = [f"{row[name]['pictures_per_second']:,.0f}" for name in ("ours", "open_clip")]
-        lines.append(f"| {row['pictures']} | {' | '.join(sides)} | {row['ratio']:.2f} |")
-    stated = result["conditions"]
-    lines += [
-        "",
-        f"Medians of {stated['rounds']} alternating rounds (of the ratios too), {stated['workers']} worker processes, "
-        f"batch {stated['batch']}; {stated['device']}, {stated['threads']} threads.",
-    ]
-    return {"md": "\n".join(lines) + "\n", "figures": {}}
+        rows.append([row["pictures"], *sides, f"{row['ratio']:.2f}"])
+    rates = table(["pictures", "ours, pairs/s", "open_clip, pairs/s", "ratio"], rows)
+    run = result["conditions"]
+    note = (
+        f"Medians of {run['rounds']} alternating rounds (of the ratios too), {run['workers']} worker processes, "
+        f"batch {run['batch']}; {run['device']}, {run['threads']} threads."
+    )
+    return {"md": f"{rates}\n\n{note}\n", "figures": {}}

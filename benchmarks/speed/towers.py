@@ -1,4 +1,4 @@
-"""What our image tower, wavelet transform and MLIP's training take on this machine, beside what others do.
+"""The speed of our image tower, wavelet transform and MLIP training on this machine, each beside its reference.
 
 Shapes: B images, S pixels.
 """
@@ -27,7 +27,7 @@ SMALLEST = {
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2},
     "text_cfg": {"context_length": 8, "vocab_size": 16, "width": 64, "heads": 1, "layers": 1},
 }
-"""What a smoke run measures."""
+"""The architecture of a smoke run."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
@@ -38,10 +38,10 @@ def run(smoke: bool = False) -> dict[str, Any]:
     rounds, batch, size = (2, 2, 32) if smoke else (ROUNDS, BATCH, SIZE)
     architecture = SMALLEST if smoke else load_architecture("ViT-B-16")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stated = conditions("paper", seeds=None, dtype="float32, bfloat16", batch=batch, rounds=rounds, pixels=size)
+    run_conditions = conditions("paper", seeds=None, dtype="float32, bfloat16", batch=batch, rounds=rounds, pixels=size)
     return {
         "name": "speed",
-        "conditions": stated,
+        "conditions": run_conditions,
         "towers": [towers(architecture, batch, dtype, device, rounds) for dtype in (torch.float32, torch.bfloat16)],
         "wavelet": wavelet(batch, size, device, rounds),
         "mlip": mlip_speed.measure(device, rounds, smoke),
@@ -69,16 +69,16 @@ def towers(architecture: dict[str, Any], batch: int, dtype: torch.dtype, device:
     calls = {name: lambda forward=forward: forward(images) for name, forward in forwards.items()}
     measured = alternate({**calls, "matmul": lambda: left @ right}, rounds)
     rate = rows * inner * outer / measured["matmul"]["seconds"]
-    found: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "matmul_gmacs_per_second": rate / 1e9}
+    row: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "matmul_gmacs_per_second": rate / 1e9}
     for name in forwards:
         speed = batch / measured[name]["seconds"]
-        found[name] = {"images_per_second": speed, "share": speed * macs / rate, **measured[name]}
-    return {**found, "ratio": ratio(measured["open_clip"], measured["ours"])}
+        row[name] = {"images_per_second": speed, "share": speed * macs / rate, **measured[name]}
+    return {**row, "ratio": ratio(measured["open_clip"], measured["ours"])}
 
 
 @torch.inference_mode()
 def wavelet(batch: int, size: int, device: str, rounds: int) -> dict[str, Any]:
-    """Seconds of one haar analysis by our strided convolution and by ptwt's call (it takes no bf16), in fp32."""
+    """Seconds of one haar analysis in fp32, by our strided convolution and by ptwt's call, which takes no bf16."""
     images = torch.randn(batch, 3, size, size, device=device)
     calls = {name: lambda name=name: dwt2(images, "haar", name) for name in ("conv", "ptwt")}
     measured = alternate(calls, rounds, repeats=10)
@@ -87,7 +87,7 @@ def wavelet(batch: int, size: int, device: str, rounds: int) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
-    stated = result["conditions"]
+    run = result["conditions"]
     lines = [
         "| image tower | weights | images/s | of the matrix rate | open_clip images/s | of the matrix rate | ratio |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -107,9 +107,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     rates = ", ".join(f"{row['matmul_gmacs_per_second']:.0f} ({row['dtype']})" for row in result["towers"])
     lines += [
         "",
-        f"Medians of {stated['rounds']} alternating rounds in one process (of the ratios too), "
-        f"batch {stated['batch']}, {stated['pixels']} px, all tokens; {stated['device']}, {stated['threads']} threads, "
-        f"torch {stated['torch']}. The matrix rate is that of a {'x'.join(map(str, MATMUL))} product, in 10⁹ "
+        f"Medians of {run['rounds']} alternating rounds in one process (of the ratios too), "
+        f"batch {run['batch']}, {run['pixels']} px, all tokens; {run['device']}, {run['threads']} threads, "
+        f"torch {run['torch']}. The matrix rate is that of a {'x'.join(map(str, MATMUL))} product, in 10⁹ "
         f"multiply-adds per second: {rates}.",
     ]
     return {"md": "\n".join(lines) + "\n", "figures": {}}

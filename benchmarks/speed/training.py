@@ -1,4 +1,4 @@
-"""What MLIP's training takes on this machine: a step beside plain CLIP's, and the matching of tokens within it.
+"""The time of MLIP's training on this machine: a step beside plain CLIP's, and the matching of tokens within it.
 
 Shapes: B pairs, K image tokens, T text tokens, E joint dim.
 """
@@ -16,13 +16,13 @@ from benchmarks.timing import alternate, ratio
 from common.clip import CLIP, load_architecture
 from common.flops import count_macs
 from common.pretraining import CLIPPretraining, ContrastivePretraining
-from mlip.alignment import match
+from mlip.alignment import assign_tokens
 from mlip.pretraining import MLIPPretraining
 from mlip.tower import PAPER_LAYERS
 
 PAIRS = 256
 MATCHED = ((49, 20), (196, 77))
-"""Image and text tokens of a pair: MLIP-B/16 at the end with a caption of usual length, and the most there can be."""
+"""Image and text tokens of a pair: MLIP-B/16's last tokens with a caption of usual length, and the most possible."""
 BATCH = 8
 ROUNDS = 5
 
@@ -40,7 +40,7 @@ def measure(device: str, rounds: int, smoke: bool = False) -> dict[str, Any]:
 def matching(pairs: int, image: int, text: int, device: str, dim: int = 512) -> Callable[[], Tensor]:
     """The assignment of ``text`` tokens to ``image`` tokens for each pair, from cosines on the device to indices.
 
-    The tokens have a common part, as trained ones have, so that all cosines are around one half.
+    The tokens share a common vector, as trained tokens do, so that all cosines are around one half.
     """
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(dim, generator=generator)
@@ -48,14 +48,14 @@ def matching(pairs: int, image: int, text: int, device: str, dim: int = 512) -> 
         F.normalize(torch.randn(pairs, count, dim, generator=generator) + shared, dim=-1) for count in (image, text)
     )
     cosines = (texts @ images.transpose(1, 2)).flatten(0, 1).to(device)
-    return lambda: match(cosines, [text] * pairs)
+    return lambda: assign_tokens(cosines, [text] * pairs)
 
 
 def steps(dtype: torch.dtype, device: str, smoke: bool) -> dict[str, Any]:
-    """One step of MLIP and of plain CLIP (forward, backward, clipped AdamW) at one batch, and both towers' costs.
+    """One step of MLIP and of plain CLIP (forward, backward, clipped AdamW) at one batch size, and their costs.
 
-    dtype: of the products; bfloat16 means autocast over fp32 weights, as in the recipes. The Guide is of DeiT-Tiny's
-    size, frozen. ``macs_ratio`` is CLIP's forward multiply-adds (image, text) over MLIP's (image, text, Guide).
+    dtype: of the products; bfloat16 means autocast over fp32 weights, as in the recipes. The Guide is frozen and has
+    DeiT-Tiny's size. ``macs_ratio`` is CLIP's forward multiply-adds (image, text) over MLIP's (image, text, Guide).
     """
     architecture = "mlip/smoke.json" if smoke else "ViT-B-16"
     layers = {"frequency_layers": 1, "keep_rates": {3: 0.5}} if smoke else PAPER_LAYERS[architecture]
@@ -102,18 +102,18 @@ def train_step(module: ContrastivePretraining, batch: dict[str, Tensor], dtype: 
 
 
 def _pairs(size: dict[str, Any], batch: int, device: str) -> dict[str, Tensor]:
-    """A batch of noise with captions as long as the context."""
+    """A batch of noise images with captions that fill the context."""
     pixels, words = size["vision_cfg"]["image_size"], size["text_cfg"]["context_length"]
     ids = torch.randint(1, size["text_cfg"]["vocab_size"] - 1, (batch, words))
     ids[:, -1] = size["text_cfg"]["vocab_size"] - 1
-    made = {"image": torch.randn(batch, 3, pixels, pixels), "text": ids, "caption_id": torch.arange(batch)}
-    return {name: value.to(device) for name, value in made.items()}
+    pairs = {"image": torch.randn(batch, 3, pixels, pixels), "text": ids, "caption_id": torch.arange(batch)}
+    return {name: value.to(device) for name, value in pairs.items()}
 
 
 def _largest_batch(
     modules: Iterable[ContrastivePretraining], size: dict[str, Any], dtype: torch.dtype, device: str
 ) -> int:
-    """The largest power of two of pairs of which this GPU makes a step of each module beside the other's optimiser."""
+    """The largest power of two of pairs with which every module's step fits in the memory of this GPU."""
     batch = BATCH
     while True:
         try:
@@ -128,7 +128,7 @@ def _largest_batch(
 
 @torch.no_grad()
 def _tokens(clip: CLIP, batch: dict[str, Tensor]) -> int:
-    """How many spatial tokens come out of MLIP's tower."""
+    """The number of spatial tokens that MLIP's tower returns."""
     return clip.image_tower(batch["image"][:1]).spatial_tokens.shape[1]
 
 
@@ -139,22 +139,22 @@ def _gmacs(clip: CLIP, size: dict[str, Any]) -> float:
     return count_macs(clip.image_tower, pair["image"]).gmacs + count_macs(clip.text_tower, pair["text"]).gmacs
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """What was measured, as lines of Markdown."""
+def lines(measured: dict[str, Any]) -> list[str]:
+    """The result of ``measure`` as lines of Markdown."""
     table = [
         "",
         "| step of ViT-B/16 | batch | MLIP, s | plain CLIP, s | CLIP / MLIP | of their GMACs | matching's share |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in found["steps"]:
+    for row in measured["steps"]:
         sides = " | ".join(f"{row[name]['seconds']:.2f}" for name in ("mlip", "clip"))
         shares = f"{row['ratio']:.2f} | {row['macs_ratio']:.2f} | {100 * row['matching']['share']:.1f} %"
         table.append(f"| {row['dtype']} | {row['batch']} | {sides} | {shares} |")
-    said = ", ".join(f"{1e3 * taken['seconds']:.0f} ms at {size}" for size, taken in found["matching"].items())
+    times = ", ".join(f"{1e3 * time['seconds']:.0f} ms at {size}" for size, time in measured["matching"].items())
     return [
         *table,
         "",
         "A step is forward, backward and clipped AdamW; its batch is the largest power of two that fits in a GPU's "
-        f"memory, on a CPU {BATCH}. GMACs are of one pair forward, the Guide's included. Matching {found['pairs']} "
-        f"pairs one to one (image x text tokens) takes {said}.",
+        f"memory, on a CPU {BATCH}. GMACs are of one pair forward, the Guide's included. Matching "
+        f"{measured['pairs']} pairs one to one (image x text tokens) takes {times}.",
     ]

@@ -1,7 +1,7 @@
-"""The models of the frontier: every method alone, and early exit with token reduction in the refined level.
+"""The models of the frontier: every method alone, and early exit with token reduction in the fine level.
 
-A composition joins what is there, without training: WaveCLIP's coarse level answers what it is sure of, and where it
-is not, a reducer thins the fine level's tokens while the cached coarse ones stay.
+A composition needs no training. WaveCLIP's coarse level answers the images of which it is confident. For the others a
+reducer thins the tokens of the fine level, while the cached coarse tokens stay.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import nn
 
 from benchmarks.mlip.ablations import BASELINE, MODEL
 from benchmarks.mlip.models import MAKE
-from benchmarks.patchrank.costs import merging
+from benchmarks.patchrank.methods import merging
+from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import FOR_ALL, PRUNE_LAYER
 from common.clip import CLIP
 from common.reduction import Place, ReducedTower, Reducer
@@ -26,27 +27,27 @@ from waveclip import WaveTower
 from waveclip.reduced import ReducedWaveTower
 
 LAYER = 1
-"""Of 4 blocks, the first that sees fewer tokens (EViT and merging: whose attention is the last to see all)."""
+"""The first of 4 blocks that sees fewer tokens; for EViT and merging the last whose attention sees all of them."""
 KEEPS = (0.25, 0.45, 0.65, 0.85)
 FINE_KEEPS = (0.25, 0.5, 0.75)
-"""Shares of the patch tokens that stay, of the teacher's 36 and of the fine level's 27."""
+"""Shares of the patch tokens that stay: of the teacher's 36, and of the fine level's 27."""
 DENSE, WAVE = "dense teacher", "WaveCLIP"
 RANKED = "teacher + rank predictor"
 TRAINED = {
-    RANKED: (FOR_ALL, "python -m benchmarks patchrank-runs"),
+    RANKED: (FOR_ALL, COMMAND),
     "CLIP trained as MLIP": (BASELINE, MAKE[BASELINE]),
     "MLIP": (MODEL, MAKE[MODEL]),
 }
-"""The methods that have weights of their own: the file, and the command that trains it."""
+"""The methods with weights of their own: the file, and the command that trains it."""
 
 
 @dataclass(frozen=True)
 class Family:
     """One method, or two together, over its settings.
 
-    models: by keep rate (None: nothing to set). Each has ``encode_image``; one that exits early is a WaveTower or a
+    models: by keep rate (None: no setting). Each has ``encode_image``; one with early exit is a WaveTower or a
         ReducedWaveTower.
-    clip: whose texts and logit scale the embeddings are read against.
+    clip: the CLIP with the text tower and logit scale of these models.
     """
 
     name: str
@@ -68,13 +69,13 @@ def reducers(keep: float, patches: int, blocks: int) -> dict[str, dict[Place, Re
 
 
 def families(teacher: CLIP, wave: WaveTower, smoke: bool = False) -> list[Family]:
-    """Every method and composition whose weights are there, the dense teacher first.
+    """Every method and composition whose weights exist, the dense teacher first.
 
     wave: of one level.  smoke: one keep rate.
     """
     tower = teacher.image_tower
     blocks, fine = len(tower.transformer.resblocks), wave.steps - 1
-    found = [Family(DENSE, {None: ReducedTower(tower, {})}, teacher)]
+    methods = [Family(DENSE, {None: ReducedTower(tower, {})}, teacher)]
     whole = {keep: reducers(keep, tower.grid**2, blocks) for keep in (KEEPS[1:2] if smoke else KEEPS)}
     within = {
         keep: reducers(keep, wave.tokens_in(fine) - 1, blocks) for keep in (FINE_KEEPS[1:2] if smoke else FINE_KEEPS)
@@ -82,26 +83,26 @@ def families(teacher: CLIP, wave: WaveTower, smoke: bool = False) -> list[Family
     names = list(next(iter(whole.values())))
     for name in names:
         models = {keep: ReducedTower(tower, by_name[name]) for keep, by_name in whole.items()}
-        found.append(Family(f"teacher + {name}", models, teacher))
-    found += trained(teacher, list(whole))
-    found.append(Family(WAVE, {None: wave}, teacher))
+        methods.append(Family(f"teacher + {name}", models, teacher))
+    methods += trained(teacher, list(whole))
+    methods.append(Family(WAVE, {None: wave}, teacher))
     for name in names:
         models = {keep: ReducedWaveTower(wave, {fine: by_name[name]}) for keep, by_name in within.items()}
-        found.append(Family(f"{WAVE} + {name}", models, teacher, composed=True))
-    return found
+        methods.append(Family(f"{WAVE} + {name}", models, teacher, composed=True))
+    return methods
 
 
 def trained(teacher: CLIP, keeps: Sequence[float]) -> list[Family]:
-    """The methods of TRAINED whose weights are there; the rank predictor prunes the teacher at ``keeps``."""
-    found = []
+    """The methods of TRAINED whose weights exist; the rank predictor prunes the teacher at ``keeps``."""
+    methods = []
     for name, (path, _) in TRAINED.items():
         if not path.is_file():
             continue
         if name == RANKED:
             predictor = load_predictor(path, teacher.image_tower, PRUNE_LAYER).eval()
             towers = {keep: PatchRankTower(teacher.image_tower, predictor, keep, PRUNE_LAYER) for keep in keeps}
-            found.append(Family(name, towers, teacher))
+            methods.append(Family(name, towers, teacher))
         else:
             clip = MLIP.load(path).eval()
-            found.append(Family(name, {None: clip.image_tower}, clip))
-    return found
+            methods.append(Family(name, {None: clip.image_tower}, clip))
+    return methods

@@ -1,6 +1,6 @@
-"""The commands for a model in use, and the same from Python, run on embedded test pictures, with what they print.
+"""The commands that deploy a model, and the same from Python, run on embedded test images, with their output.
 
-They are run in this process, in a folder of their own, as if it were the checkout.
+They run in this process, in a temporary folder that stands in for the checkout.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STEPS = (
         "effclip export runs/emoji-model --format onnx",
     ),
 )
-"""Blocks of commands, each with what it prints."""
+"""Blocks of commands; each is shown with its output."""
 PYTHON = """\
 from common.deploy.model import load
 
@@ -41,15 +41,15 @@ model = load()  # the embedded model, as calibrated above; load("DIR"): a model 
 answers = model.classify("runs/emoji", gmacs=0.015)  # or ["red apple", "rocket"] for labels of yours
 print(answers[0])
 """
-"""The last block, which needs the calibration of those before."""
+"""The last block, which needs the calibration by the blocks before."""
 _SHOWN = 5
-"""Lines of a table that are shown."""
+"""How many lines of a table are shown."""
 _PROGRAMS = {"effclip": lambda words: effclip(words), "python": lambda words: embedded_folder(words[2:])}
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Run all steps. ValueError: a command that failed, with what it said."""
-    stated = conditions(
+    """Run all steps. ValueError: a command failed; with its error output."""
+    run_conditions = conditions(
         "embedded",
         seeds=1,
         weights={path.name: digest(path) for path in (TEACHER, STUDENT)},
@@ -60,13 +60,13 @@ def run(smoke: bool = False) -> dict[str, Any]:
     )
     with _like_the_checkout():
         steps = [{"lines": list(lines), "printed": [_printed(line, smoke) for line in lines]} for lines in STEPS]
-        said = _captured("the Python block", lambda: exec(PYTHON, {}))
-        steps.append({"lines": PYTHON.splitlines(), "language": "python", "printed": [said]})
-    return {"name": "deploy", "conditions": stated, "steps": steps}
+        printed = _captured("the Python block", lambda: exec(PYTHON, {}))
+        steps.append({"lines": PYTHON.splitlines(), "language": "python", "printed": [printed]})
+    return {"name": "deploy", "conditions": run_conditions, "steps": steps}
 
 
 def _printed(line: str, smoke: bool) -> dict[str, Any]:
-    """What one command printed; in a smoke run on a few pictures."""
+    """The output of one command; in a smoke run on a few images."""
     program, *words = shlex.split(line, comments=True)
     if program not in _PROGRAMS:
         return {"out": "", "error": ""}
@@ -77,7 +77,7 @@ def _printed(line: str, smoke: bool) -> dict[str, Any]:
 
 
 def _captured(what: str, call: Callable[[], int | None]) -> dict[str, str]:
-    """What ``call`` writes to either stream, paths as they are from where it was typed. ValueError: its exit code."""
+    """The output of ``call`` on both streams, with paths relative to the folder. ValueError: its exit code is not 0."""
     streams = {"out": io.StringIO(), "error": io.StringIO()}
     with redirect_stdout(streams["out"]), redirect_stderr(streams["error"]):
         code = call()
@@ -88,9 +88,9 @@ def _captured(what: str, call: Callable[[], int | None]) -> dict[str, str]:
 
 @contextmanager
 def _like_the_checkout() -> Iterator[None]:
-    """A working directory with the benchmarks, and runs of its own that have the packed data and nothing else.
+    """A working directory with the benchmarks, and a run directory that holds the packed data alone.
 
-    So what the default model was calibrated for before neither changes what is printed nor is lost.
+    So an earlier calibration of the default model neither changes the output nor is lost.
     """
     before, runs = Path.cwd(), os.environ.get("EFFCLIP_RUNS")
     data = runs_directory().absolute() / "data"
@@ -111,30 +111,30 @@ def _like_the_checkout() -> Iterator[None]:
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
-    """The blocks with what they printed, long tables cut, as Markdown."""
+    """The blocks with their output, long tables cut, as {"md": Markdown, "figures": {}}."""
     parts = [_block(step) for step in result["steps"]]
-    stated = result["conditions"]
+    run = result["conditions"]
     parts.append(
-        f"{stated['names']:,} names: {stated['rule']}. Pictures of {stated['reported_on']}; thresholds are chosen on "
-        f"{stated['chosen_on']}. {stated['device']}, {stated['threads']} threads, torch {stated['torch']}."
+        f"{run['names']:,} names: {run['rule']}. Pictures of {run['reported_on']}; thresholds are chosen on "
+        f"{run['chosen_on']}. {run['device']}, {run['threads']} threads, torch {run['torch']}."
     )
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
 
 
 def in_python(result: dict[str, Any]) -> str:
-    """The Python block alone with what it printed, as Markdown."""
+    """The Python block alone with its output, as Markdown."""
     return "\n\n".join(_block(step) for step in result["steps"] if step.get("language") == "python") + "\n"
 
 
 def _block(step: dict[str, Any]) -> str:
-    """The lines of a step, and under them what they printed."""
-    said = [line for printed in step["printed"] for line in _shown(printed)]
+    """The lines of a step, and under them their output."""
+    output = [line for printed in step["printed"] for line in _shown(printed)]
     typed = "\n".join([f"```{step.get('language', 'bash')}", *step["lines"], "```"])
-    return "\n".join([typed, "", "```text", *said, "```"]) if said else typed
+    return "\n".join([typed, "", "```text", *output, "```"]) if output else typed
 
 
 def _shown(printed: dict[str, Any]) -> Sequence[str]:
-    """The lines that a reader needs: no progress bars, of a table the beginning."""
+    """The lines without progress bars, of a table only the beginning."""
     out, error = (
         [line.rstrip() for line in printed[name].splitlines() if line.strip() and "━" not in line]
         for name in ("out", "error")

@@ -1,6 +1,6 @@
-"""The committed embedded models over all embedded splits: zero-shot, retrieval and linear probe.
+"""The committed embedded models on all embedded splits: zero-shot, retrieval and linear probe.
 
-It is `effclip evaluate` over the weights files, collected into one result, and a table as for any other data.
+Both models go through `effclip evaluate`; the tables are those of ``benchmarks.together.evaluations``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _PARTS = (
     ("--tasks", "retrieval"),
     ("--tasks", "linear-probe", "--shots", "1,4"),
 )
-"""More shots of 644 names would take the probe's search, some twelve fits in fp64, longer than the rest together."""
+"""Two shot counts only: with more images of 644 names the probe's search takes longer than all the rest."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Evaluate both models on every part; a smoke run takes few pictures and leaves the probe out."""
-    stated = conditions("embedded", seeds=1)
+    """Evaluate both models on every part (smoke: on 64 images, without the probe)."""
+    run_conditions = conditions("embedded", seeds=1)
     models = (("--model", str(TEACHER)), ("--model", str(STUDENT), "--text-model", str(TEACHER)))
     small = ("--limit", "64", "--batch-size", "32", "--workers", "0") if smoke else ()
     with TemporaryDirectory() as folder:
@@ -34,7 +34,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
             for part in _PARTS[:-1] if smoke else _PARTS:
                 evaluate.main([*model, "--data", "embedded", *part, *small, "--out", folder])
         results = [{**result, "file": Path(result["file"]).name} for result in collect([folder])]
-    return {"name": "embedded-models", "conditions": stated, "results": results}
+    return {"name": "embedded-models", "conditions": run_conditions, "results": results}
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from common.evaluate.command import ENSEMBLE, TASKS
+from benchmarks.cells import accuracy
+from common.evaluate.command import ENSEMBLE, EVALUATIONS
 
 TITLES = {
     "zeroshot": "Zero-shot accuracy, %",
@@ -19,7 +20,7 @@ TITLES = {
 
 
 class Cell(NamedTuple):
-    """One number (in %) of a table, where it belongs, and how it is written."""
+    """One number (in %) of a table, with its row, its column and its text."""
 
     row: str
     column: str
@@ -28,14 +29,14 @@ class Cell(NamedTuple):
 
 
 def collect(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """The results in all JSON files below the folders. ValueError: no folder, or no result in any of them."""
+    """The results in all JSON files below the folders. ValueError: no such folder, or no result in any of them."""
     results = []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ValueError(f"no folder {folder.absolute()}; give one that `effclip evaluate --out` wrote to")
         for file in sorted(folder.rglob("*.json")):
             result = json.loads(file.read_text())
-            if isinstance(result, dict) and result.get("task") in TASKS:
+            if isinstance(result, dict) and result.get("task") in EVALUATIONS:
                 results.append(result | {"file": str(file)})
     if not results:
         raise ValueError(f"no result of `effclip evaluate` below {', '.join(map(str, folders))}")
@@ -43,12 +44,12 @@ def collect(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """A table for each task with a line of what it rests on. ValueError: two results for one cell."""
+    """A table and a note for each task. ValueError: two results for one cell."""
     blocks = []
-    for task in TASKS:
-        of_task = [result for result in results if result["task"] == task]
-        if of_task:
-            blocks += [f"**{TITLES[task]}**", _table(of_task), _reading(of_task)]
+    for task in EVALUATIONS:
+        chosen = [result for result in results if result["task"] == task]
+        if chosen:
+            blocks += [f"**{TITLES[task]}**", _table(chosen), _note(chosen)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -66,11 +67,11 @@ def _table(results: Sequence[dict[str, Any]]) -> str:
         "|---|" + "---:|" * (len(columns) + average),
     ]
     for row in rows:
-        found = [cells[row, column][0] if (row, column) in cells else None for column in columns]
-        texts = ["not run" if cell is None else cell.text for cell in found]
+        line = [cells[row, column][0] if (row, column) in cells else None for column in columns]
+        texts = ["not run" if cell is None else cell.text for cell in line]
         if average:
-            # An average over fewer sets would not be comparable with the other rows'.
-            texts.append("–" if None in found else f"{fmean(cell.value for cell in found):.1f}")
+            # An average over fewer sets would not be comparable with those of the other rows.
+            texts.append("–" if None in line else f"{fmean(cell.value for cell in line):.1f}")
         lines.append("| " + " | ".join([row, *texts]) + " |")
     return "\n".join(lines)
 
@@ -87,39 +88,38 @@ def _cells(result: dict[str, Any], row: str) -> Iterator[Cell]:
     if result["metric"] == "mean_per_class":
         where += " (mean per class)"
     shots = metrics["shots"] if result["task"] == "linear-probe" else {"": metrics}
-    for shot, found in shots.items():
-        value = 100 * found["top1" if result["metric"] == "accuracy" else result["metric"]]
+    for shot, measured in shots.items():
+        fraction = measured["top1" if result["metric"] == "accuracy" else result["metric"]]
+        value = 100 * fraction
         text = f"{value:.1f}"
-        if "deviation" in found:
-            text += f" ± {100 * found['deviation']:.1f}"
+        if "deviation" in measured:
+            text += f" ± {100 * measured['deviation']:.1f}"
         elif result["metric"] == "accuracy":
-            text += " [{:.1f}, {:.1f}]".format(*(100 * end for end in found["interval"]))
+            text = accuracy(fraction, measured["interval"])
         yield Cell(f"{row}, {shot} shots" if shot.isdigit() else row, where, value, text)
 
 
 def _name(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
-    """The model, with what sets its row apart: other weights of that name, and settings that are not the default."""
-    stated = result["conditions"]
+    """The model, with the hash of its weights where several share the name, and settings other than the default."""
+    run = result["conditions"]
     name = result["model"]
     hashes = {other["conditions"]["weights"]["image"] for other in results if other["model"] == name}
     if len(hashes) > 1:
-        name += f" ({stated['weights']['image'][:6]})"
-    if stated.get("template", ENSEMBLE) != ENSEMBLE:
-        name += f", template {stated['template']}"
-    if stated["dtype"] != "float32":
-        name += f", {stated['dtype']}"
-    if stated["limit"]:
-        name += f", first {stated['limit']:,} pictures"
+        name += f" ({run['weights']['image'][:6]})"
+    if run.get("template", ENSEMBLE) != ENSEMBLE:
+        name += f", template {run['template']}"
+    if run["dtype"] != "float32":
+        name += f", {run['dtype']}"
+    if run["limit"]:
+        name += f", first {run['limit']:,} pictures"
     return name
 
 
-def _reading(results: Sequence[dict[str, Any]]) -> str:
-    """What the numbers rest on."""
-    stated = [result["conditions"] for result in results]
+def _note(results: Sequence[dict[str, Any]]) -> str:
+    """Scale, images, intervals, revision and device."""
+    runs = [result["conditions"] for result in results]
     pictures = {f"{result['data']} {result['split']} {result['conditions']['samples']:,}" for result in results}
-    scales, revisions, devices = (
-        sorted({str(found[key]) for found in stated}) for key in ("scale", "revision", "device")
-    )
+    scales, revisions, devices = (sorted({str(run[key]) for run in runs}) for key in ("scale", "revision", "device"))
     return (
         f"Scale: {', '.join(scales)}. Pictures: {', '.join(sorted(pictures))}. Brackets: Wilson's 95 % interval. "
         f"Revision {', '.join(revision[:10] for revision in revisions)}; {', '.join(devices)}."
@@ -131,11 +131,11 @@ def main(arguments: Sequence[str] = ()) -> int:
     command = argparse.ArgumentParser(prog="python -m benchmarks evaluations", description=__doc__)
     command.add_argument("folders", nargs="+", help="folders with result files of `effclip evaluate`")
     command.add_argument("--out", type=Path, help="write the Markdown here instead of printing it")
-    said = command.parse_args(arguments)
-    text = markdown(collect(said.folders))
-    if said.out is None:
+    args = command.parse_args(arguments)
+    text = markdown(collect(args.folders))
+    if args.out is None:
         print(text)
     else:
-        said.out.write_text(text)
-        print(f"wrote {said.out}")
+        args.out.write_text(text)
+        print(f"wrote {args.out}")
     return 0

@@ -1,12 +1,12 @@
-"""Checks that stored numbers still come out: the first losses of a recipe, and a part of the test pictures.
+"""Recomputes stored numbers, to notice when code drifts: a recipe's first losses, and answers on some test images.
 
-A recipe's first losses are taken on ``val``'s pictures in the training view, since packing ``train`` takes
-longer than the check, or on other data that is quickly made; model, seeds, optimiser and schedule are the recipe's.
+Model, seeds, optimiser and schedule of the first losses are the recipe's. Their images are those of ``val`` in the
+training view, because packing ``train`` takes longer than the check, or other data that is quickly made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +14,8 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 from benchmarks import ROOT
-from benchmarks.embedded import PART, batches, counts, models, observe
+from benchmarks.embedded import PART, batches, models
+from benchmarks.waveclip.observed import counts, observe
 from common.data.embedded.module import EmbeddedDataModule
 
 STEPS = 3
@@ -22,7 +23,7 @@ PARTS = 4
 
 
 class _ValAsTrain(EmbeddedDataModule):
-    """The embedded data with ``val`` in the place of ``train``."""
+    """The embedded data, trained on ``val`` instead of ``train``."""
 
     def prepare_data(self) -> None:
         """Nothing: a split is packed when its loader is made."""
@@ -33,34 +34,37 @@ class _ValAsTrain(EmbeddedDataModule):
 
 
 class _Losses(Callback):
-    """Keeps the first losses and then ends the run."""
+    """Records the first losses, then ends the run."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.values = steps, []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        """Keep one more loss."""
+        """Record one loss."""
         self.values.append(float(outputs["loss"]))
         trainer.should_stop = len(self.values) >= self.steps
 
 
 def first_losses(
-    recipe: str, steps: int = STEPS, data: LightningDataModule | None = None, settings: Sequence[str] = ()
+    recipe: str,
+    steps: int = STEPS,
+    data: LightningDataModule | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[float]:
     """The losses of the first steps of a recipe, a YAML file's path from the checkout's root.
 
     data: takes the place of the recipe's; None: the embedded ``val``.  settings: see ``built``.
     """
-    said = yaml.safe_load((ROOT / recipe).read_text())
-    seed_everything(said["seed_everything"])
-    module, own = built(recipe, settings)
-    data = data or _ValAsTrain(**own | {"num_workers": 0})
+    config = yaml.safe_load((ROOT / recipe).read_text())
+    seed_everything(config["seed_everything"])
+    module, data_arguments = built(recipe, settings)
+    data = data or _ValAsTrain(**data_arguments | {"num_workers": 0})
     losses = _Losses(steps)
     trainer = Trainer(
         accelerator="cpu",
-        max_steps=said["trainer"]["max_steps"],
-        precision=said["trainer"].get("precision"),
-        gradient_clip_val=said["trainer"].get("gradient_clip_val"),
+        max_steps=config["trainer"]["max_steps"],
+        precision=config["trainer"].get("precision"),
+        gradient_clip_val=config["trainer"].get("gradient_clip_val"),
         max_epochs=-1,
         limit_val_batches=0,
         callbacks=[losses],
@@ -73,21 +77,22 @@ def first_losses(
     return losses.values
 
 
-def built(recipe: str, settings: Sequence[str] = ()) -> tuple[LightningModule, dict[str, Any]]:
+def built(
+    recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[LightningModule, dict[str, Any]]:
     """A recipe's module, and its data's arguments.
 
-    settings: changes of the recipe as words of the command line, --model.init_args.NAME VALUE and the like.
+    settings: changes of the recipe's arguments, {"model": {NAME: VALUE}, "data": {NAME: VALUE}}.
     """
-    said = yaml.safe_load((ROOT / recipe).read_text())
-    for option, value in zip(settings[::2], settings[1::2], strict=True):
-        section, _, name = option.removeprefix("--").partition(".init_args.")
-        said[section]["init_args"][name] = yaml.safe_load(value)
-    package, _, name = said["model"]["class_path"].rpartition(".")
-    return getattr(import_module(package), name)(**_rooted(said["model"]["init_args"])), said["data"]["init_args"]
+    config = yaml.safe_load((ROOT / recipe).read_text())
+    for section, changes in (settings or {}).items():
+        config[section]["init_args"].update(changes)
+    package, _, name = config["model"]["class_path"].rpartition(".")
+    return getattr(import_module(package), name)(**_rooted(config["model"]["init_args"])), config["data"]["init_args"]
 
 
 def _rooted(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, those that name files of the checkout with its root: the check may run anywhere."""
+    """The arguments with absolute paths for files of the checkout, so that the check runs in any folder."""
     return {
         name: str(ROOT / value) if isinstance(value, str) and (ROOT / value).is_file() else value
         for name, value in arguments.items()
@@ -95,6 +100,6 @@ def _rooted(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def part_counts(parts: int = PARTS) -> dict[str, list[int]]:
-    """Right answers of the committed weights among the first ``parts`` × 500 test pictures."""
+    """Correct answers of the committed weights on the first ``parts`` × 500 test images, by part."""
     prompts = EmbeddedDataModule().class_prompts
     return counts(observe(*models(), batches("test", parts * PART), prompts))

@@ -1,4 +1,4 @@
-"""From a training checkpoint to the weights that are committed, with a card that says whence they come."""
+"""Turns a training checkpoint into committed weights, and writes the card that says how they were trained."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from lightning.pytorch import LightningModule
 from benchmarks import ROOT
 from common.checkpoints import read_plain, restore
 from common.data.embedded.module import ATTRIBUTION
+from common.pretraining import Deployable
 
 
 def from_checkpoint(path: Path, recipe: str) -> LightningModule:
-    """The LightningModule that a recipe names, with a checkpoint's arguments and weights.
+    """The LightningModule of a recipe, with the arguments and weights of a checkpoint.
 
-    ValueError: the checkpoint does not remember its arguments.
+    ValueError: the checkpoint does not record its arguments.
     """
     checkpoint = read_plain(path)
     if "hyper_parameters" not in checkpoint:
@@ -27,43 +28,44 @@ def from_checkpoint(path: Path, recipe: str) -> LightningModule:
     return restore(getattr(import_module(package), name), checkpoint)
 
 
-def save(module: LightningModule, path: Path) -> None:
-    """Write a module's trained model, of a registered type, as fp16 safetensors."""
+def save(module: Deployable, path: Path) -> None:
+    """Write the trained model of a module, of a registered type, as fp16 safetensors."""
     model, clip = module.deployable()
     model.save(path, *([] if clip is None else [clip.architecture]), torch.float16)
 
 
 def card(path: Path, result: dict[str, Any], target: str | None = None, attribution: str | None = None) -> str:
-    """The Markdown card of committed weights. result: what retrain writes of the run.
+    """The Markdown card of committed weights. result: that of their run.
 
-    target: the command that makes them again; None: retrain's.  attribution: of the pictures; None: the embedded ones.
+    target: the command that trains them again; None: retrain's.
+    attribution: the line about the images that they were trained on; None: that of the embedded data.
     """
-    stated, target = result["conditions"], target or f"make retrain ONLY={result['name']}"
-    tree = "clean tree" if stated["clean"] else "tree with changes"
+    run, target = result["conditions"], target or f"make retrain ONLY={result['name']}"
+    tree = "clean tree" if run["clean"] else "tree with changes"
     lines = [
         f"# {path.name}",
         "",
         "| | |",
         "|---|---|",
         f"| command | `{result['command']}` (`{target}`) |",
-        f"| seed | {stated['seed']} |",
-        f"| revision at the start | {stated['revision']} ({tree}) |",
-        f"| trained | {stated['date']}, {result['minutes']:.0f} minutes on {stated['device']}, "
-        f"{stated['threads']} threads, torch {stated['torch']} |",
+        f"| seed | {run['seed']} |",
+        f"| revision at the start | {run['revision']} ({tree}) |",
+        f"| trained | {run['date']}, {result['minutes']:.0f} minutes on {run['device']}, "
+        f"{run['threads']} threads, torch {run['torch']} |",
         f"| steps | {result['steps']:,} |",
         f"| file | fp16 safetensors, {path.stat().st_size / 1e6:.1f} MB |",
     ]
     for split in (name for name in ("val", "test") if name in result):
-        for level, found in result[split].items():
-            lines.append(f"| {split}, {level} | {_measured(found, result)} |")
+        for level, measured in result[split].items():
+            lines.append(f"| {split}, {level} | {_measured(measured, result)} |")
     return "\n".join([*lines, "", attribution or ATTRIBUTION]) + "\n"
 
 
-def _measured(found: dict[str, Any], result: dict[str, Any]) -> str:
+def _measured(measured: dict[str, Any], result: dict[str, Any]) -> str:
     """An accuracy with its interval, or a masked autoencoder's loss."""
-    pictures = f"{found['pictures']:,} pictures"
-    if "loss" in found:
-        return f"mean squared error {found['loss']:.3f} (1 with each patch's own mean), {pictures}"
-    low, high = found["interval"]
-    accuracy = f"{100 * found['accuracy']:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+    pictures = f"{measured['pictures']:,} pictures"
+    if "loss" in measured:
+        return f"mean squared error {measured['loss']:.3f} (1 with each patch's own mean), {pictures}"
+    low, high = measured["interval"]
+    accuracy = f"{100 * measured['accuracy']:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
     return f"{accuracy} of {pictures}, zero-shot among {result['names']:,} names"

@@ -1,6 +1,6 @@
-"""WAVECLIP's Figure 1: accuracy against multiply-adds, the embedded frontier beside the paper's points.
+"""WAVECLIP's Figure 1: accuracy against multiply-adds, the embedded curve beside the paper's points.
 
-Shapes: M pictures.
+Shapes: M images.
 """
 
 from __future__ import annotations
@@ -10,37 +10,38 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Comparison, Result
-from benchmarks.embedded import costs, models, outcomes
+from benchmarks.cells import Comparison, Result, table
+from benchmarks.embedded import models
 from benchmarks.printed import paper_numbers
 from benchmarks.waveclip.costs import expected
-from benchmarks.waveclip.exits import frontier
+from benchmarks.waveclip.exits import curve_by_share
+from benchmarks.waveclip.observed import costs, observed
 from benchmarks.waveclip.sweep import examples, margins, sweep
 from common.conditions import conditions
 
 FLOOR = 61
-"""The right panel's lowest accuracy; what lies below is written at its edge."""
+"""The lowest accuracy of the right panel; points below it are named at its edge."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The margin gate's frontier over all thresholds on ``test``, the teacher's point, and the paper's.
+    """The margin gate's curve over all thresholds on ``test``, the teacher's point, and the paper's points.
 
-    Beside them what the report page's slider moves over.  smoke: the first pictures alone.
+    The report page's slider reads ``sweep``, ``margins`` and ``examples``.  smoke: the first 500 images.
     """
-    stated = conditions("embedded", seeds=1, dtype="float32", batch=1, chosen_on="nothing is chosen: a sweep")
-    test = outcomes("test", smoke)
+    run_conditions = conditions("embedded", seeds=1, dtype="float32", batch=1, chosen_on="nothing is chosen: a sweep")
+    test = observed("test", smoke)
     teacher, student = models()
     dense, exits = costs(teacher, student)
-    shares, accuracy = frontier(test.margin, test.coarse, test.fine)
+    shares, accuracy = curve_by_share(test.margin[0], test.coarse, test.fine)
     printed = paper_numbers("waveclip")
     return {
         "name": "waveclip-fig1",
-        "conditions": stated,
-        "pictures": len(test.coarse),
+        "conditions": run_conditions,
+        "pictures": len(test.teacher),
         "teacher": {"gmacs": dense.macs.gmacs, "accuracy": test.teacher.double().mean().item()},
         "frontier": [
-            {"refined": share, "gmacs": expected(exits, [1 - share, share]).macs.gmacs, "accuracy": right}
-            for share, right in zip(shares, accuracy, strict=True)
+            {"refined": share, "gmacs": expected(exits, [1 - share, share]).macs.gmacs, "accuracy": correct}
+            for share, correct in zip(shares, accuracy, strict=True)
         ],
         "paper": [
             {key: row[key] for key in ("method", "gflops", "accuracy", "refined") if key in row}
@@ -54,20 +55,23 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    points = result["frontier"]
-    lines = ["| refined | GMACs | accuracy | of the teacher's GMACs |", "|---:|---:|---:|---:|"]
-    dense = result["teacher"]
-    for point in points[:: max(1, len(points) // 10)]:
-        lines.append(
-            f"| {100 * point['refined']:.0f} % | {point['gmacs']:.4f} | {100 * point['accuracy']:.1f} "
-            f"| {100 * point['gmacs'] / dense['gmacs']:.0f} % |"
-        )
+    points, dense = result["frontier"], result["teacher"]
+    rows = [
+        [
+            f"{100 * point['refined']:.0f} %",
+            f"{point['gmacs']:.4f}",
+            f"{100 * point['accuracy']:.1f}",
+            f"{100 * point['gmacs'] / dense['gmacs']:.0f} %",
+        ]
+        for point in points[:: max(1, len(points) // 10)]
+    ]
+    curve = table(["refined", "GMACs", "accuracy", "of the teacher's GMACs"], rows, left=())
     note = (
         f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures; "
         f"the dense teacher has {100 * dense['accuracy']:.1f} at {dense['gmacs']:.4f} GMACs. Paper scale: "
         "the printed points, whose GFLOPs mix two accounts (see Table 2). The two panels share no axis."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"waveclip-fig1": _draw(result)}}
+    return {"md": f"{curve}\n\n{note}\n", "figures": {"waveclip-fig1": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:
@@ -105,7 +109,7 @@ def _draw(result: dict[str, Any]) -> Figure:
 
 
 def compare(result: Result) -> Iterator[Comparison]:
-    """Each printed point against its teacher."""
+    """The distance of each printed operating point from its teacher, and ours at the nearest share."""
     dense = next(row["accuracy"] for row in result["paper"] if row["method"] == "CLIP ViT-B/16")
     for row in result["paper"]:
         if row.get("refined") is not None:

@@ -1,6 +1,6 @@
 """WAVECLIP's Figure 4: the margin against the maximum probability as the gate's confidence.
 
-Shapes: M pictures.
+Shapes: M images.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.embedded import outcomes
-from benchmarks.waveclip.exits import Outcomes, frontier, separation, threshold_for
+from benchmarks.cells import table
+from benchmarks.waveclip.exits import curve_by_share, separation
+from benchmarks.waveclip.observed import Observed, observed
 from common.conditions import conditions
+from common.deploy.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import paired_difference
 
 BINS = 25
@@ -22,62 +24,66 @@ SHARES = (0.148, 0.264, 0.562, 0.743)
 """Refined shares at which the gates are compared: those of the paper's four points."""
 
 
-def compare_gates(of: Outcomes) -> dict[str, Any]:
-    """Both gates' frontiers, separations and histograms, and their paired difference at equal shares."""
-    gates = {name: _gate(getattr(of, name), of) for name in GATES}
+def compare_gates(answers: Observed) -> dict[str, Any]:
+    """Both gates' curves, separations and histograms, and their paired difference at equal shares.
+
+    answers: of a student of one level.
+    """
+    confidences = {name: getattr(answers, name) for name in GATES}
     points = []
     for share in SHARES:
-        answers = [_answers(getattr(of, name), of, share) for name in GATES]
-        points.append({"refined": share, "difference": paired_difference(*answers)})
+        correct = []
+        for confidence in confidences.values():
+            correct.append(exit_at(threshold_for(confidence[0], share), confidence, answers.correct)[0])
+        points.append({"refined": share, "difference": paired_difference(*correct)})
+    gates = {name: _gate(confidence[0], answers) for name, confidence in confidences.items()}
     return {"gates": gates, "points": points}
 
 
-def _answers(confidence: Tensor, of: Outcomes, share: float) -> Tensor:
-    return torch.where(confidence < threshold_for(confidence, share), of.fine, of.coarse)
-
-
-def _gate(confidence: Tensor, of: Outcomes) -> dict[str, Any]:
-    shares, accuracy = frontier(confidence, of.coarse, of.fine)
+def _gate(confidence: Tensor, answers: Observed) -> dict[str, Any]:
+    shares, accuracy = curve_by_share(confidence, answers.coarse, answers.fine)
     histograms = {
-        name: torch.histc(confidence[which], BINS, 0, 1).long().tolist()
-        for name, which in (("right", of.coarse), ("wrong", ~of.coarse))
+        name: torch.histc(confidence[group], BINS, 0, 1).long().tolist()
+        for name, group in (("right", answers.coarse), ("wrong", ~answers.coarse))
     }
     return {
         "frontier": {"refined": shares, "accuracy": accuracy},
         "mean_accuracy": sum(accuracy) / len(accuracy),
-        "auroc_right": separation(confidence, of.coarse),
-        "auroc_agrees": separation(confidence, of.agree),
+        "auroc_right": separation(confidence, answers.coarse),
+        "auroc_agrees": separation(confidence, answers.agrees[0]),
         "histograms": histograms,
     }
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The comparison on ``test`` with the committed weights (smoke: its first pictures)."""
-    stated = conditions("embedded", seeds=1, dtype="float32", batch=1, chosen_on="nothing is chosen: a sweep")
-    test = outcomes("test", smoke)
-    return {"name": "waveclip-fig4", "conditions": stated, "pictures": len(test.coarse)} | compare_gates(test)
+    """The comparison on ``test`` with the committed weights (smoke: its first 500 images)."""
+    run_conditions = conditions("embedded", seeds=1, dtype="float32", batch=1, chosen_on="nothing is chosen: a sweep")
+    test = observed("test", smoke)
+    return {"name": "waveclip-fig4", "conditions": run_conditions, "pictures": len(test.teacher)} | compare_gates(test)
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    lines = [
-        "| gate | AUROC: coarse is right | AUROC: coarse agrees with fine | mean accuracy over all shares |",
-        "|---|---:|---:|---:|",
+    head = ["gate", "AUROC: coarse is right", "AUROC: coarse agrees with fine", "mean accuracy over all shares"]
+    rows = [
+        [
+            GATES[name],
+            f"{gate['auroc_right']:.4f}",
+            f"{gate['auroc_agrees']:.4f}",
+            f"{100 * gate['mean_accuracy']:.2f}",
+        ]
+        for name, gate in result["gates"].items()
     ]
-    for name, gate in result["gates"].items():
-        lines.append(
-            f"| {GATES[name]} | {gate['auroc_right']:.4f} | {gate['auroc_agrees']:.4f} "
-            f"| {100 * gate['mean_accuracy']:.2f} |"
-        )
-    lines += ["", "| refined | accuracy with the margin minus with the maximum, points |", "|---:|---:|"]
+    differences = []
     for point in result["points"]:
         middle, low, high = (100 * value for value in point["difference"])
-        lines.append(f"| {100 * point['refined']:.1f} % | {middle:+.2f} [{low:+.2f}, {high:+.2f}] |")
+        differences.append([f"{100 * point['refined']:.1f} %", f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]"])
+    beside = table(["refined", "accuracy with the margin minus with the maximum, points"], differences, left=())
     note = (
         f"Embedded scale, {result['pictures']:,} test pictures, the least confident of them refined. "
         "Brackets: paired bootstrap intervals at 95 %. The paper draws this comparison without numbers."
     )
-    return {"md": "\n".join([*lines, "", note]) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
+    return {"md": "\n\n".join([table(head, rows), beside, note]) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:

@@ -1,9 +1,9 @@
-"""WaveCLIP above 224 px, where the paper's conclusion expects more levels to pay: cost, time, and a measured frontier.
+"""WaveCLIP above 224 px, where the paper's conclusion expects more levels to pay: cost, time and accuracy.
 
-Shapes: B images, S image size, M pictures.
+Shapes: B images, S image size, L levels.
 
-Table 1's third row needs a grid that halves twice. At 448 px and patch 16 it does (28, 14, 7), so that two levels
-begin with the 50 tokens that one level begins with at 224 px.
+Table 1's third row needs a grid that halves twice. At 448 px with patches of 16 px it does (28, 14, 7). Two levels then
+begin with the 50 tokens with which one level begins at 224 px.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Result
-from benchmarks.embedded import PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, costs, models, outcomes
+from benchmarks.cells import Result, accuracy, accuracy_of, points
+from benchmarks.embedded import PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, models
 from benchmarks.timing import seconds
 from benchmarks.waveclip.costs import WavePath, cost, exit_costs
-from benchmarks.waveclip.levels import Levels, frontier, observe_levels
+from benchmarks.waveclip.exits import curve_by_threshold
+from benchmarks.waveclip.observed import Observed, costs, observe, observed
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.data.embedded.module import EmbeddedDataModule
-from common.evaluate.accuracy import paired_difference, wilson_interval
+from common.evaluate.accuracy import paired_difference
 from common.tower import ImageTower
 from waveclip.tower import WaveTower
 
 SIZES = ((224, 1), (448, 2), (512, 2), (512, 3))
-"""Image size and levels of what is priced at paper scale."""
+"""Image size and levels of the towers that are counted at paper scale."""
 BATCH, ROUNDS = 4, 3
 COMMANDS = ("make retrain ONLY=teacher-96", "make retrain ONLY=waveclip-96")
-"""What trains the embedded models of 96 px, in this order."""
+"""The commands that train the embedded models of 96 px, in this order."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Every exit's tokens, GMACs and images/s at paper scale, and both embedded students' frontiers.
+    """Every exit's tokens, GMACs and images/s at paper scale, and both embedded students' accuracy by cost.
 
-    smoke: 224 px, one picture, one round; the embedded block on 500 pictures of val, which is packed sooner.
-    The embedded block is None while the weights of 96 px are not there. ValueError: they are, those of 48 px are not.
+    smoke: 224 px, one image, one round; the embedded block on 500 images of val, which is packed sooner.
+    The embedded block is None without the weights of 96 px. ValueError: those are there, the ones of 48 px are not.
     """
     sizes, batch, rounds = (SIZES[:1], 1, 1) if smoke else (SIZES, BATCH, ROUNDS)
     known = [path for path in (TEACHER, STUDENT, TEACHER_96, STUDENT_96) if path.is_file()]
-    stated = conditions(
+    run_conditions = conditions(
         "paper and embedded",
         seeds=1,
         dtype="float32",
@@ -57,7 +58,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         priced.append({"image_size": size, "levels": levels, "rows": price(tower, levels, batch, rounds)})
     return {
         "name": "waveclip-highres",
-        "conditions": stated,
+        "conditions": run_conditions,
         "paper_scale": priced,
         "embedded": embedded(smoke) if {TEACHER_96, STUDENT_96} <= set(known) else None,
     }
@@ -66,20 +67,20 @@ def run(smoke: bool = False) -> dict[str, Any]:
 def price(tower: ImageTower, levels: int, batch: int, rounds: int) -> list[dict[str, Any]]:
     """The dense tower, then each exit of a WaveCLIP that starts as its copy.
 
-    A row's ``level_gmacs`` are those of the exit's own tokens, over the cache; ``gmacs`` those of the path that ends
-    there; both also as ``..._paper``. ``images_per_second``: all pictures of a batch take that path.
+    A row's ``level_gmacs`` count the exit's own tokens, with the earlier ones cached; ``gmacs`` the whole path to the
+    exit; both also as ``..._paper``. ``images_per_second``: all images of a batch take that path.
     """
     size = tower.image_size
     wave = WaveTower.from_image_tower(tower, levels).eval()
     images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     paths = {"dense": tower} | {f"exit {step}": WavePath(wave, step) for step in range(wave.steps)}
-    paid = [cost(tower, size), *exit_costs(wave, size)]
-    taken = seconds({name: lambda path=path: path(images) for name, path in paths.items()}, rounds)
+    path_costs = [cost(tower, size), *exit_costs(wave, size)]
+    durations = seconds({name: lambda path=path: path(images) for name, path in paths.items()}, rounds)
     rows: list[dict[str, Any]] = []
-    for name, each in zip(paths, paid, strict=True):
-        row = {"path": name, "tokens": each.tokens, "images_per_second": batch / taken[name]}
+    for name, path_cost in zip(paths, path_costs, strict=True):
+        row = {"path": name, "tokens": path_cost.tokens, "images_per_second": batch / durations[name]}
         for key in ("gmacs_paper", "gmacs"):
-            row[key] = getattr(each.macs, key)
+            row[key] = getattr(path_cost.macs, key)
             row[f"level_{key}"] = row[key] - (rows[-1][key] if len(rows) > 1 else 0)
         rows.append(row)
     return rows
@@ -88,51 +89,41 @@ def price(tower: ImageTower, levels: int, batch: int, rounds: int) -> list[dict[
 def embedded(smoke: bool) -> dict[str, Any]:
     """Both embedded students on the same scenes, drawn at 48 px for one and at 96 px for the other."""
     split = "val" if smoke else "test"
-    small = outcomes(split, smoke)
-    one = Levels(small.margin.unsqueeze(0), torch.stack([small.coarse, small.fine]), small.teacher)
+    one = observed(split, smoke)
     teacher, student = CLIP.load(TEACHER_96).eval(), WaveTower.load(STUDENT_96).eval()
-    pictures = batches(split, PART if smoke else None, teacher.image_tower.image_size)
-    two = observe_levels(teacher, student, pictures, EmbeddedDataModule().class_prompts)
+    images = batches(split, PART if smoke else None, teacher.image_tower.image_size)
+    two = observe(teacher, student, images, EmbeddedDataModule().class_prompts)
     return {
         "split": split,
         "pictures": len(two.teacher),
         "models": [measured(*models(), one), measured(teacher, student, two)],
         "twice_the_pixels": {
             "teacher": paired_difference(two.teacher, one.teacher),
-            "student": paired_difference(two.right[-1], one.right[-1]),
+            "student": paired_difference(two.fine, one.fine),
         },
-        "behind": paired_difference(two.right[-1], two.teacher),
+        "behind": paired_difference(two.fine, two.teacher),
     }
 
 
-def measured(teacher: CLIP, student: WaveTower, seen: Levels) -> dict[str, Any]:
-    """The dense teacher, the student when all pictures leave at one level, and its margin gate's frontier."""
+def measured(teacher: CLIP, student: WaveTower, answers: Observed) -> dict[str, Any]:
+    """The dense teacher, the student when all images exit at one level, and the curve of its margin gate."""
     dense, exits = costs(teacher, student)
     names = ["dense teacher", *(f"all leave after step {step}" for step in range(student.steps))]
     rows = []
-    for name, paid, right in zip(names, [dense, *exits], [seen.teacher, *seen.right], strict=True):
-        correct = int(right.sum())
-        rows.append(
-            {
-                "path": name,
-                "tokens": paid.tokens,
-                "gmacs": paid.macs.gmacs,
-                "accuracy": correct / len(right),
-                "interval": wilson_interval(correct, len(right)),
-            }
-        )
+    for name, path_cost, correct in zip(names, [dense, *exits], [answers.teacher, *answers.correct], strict=True):
+        gmacs = path_cost.macs.gmacs
+        rows.append({"path": name, "tokens": path_cost.tokens, "gmacs": gmacs, **accuracy_of(correct)})
     size, levels = teacher.image_tower.image_size, student.steps - 1
-    return {"image_size": size, "levels": levels, "rows": rows, "frontier": frontier(seen, exits)}
+    return {"image_size": size, "levels": levels, "rows": rows, "frontier": curve_by_threshold(answers, exits)}
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
     blocks = [_paper_markdown(result)]
-    found = result["embedded"]
-    if found is None:
+    if result["embedded"] is None:
         blocks.append(f"Embedded scale, 96 px: not run; `{COMMANDS[0]}`, then `{COMMANDS[1]}`.")
     else:
-        blocks += _embedded_markdown(found)
+        blocks += _embedded_markdown(result["embedded"])
     return {"md": "\n\n".join(blocks) + "\n", "figures": {"waveclip-highres": _draw(result)}}
 
 
@@ -146,18 +137,18 @@ def _paper_markdown(result: dict[str, Any]) -> str:
         dense = model["rows"][0]
         name = f"{model['image_size']} px, {_levels(model)}"
         for row in model["rows"]:
-            own = [f"{row[key]:.2f}" for key in ("level_gmacs_paper", "level_gmacs")]
+            level = ["–", "–"] if row is dense else [f"{row[key]:.2f}" for key in ("level_gmacs_paper", "level_gmacs")]
             lines.append(
-                f"| {name} | {row['path']} | {row['tokens']:g} | {' | '.join(['–', '–'] if row is dense else own)} "
+                f"| {name} | {row['path']} | {row['tokens']:g} | {' | '.join(level)} "
                 f"| {row['gmacs_paper']:.2f} | {row['gmacs']:.2f} | {100 * row['gmacs'] / dense['gmacs']:.1f} % "
                 f"| {row['images_per_second']:.2f} (×{row['images_per_second'] / dense['images_per_second']:.2f}) |"
             )
-    stated = result["conditions"]
+    run = result["conditions"]
     note = (
         "ViT-B/16, random weights (scale: paper). A level's GMACs are those of its own tokens over the cache, a path's "
         "those of all levels up to its exit. Images/s when every picture takes the path, × against the dense tower: "
-        f"batch {stated['batch']}, medians of {stated['rounds']} alternating rounds, {stated['dtype']}, "
-        f"{stated['device']}, {stated['threads']} threads, torch {stated['torch']}. With a class token at every level; "
+        f"batch {run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, "
+        f"{run['device']}, {run['threads']} threads, torch {run['torch']}. With a class token at every level; "
         "Table 1's third row is that of two levels, whose grid is whole at 448 px. The first exit's share of the dense "
         f"tower: {', '.join(_first_exit(model) for model in result['paper_scale'])}."
     )
@@ -169,27 +160,25 @@ def _first_exit(model: dict[str, Any]) -> str:
     return f"{100 * first['gmacs'] / dense['gmacs']:.1f} % ({model['image_size']} px, {_levels(model)})"
 
 
-def _embedded_markdown(found: dict[str, Any]) -> list[str]:
+def _embedded_markdown(block: dict[str, Any]) -> list[str]:
     lines = ["| embedded scale | path | tokens | GMACs | accuracy [95 %] |", "|---|---|---:|---:|---:|"]
     sweep = ["| embedded scale, margin gate | leave after each step | GMACs | accuracy |", "|---|---:|---:|---:|"]
-    for model in found["models"]:
+    for model in block["models"]:
         name = f"{model['image_size']} px, {_levels(model)}"
         for row in model["rows"]:
-            low, high = row["interval"]
-            accuracy = f"{100 * row['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-            lines.append(f"| {name} | {row['path']} | {row['tokens']:g} | {row['gmacs']:.4f} | {accuracy} |")
-        points = model["frontier"]
-        for point in points[:: max(1, len(points) // 10)]:
+            cell = accuracy(row["accuracy"], row["interval"])
+            lines.append(f"| {name} | {row['path']} | {row['tokens']:g} | {row['gmacs']:.4f} | {cell} |")
+        for point in model["frontier"][:: max(1, len(model["frontier"]) // 10)]:
             shares = " / ".join(f"{100 * share:.0f}" for share in point["shares"])
             sweep.append(f"| {name} | {shares} % | {point['gmacs']:.4f} | {100 * point['accuracy']:.1f} |")
-    gained = found["twice_the_pixels"]
+    gained = block["twice_the_pixels"]
     note = (
-        f"{found['pictures']:,} pictures of {found['split']}, the same scenes at both sizes; one training seed. Twice "
+        f"{block['pictures']:,} pictures of {block['split']}, the same scenes at both sizes; one training seed. Twice "
         f"the pixels change the teacher's accuracy by {points(gained['teacher'])} points and that of the student's "
-        f"last level by {points(gained['student'])}; at 96 px that level is {points(found['behind'])} points "
+        f"last level by {points(gained['student'])}; at 96 px that level is {points(block['behind'])} points "
         "from its teacher (paired intervals). The 96 px teacher is the 48 px one, trained on at that size. Within a "
         "point of its own last level a student comes, in this sweep, with "
-        f"{' and '.join(_saving(model) for model in found['models'])} of its dense teacher's multiply-adds."
+        f"{' and '.join(_saving(model) for model in block['models'])} of its dense teacher's multiply-adds."
     )
     return ["\n".join(lines), "\n".join(sweep), note]
 
@@ -205,17 +194,17 @@ def _levels(model: dict[str, Any]) -> str:
 
 
 def _draw(result: dict[str, Any]) -> Figure:
-    found = result["embedded"]
-    figure = Figure(figsize=(9.5 if found else 5.0, 3.8), layout="constrained")
-    left, *right = figure.subplots(1, 2 if found else 1, squeeze=False)[0]
+    block = result["embedded"]
+    figure = Figure(figsize=(9.5 if block else 5.0, 3.8), layout="constrained")
+    left, *right = figure.subplots(1, 2 if block else 1, squeeze=False)[0]
     _draw_costs(left, result["paper_scale"])
-    if found:
-        _draw_frontiers(right[0], found["models"])
+    if block:
+        _draw_curves(right[0], block["models"])
     return figure
 
 
 def _draw_costs(axes: Axes, priced: list[dict[str, Any]]) -> None:
-    """One bar for each tower, of its levels' GMACs from coarse to fine, beside the dense tower's mark."""
+    """A bar for each tower that stacks the GMACs of its levels, and a dashed line at the dense tower's GMACs."""
     for place, model in enumerate(priced):
         dense, *exits = model["rows"]
         below = 0.0
@@ -229,7 +218,7 @@ def _draw_costs(axes: Axes, priced: list[dict[str, Any]]) -> None:
     axes.legend(fontsize=8)
 
 
-def _draw_frontiers(axes: Axes, students: list[dict[str, Any]]) -> None:
+def _draw_curves(axes: Axes, students: list[dict[str, Any]]) -> None:
     for number, model in enumerate(students):
         xs, ys = ([point[key] for point in model["frontier"]] for key in ("gmacs", "accuracy"))
         axes.plot(xs, [100 * y for y in ys], f"C{number}", label=f"{model['image_size']} px, {_levels(model)}")
@@ -240,6 +229,6 @@ def _draw_frontiers(axes: Axes, students: list[dict[str, Any]]) -> None:
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:
-    """The embedded models of 96 px, where they are not there."""
+    """The embedded models of 96 px, if they were not trained."""
     if result["embedded"] is None:
         yield "the embedded models of 96 px", " && ".join(COMMANDS)

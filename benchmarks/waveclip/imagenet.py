@@ -4,71 +4,47 @@ Shapes: B images, M images in all, C = 1000 classes, E joint dim.
 
     IMAGENET=DIR WEIGHTS=DIR make reproduce-table2
 
-IMAGENET holds the validation pictures as ``val/<WordNet id>/*.JPEG`` (or is that ``val`` folder). WEIGHTS
-holds one state dict for each model, named by it, such as ``clip-vit-b-16.pt``. BASELINES in
-benchmarks/baselines.py lists the names and the released weights that belong to them; the student,
-``waveclip-vit-b-16.safetensors``, serves all WAVECLIP rows. A row without its file stays "not run".
+IMAGENET holds the 50,000 validation images as ``val/<WordNet id>/*.JPEG`` (or is that ``val`` folder). WEIGHTS holds
+one state dict for each model, named by it, such as ``clip-vit-b-16.pt``. BASELINES in benchmarks/waveclip/rivals.py
+lists the names and the released weights that belong to them; the student, ``waveclip-vit-b-16.safetensors``, serves all
+WAVECLIP rows. A row without its file stays "not run".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
-from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
-from benchmarks.waveclip.rivals import BASELINES, SUFFIXES, TEACHER, WAVECLIP, MobileCLIP, weights_file
+from benchmarks.waveclip.rivals import BASELINES, SUFFIXES, TEACHER, WAVECLIP, Baseline, weights_file
 from common.clip import CLIP
+from common.data.classification import ClassificationSet, classification_set
+from common.deploy.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import wilson_interval, zero_shot
+from common.models import OpenClip
 from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES, class_embeddings, similarity
 from waveclip.gating import MarginGate
 from waveclip.tower import WaveTower
 
 
-class ImageNetValidation(Dataset):
-    """Labelled pictures of a ``val/<WordNet id>/*.JPEG`` tree; a part of the 1,000 classes will do.
+class _Transformed(Dataset):
+    """Labelled images by the transform of a row: {"image": [3,S,S], "label": int}."""
 
-    Items: {"image": transformed picture, "label": int in ImageNet's order, "key": path within the tree}.
-    ValueError: no such folder, folders that are no WordNet ids of ImageNet-1k, or no pictures.
-    """
-
-    def __init__(self, root: str | Path, transform: Callable[..., Tensor]) -> None:
-        root = Path(root).expanduser().absolute()
-        if not root.is_dir():
-            raise ValueError(f"IMAGENET={root} is no folder; it should hold val/<WordNet id>/*.JPEG")
-        self.root = root / "val" if (root / "val").is_dir() else root
-        self.transform = transform
-        labels = {wnid: label for label, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-        folders = sorted(path for path in self.root.iterdir() if path.is_dir())
-        unknown = [path.name for path in folders if path.name not in labels]
-        if unknown or not folders:
-            raise ValueError(
-                f"{self.root} has {len(folders)} folders, {len(unknown)} of them no WordNet id of ImageNet "
-                f"{unknown[:3]}; sort the validation pictures into val/<WordNet id>/, such as val/n01440764/"
-            )
-        self.samples = [
-            (path, labels[folder.name])
-            for folder in folders
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() in IMG_EXTENSIONS
-        ]
-        if not self.samples:
-            raise ValueError(f"the folders of {self.root} hold no pictures {IMG_EXTENSIONS}; unpack them there")
+    def __init__(self, images: ClassificationSet, row: Baseline) -> None:
+        self.images, self.transform = images, row.transform()
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path, label = self.samples[index]
-        image = self.transform(default_loader(str(path)))
-        return {"image": image, "label": label, "key": str(path.relative_to(self.root))}
+        image, label = self.images[index]
+        return {"image": self.transform(image), "label": label}
 
 
 def row_accuracies(
@@ -81,8 +57,9 @@ def row_accuracies(
 ) -> list[dict[str, Any] | None]:
     """Each row's {"top1" in %, "interval", "images"}, or None where its file is missing.
 
-    rows: with "model" (a file's stem) and, for WAVECLIP, "refined"; see benchmarks/paper/waveclip.yaml.
-    ValueError: no usable pictures, no file at all, a file that does not fit, WAVECLIP without its teacher.
+    rows: with "model" (the stem of a file) and, for WAVECLIP, "refined"; see benchmarks/paper/waveclip.yaml.
+    ValueError: ImageNet is not there or incomplete, WEIGHTS has no file at all, a file does not fit, or WAVECLIP lacks
+    its teacher.
     """
     folder = Path(weights).expanduser().absolute()
     files = {row["model"]: weights_file(folder, row["model"]) for row in rows}
@@ -91,36 +68,42 @@ def row_accuracies(
             f"WEIGHTS={folder} has no file for any row; name them {', '.join(files)} with one of {SUFFIXES}"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def load(name: str) -> DataLoader:
-        data = ImageNetValidation(imagenet, BASELINES[TEACHER if name == WAVECLIP else name].transform())
-        return DataLoader(data, batch_size, num_workers=workers, pin_memory=device == "cuda")
-
-    found: dict[tuple[str, float | None], dict[str, Any]] = {}
+    images = validation_images(imagenet)
+    accuracies: dict[tuple[str, float | None], dict[str, Any]] = {}
     for name, file in files.items():
         if file is None:
             continue
-        loader = load(name)
+        row = BASELINES[TEACHER if name == WAVECLIP else name]
+        loader = DataLoader(_Transformed(images, row), batch_size, num_workers=workers, pin_memory=device == "cuda")
         if name == WAVECLIP:
             shares = [row["refined"] for row in rows if row["model"] == name]
             teacher = weights_file(folder, TEACHER)
             if teacher is None:
                 raise ValueError(f"{file.name} needs its teacher's text tower: add {TEACHER}.pt to {folder}")
-            clip = BASELINES[TEACHER].build(teacher).to(device)
+            clip = row.build(teacher).to(device)
             classes = imagenet_classes(clip, templates)
-            outcomes = wave_accuracies(WaveTower.load(file), clip, classes, loader, shares, device)
-            found |= {(name, share): outcome for share, outcome in zip(shares, outcomes, strict=True)}
+            results = wave_accuracies(WaveTower.load(file), clip, classes, loader, shares, device)
+            accuracies |= {(name, share): result for share, result in zip(shares, results, strict=True)}
         else:
-            model = BASELINES[name].build(file).to(device)
+            model = row.build(file).to(device)
             result = zero_shot(model, loader, imagenet_classes(model, templates), device, progress=True)
-            found[name, None] = _outcome(result.correct)
-    return [found.get((row["model"], row.get("refined"))) for row in rows]
+            accuracies[name, None] = _accuracy(result.correct)
+    return [accuracies.get((row["model"], row.get("refined"))) for row in rows]
 
 
-def imagenet_classes(model: CLIP | MobileCLIP, templates: Sequence[str]) -> Tensor:
-    """Class embeddings [C,E] of the 1,000 names; causal towers read only as far as the longest prompt."""
-    tokenizer = partial(model.tokenizer, longest=True) if isinstance(model, CLIP) else model.tokenizer
-    return class_embeddings(model.text_tower, tokenizer, IMAGENET_NAMES, templates)
+def validation_images(root: str | Path) -> ClassificationSet:
+    """ImageNet's validation images. root: the folder that holds ``val``, or that folder. ValueError: not complete."""
+    root = Path(root).expanduser().absolute()
+    try:
+        return classification_set("imagenet", root.parent if root.name == "val" else root)
+    except ValueError as error:
+        raise ValueError(f"IMAGENET={root}: {error}") from error
+
+
+def imagenet_classes(model: CLIP | OpenClip, templates: Sequence[str]) -> Tensor:
+    """Class embeddings [C,E] of the 1,000 names; our towers read prompts only as far as the longest one."""
+    tokenizer, device = partial(model.tokenizer, longest=True), next(model.parameters()).device
+    return class_embeddings(model.encode_text, tokenizer, IMAGENET_NAMES, templates, device=device)
 
 
 @torch.no_grad()
@@ -132,10 +115,10 @@ def wave_accuracies(
     shares: Sequence[float],
     device: torch.device | str = "cpu",
 ) -> list[dict[str, Any]]:
-    """Accuracy of a one-level WaveCLIP when the given shares of the pictures go on to the fine level.
+    """Accuracy of a one-level WaveCLIP when the given shares of the images go on to the fine level.
 
-    Every picture is seen once, at both levels; for a share p the round(pM) pictures of least margin take the
-    fine answer. That is the margin gate at the threshold given with the result, which is set without labels.
+    Every image is evaluated once, at both levels. For a share p the round(pM) images of least margin take the fine
+    answer, behind a margin gate at the ``threshold`` of the result; no label enters the choice.
     clip: the teacher, for the logit scale.  classes: [C,E].
     ValueError: a student of more wavelet levels.
     """
@@ -145,22 +128,19 @@ def wave_accuracies(
     gate, scale = MarginGate(0.0), clip.logit_scale.exp()
     margins, correct = [], []
     for batch in track(loader, description="evaluating"):
-        guesses = [similarity(z, classes) for z in wave(batch["image"].to(device))]
-        margins.append(gate.confidence((scale * guesses[0]).softmax(-1)).cpu())
-        correct.append(torch.stack([guess.argmax(-1).cpu() == batch["label"] for guess in guesses], dim=1))
-    order = torch.cat(margins).argsort()
-    margin, right = torch.cat(margins)[order].tolist(), torch.cat(correct)[order]
-    outcomes = []
+        cosines = torch.stack([similarity(z, classes) for z in wave(batch["image"].to(device))])
+        margins.append(gate.confidence((scale * cosines[0]).softmax(-1)).cpu())
+        correct.append(cosines.argmax(-1).cpu() == batch["label"])
+    margin, right = torch.cat(margins), torch.cat(correct, dim=1)
+    results = []
     for share in shares:
-        refined = round(share * len(order))
-        answers = torch.cat([right[:refined, 1], right[refined:, 0]])
-        # Half-way between the last picture that is refined and the first that is not.
-        below, above = [0.0, *margin][refined], [*margin, 1.0][refined]
-        outcomes.append(_outcome(answers) | {"threshold": (below + above) / 2, "refined": refined / len(order)})
-    return outcomes
+        threshold = threshold_for(margin, share)
+        answers, exits = exit_at(threshold, margin[None], right)
+        results.append(_accuracy(answers) | {"threshold": threshold, "refined": exits[1]})
+    return results
 
 
-def _outcome(correct: Tensor) -> dict[str, Any]:
+def _accuracy(correct: Tensor) -> dict[str, Any]:
     right, total = int(correct.sum()), len(correct)
     low, high = wilson_interval(right, total)
     return {"top1": 100 * right / total, "interval": [100 * low, 100 * high], "images": total}

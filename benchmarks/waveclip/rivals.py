@@ -1,6 +1,6 @@
-"""The models of WAVECLIP's Table 2: real architectures, and their released weights from one file each.
+"""The models of WAVECLIP's Table 2: their real architectures, and released weights from one file each.
 
-Shapes: B images or texts, T text tokens, E joint dim, S image size.
+Shapes: S image size.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from common.clip import CLIP, load_architecture, read_record, read_state_dict
+from common.models import OpenClip
 from common.tokenizer import Tokenizer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+"""What the name of a weights file may end with."""
 
 
 def tinyclip_architecture(layers: int, width: int, text_layers: int, text_width: int) -> dict[str, Any]:
@@ -43,10 +46,10 @@ class Baseline:
     """One model of the table.
 
     architecture: in open_clip's model-config format.
-    released: the published weights that the row stands for.
-    tokens: how many the image tower's blocks see; None for a convolutional tower.
-    preprocess: what open_clip's evaluation transform needs beside the size.
-    note: what a reader of the row must know.
+    released: the published weights of this architecture.
+    tokens: of the image tower's blocks; None for a convolutional tower.
+    preprocess: mean, std and interpolation of the released weights, where they are not CLIP's.
+    note: a remark to the row.
     """
 
     architecture: dict[str, Any]
@@ -60,27 +63,30 @@ class Baseline:
         """S, the side of the pictures in pixels."""
         return self.architecture["vision_cfg"]["image_size"]
 
-    def transform(self) -> Callable[..., Tensor]:
-        """PIL picture -> [3,S,S]: shorter side to S, centre crop, the released weights' normalisation."""
-        return image_transform_v2(PreprocessCfg(size=self.image_size, **(self.preprocess or {})), is_train=False)
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """Image -> [3,S,S], normalised as CLIP's: the shorter side is resized to S, then the centre is cropped."""
+        interpolation = self.preprocess["interpolation"] if self.preprocess else "bicubic"
+        return image_transform_v2(PreprocessCfg(size=self.image_size, interpolation=interpolation), is_train=False)
 
-    def build(self, weights: Path | None = None) -> CLIP | MobileCLIP:
-        """The model in evaluation mode, with random weights (None) or a file's.
+    def build(self, weights: Path | None = None) -> CLIP | OpenClip:
+        """The model in evaluation mode, with random weights (None) or those of a file.
 
         ValueError: keys or shapes that do not fit, or a file that records another architecture.
         """
-        family = MobileCLIP if "timm_model_name" in self.architecture["vision_cfg"] else _vit
-        return family(self.architecture, weights).eval()
+        if self.preprocess:
+            return _mobileclip(self.architecture, self.preprocess, weights).eval()
+        return _vit(self.architecture, weights).eval()
 
     def countable_tower(self) -> nn.Module:
         """The image tower with weights of no meaning, for counting: drawing random ones takes longer than the count."""
         with torch.device("meta"):
-            tower = self.build().image_tower
+            model = self.build()
+        tower = model.model.visual if isinstance(model, OpenClip) else model.image_tower
         return tower.to_empty(device="cpu")
 
 
 def _vit(architecture: dict[str, Any], weights: Path | None) -> CLIP:
-    """A CLIP of our own towers. A file that records its activation has the last word on it."""
+    """A CLIP of our own towers. The activation is that of the file, if it records one."""
     if weights is None:
         return CLIP(architecture)
     recorded = read_record(weights).get("architecture")
@@ -104,46 +110,31 @@ def tinyclip_key(key: str) -> str:
     return re.sub(r"^_?(image_encoder|text_encoder|logit_scale)(_without_ddp)?(\.module)*\.", "", key)
 
 
-class MobileCLIP(nn.Module):
-    """A MobileCLIP of open_clip (image towers by timm), its training branches folded into one.
-
-    ``image_tower``: images [B,3,S,S] -> [B,E];  ``text_tower``: ids [B,T] -> [B,E];  ``tokenizer``.
-    """
-
-    def __init__(self, architecture: dict[str, Any], weights: Path | None = None) -> None:
-        super().__init__()
-        sections = {key: architecture[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
-        model = open_clip.CustomTextCLIP(**sections)
-        if weights is not None:
-            state = read_state_dict(str(weights))
-            try:
-                model.load_state_dict(state)
-            except RuntimeError as error:
-                raise ValueError(f"{weights} does not fit this architecture: {str(error)[:400]}") from error
-        self.image_tower = reparameterize_model(model.visual.eval())
-        self.text_tower = model.text
-        self.tokenizer = Tokenizer(architecture["text_cfg"]["context_length"])
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """images [B,3,S,S] -> embeddings [B,E], not normalised."""
-        return self.image_tower(images)
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """ids [B,T] -> embeddings [B,E], not normalised."""
-        return self.text_tower(ids)
+def _mobileclip(architecture: dict[str, Any], preprocess: dict[str, Any], weights: Path | None) -> OpenClip:
+    """A MobileCLIP of open_clip (image towers by timm), its training branches folded into one."""
+    sections = {key: architecture[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
+    model = open_clip.CustomTextCLIP(**sections)
+    if weights is not None:
+        try:
+            model.load_state_dict(read_state_dict(str(weights)))
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not fit this architecture: {str(error)[:400]}") from error
+    model.visual = reparameterize_model(model.visual.eval())
+    model.visual.preprocess_cfg = preprocess
+    return OpenClip(model, Tokenizer(architecture["text_cfg"]["context_length"]))
 
 
-def _mobileclip(name: str, tag: str, tokens: int | None, note: str = "") -> Baseline:
-    """The row's architecture at 224 px, and its weights' own normalisation (plain [0, 1])."""
+def _mobileclip_row(name: str, tag: str, tokens: int | None, note: str = "") -> Baseline:
+    """A row of the architecture at 224 px; its weights are normalised to plain [0, 1]."""
     architecture = open_clip.get_model_config(name)
     architecture["vision_cfg"]["image_size"] = 224
     released = open_clip.get_pretrained_cfg(name, tag)
-    preprocess = {key: released[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+    preprocess = {key: released[key] for key in ("mean", "std", "interpolation")}
     return Baseline(architecture, f"{name} {tag} (open_clip)", tokens, preprocess, note)
 
 
 WAVECLIP = "waveclip-vit-b-16"
-"""The student's file: one model serves all of WAVECLIP's rows."""
+"""The weights file of the student: one model serves all of WAVECLIP's rows."""
 TEACHER = "clip-vit-b-16"
 """The row whose text tower WAVECLIP's rows use."""
 
@@ -157,7 +148,7 @@ BASELINES: dict[str, Baseline] = {
     "tinyclip-vit-39m-16": Baseline(
         tinyclip_architecture(12, 512, 6, 512), "TinyCLIP-ViT-39M-16-Text-19M-YFCC15M.pt (TinyCLIP)", 197
     ),
-    "mobileclip-s2": _mobileclip(
+    "mobileclip-s2": _mobileclip_row(
         "MobileCLIP-S2",
         "datacompdr",
         None,
@@ -165,8 +156,8 @@ BASELINES: dict[str, Baseline] = {
         "7.82, and the paper's 7.11 is neither",
     ),
     TEACHER: Baseline(load_architecture("ViT-B-16-quickgelu"), "ViT-B-16-quickgelu openai (open_clip)", 197),
-    "mobileclip-b": _mobileclip("MobileCLIP-B", "datacompdr", 197),
-    "mobileclip2-b": _mobileclip("MobileCLIP2-B", "dfndr2b", 197),
+    "mobileclip-b": _mobileclip_row("MobileCLIP-B", "datacompdr", 197),
+    "mobileclip2-b": _mobileclip_row("MobileCLIP2-B", "dfndr2b", 197),
 }
 """The table's models by the stem of their weights file."""
 
@@ -176,7 +167,7 @@ def weights_file(folder: Path, name: str) -> Path | None:
 
     ValueError: more than one.
     """
-    found = [path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{name} has {len(found)} files in {folder}: {[f.name for f in found]}; keep one")
-    return found[0] if found else None
+    files = [path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
+    if len(files) > 1:
+        raise ValueError(f"{name} has {len(files)} files in {folder}: {[file.name for file in files]}; keep one")
+    return files[0] if files else None

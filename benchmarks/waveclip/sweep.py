@@ -1,6 +1,6 @@
-"""What a reader needs to turn the threshold of a one-level WaveCLIP by hand: the benchmark's report page shows it.
+"""Data of the report page's slider: a one-level WaveCLIP at every threshold, its margins, and example images.
 
-Shapes: B images of a batch, M pictures, E examples, C classes.
+Shapes: M images, S image size.
 """
 
 from __future__ import annotations
@@ -14,52 +14,50 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.embedded import PART, batches, readings
+from benchmarks.embedded import PART, batches
 from benchmarks.waveclip.costs import Cost, expected
-from benchmarks.waveclip.exits import NEVER, Outcomes
+from benchmarks.waveclip.observed import Observed, predictions
 from common.clip import CLIP, MEAN, STD
 from common.data.embedded.module import EmbeddedDataModule, class_names
+from common.deploy.early_exit import NEVER
 from waveclip import MarginGate, WaveTower
 
 STEPS, BINS, EXAMPLES = 200, 50, 24
 
 
-def sweep(of: Outcomes, costs: Sequence[Cost]) -> dict[str, list[float]]:
+def sweep(answers: Observed, costs: Sequence[Cost]) -> dict[str, list[float]]:
     """Operating points at thresholds 0, 1/200, ..., 1, and at one that no margin reaches.
 
-    ``refined`` and ``right`` count pictures; ``gmacs`` is the mean. costs: of leaving at the coarse and the fine level.
+    ``refined`` and ``right`` count images; ``gmacs`` is the mean. costs: of an exit at the coarse and the fine level.
     """
-    found: dict[str, list[float]] = {"threshold": [], "refined": [], "right": [], "gmacs": []}
+    points: dict[str, list[float]] = {"threshold": [], "refined": [], "right": [], "gmacs": []}
     for threshold in [*(step / STEPS for step in range(STEPS + 1)), NEVER]:
-        correct, share = of.at(threshold)
-        found["threshold"].append(threshold)
-        found["refined"].append(round(share * len(correct)))
-        found["right"].append(int(correct.sum()))
-        found["gmacs"].append(expected(costs, [1 - share, share]).macs.gmacs)
-    return found
+        correct, shares = answers.at(threshold)
+        points["threshold"].append(threshold)
+        points["refined"].append(round(shares[1] * len(correct)))
+        points["right"].append(int(correct.sum()))
+        points["gmacs"].append(expected(costs, shares).macs.gmacs)
+    return points
 
 
-def margins(of: Outcomes) -> dict[str, list[int]]:
-    """Histograms of the coarse margin over [0, 1], of pictures that both levels get right, one alone, or none."""
-    groups = {
-        "both": of.coarse & of.fine,
-        "fine alone": of.fine & ~of.coarse,
-        "coarse alone": of.coarse & ~of.fine,
-        "neither": ~of.coarse & ~of.fine,
-    }
-    return {name: torch.histc(of.margin[which], BINS, 0, 1).long().tolist() for name, which in groups.items()}
+def margins(answers: Observed) -> dict[str, list[int]]:
+    """Histograms of the coarse margin over [0, 1], by which of the two levels are right: both, one or none."""
+    coarse, fine = answers.coarse, answers.fine
+    groups = {"both": coarse & fine, "fine alone": fine & ~coarse, "coarse alone": coarse & ~fine}
+    groups["neither"] = ~coarse & ~fine
+    return {name: torch.histc(answers.margin[0, group], BINS, 0, 1).long().tolist() for name, group in groups.items()}
 
 
 @torch.no_grad()
 def examples(teacher: CLIP, student: WaveTower, count: int = EXAMPLES) -> list[dict[str, Any]]:
-    """Some of the first test pictures, evenly spread over the order of their coarse margins, the surest first.
+    """Some of the first 500 test images, spread evenly over the order of their coarse margins, the surest first.
 
-    Each with its name, both levels' guesses, its margin, and the 48 px that the model saw as a data URI.
+    Each has its name, both levels' guesses, its margin, and the pixels that the model saw as a data URI.
     """
     data, names = EmbeddedDataModule(), class_names("seen")
     shown = list(batches("test", PART))
-    levels = zip(*(found for found, _, _ in readings(teacher, student, shown, data.class_prompts)), strict=True)
-    coarse, fine = (torch.cat(level) for level in levels)
+    levels = [probabilities for probabilities, _, _ in predictions(teacher, student, shown, data.class_prompts)]
+    coarse, fine = torch.cat(levels, dim=1)
     margin, images = MarginGate(0.0).confidence(coarse), torch.cat([batch["image"] for batch in shown])
     labels = torch.cat([batch["label"] for batch in shown])
     places = torch.linspace(0, len(margin) - 1, count).round().long()

@@ -1,31 +1,25 @@
-"""WAVECLIP's Table 1: tokens after every level of a ViT-B/16, with what each level costs.
-
-Shapes: S image size, P patch size.
-"""
+"""WAVECLIP's Table 1: tokens after every level of a ViT-B/16, with the cost of each level."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.cells import Comparison, Result
+from benchmarks.cells import Comparison, Result, table
 from benchmarks.printed import paper_numbers
-from benchmarks.waveclip.costs import cost, exit_costs
+from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from benchmarks.waveclip.rivals import BASELINES, TEACHER
 from common.clip import CLIP
 from common.conditions import conditions
 from waveclip.tower import WaveTower
 
 SIZES = {1: 224, 2: 256}
-"""Image size for each number of levels: the paper's where it divides, else the nearest that does."""
+"""Image size by number of levels: the paper's where its grid halves so often, else the nearest size whose grid does."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Cumulative tokens and GMACs of every level, for 0, 1 and 2 levels.
-
-    smoke: one level alone.
-    """
-    stated = conditions("paper", seeds=None, dtype="float32", batch=1, weights="random (costs only)")
+    """Cumulative tokens and GMACs after every step, for 0, 1 and 2 levels (smoke: 0 and 1)."""
+    run_conditions = conditions("paper", seeds=None, dtype="float32", batch=1, weights="random (costs only)")
     architecture = BASELINES[TEACHER].architecture
     dense = cost(CLIP(architecture).image_tower.eval(), 224)
     rows = [_row(0, 224, [dense])]
@@ -38,34 +32,33 @@ def run(smoke: bool = False) -> dict[str, Any]:
         rows.append(_row(levels, size, exit_costs(wave, size)))
     return {
         "name": "waveclip-table1",
-        "conditions": stated,
+        "conditions": run_conditions,
         "paper_full": paper_numbers("waveclip")["table1"]["full"],
         "patches_needed": {str(size): size / 4 / architecture["vision_cfg"]["patch_size"] for size in (192, 224, 256)},
         "rows": rows,
     }
 
 
-def _row(levels: int, size: int, costs: list) -> dict[str, Any]:
+def _row(levels: int, size: int, costs: Sequence[Cost]) -> dict[str, Any]:
     return {
         "levels": levels,
         "image_size": size,
-        "tokens": [each.tokens for each in costs],
-        "gmacs_paper": [each.macs.gmacs_paper for each in costs],
-        "gmacs": [each.macs.gmacs for each in costs],
+        "tokens": [cost.tokens for cost in costs],
+        "gmacs_paper": [cost.macs.gmacs_paper for cost in costs],
+        "gmacs": [cost.macs.gmacs for cost in costs],
     }
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
-    lines = [
-        "| levels | image | after step | tokens | GMACs without attention products | GMACs |",
-        "|---:|---:|---:|---:|---:|---:|",
+    head = ["levels", "image", "after step", "tokens", "GMACs without attention products", "GMACs"]
+    rows = [
+        [row["levels"], f"{row['image_size']} px", step, f"{tokens:g}", f"{without:.2f}", f"{gmacs:.2f}"]
+        for row in result["rows"]
+        for step, (tokens, without, gmacs) in enumerate(
+            zip(row["tokens"], row["gmacs_paper"], row["gmacs"], strict=True)
+        )
     ]
-    for row in result["rows"]:
-        columns = zip(row["tokens"], row["gmacs_paper"], row["gmacs"], strict=True)
-        for step, (tokens, without, gmacs) in enumerate(columns):
-            first = f"| {row['levels']} | {row['image_size']} px | {step} | {tokens:g} "
-            lines.append(f"{first}| {without:.2f} | {gmacs:.2f} |")
     need = result["patches_needed"]
     notes = [
         f"Tokens and costs add up over the steps of one cached run. The paper prints {result['paper_full']} "
@@ -75,11 +68,11 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"({need['192']:g}) or 256 px ({need['256']:g}) fit; our tower refuses the others and names these. "
         "Scale: paper, random weights.",
     ]
-    return {"md": "\n".join(lines) + "\n\n" + "\n\n".join(notes) + "\n", "figures": {}}
+    return {"md": "\n\n".join([table(head, rows, left=()), *notes]) + "\n", "figures": {}}
 
 
 def compare(result: Result) -> Iterator[Comparison]:
-    """The full set's tokens."""
+    """Tokens of the full set, with no and with one level."""
     for row in result["rows"]:
         if row["levels"] < 2:
             what = f"the full set with {row['levels']} level{'' if row['levels'] == 1 else 's'}"

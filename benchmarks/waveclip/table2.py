@@ -1,7 +1,4 @@
-"""WAVECLIP's Table 2: all ten rows counted at paper scale, accuracy on request; then the embedded block.
-
-Shapes: B images, N tokens, D width.
-"""
+"""WAVECLIP's Table 2: the costs of all ten rows at paper scale, accuracies on request; then the embedded block."""
 
 from __future__ import annotations
 
@@ -12,30 +9,29 @@ from typing import Any
 import torch
 
 from benchmarks.cells import Comparison, Result
-from benchmarks.embedded import markdown, measure
 from benchmarks.printed import paper_numbers
 from benchmarks.waveclip.costs import Cost, exit_costs, expected
 from benchmarks.waveclip.imagenet import row_accuracies
 from benchmarks.waveclip.rivals import BASELINES, TEACHER, WAVECLIP
+from benchmarks.waveclip.table2_embedded import markdown, measure
 from common.conditions import conditions
 from common.flops import count_macs
 from waveclip.tower import WaveTower
 
 COMMAND = "IMAGENET=DIR WEIGHTS=DIR make reproduce-table2"
-"""What fills the accuracy column at paper scale."""
+"""The command that fills the accuracy column at paper scale."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The table as a JSON-able result. Accuracies where IMAGENET and WEIGHTS are set in the environment.
+    """Both blocks; accuracies at paper scale where IMAGENET and WEIGHTS are set in the environment.
 
-    smoke: the embedded block on few pictures; the counts take seconds anyway.
-    ValueError: only one of the two is set, benchmarks.waveclip.imagenet cannot use them, or the committed weights
-    are missing.
+    smoke: the embedded block on few images; the counts take seconds anyway.
+    ValueError: only one of the two is set, ``row_accuracies`` cannot use them, or the committed weights are missing.
     """
     imagenet, weights = os.environ.get("IMAGENET"), os.environ.get("WEIGHTS")
     if bool(imagenet) != bool(weights):
         raise ValueError(f"IMAGENET={imagenet} and WEIGHTS={weights}: set both or neither")
-    stated = conditions("paper", seeds=None, dtype="float32", batch=1, weights=weights or "random (costs only)")
+    run_conditions = conditions("paper", seeds=None, dtype="float32", batch=1, weights=weights or "random (costs only)")
     block = paper_scale(imagenet, weights)
     shares = {
         row["method"].split()[0].removeprefix("WAVECLIP-"): row["refined"]
@@ -44,7 +40,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     }
     return {
         "name": "table2",
-        "conditions": stated,
+        "conditions": run_conditions,
         "paper_scale": block,
         "embedded": measure(shares, smoke),
     }
@@ -57,13 +53,12 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def paper_scale(imagenet: str | None = None, weights: str | None = None) -> dict[str, Any]:
-    """Every row of the paper's table, and the point of its prose, beside what the architectures really cost.
+    """Every row of the paper's table, and the point of its running text, beside our counts of the architectures.
 
     Returns {"rows": [...], "savings": {...}}. A row holds the paper's ``paper_tokens``, ``paper_gflops`` and
-    ``paper_accuracy``; our expected ``tokens``, ``gmacs_paper``, ``gmacs`` (see common.flops) and
-    how far each is from the paper's in % (``difference_paper``, ``difference``); ``accuracy`` as
-    benchmarks.waveclip.imagenet gives it, or None. ``savings`` are WAVECLIP-high's in %: as ``stated``, and counted
-    alike on both sides.
+    ``paper_accuracy``; our expected ``tokens``, ``gmacs_paper`` and ``gmacs`` (see common.flops); the distance of
+    each count from the paper's in % (``difference_paper``, ``difference``); and ``accuracy`` by ``row_accuracies``,
+    or None. ``savings`` are those of WAVECLIP-high in %: as the paper states it, and with both sides counted alike.
     """
     numbers = paper_numbers("waveclip")
     rows_printed = numbers["table2"] + numbers["prose"]
@@ -103,23 +98,22 @@ def _saving(cost: float, dense: float) -> float:
 
 
 def _row_costs(rows: list[dict[str, Any]]) -> list[Cost]:
-    """The cost of each row: of its architecture, or for WAVECLIP the mean over its two exits."""
-    known: dict[str, list[Cost]] = {}
+    """The cost of each row: its architecture's, or for WAVECLIP the mean over its two exits."""
+    costs: dict[str, list[Cost]] = {}
     for name, baseline in BASELINES.items():
         tower = baseline.countable_tower()
         example = torch.zeros(1, 3, baseline.image_size, baseline.image_size)
-        known[name] = [Cost(baseline.tokens, count_macs(tower, example))]
+        costs[name] = [Cost(baseline.tokens, count_macs(tower, example))]
         if name == TEACHER:
-            known[WAVECLIP] = exit_costs(WaveTower.from_image_tower(tower, levels=1), baseline.image_size)
-    shares = [(1 - row["refined"], row["refined"]) if "refined" in row else (1.0,) for row in rows]
+            costs[WAVECLIP] = exit_costs(WaveTower.from_image_tower(tower, levels=1), baseline.image_size)
     return [
-        expected(known[row["model"]], share) if len(share) > 1 else known[row["model"]][0]
-        for row, share in zip(rows, shares, strict=True)
+        expected(costs[WAVECLIP], (1 - row["refined"], row["refined"])) if "refined" in row else costs[row["model"]][0]
+        for row in rows
     ]
 
 
 def paper_scale_markdown(block: dict[str, Any]) -> str:
-    """The block as a Markdown table with the notes that it needs to be read rightly."""
+    """The block as a Markdown table, and the notes to it."""
     lines = [
         "| method | tokens, paper | tokens | GFLOPs, paper | GMACs without attention products | GMACs "
         "| accuracy, paper | accuracy |",
@@ -144,11 +138,11 @@ def _percent(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f} %"  # the sum turns -0.0 into 0.0
 
 
-def _accuracy(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _accuracy(result: dict[str, Any] | None) -> str:
+    if result is None:
         return "not run"
-    low, high = found["interval"]
-    return f"{found['top1']:.1f} [{low:.1f}, {high:.1f}], {found['images']:,} images"
+    low, high = result["interval"]
+    return f"{result['top1']:.1f} [{low:.1f}, {high:.1f}], {result['images']:,} images"
 
 
 def _notes(block: dict[str, Any]) -> list[str]:
@@ -166,7 +160,7 @@ def _notes(block: dict[str, Any]) -> list[str]:
         *(f"{row['method']}: {row['note']}." for row in block["rows"] if row["note"]),
     ]
     if any(row["accuracy"] is None for row in block["rows"]):
-        notes.append(f"Accuracies that were not run: `{COMMAND}` (file names: benchmarks/imagenet.py).")
+        notes.append(f"Accuracies that were not run: `{COMMAND}` (file names: benchmarks/waveclip/rivals.py).")
     return "\n\n".join(notes).split("\n")
 
 
@@ -178,10 +172,10 @@ def compare(result: Result) -> Iterator[Comparison]:
             yield Comparison(method, row["paper_tokens"], row["tokens"], "tokens")
         yield Comparison(f"{method}, with attention's products", row["paper_gflops"], row["gmacs"], "GMACs")
         yield Comparison(f"{method}, without", row["paper_gflops"], row["gmacs_paper"], "GMACs")
-        found = row["accuracy"]
-        yield Comparison(f"{method}, top-1", row["paper_accuracy"], found and found["top1"], "%")
+        ours = row["accuracy"] and row["accuracy"]["top1"]
+        yield Comparison(f"{method}, top-1", row["paper_accuracy"], ours, "%")
     costs = {row["method"]: row["gmacs"] for row in result["paper_scale"]["rows"]}
-    stated = paper_numbers("waveclip")["savings"]
+    printed = paper_numbers("waveclip")["savings"]
     for method, key in (("WAVECLIP-high (ViT-B/16)", "high"), ("WAVECLIP at 11.7 GFLOPs (section 4.1)", "prose")):
-        saved = 100 * (1 - costs[method] / costs["CLIP ViT-B/16"])
-        yield Comparison(f"{method}, saved as stated, against ours counted alike", stated[key], saved, "%")
+        saving = _saving(costs[method], costs["CLIP ViT-B/16"])
+        yield Comparison(f"{method}, saved as stated, against ours counted alike", printed[key], saving, "%")

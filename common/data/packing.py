@@ -21,6 +21,8 @@ from typing import Any
 from rich.progress import track
 from webdataset import TarWriter
 
+from common.paths import written_whole
+
 MANIFEST = "manifest.json"
 RECORDS = ".finished"  # one record per finished shard, until the manifest takes their place
 
@@ -40,25 +42,19 @@ def write_tar(path: Path, samples: Iterable[dict[str, Any]]) -> Entry:
 
     samples: ``__key__`` and the bytes of each member. Equal samples give equal files.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
-    try:
+    with written_whole(path) as unfinished:
         with open(unfinished, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
             for sample in samples:
                 tar.write(sample)
                 count += 1
-        entry = {"samples": count, **digest(unfinished)}
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return entry
+        return {"samples": count, **digest(unfinished)}
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, which has its name only once it is whole."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False))
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def write_manifest(folder: Path, shards: Mapping[str, Entry], source: str, **facts: Any) -> None:

@@ -1,4 +1,4 @@
-"""What an engineer uses: load a model, classify, calibrate, convert and export it, look at an installation."""
+"""Deployment: load a model, classify, calibrate, convert and export it, and check an installation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    """``load`` on first use: the commands in this package answer a mistake before torch is imported."""
+    """Import ``load`` on first use, because the commands of this package answer a mistake before they import torch."""
     if name == "load":
         from common.deploy.model import load
 

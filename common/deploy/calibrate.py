@@ -1,7 +1,7 @@
 """`effclip calibrate`: the threshold, or keep rate, for a budget or an accuracy, from labelled pictures.
 
-What is found is saved with the model, and `effclip classify` uses it. torch is imported only after the command line
-was found right.
+The result is saved with the model, and `effclip classify` uses it. A mistake in the command line is answered before
+torch is imported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     wish = command.add_mutually_exclusive_group(required=True)
     wish.add_argument("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds of the image tower")
     wish.add_argument("--accuracy", type=float, help="the top-1 accuracy to reach, as 0.60, at the least cost")
-    add_model(command, default="the embedded WaveCLIP")
+    add_model(command, default="the packaged model")
     add("--split", help="default: val")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--class-names", help="text file with one name a line, for a folder or table of your own")
@@ -47,71 +47,71 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0. ValueError, for a user: what cannot be found or cannot be met."""
-    said = parser().parse_args(arguments)
-    templates = None if said.template is None else read_templates(said.template)
+    """Run the command line and return 0. ValueError: something is missing, or no setting meets the wish."""
+    args = parser().parse_args(arguments)
+    templates = None if args.template is None else read_templates(args.template)
     from common.data.lookup import Place, source, splits_of
     from common.deploy.calibration import Wish
     from common.deploy.model import load
     from common.evaluate.tasks import Settings
 
-    wish = Wish(said.gmacs, said.accuracy)
-    splits = splits_of(said.data, "zeroshot")
-    split = said.split or ("val" if "val" in splits else splits[0])
-    if said.split is None and split == "test":
-        raise ValueError(f"{said.data} has no val, and a test split is for reporting; name what to use with --split")
-    of = source(said.data, "zeroshot", split, Place(said.root, None, said.class_names))
-    deployed = load(**model_arguments(said), device=said.device)
-    settings = Settings(said.batch_size, said.workers, deployed.device, limit=said.limit)
-    found = calibrate(deployed, of, said.data, wish, templates, settings)
-    found.write(deployed.calibration_file)
-    print("\n".join(lines(found)))
+    wish = Wish(args.gmacs, args.accuracy)
+    splits = splits_of(args.data, "zeroshot")
+    split = args.split or ("val" if "val" in splits else splits[0])
+    if args.split is None and split == "test":
+        raise ValueError(f"{args.data} has no val, and a test split is for reporting; name what to use with --split")
+    data = source(args.data, "zeroshot", split, Place(args.root, None, args.class_names))
+    deployed = load(**model_arguments(args), device=args.device)
+    settings = Settings(args.batch_size, args.workers, deployed.device, limit=args.limit)
+    calibration = calibrate(deployed, data, args.data, wish, templates, settings)
+    calibration.write(deployed.calibration_file)
+    print("\n".join(lines(calibration)))
     print(f"saved: {deployed.calibration_file}")
     return 0
 
 
 def calibrate(
     deployed: Deployed,
-    of: Labelled,
+    data: Labelled,
     name: str,
     wish: Wish,
     templates: Sequence[str] | None = None,
     settings: Settings | None = None,
 ) -> Calibration:
-    """Choose the setting for a wish on labelled pictures.
+    """Choose the setting that meets a wish on labelled images.
 
-    name: of the data, to be kept.
-    templates: prompts; None: the data's own, or the model's where its texts were tuned for them.
-    ValueError: a model without a setting, or a wish that no setting meets.
+    name: the name of the data, which the result records.
+    templates: prompts; None: the data's, or the model's where its texts were tuned for them.
+    ValueError: the model has no setting, or no setting meets the wish.
     """
     from common.conditions import conditions
     from common.deploy.calibration import Calibration, choose, thinned
     from common.evaluate.tasks import Settings
 
-    settings, own = settings or Settings(device=deployed.device), deployed.model.templates
-    templates = tuple(templates or own or of.templates)
-    if deployed.knob is None:
+    settings, tuned = settings or Settings(device=deployed.device), deployed.model.templates
+    templates = tuple(templates or tuned or data.templates)
+    if deployed.setting_name is None:
         raise ValueError(
             f"{deployed.model.name} has one cost, {deployed.costs[0]:.4g} GMACs a picture, and nothing to calibrate; "
             "a model with levels or keep rates has"
         )
-    at_start = conditions(of.scale, data=name, split=of.split, data_version=of.version, limit=settings.limit)
-    outcomes = observe(deployed, of, templates, settings)
+    at_start = conditions(data.scale, data=name, split=data.split, data_version=data.version, limit=settings.limit)
+    outcomes = observe(deployed, data, templates, settings)
     return Calibration(
-        deployed.knob,
+        deployed.setting_name,
         {"gmacs": wish.gmacs, "accuracy": wish.accuracy},
         choose(outcomes, wish),
         thinned(outcomes),
         len(outcomes.correct),
         deployed.costs,
         deployed.model.weights,
-        deployed.prompts_hash(of.class_names, templates),
-        at_start | {"classes": len(of.class_names), "templates": len(templates), "own_templates": templates == own},
+        deployed.prompts_hash(data.class_names, templates),
+        at_start | {"classes": len(data.class_names), "templates": len(templates), "own_templates": templates == tuned},
     )
 
 
-def observe(deployed: Deployed, of: Labelled, templates: Sequence[str], settings: Settings) -> Outcomes:
-    """What every path of a model says of labelled pictures, one pass over them."""
+def observe(deployed: Deployed, data: Labelled, templates: Sequence[str], settings: Settings) -> Outcomes:
+    """The outcome of every path of a model on labelled images, in one pass. ValueError: there is no image."""
     import numpy as np
     import torch
 
@@ -119,35 +119,36 @@ def observe(deployed: Deployed, of: Labelled, templates: Sequence[str], settings
     from common.evaluate.tasks import first
     from common.progress import bar
 
-    classes, paths = deployed.classes(of.class_names, templates), deployed.paths
-    batches = iter(first(of.loader(deployed.model.image_size, settings.batch_size, settings.workers), settings.limit))
+    classes, paths = deployed.classes(data.class_names, templates), deployed.paths
+    batches = iter(first(data.loader(deployed.model.image_size, settings.batch_size, settings.workers), settings.limit))
     start = next(batches, None)
     if start is None:
         raise ValueError("the data has no picture; check the path and the split")
     correct, confidence = [], []
     for batch in bar(chain([start], batches), "observing"):
-        scores, sure = paths.every(batch["image"].to(deployed.device), classes, deployed.scale)
+        images = batch["image"].to(deployed.device)
+        scores, certainty = paths.probabilities_of_all_paths(images, classes, deployed.scale)
         correct.append((scores.argmax(-1).cpu() == batch["label"]).T)
-        confidence += [] if sure is None else [sure.T.cpu()]
-    right = torch.cat(correct).numpy()
+        confidence += [] if certainty is None else [certainty.T.cpu()]
+    costs, right = np.asarray(deployed.costs), torch.cat(correct).numpy()
     if confidence:
-        return Outcomes(np.asarray(deployed.costs), right, torch.cat(confidence).double().numpy())
-    # What ranks tokens costs too: a rate near 1 may cost more than keeping all, and is no choice then.
-    costs = np.asarray(deployed.costs)
-    worth = [place for place, cost in enumerate(costs) if (cost < costs[place + 1 :]).all()]
-    return Outcomes(costs[worth], right[:, worth], None, [paths.rates[place] for place in worth])
+        return Outcomes(costs, right, torch.cat(confidence).double().numpy())
+    # Ranking tokens costs too, so a rate near 1 may cost more than keeping all of them. Such rates are left out.
+    worth = [path for path, cost in enumerate(costs) if (cost < costs[path + 1 :]).all()]
+    return Outcomes(costs[worth], right[:, worth], None, [paths.rates[path] for path in worth])
 
 
-def lines(found: Calibration) -> list[str]:
-    """What was chosen, in words."""
-    point, (low, high), (least, most) = found.point, found.point.gmacs_interval, found.point.accuracy_interval
-    asked = " ".join(f"{name} {value:g}" for name, value in found.wish.items() if value is not None)
-    prompts = ", the model's own templates" if found.conditions.get("own_templates") else ""
+def lines(calibration: Calibration) -> list[str]:
+    """The chosen setting in words."""
+    point = calibration.point
+    (low, high), (least, most) = point.gmacs_interval, point.accuracy_interval
+    wish = " ".join(f"{name} {value:g}" for name, value in calibration.wish.items() if value is not None)
+    prompts = ", the model's own templates" if calibration.conditions.get("own_templates") else ""
     return [
-        f"for {asked}: {found.knob} {point.setting:.6g}, from {found.pictures:,} pictures{prompts}",
+        f"for {wish}: {calibration.knob} {point.setting:.6g}, from {calibration.pictures:,} pictures{prompts}",
         f"mean cost {point.gmacs:.4g} GMACs; on as many new pictures {low:.4g} to {high:.4g} (95 %)",
         f"accuracy {100 * point.accuracy:.2f} %; on those {100 * least:.2f} to {100 * most:.2f} %",
-        f"the paths cost {', '.join(f'{cost:.4g}' for cost in found.costs)}",
+        f"the paths cost {', '.join(f'{cost:.4g}' for cost in calibration.costs)}",
     ]
 
 

@@ -1,6 +1,7 @@
-"""From what every path of a model said of labelled pictures to a setting for a budget or a target, with intervals.
+"""Choose a threshold or keep rate for a budget or a target accuracy, with bootstrap intervals.
 
-Shapes: M pictures, P paths cheapest first, S settings from the cheapest to the dearest, R resamples.
+The input is the outcome of every path of a model on labelled images.
+Shapes: M images, P paths (cheapest first), S settings (cheapest first).
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from common.deploy.paths import Levels
+from common.deploy.early_exit import ThresholdSweep
 from common.evaluate.accuracy import wilson_interval
 
 _POINTS = 200
-"""Points of the curve that a calibration keeps, beside the chosen one."""
+"""Points of the curve that a calibration keeps, besides the chosen one."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What the paths said about M pictures.
+    """The outcome of every path on M labelled images.
 
     costs: GMACs of each path [P].  correct: bool [M,P].
-    confidence: [M,P-1], by which a picture stops at the first path that reaches the threshold; None where a setting
-        is the path of all pictures.
-    paths: with no confidence, the setting of each path [P].
+    confidence: [M,P-1], of every path but the last; an image exits at the first path that reaches the threshold.
+        None: one setting serves all images.
+    paths: the setting of each path [P], where there is no confidence.
     """
 
     costs: np.ndarray
@@ -37,40 +38,31 @@ class Outcomes:
     paths: Sequence[float] = ()
 
     def settings(self) -> np.ndarray:
-        """All settings that differ on these pictures [S]: thresholds half-way between confidences, or the paths'."""
+        """The settings [S] that differ on these images: half-way between confidences, or the paths'."""
         if self.confidence is None:
             return np.asarray(self.paths, dtype=float)
-        distinct = self._reached[0]
-        return np.concatenate([[0.0], (distinct[1:] + distinct[:-1]) / 2, [Levels.NEVER]])
+        return self._sweep.thresholds
 
     def curve(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean GMACs and accuracy at every setting, both [S]; weights: how often each picture counts [M]."""
+        """Mean GMACs and accuracy at every setting, both [S].
+
+        weights: how often each image counts [M]; None: once.
+        """
         weights = np.ones(len(self.correct)) if weights is None else weights
-        total = weights.sum()
+        accuracy = weights @ self.correct / weights.sum()
         if self.confidence is None:
-            return np.asarray(self.costs, dtype=float), weights @ self.correct / total
-        # A picture passes level l when the threshold exceeds every confidence up to l. So from one threshold to the
-        # next, each picture that passes a level adds what the next level costs and what it gets right more.
-        _, group, order = self._reached
-        added = weights[:, None] * np.diff(self.costs), weights[:, None] * np.diff(self.correct.astype(float), axis=1)
-        first = self.costs[0], weights @ self.correct[:, 0] / total
-        return tuple(
-            np.concatenate([[start], start + np.cumsum(np.bincount(group, gain.ravel()[order])) / total])
-            for start, gain in zip(first, added, strict=True)
-        )
+            return np.asarray(self.costs, dtype=float), accuracy
+        gmacs = self.costs[0] + self._sweep.gain(self.costs, weights)
+        return gmacs, accuracy[0] + self._sweep.gain(self.correct.astype(float), weights)
 
     @cached_property
-    def _reached(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The distinct greatest confidences so far, each event's place among them, and the events in that order."""
-        greatest = np.maximum.accumulate(self.confidence, axis=1).ravel()
-        order = greatest.argsort(kind="stable")
-        distinct, group = np.unique(greatest[order], return_inverse=True)
-        return distinct.astype(float), group, order
+    def _sweep(self) -> ThresholdSweep:
+        return ThresholdSweep(self.confidence)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a setting is chosen for: at most ``gmacs`` a picture on average, or at least ``accuracy``; one of them."""
+    """What a setting must meet: a mean cost of at most ``gmacs`` an image, or an accuracy of at least ``accuracy``."""
 
     gmacs: float | None = None
     accuracy: float | None = None
@@ -81,25 +73,25 @@ class Wish:
         if self.accuracy is not None and not 0 < self.accuracy < 1:
             raise ValueError(f"--accuracy {self.accuracy} must be a fraction in (0, 1), such as 0.60")
 
-    def rule(self, pictures: int) -> Callable[[np.ndarray, np.ndarray], int]:
-        """(GMACs [S], accuracy [S]) on M pictures -> the chosen place, or -1 where there is none.
+    def rule(self, images: int) -> Callable[[np.ndarray, np.ndarray], int]:
+        """(GMACs [S], accuracy [S]) on M images -> the index of the chosen setting, or -1 if none meets the wish.
 
-        The dearest setting within the budget; the cheapest one whose accuracy has Wilson's 95 % interval above the
-        target.
+        For a budget, this is the dearest setting within it. For a target, it is the cheapest setting whose accuracy
+        has a Wilson 95 % interval at or above the target.
         """
         if self.gmacs is not None:
             return lambda gmacs, _: int(np.searchsorted(gmacs, self.gmacs * (1 + 1e-9), side="right")) - 1
-        least = least_correct(self.accuracy, pictures)
+        least = least_correct(self.accuracy, images)
 
         def cheapest(_: np.ndarray, accuracy: np.ndarray) -> int:
-            enough = accuracy * pictures >= least - 1e-6
+            enough = accuracy * images >= least - 1e-6
             return int(enough.argmax()) if enough.any() else -1
 
         return cheapest
 
 
 def least_correct(target: float, total: int) -> int:
-    """The least number of right answers among ``total`` whose 95 % interval lies at or above ``target``."""
+    """The smallest number of correct answers among ``total`` whose 95 % interval lies at or above ``target``."""
     low, high = 0, total + 1
     while low < high:
         middle = (low + high) // 2
@@ -112,7 +104,7 @@ def least_correct(target: float, total: int) -> int:
 
 @dataclass(frozen=True)
 class Point:
-    """A setting, and what it costs and gets right on average; the intervals are those of M new pictures."""
+    """A setting with its mean cost and accuracy, and the intervals of both on M new images."""
 
     setting: float
     gmacs: float
@@ -122,48 +114,51 @@ class Point:
 
 
 def choose(outcomes: Outcomes, wish: Wish, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Point:
-    """The setting for a wish, with the intervals of mean cost and accuracy on as many new pictures of the kind.
+    """The setting for a wish, with intervals of its mean cost and accuracy on as many new images of the same kind.
 
-    Bootstrap: the setting is chosen on one resample of the pictures and measured on another, so that the intervals
-    hold both what the choice owes to chance and what the new pictures will. ValueError: no setting will do.
+    Each bootstrap round chooses the setting on one resample of the images and measures it on another. So the intervals
+    cover both the chance in the choice and the chance in the new images. ValueError: no setting meets the wish.
     """
+    # 1. Choose on all images.
     settings, (gmacs, accuracy) = outcomes.settings(), outcomes.curve()
-    pictures = len(outcomes.correct)
-    rule = wish.rule(pictures)
-    place = rule(gmacs, accuracy)
-    if place < 0:
-        raise ValueError(_impossible(wish, gmacs, accuracy, pictures))
+    images = len(outcomes.correct)
+    rule = wish.rule(images)
+    index = rule(gmacs, accuracy)
+    if index < 0:
+        raise ValueError(_impossible(wish, gmacs, accuracy, images))
+    # 2. Choose on a resample, measure on another.
     random = np.random.default_rng(seed)
-    even = np.full(pictures, 1 / pictures)
-    found = []
+    even = np.full(images, 1 / images)
+    measured = []
     for _ in range(resamples):
-        chosen = rule(*outcomes.curve(random.multinomial(pictures, even)))
-        # Where a resample offers nothing the user would be refused; the end that comes nearest stands for it.
+        chosen = rule(*outcomes.curve(random.multinomial(images, even)))
+        # No setting meets the wish on this resample: the one that comes nearest stands in.
         nearest = chosen if chosen >= 0 else (0 if wish.accuracy is None else len(settings) - 1)
-        found.append([part[nearest] for part in outcomes.curve(random.multinomial(pictures, even))])
-    ends = np.quantile(np.array(found), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    costs, rights = (tuple(map(float, column)) for column in ends.T)
-    return Point(float(settings[place]), float(gmacs[place]), float(accuracy[place]), costs, rights)
+        measured.append([values[nearest] for values in outcomes.curve(random.multinomial(images, even))])
+    # 3. The intervals are quantiles of what was measured.
+    ends = np.quantile(np.array(measured), [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    gmacs_interval, accuracy_interval = (tuple(map(float, column)) for column in ends.T)
+    return Point(float(settings[index]), float(gmacs[index]), float(accuracy[index]), gmacs_interval, accuracy_interval)
 
 
-def _impossible(wish: Wish, gmacs: np.ndarray, accuracy: np.ndarray, pictures: int) -> str:
+def _impossible(wish: Wish, gmacs: np.ndarray, accuracy: np.ndarray, images: int) -> str:
     if wish.gmacs is not None:
         return f"{wish.gmacs:g} GMACs a picture: the cheapest path costs {gmacs[0]:.4g}; give that or more"
     best = accuracy.max()
-    low = wilson_interval(round(best * pictures), pictures)[0]
+    low = wilson_interval(round(best * images), images)[0]
     return (
-        f"accuracy {wish.accuracy:g}: the best setting has {best:.4f} on {pictures:,} pictures, whose interval begins "
+        f"accuracy {wish.accuracy:g}: the best setting has {best:.4f} on {images:,} pictures, whose interval begins "
         f"at {low:.4f}; ask for that or less, or calibrate on more pictures"
     )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What ``effclip calibrate`` keeps of a model.
+    """The result of ``effclip calibrate``; the fields are those of its JSON file.
 
-    knob: what the settings are, "threshold" or "keep".  wish and point: what was asked for and chosen.
-    curve: [setting, GMACs, accuracy] over all settings.  pictures: M.  costs: GMACs of the paths.
-    weights: the model's hashes.  prompts: hash of class names and templates.  conditions: data, split and the rest.
+    knob: the name of the setting, "threshold" or "keep".  wish, point: the request and the chosen setting.
+    curve: [setting, GMACs, accuracy], spread over all settings.  pictures: M.  costs: GMACs of each path [P].
+    weights: the model's hashes.  prompts: the hash of class names and templates.  conditions: data, split, versions.
     """
 
     knob: str
@@ -177,7 +172,7 @@ class Calibration:
     conditions: dict[str, Any]
 
     def within(self, gmacs: float) -> float:
-        """The setting of the greatest mean cost within ``gmacs``. ValueError: below the cheapest."""
+        """The setting with the greatest mean cost within ``gmacs``. ValueError: the cheapest path costs more."""
         points = [*self.curve, [self.point.setting, self.point.gmacs, self.point.accuracy]]
         fitting = [(cost, setting) for setting, cost, _ in points if cost <= gmacs * (1 + 1e-9)]
         if not fitting:
@@ -191,7 +186,7 @@ class Calibration:
 
     @classmethod
     def read(cls, file: Path) -> Calibration:
-        """Read what ``write`` wrote. ValueError: another kind of file."""
+        """Read a file that ``write`` wrote. ValueError for any other."""
         try:
             fields = json.loads(file.read_text())
             point = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.pop("point").items()}
@@ -201,7 +196,7 @@ class Calibration:
 
 
 def thinned(outcomes: Outcomes) -> list[list[float]]:
-    """[setting, GMACs, accuracy] of at most 200 settings spread over all, the ends among them."""
+    """[setting, GMACs, accuracy] of at most 200 settings, spread evenly from the first to the last."""
     gmacs, accuracy = outcomes.curve()
-    places = np.unique(np.linspace(0, len(gmacs) - 1, _POINTS).round().astype(int))
-    return np.stack([outcomes.settings(), gmacs, accuracy], axis=1)[places].tolist()
+    indices = np.unique(np.linspace(0, len(gmacs) - 1, _POINTS).round().astype(int))
+    return np.stack([outcomes.settings(), gmacs, accuracy], axis=1)[indices].tolist()

@@ -1,4 +1,4 @@
-"""The model card of a model directory, written from what the directory says."""
+"""The model card of a model directory, written from the directory's description."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_card(folder: Path) -> None:
 
 
 def card(described: Description, deployed: Deployed, folder: Path) -> str:
-    """The card: what the model is and costs, how it was trained, whose work is in it, how to use it."""
+    """The text of the card: type, cost, training, licence and attribution, use."""
     run, vision = described.run, described.architecture["vision_cfg"]
     vocabulary = described.architecture["text_cfg"].get("vocabulary")
     rows = {
@@ -27,7 +27,7 @@ def card(described: Description, deployed: Deployed, folder: Path) -> str:
         "classes": f"{len(described.class_names):,} names, in model.json" if described.class_names else "no own",
         "cost": _cost(deployed),
         **_training(run),
-        "weights": ", ".join(f"{name} {found}" for name, found in described.files.items()),
+        "weights": ", ".join(f"{name} {digest}" for name, digest in described.files.items()),
     }
     lines = [f"# {folder.resolve().name}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
@@ -43,16 +43,16 @@ def _cost(deployed: Deployed) -> str:
         costs = deployed.costs
     except ValueError as error:
         return f"not counted: {error}"
-    paths = "one path" if len(costs) == 1 else {"threshold": "by level", "keep": "by keep rate"}[deployed.knob]
+    paths = "one path" if len(costs) == 1 else {"threshold": "by level", "keep": "by keep rate"}[deployed.setting_name]
     return f"{', '.join(f'{cost:.4g}' for cost in costs)} GMACs a picture, image tower, {paths}"
 
 
 def _training(run: dict[str, Any]) -> dict[str, str]:
-    """The rows on the run; what is not recorded says so."""
+    """The rows about the run; a missing entry is "not recorded"."""
     if "training" not in run:
         return {"training": "not recorded; see below" if run.get("card") else "not recorded"}
-    data, stated = run.get("data") or {}, run.get("conditions") or {}
-    tree = {True: "clean tree", False: "tree with changes", None: "tree not known"}[stated.get("clean")]
+    data, conditions = run.get("data") or {}, run.get("conditions") or {}
+    tree = {True: "clean tree", False: "tree with changes", None: "tree not known"}[conditions.get("clean")]
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in (run.get("metrics") or {}).items())
     arguments = ", ".join(f"{name} {value}" for name, value in run["arguments"].items())
     return {
@@ -61,18 +61,18 @@ def _training(run: dict[str, Any]) -> dict[str, str]:
         "seed": str(run.get("seed", "not recorded")),
         "steps": f"{run['steps']:,}",
         "metrics": metrics or "none recorded",
-        "revision at the start": f"{stated['revision']} ({tree})" if stated.get("revision") else "not recorded",
-        "trained": f"{stated['date']}, {stated['device']}, torch {stated['torch']}" if stated else "not recorded",
+        "revision at the start": f"{conditions['revision']} ({tree})" if conditions.get("revision") else "not recorded",
+        "trained": "{date}, {device}, torch {torch}".format(**conditions) if conditions else "not recorded",
     }
 
 
 def _licence(run: dict[str, Any]) -> list[str]:
-    begun = run.get("arguments", {}).get("weights")
-    said = ["The code that made and runs this model is under the MIT licence."]
-    if begun:
-        said.append(f"It began with weights from {begun}: their licence goes with it.")
+    initial_weights = run.get("arguments", {}).get("weights")
+    sentences = ["The code that made and runs this model is under the MIT licence."]
+    if initial_weights:
+        sentences.append(f"It began with weights from {initial_weights}: their licence goes with it.")
     if run.get("attribution"):
-        return [*said, "", run["attribution"]]
+        return [*sentences, "", run["attribution"]]
     if run.get("card"):
-        return [*said, "Whose data it was trained on is said by the card below."]
-    return [*said, "Whose data it was trained on was not recorded: say so here before you hand the model on."]
+        return [*sentences, "Whose data it was trained on is said by the card below."]
+    return [*sentences, "Whose data it was trained on was not recorded: say so here before you hand the model on."]

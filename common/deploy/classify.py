@@ -1,7 +1,7 @@
 """`effclip classify`: which of some labels fits each picture, at a chosen cost.
 
-One row a picture, written as it is known: csv to the screen, or a .csv or .jsonl file; what else there is to say goes
-to the error stream. torch is imported only after the command line was found right.
+Each picture gives one row, as soon as it is classified: csv on the screen, or a .csv or .jsonl file. All other messages
+go to the error stream. A mistake in the command line is answered before torch is imported.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import IO, TYPE_CHECKING, Any
 from common.arguments import add_model, model_arguments, read_labels, read_templates
 
 if TYPE_CHECKING:
-    from common.deploy.model import Answer, Question
+    from common.deploy.model import Answer, Classification
 
 _SUFFIXES = (".csv", ".jsonl")
-_NOBODY_READS = 128 + 13
-"""The exit code by which a shell names SIGPIPE."""
+_SIGPIPE_EXIT_CODE = 128 + 13
+"""The exit code that a shell gives for SIGPIPE."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--template",
         help="a prompt with {} for the label and {a} for its article, or a .txt file of such; default: the model's own",
     )
-    add_model(command, default="the embedded WaveCLIP")
+    add_model(command, default="the packaged model")
     add("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds; needs `effclip calibrate` once")
     add("--threshold", type=float, help="stop at the first level whose margin is at least this, in [0, 1]")
     add("--out", type=Path, help="a .csv or .jsonl file for the rows (default: csv to the screen)")
@@ -53,46 +53,47 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 with --strict and a damaged picture, 141 when nobody reads the rows any more.
+    """Run the command line and return its exit code. ValueError: a mistake in the command line or its files.
 
-    ValueError, for a user: a mistake.
+    0: done.  1: with --strict, a picture was damaged.  141: the reader of the rows has closed the pipe.
     """
-    said = parser().parse_args(arguments)
-    labels = read_labels(said.labels, said.labels_file)
-    templates = None if said.template is None else read_templates(said.template)
-    if said.out is not None and said.out.suffix not in _SUFFIXES:
-        raise ValueError(f"--out {said.out}: rows are written as {' or '.join(_SUFFIXES)}")
+    args = parser().parse_args(arguments)
+    labels = read_labels(args.labels, args.labels_file)
+    templates = None if args.template is None else read_templates(args.template)
+    if args.out is not None and args.out.suffix not in _SUFFIXES:
+        raise ValueError(f"--out {args.out}: rows are written as {' or '.join(_SUFFIXES)}")
     from common.data.files import find_pictures
-    from common.deploy.model import about_embedded, load
+    from common.deploy.model import load
+    from common.packaged import default_model
     from common.progress import bar
 
-    total = sum(1 for _ in find_pictures(said.paths))  # also says what is not there before a model is loaded
-    deployed = load(**model_arguments(said), device=said.device)
-    if said.model is None:
-        _say(about_embedded())
+    total = sum(1 for _ in find_pictures(args.paths))  # a missing path is an error before a model is loaded
+    deployed = load(**model_arguments(args), device=args.device)
+    if args.model is None:
+        _say(default_model().about)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
-        question = deployed.ask(labels, gmacs=said.gmacs, threshold=said.threshold, templates=templates)
+        classification = deployed.prepare(labels, gmacs=args.gmacs, threshold=args.threshold, templates=templates)
     for remark in remarks:
         _say(f"note: {remark.message}")
     tally, start = Tally(), time.monotonic()
-    answers = question.stream(find_pictures(said.paths), said.batch_size, said.workers)
+    answers = classification.stream(find_pictures(args.paths), args.batch_size, args.workers)
     try:
-        with _writer(said.out) as write:
+        with _writer(args.out) as write:
             for answer in bar(answers, "classifying", total):
                 tally.add(answer)
                 write(asdict(answer))
     except BrokenPipeError:
-        # Who read the rows, such as head, has seen enough. What is not written yet must go somewhere at the exit.
+        # The reader of the rows, such as head, has stopped. Rows in the buffer are flushed at exit and need a target.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _NOBODY_READS
-    _say("\n".join(tally.lines(question, time.monotonic() - start)))
-    return 1 if said.strict and tally.damaged else 0
+        return _SIGPIPE_EXIT_CODE
+    _say("\n".join(tally.lines(classification, time.monotonic() - start)))
+    return 1 if args.strict and tally.damaged else 0
 
 
 @dataclass
 class Tally:
-    """What a summary needs to know of the answers so far."""
+    """Counts over the answers so far, for the summary."""
 
     answered: int = 0
     damaged: int = 0
@@ -109,31 +110,32 @@ class Tally:
         if answer.level is not None:
             self.levels[answer.level] += 1
 
-    def lines(self, question: Question, seconds: float) -> list[str]:
-        """The summary: how many, how fast, at what cost, beside what the calibration foretold."""
-        found = f"{self.answered:,} pictures in {seconds:.1f} s ({self.answered / max(seconds, 1e-9):.0f} images/s)"
-        lines = [found + (f", {self.damaged:,} that could not be read" if self.damaged else "")]
+    def lines(self, classification: Classification, seconds: float) -> list[str]:
+        """The summary: how many, how fast, at what cost, and what the calibration predicted."""
+        line = f"{self.answered:,} pictures in {seconds:.1f} s ({self.answered / max(seconds, 1e-9):.0f} images/s)"
+        lines = [line + (f", {self.damaged:,} that could not be read" if self.damaged else "")]
         if not self.answered:
             return lines
         if self.gmacs is None:
             return [*lines, "cost: not counted, this architecture has an operation whose cost is not known"]
-        mean, most = self.gmacs / self.answered, max(question.deployed.costs)
+        deployed, setting = classification.deployed, classification.setting
+        mean, most = self.gmacs / self.answered, max(deployed.costs)
         lines.append(f"mean cost {mean:.4g} GMACs a picture in the image tower, {100 * mean / most:.0f} % of the most")
         stops = ", ".join(f"{count:,} at level {level}" for level, count in sorted(self.levels.items()))
         if stops:
-            threshold = "no threshold: all levels" if question.setting > 1 else f"threshold {question.setting:.4g}"
+            threshold = "no threshold: all levels" if setting > 1 else f"threshold {setting:.4g}"
             lines.append(f"stopped: {stops} ({threshold})")
-        lines += [f"keep rate {question.setting:g}"] if question.deployed.knob == "keep" else []
-        known = question.deployed.calibration if question.deployed.knob else None
-        if known is not None and question.calibrated_on_these and question.setting == known.point.setting:
-            low, high = known.point.gmacs_interval
-            lines.append(f"calibrated: {known.point.gmacs:.4g} [{low:.4g}, {high:.4g}] on {known.pictures:,} pictures")
+        lines += [f"keep rate {setting:g}"] if deployed.setting_name == "keep" else []
+        calibration = deployed.calibration if deployed.setting_name else None
+        if calibration is not None and classification.calibrated_on_these and setting == calibration.point.setting:
+            point, (low, high) = calibration.point, calibration.point.gmacs_interval
+            lines.append(f"calibrated: {point.gmacs:.4g} [{low:.4g}, {high:.4g}] on {calibration.pictures:,} pictures")
         return lines
 
 
 @contextmanager
 def _writer(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes one row; in files, names that are no Unicode stay the bytes they are."""
+    """A function that writes one row. In files, a name that is not valid Unicode keeps its bytes."""
     if out is None:
         write = _rows(sys.stdout, jsonl=False)
         yield lambda row: write(row | {"picture": row["picture"].encode(errors="replace").decode()})

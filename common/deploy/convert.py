@@ -1,8 +1,8 @@
 """`effclip convert`: a training checkpoint, or weights of this suite, as a self-contained model directory.
 
-Nothing of a checkpoint is run: it is read as tensors and plain values, and the training that it names must be one of
-those registered in the entry-point group ``effclip.trainings``. torch is imported only after the command line was
-found right.
+A checkpoint is read as tensors and plain values, so no code in it can run. The training that it names must be
+registered in the entry-point group ``effclip.trainings``. A mistake in the command line is answered before torch is
+imported.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0. ValueError, for a user: what cannot be read or does not go together."""
-    said = parser().parse_args(arguments)
-    names = read_labels(None, said.labels_file)
-    templates = None if said.template is None else read_templates(said.template)
-    source = Path(said.checkpoint)
+    """Run the command line and return 0. ValueError: a file cannot be read, or arguments do not go together."""
+    args = parser().parse_args(arguments)
+    names = read_labels(None, args.labels_file)
+    templates = None if args.template is None else read_templates(args.template)
+    source = Path(args.checkpoint)
     if not source.is_file():
         raise ValueError(f"no checkpoint at {source.absolute()}")
     from common import directory
@@ -51,19 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     calibration = None
     if source.suffix == ".ckpt":
-        if said.text_model is not None:
+        if args.text_model is not None:
             raise ValueError("--text-model belongs to weights files; a checkpoint holds its text tower")
         model, texts, run = from_checkpoint(source)
     else:
-        model, texts, run, calibration = _from_weights(source, said.text_model)
-    own_names, own_templates = run.pop("class_names", None), run.pop("templates", None)
+        model, texts, run, calibration = _from_weights(source, args.text_model)
+    recorded_names, recorded_templates = run.pop("class_names", None), run.pop("templates", None)
     described = directory.write(
-        said.folder, model, texts, names or own_names or (), templates or own_templates or (), run
+        args.folder, model, texts, names or recorded_names or (), templates or recorded_templates or (), run
     )
-    if calibration is not None:  # the weights are the same in another file
-        replace(calibration, weights=described.weights).write(said.folder / directory.CALIBRATION)
-    write_card(said.folder)
-    print(f"{said.folder}: {', '.join(sorted(path.name for path in said.folder.iterdir()))}")
+    if calibration is not None:  # it stays valid: the weights are the same in another file
+        replace(calibration, weights=described.weights).write(args.folder / directory.CALIBRATION)
+    write_card(args.folder)
+    print(f"{args.folder}: {', '.join(sorted(path.name for path in args.folder.iterdir()))}")
     return 0
 
 
@@ -73,15 +73,16 @@ def trainings() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def from_checkpoint(path: Path) -> tuple[nn.Module, nn.Module | None, dict[str, Any]]:
-    """The trained model of a checkpoint, the CLIP whose texts it is read against, and what is known of the run.
+    """The trained model of a checkpoint, the CLIP with its text tower, and the record of the run.
 
-    ValueError: no plain checkpoint, or of no registered training.
+    The CLIP is None for a model that has a text tower.
+    ValueError: the file is no plain checkpoint, or its training is not registered.
     """
     from common.checkpoints import read_plain, restore, training_arguments
 
     contents = read_plain(path)
-    of_training = isinstance(contents, dict) and {"state_dict", "global_step"} <= contents.keys()
-    checkpoint = contents if of_training else {}
+    is_checkpoint = isinstance(contents, dict) and {"state_dict", "global_step"} <= contents.keys()
+    checkpoint = contents if is_checkpoint else {}
     name = str(checkpoint.get("hyper_parameters", {}).get("_class_path", "")).rpartition(".")[2]
     if name not in trainings():
         what = f"of {name}, which makes no model to use by itself" if name else "of no training that it names"
@@ -98,16 +99,16 @@ def from_checkpoint(path: Path) -> tuple[nn.Module, nn.Module | None, dict[str, 
 def _from_weights(
     path: Path, text_model: str | None
 ) -> tuple[nn.Module, nn.Module | None, dict[str, Any], Calibration | None]:
-    """The same from a weights file, and what was calibrated for it; known of the run is the card beside it."""
+    """The same for a weights file, and its calibration. The record of the run holds the card beside the file."""
     from common.clip import read_record
     from common.deploy.model import load
 
     deployed = load(path, text_model=text_model, device="cpu")
-    loaded, texts, own = deployed.model, deployed.model.text_encoder(), read_record(path)["architecture"]
-    if getattr(texts, "architecture", {}).get("vision_cfg") != own["vision_cfg"]:
+    loaded, texts, architecture = deployed.model, deployed.model.text_encoder(), read_record(path)["architecture"]
+    if getattr(texts, "architecture", {}).get("vision_cfg") != architecture["vision_cfg"]:
         raise ValueError(f"{text_model} is no CLIP of this suite with the image tower that {path} was made of")
-    beside = path.with_suffix(".md")
-    card = beside.read_text() if beside.is_file() else None
+    card_file = path.with_suffix(".md")
+    card = card_file.read_text() if card_file.is_file() else None
     run = {"weights": {path.name: loaded.weights["image"]}, "card": card}
     run |= {"class_names": deployed.class_names, "templates": list(deployed.templates)}
     return loaded.images, None if texts is loaded.images else texts, run, deployed.calibration

@@ -1,6 +1,6 @@
-"""`effclip doctor`: what this installation has, and how to mend what it lacks.
+"""`effclip doctor`: the state of this installation, and how to mend each fault.
 
-torch and Lightning are asked last, since they may be what is broken.
+torch and Lightning are imported last, because they may be the broken part.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.paths import runs_directory
+from common.recipes import recipe_variables
 
 if TYPE_CHECKING:
     from common.data.catalogue import Entry
 
 _OURS = "efficient-clip"
 _INSTALL = "pip install -e . in the checkout, or `make setup`"
-RECIPES = ("IMAGENET_SHARDS", "CC3M_SHARDS", "CC12M_SHARDS", "YFCC15M", "MLIP_GUIDE")
-"""The environment variables by which recipes find what they train on: folders of shards, and MLIP's Guide, a file."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, and, where something is wrong, the mend."""
+    """One line of the report: the subject, its state, and the mend if something is wrong."""
 
     what: str
     found: str
@@ -45,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 all well, 1 something to mend."""
+    """Run the command line and return 0 if all is well, 1 if something needs mending."""
     parser().parse_args(arguments)
     wrong = 0
     for finding in findings():
@@ -58,26 +57,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def findings() -> Iterator[Finding]:
-    """Everything that is looked at, in turn."""
+    """All checks, one after another."""
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
     yield from versions()
     yield command_owner(Path(sys.executable).parent / "lightning")
-    for group in ("effclip.models", "effclip.trainings"):
+    for group in ("effclip.models", "effclip.trainings", "effclip.packaged"):
         names = sorted({point.name for point in importlib.metadata.entry_points(group=group)})
         yield Finding(group, ", ".join(names) or "none", None if names else repair())
     for package in ("torch", "lightning"):
         try:
             importlib.import_module(package)
         except Exception as error:  # a broken installation raises anything
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            yield Finding(package, f"cannot be imported: {said}", f"pip install --force-reinstall {package}")
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            yield Finding(package, f"cannot be imported: {reason}", f"pip install --force-reinstall {package}")
             return
     yield from hardware()
     yield from data()
 
 
 def versions() -> Iterator[Finding]:
-    """Every package that this suite needs, against the versions that it asks for."""
+    """The installed version of each required package, against the required one."""
     from packaging.requirements import Requirement
 
     try:
@@ -101,23 +100,23 @@ def versions() -> Iterator[Finding]:
 
 
 def repair() -> str:
-    """What installs this suite's commands again, from where it was installed from.
+    """The command that reinstalls this suite from its original source.
 
-    Its bare name would be looked up in a package index, where it may be a stranger's.
+    The bare name would be looked up in a package index, where a stranger may own it.
     """
     try:
-        stated = json.loads(importlib.metadata.distribution(_OURS).read_text("direct_url.json") or "{}")
+        origin = json.loads(importlib.metadata.distribution(_OURS).read_text("direct_url.json") or "{}")
     except importlib.metadata.PackageNotFoundError:
         return _INSTALL
-    source = stated.get("url", _OURS)
-    if "vcs_info" in stated:
-        source = f"{stated['vcs_info']['vcs']}+{source}@{stated['vcs_info']['commit_id']}"
-    editable = "-e " if stated.get("dir_info", {}).get("editable") else ""
+    source = origin.get("url", _OURS)
+    if "vcs_info" in origin:
+        source = f"{origin['vcs_info']['vcs']}+{source}@{origin['vcs_info']['commit_id']}"
+    editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
     return f"pip install --force-reinstall --no-deps {editable}{shlex.quote(source)}"
 
 
 def command_owner(script: Path) -> Finding:
-    """Whose the `lightning` command is: of several packages that install one, the last to be installed wins."""
+    """Which package owns the `lightning` command (the last one installed wins)."""
     what = "lightning command"
     others = sorted(
         point.dist.name
@@ -134,7 +133,7 @@ def command_owner(script: Path) -> Finding:
 
 
 def hardware() -> Iterator[Finding]:
-    """Device, threads, and whether bfloat16 is computed by the hardware."""
+    """Device, threads, and whether the hardware computes bfloat16."""
     import torch
 
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
@@ -145,14 +144,14 @@ def hardware() -> Iterator[Finding]:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         yield Finding("bfloat16", "in hardware" if native else "not on this GPU: keep to precision 32-true or 16-mixed")
         return
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
-    native = [name for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16") if able.get(name)]
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.11
+    native = [name for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16") if capabilities.get(name)]
     slow = "emulated on this CPU, and slow: train with --trainer.precision 32-true"
     yield Finding("bfloat16", f"in hardware ({', '.join(native)})" if native else slow)
 
 
 def data() -> Iterator[Finding]:
-    """Where runs go, which pictures are there, and what recipes would find."""
+    """The run folder, the data sets that are present, and the variables that recipes read."""
     from common.data import catalogue
     from common.data.embedded import module as embedded
 
@@ -162,7 +161,7 @@ def data() -> Iterator[Finding]:
     packed = [split for split in embedded.SPLITS if (folder / split).is_dir()]
     state = f"packed: {', '.join(packed) or 'nothing yet, done on first use'}"
     yield Finding("embedded benchmark", state, None if drawn or packed else f"pip install '{_OURS}[embedded]'")
-    yield from map(recipe_variable, RECIPES)
+    yield from map(recipe_variable, recipe_variables())
     root = os.environ.get("EFFCLIP_DATA")
     if root is None:
         yield Finding("data sets", "EFFCLIP_DATA is not set; without it the catalogue's sets need --root")
@@ -171,31 +170,31 @@ def data() -> Iterator[Finding]:
 
 
 def recipe_variable(name: str) -> Finding:
-    """What an environment variable of RECIPES names, and whether that is there."""
-    said = os.environ.get(name)
-    if not said:
+    """The value of an environment variable that recipes read, and whether such a file or folder exists."""
+    value = os.environ.get(name)
+    if not value:
         return Finding(name, "not set; a recipe that needs it says so")
-    path = Path(said).expanduser()
+    path = Path(value).expanduser()
     if path.is_dir():
         return Finding(name, f"{path}, {sum(1 for _ in path.glob('*.tar')):,} tar files")
-    if path.is_file() or ":" in said:  # an address is not asked for from here
-        return Finding(name, said)
+    if path.is_file() or ":" in value:  # a web address is not fetched here
+        return Finding(name, value)
     return Finding(name, f"nothing at {path.absolute()}", f"set {name} to where it is, or unset it")
 
 
 def catalogue_set(entry: Entry, root: Path) -> Finding:
-    """How many pictures a set of the catalogue shows in its test split; Karpathy's captions are to lie in the root."""
+    """The number of pictures in a catalogue set's test split. Karpathy's captions must be in the root."""
     from common.data.classification import classification_set
     from common.data.retrieval import retrieval_set
 
     try:
         if entry.task == "retrieval":
-            found = retrieval_set(entry, root, root / f"dataset_{entry.name}.json")
+            dataset = retrieval_set(entry, root, root / f"dataset_{entry.name}.json")
         else:
-            found = classification_set(entry, root, "test" if "test" in entry.splits else next(iter(entry.splits)))
+            dataset = classification_set(entry, root, "test" if "test" in entry.splits else next(iter(entry.splits)))
     except ValueError as error:
         return Finding(entry.name, f"not there: {str(error)[:150]}")
-    return Finding(entry.name, f"{len(found):,} pictures")
+    return Finding(entry.name, f"{len(dataset):,} pictures")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`effclip export`: a model as graphs that run without this suite, checked against it.
 
-One graph a stage (``common.stages``), for any batch; beside them the class embeddings, and export.json, which says how
-to put them together. torch is imported only after the command line was found right.
+Each stage (``common.stages``) becomes one graph for any batch size. The class embeddings go beside the graphs, and
+export.json describes how to combine them. A mistake in the command line is answered before torch is imported.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2", "open-clip": ".safetensors"}
 TOLERANCE = 1e-4
-"""The greatest difference of an exported graph's outputs from the model's own."""
+"""The greatest allowed difference between the outputs of an exported graph and of the model."""
 _CHECKED, _TIMED = (1, 3), (1, 32)
-"""Batches that graphs are checked on (they were made from another one), and timed on."""
+"""Batch sizes for the check and for the timing; graphs are exported with another one."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,28 +40,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0. ValueError, for a user: what cannot be exported, and why."""
-    said = parser().parse_args(arguments)
-    names = read_labels(None, said.labels_file)
-    templates = None if said.template is None else read_templates(said.template)
-    folder = said.out or Path(said.model) / said.format
-    if said.out is None and not Path(said.model).is_dir():
-        raise ValueError(f"{said.model} is no folder, so --out must say where the graphs go")
+    """Run the command line and return 0. ValueError: what cannot be exported, and why."""
+    args = parser().parse_args(arguments)
+    names = read_labels(None, args.labels_file)
+    templates = None if args.template is None else read_templates(args.template)
+    folder = args.out or Path(args.model) / args.format
+    if args.out is None and not Path(args.model).is_dir():
+        raise ValueError(f"{args.model} is no folder, so --out must say where the graphs go")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder.absolute()} is there already; name a new folder with --out")
-    if said.format == "open-clip" and (names or templates):
+    if args.format == "open-clip" and (names or templates):
         raise ValueError("--labels-file and --template go with graphs; open_clip has the text tower itself")
     from common.deploy.model import load
 
-    deployed = load(**model_arguments(said), device="cpu")
-    if said.format == "open-clip":
+    deployed = load(**model_arguments(args), device="cpu")
+    if args.format == "open-clip":
         write_open_clip(deployed, folder)
         print(f"{folder}: open_clip.create_model('local-dir:{folder}')")
         return 0
     try:
-        report = write_graphs(deployed, said.format, folder, names, templates)
+        report = write_graphs(deployed, args.format, folder, names, templates)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # it was new, and half an export is of no use
+        shutil.rmtree(folder, ignore_errors=True)  # the folder was new, and half an export is useless
         raise
     print("\n".join(lines(report)))
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_open_clip(deployed: Deployed, folder: Path) -> None:
-    """Write a plain CLIP as a folder that open_clip loads. ValueError: another type."""
+    """Write a plain CLIP as a folder that open_clip loads. ValueError: the model is of another type."""
     from copy import deepcopy
 
     from safetensors.torch import save_file
@@ -83,13 +83,13 @@ def write_open_clip(deployed: Deployed, folder: Path) -> None:
         )
     clip, folder = deployed.model.images, Path(folder)
     config = deepcopy(clip.architecture)
-    kept = config["text_cfg"].pop("vocabulary", None)
+    vocabulary = config["text_cfg"].pop("vocabulary", None)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(clip.open_clip_state_dict(), folder / "open_clip_model.safetensors")
     described = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
     (folder / "open_clip_config.json").write_text(json.dumps(described, indent=1) + "\n")
-    if kept is not None:
-        print(f"its vocabulary is cut to {len(kept):,} ids: make text ids by common.tokenizer, not by open_clip")
+    if vocabulary is not None:
+        print(f"its vocabulary is cut to {len(vocabulary):,} ids: make text ids by common.tokenizer, not by open_clip")
 
 
 def write_graphs(
@@ -99,10 +99,10 @@ def write_graphs(
     names: Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Write every stage's graph, the class embeddings and export.json into a folder; what export.json says.
+    """Write every stage's graph, the class embeddings and export.json into a folder; return the content of export.json.
 
-    form: "onnx" or "torch-export".  names, templates: of the classes; None: the model's own.
-    ValueError: an operation that the format does not have, or a graph that gives something else than the model.
+    form: "onnx" or "torch-export".  names, templates: of the classes; None: the model's defaults.
+    ValueError: the format lacks an operation, or a graph's output differs from the model's.
     """
     import numpy as np
 
@@ -139,7 +139,7 @@ def write_graphs(
             {"file": file.name, "inputs": stage.inputs, "outputs": stage.outputs}
             for stage, file in zip(stages, files, strict=True)
         ],
-        "setting": {deployed.knob: setting} if deployed.knob else {},
+        "setting": {deployed.setting_name: setting} if deployed.setting_name else {},
         "gmacs": _costs(stages, size),
         "difference": difference,
         "images_per_second": rates(stages, graphs, size, _TIMED),
@@ -151,35 +151,35 @@ def write_graphs(
 
 
 def _costs(stages: Sequence[Stage], image_size: int) -> list[float] | None:
-    """GMACs of one picture that stops after each stage, where all its operations have a known cost."""
+    """GMACs of one picture that exits after each stage; None where an operation has no known cost."""
     from common.deploy.paths import path_costs
 
     try:
-        return path_costs(stages, image_size)
+        return [macs.gmacs for macs in path_costs(stages, image_size)]
     except ValueError:
         return None
 
 
 def _left_out(stages: int, classes: bool) -> list[str]:
-    """What does not go along, and why."""
-    said = ["the text tower: its work is done once, " + ("in classes.npy" if classes else "by labels that you name")]
+    """What the export leaves out, and why."""
+    reasons = ["the text tower: its work is done once, " + ("in classes.npy" if classes else "by labels that you name")]
     if stages > 1:
-        said.append(
+        reasons.append(
             "the loop over levels: its batch shrinks by what the gate finds, which a graph cannot say; run the next "
             "level's graph on the rows whose margin is below the threshold"
         )
-    return said
+    return reasons
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """What was written, how exact and how fast it is."""
+    """The result in words: the graphs, their accuracy and their speed."""
     many = len(report["stages"])
-    found = [f"{many} graph(s), any batch; greatest difference from the model {report['difference']:.1e}"]
-    found.append(f"{'images/s':<16}{'batch':>6}{'model':>10}{report['format']:>14}")
-    for path, of_batch in report["images_per_second"].items():
-        for batch, (own, exported) in of_batch.items():
-            found.append(f"{'to ' + path:<16}{batch:>6}{own:>10.0f}{exported:>14.0f}")
-    return found + [f"left out: {said}" for said in report["left_out"]]
+    text = [f"{many} graph(s), any batch; greatest difference from the model {report['difference']:.1e}"]
+    text.append(f"{'images/s':<16}{'batch':>6}{'model':>10}{report['format']:>14}")
+    for path, rates in report["images_per_second"].items():
+        for batch, (model, exported) in rates.items():
+            text.append(f"{'to ' + path:<16}{batch:>6}{model:>10.0f}{exported:>14.0f}")
+    return text + [f"left out: {reason}" for reason in report["left_out"]]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stages as ONNX or torch.export graphs: making them, running them, comparing them with what they were made of.
+"""Stages as ONNX or torch.export graphs: exporting, running, and comparing them with their modules.
 
 Shapes: B images, S image size.
 """
@@ -25,18 +25,18 @@ Graph = Callable[..., tuple[Tensor, ...]]
 """An exported stage: flat tensors in, flat tensors out."""
 
 _EXAMPLE = 2
-"""The batch that graphs are made from; 1 would be taken for a constant."""
+"""The batch size of the example inputs; the exporter would treat 1 as a constant."""
 _LARGE = 1_500_000_000
-"""Bytes of weights above which ONNX keeps them in a file of their own (its own format ends at 2 GB)."""
+"""Weights of more bytes go into a file beside the ONNX graph, whose format ends at 2 GB."""
 _MEASURED = 0.5
-"""Seconds that each chain is timed for, at least."""
+"""The least time in seconds for which each chain is timed."""
 
 
 @torch.no_grad()
 def export_stages(stages: Sequence[Stage], image_size: int, form: str, files: Sequence[Path]) -> list[Graph]:
-    """Write each stage's graph to its file, for any batch, and read it back.
+    """Write each stage's graph, for any batch size, to its file and read it back.
 
-    form: "onnx" or "torch-export". ValueError: a missing package, or a stage that cannot be a graph, with the reason.
+    form: "onnx" or "torch-export". ValueError: a package is missing, or a stage cannot be exported, with the reason.
     """
     if form == "onnx":
         _need_onnx()
@@ -46,14 +46,14 @@ def export_stages(stages: Sequence[Stage], image_size: int, form: str, files: Se
         try:
             with _quiet():
                 graphs.append(_export(stage, given, form, file))
-        except Exception as error:  # exporters raise what they come upon: their own types, RuntimeError, KeyError, ...
+        except Exception as error:  # exporters raise their own types, RuntimeError, KeyError, ...
             other = "; --format torch-export has more operations" if form == "onnx" else ""
             raise ValueError(f"{stage.name} cannot be exported as {form}: {_reason(error)}{other}") from error
     return graphs
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what an exporter failed of in the first place, without its colours."""
+    """The first line of the error that an exporter failed with originally, without colour codes."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
@@ -61,8 +61,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _export(stage: Stage, given: tuple[Tensor, ...], form: str, file: Path) -> Graph:
-    batch = torch.export.Dim("batch")
-    shapes = {"tensors": tuple({0: batch} for _ in given)}
+    batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()
+    for tensor in given:
+        shapes[tensor] = {0: batch}
     program = torch.export.export(stage.module, given, dynamic_shapes=shapes)
     if form == "torch-export":
         torch.export.save(program, file)
@@ -75,11 +76,11 @@ def _export(stage: Stage, given: tuple[Tensor, ...], form: str, file: Path) -> G
 
 
 def _translations() -> dict[Callable, Callable]:
-    """Operations that torch's exporter does not know in ONNX's own words."""
+    """ONNX translations of operations that torch's exporter does not know."""
     from onnxscript import opset18
 
     def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-        # TopK puts the lower place first where values are equal, which is what stable means.
+        # TopK puts the lower index first where values are equal, so it is stable.
         size = opset18.Gather(opset18.Shape(x), opset18.Constant(value_ints=[dim]))
         return opset18.TopK(x, size, axis=dim, largest=descending, sorted=True)
 
@@ -87,7 +88,7 @@ def _translations() -> dict[Callable, Callable]:
 
 
 def onnx_graph(file: Path) -> Graph:
-    """An ONNX file as a function of tensors, run by onnxruntime on the CPU with as many threads as torch has."""
+    """An ONNX file as a function of tensors. onnxruntime runs it on the CPU with torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -104,15 +105,15 @@ def onnx_graph(file: Path) -> Graph:
 
 @torch.no_grad()
 def parity(stages: Sequence[Stage], graphs: Sequence[Graph], image_size: int, batches: Sequence[int]) -> float:
-    """The greatest difference of any output between the chain of graphs and that of the stages' own modules."""
+    """The greatest difference of any output between the chain of graphs and the chain of the stages' modules."""
     generator, greatest = torch.Generator().manual_seed(0), 0.0
     for batch in batches:
         images = torch.randn(batch, 3, image_size, image_size, generator=generator)
-        own, exported = run_chain([stage.module for stage in stages], images), run_chain(graphs, images)
-        for expected, found in zip(own, exported, strict=True):
-            for one, other in zip(expected, found, strict=True):
-                assert one.shape == other.shape, f"{tuple(one.shape)} and {tuple(other.shape)}"
-                greatest = max(greatest, (one - other).abs().max().item())
+        expected, exported = run_chain([stage.module for stage in stages], images), run_chain(graphs, images)
+        for expected_outputs, outputs in zip(expected, exported, strict=True):
+            for x, y in zip(expected_outputs, outputs, strict=True):
+                assert x.shape == y.shape, f"{tuple(x.shape)} and {tuple(y.shape)}"
+                greatest = max(greatest, (x - y).abs().max().item())
     return greatest
 
 
@@ -120,19 +121,19 @@ def parity(stages: Sequence[Stage], graphs: Sequence[Graph], image_size: int, ba
 def rates(
     stages: Sequence[Stage], graphs: Sequence[Graph], image_size: int, batches: Sequence[int]
 ) -> dict[str, dict[int, tuple[float, float]]]:
-    """Images/s by the stage that the path ends at and by batch: of the model's own modules, and of the graphs."""
-    found: dict[str, dict[int, tuple[float, float]]] = {}
+    """Images/s of the model's modules and of the graphs, by the last stage of the path and by batch size."""
+    result: dict[str, dict[int, tuple[float, float]]] = {}
     for last, stage in enumerate(stages, 1):
-        found[stage.name] = {}
+        result[stage.name] = {}
         for batch in batches:
             images = torch.randn(batch, 3, image_size, image_size)
-            chains: tuple[Sequence[nn.Module | Graph], ...] = [of.module for of in stages[:last]], graphs[:last]
-            found[stage.name][batch] = tuple(batch / _seconds(chain, images) for chain in chains)
-    return found
+            chains: tuple[Sequence[nn.Module | Graph], ...] = [s.module for s in stages[:last]], graphs[:last]
+            result[stage.name][batch] = tuple(batch / _seconds(chain, images) for chain in chains)
+    return result
 
 
 def _seconds(chain: Sequence[nn.Module | Graph], images: Tensor) -> float:
-    """The median duration of a chain, after warm-up, over half a second at least."""
+    """The median duration of a chain over at least half a second, after a warm-up."""
     run_chain(chain, images)
     taken: list[float] = []
     while sum(taken) < _MEASURED:
@@ -155,7 +156,7 @@ def _need_onnx() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' notes on their own workings."""
+    """Silence the exporters' warnings and log messages."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

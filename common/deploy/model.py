@@ -1,4 +1,4 @@
-"""A model as its user sees it: ``load("DIR").classify(pictures, labels, gmacs=8.0)``.
+"""The model that a user works with: ``load("DIR").classify(pictures, labels, gmacs=8.0)``.
 
 Shapes: B images of a batch, C classes, E joint dim, P paths of a model, cheapest first.
 """
@@ -19,24 +19,25 @@ from PIL import Image
 from torch import Tensor
 
 from common.arguments import checked_labels
-from common.data.embedded.module import TEMPLATES, class_names
 from common.data.files import Picture, find_pictures, read_ahead
 from common.data.transforms import eval_transform, to_batch
 from common.deploy.calibration import Calibration
-from common.deploy.paths import Levels, OnePath, adaptive
+from common.deploy.early_exit import NEVER
+from common.deploy.paths import OnePath, paths_of
 from common.directory import CALIBRATION, read
-from common.models import EMBEDDED, Model, is_embedded, load_model
+from common.models import Model, load_model
+from common.packaged import default_model, packaged_model
 from common.paths import runs_directory
 from common.zeroshot import PHOTO, class_embeddings, fill
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of one picture.
+    """The classification of one picture.
 
-    picture: its path, or its number.  label and probability: the likeliest class.  level: where the model stopped,
-    for one that has levels.  gmacs: what it cost in the image tower; None where no count is known.
-    error: why there is no label.
+    picture: its path, or its number.  label, probability: the most probable class.
+    level: the level at which the picture exited, for a model with levels.
+    gmacs: the cost in the image tower; None where it cannot be counted.  error: the reason why there is no label.
     """
 
     picture: str
@@ -48,9 +49,9 @@ class Answer:
 
 
 class Deployed:
-    """A loaded model with its own class names and prompts, and what was calibrated for it.
+    """A loaded model with its default class names and prompts, and its calibration if there is one.
 
-    device: where it runs.  class_names, templates: used where a call names none.
+    device: where it runs.  class_names, templates: the defaults of a call.
     """
 
     def __init__(
@@ -58,22 +59,22 @@ class Deployed:
     ) -> None:
         self.model, self.device = model, device
         self.class_names, self.templates = list(class_names), tuple(templates)
-        self.paths: OnePath = adaptive(model.images.to(device))
+        self.paths: OnePath = paths_of(model.images.to(device))
         model.text_encoder().to(device)
 
     @property
-    def knob(self) -> str | None:
-        """What can be set: "threshold" (of a model with levels), "keep" (a keep rate) or None."""
-        return self.paths.knob
+    def setting_name(self) -> str | None:
+        """The name of the setting: "threshold" (a model with levels), "keep" (keep rates), or None."""
+        return self.paths.setting_name
 
     @cached_property
     def costs(self) -> list[float]:
-        """GMACs of the image tower for one picture on every path [P]. ValueError: an uncounted operation."""
+        """GMACs of the image tower for one picture on every path [P]. ValueError: an operation of unknown cost."""
         return self.paths.costs(self.model.image_size)
 
     @property
     def calibration_file(self) -> Path:
-        """Where the calibration is kept: in the model directory, or, for other models, in $EFFCLIP_RUNS."""
+        """The calibration's file: in the model directory, or in $EFFCLIP_RUNS for any other model."""
         if self.model.folder is not None:
             return self.model.folder / CALIBRATION
         name = "-".join(self.model.weights[side] for side in ("image", "text"))
@@ -81,38 +82,38 @@ class Deployed:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """The calibration, if there is one. ValueError: it was made for other weights."""
+        """The calibration; None where there is no file. ValueError: it was made for other weights."""
         if not self.calibration_file.is_file():
             return None
-        found = Calibration.read(self.calibration_file)
-        if found.weights != self.model.weights:
+        calibration = Calibration.read(self.calibration_file)
+        if calibration.weights != self.model.weights:
             raise ValueError(f"{self.calibration_file} was made for other weights; run `effclip calibrate` again")
-        return found
+        return calibration
 
     def setting(self, gmacs: float | None = None, threshold: float | None = None) -> float | None:
-        """The setting that a call asks for; without a wish the calibrated one, else the model's own.
+        """The setting for a budget or a threshold; without either the calibrated one, else the model's default.
 
-        gmacs: mean budget for a picture.  threshold: itself.
-        ValueError: both, or a wish that this model cannot meet, with what to do.
+        gmacs: mean budget for a picture.  threshold: returned as it is.
+        ValueError: both are given, or the model cannot meet the request.
         """
         if gmacs is not None and threshold is not None:
             raise ValueError(f"gmacs {gmacs:g} and threshold {threshold:g} are two ways to say one thing; give one")
         if threshold is not None:
-            if self.knob != "threshold":
+            if self.setting_name != "threshold":
                 raise ValueError(f"threshold {threshold:g}: {self.model.name} has no levels to stop at; leave it out")
             return threshold
         if gmacs is not None:
             return self._within(gmacs)
-        return self.calibration.point.setting if self.knob and self.calibration else self.paths.own
+        return self.calibration.point.setting if self.setting_name and self.calibration else self.paths.default_setting
 
     def _within(self, gmacs: float) -> float | None:
         least = min(self.costs)
         if gmacs < least:
             raise ValueError(f"gmacs {gmacs:g}: a picture costs {least:.4g} GMACs at least; give that or more")
-        if self.knob == "keep":
+        if self.setting_name == "keep":
             return max(rate for rate, cost in zip(self.paths.rates, self.costs, strict=True) if cost <= gmacs)
         if gmacs >= self.costs[-1]:
-            return None if self.knob is None else Levels.NEVER
+            return None if self.setting_name is None else NEVER
         if self.calibration is None:
             raise ValueError(
                 f"gmacs {gmacs:g}: no threshold is known for a budget, since nothing was calibrated; run `effclip "
@@ -121,12 +122,12 @@ class Deployed:
         return self.calibration.within(gmacs)
 
     def prompts_hash(self, labels: Sequence[str], templates: Sequence[str]) -> str:
-        """16 hex digits that name the prompts of a classification, in whatever order its labels stand."""
+        """A hash (16 hex digits) of the prompts of a classification. The order of the labels does not matter."""
         texts = sorted("\t".join(fill(template, label) for template in templates) for label in labels)
         return sha256("\n".join(texts).encode()).hexdigest()[:16]
 
     def classes(self, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Class embeddings [C,E]. ValueError: a label that the model's vocabulary cannot spell."""
+        """Class embeddings [C,E]. ValueError: a label has a word outside the model's vocabulary."""
         texts = self.model.texts
         tokenizer = partial(texts.tokenizer, longest=True)
         return class_embeddings(texts.encode_text, tokenizer, labels, templates, device=self.device)
@@ -147,65 +148,69 @@ class Deployed:
         batch_size: int = 64,
         workers: int | None = None,
     ) -> list[Answer]:
-        """One answer a picture, in order; see ``stream``."""
+        """One answer for each picture, in order; see ``Classification.stream``."""
         if isinstance(pictures, str | Path | Image.Image):
             pictures = [pictures]
         parts = list(pictures)
         sources = (
             source for part in parts for source in ([part] if isinstance(part, Image.Image) else find_pictures([part]))
         )
-        asked = self.ask(labels, gmacs=gmacs, threshold=threshold, templates=templates)
-        return list(asked.stream(sources, batch_size, workers))
+        classification = self.prepare(labels, gmacs=gmacs, threshold=threshold, templates=templates)
+        return list(classification.stream(sources, batch_size, workers))
 
-    def ask(
+    def prepare(
         self,
         labels: Sequence[str] | None = None,
         *,
         gmacs: float | None = None,
         threshold: float | None = None,
         templates: Sequence[str] | None = None,
-    ) -> Question:
-        """A classification ready to run, its class embeddings computed and its setting chosen.
+    ) -> Classification:
+        """A classification ready to run: class embeddings are computed and the setting is chosen.
 
-        labels: class names; None: the model's own.  templates: prompts with {}; None: the model's own.
+        labels: class names.  templates: prompts with {}.  None: the model's defaults.
         gmacs, threshold: see ``setting``.
-        ValueError: no labels, an unknown word in them, a wish that cannot be met.
+        ValueError: no labels, a word outside the vocabulary, or a request that the model cannot meet.
         """
         if labels is None and not self.class_names:
             raise ValueError(f"{self.model.name} has no class names of its own; give labels")
         labels = self.class_names if labels is None else checked_labels(list(labels))
         templates = self.templates if templates is None else tuple(templates)
-        question = Question(self, labels, templates, self.setting(gmacs, threshold))
-        if threshold is None and self.knob == "threshold" and self.calibration and not question.calibrated_on_these:
+        classification = Classification(self, labels, templates, self.setting(gmacs, threshold))
+        calibrated = threshold is None and self.setting_name == "threshold" and self.calibration is not None
+        if calibrated and not classification.calibrated_on_these:
             warnings.warn(
                 "the calibration was made with other labels or prompts, so the mean cost may differ from what it says",
                 stacklevel=2,
             )
-        return question
+        return classification
 
 
-class Question:
-    """Which of these labels fits a picture, at a chosen setting; made by ``Deployed.ask``."""
+class Classification:
+    """Zero-shot classification among fixed labels at a fixed setting; made by ``Deployed.prepare``."""
 
     def __init__(
         self, deployed: Deployed, labels: Sequence[str], templates: Sequence[str], setting: float | None
     ) -> None:
         self.deployed, self.labels, self.templates, self.setting = deployed, labels, templates, setting
-        self._run = deployed.paths.at(setting, deployed.classes(labels, templates), deployed.scale)
+        self._run = deployed.paths.runner(setting, deployed.classes(labels, templates), deployed.scale)
 
     @property
     def calibrated_on_these(self) -> bool:
         """Whether the model's calibration was made with these labels and templates."""
-        found = self.deployed.calibration
-        return found is not None and found.prompts == self.deployed.prompts_hash(self.labels, self.templates)
+        calibration = self.deployed.calibration
+        return calibration is not None and calibration.prompts == self.deployed.prompts_hash(
+            self.labels, self.templates
+        )
 
     def stream(
         self, sources: Iterable[Path | Image.Image], batch_size: int = 64, workers: int | None = None
     ) -> Iterator[Answer]:
-        """One answer a picture, in order; the pictures are read by threads, a few batches ahead and no more.
+        """One answer for each picture, in order. Threads read the pictures, two batches ahead.
 
-        workers: threads; None: one a core, at most eight. A damaged picture's answer has an error and no label.
-        ValueError, at once: batch_size or workers below 1.
+        workers: the number of threads; None: one for each core, at most eight.
+        The answer for a damaged picture has an error and no label.
+        ValueError, at once: batch_size or workers is below 1.
         """
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
         for name, value in (("batch_size", batch_size), ("workers", workers)):
@@ -217,20 +222,20 @@ class Question:
 
     def _answers(self, pictures: Sequence[Picture]) -> Iterator[Answer]:
         sound = [picture for picture in pictures if picture.error is None]
-        found = iter(self._of(to_batch([picture.pixels for picture in sound])) if sound else ())
+        results = iter(self._results(to_batch([picture.pixels for picture in sound])) if sound else ())
         for picture in pictures:
             error = picture.error
-            yield Answer(picture.name, error=error) if error is not None else Answer(picture.name, *next(found))
+            yield Answer(picture.name, error=error) if error is not None else Answer(picture.name, *next(results))
 
     @torch.no_grad()
-    def _of(self, images: Tensor) -> list[tuple[str, float, int | None, float | None]]:
-        """label, probability, level and GMACs of images [B,3,S,S]."""
+    def _results(self, images: Tensor) -> list[tuple[str, float, int | None, float | None]]:
+        """images [B,3,S,S] -> label, probability, level and GMACs of each image."""
         scores, path = self._run(images.to(self.deployed.device))
-        best, leveled = scores.max(-1), self.deployed.knob == "threshold"
+        best, has_levels = scores.max(-1), self.deployed.setting_name == "threshold"
         costs = self._costs
         return [
-            (self.labels[label], probability, place if leveled else None, None if costs is None else costs[place])
-            for label, probability, place in zip(
+            (self.labels[label], probability, index if has_levels else None, None if costs is None else costs[index])
+            for label, probability, index in zip(
                 best.indices.tolist(), best.values.tolist(), path.tolist(), strict=True
             )
         ]
@@ -240,7 +245,7 @@ class Question:
         try:
             return self.deployed.costs
         except ValueError:
-            return None  # an architecture of others, with an operation whose cost nobody stated
+            return None  # a foreign architecture may have an operation whose cost is not known
 
 
 def load(
@@ -250,28 +255,21 @@ def load(
     text_model: str | None = None,
     device: str | None = None,
 ) -> Deployed:
-    """A model to classify with; see ``common.models.load_model`` for the arguments.
+    """Load a model to classify with. The other arguments are those of ``common.models.load_model``.
 
-    model: a model directory, a weights file or an open_clip name; None: the embedded WaveCLIP, which knows the
-        words of its small benchmark and no others.
+    model: a model directory, a weights file or an open_clip name; None: the packaged one
+        (``common.packaged``), which may know only a few words.
     device: None: a GPU where there is one.
-    ValueError: what ``load_model`` refuses, no text tower, or other arguments without a model.
+    ValueError: ``load_model`` refuses the model, it has no text tower, or other arguments come without a model.
     """
     if model is None and (weights, quick_gelu, text_model) != (None, None, None):
         raise ValueError("--weights, --quick-gelu and --text-model belong to a --model; name one")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found = load_model(str(model or EMBEDDED), weights, quick_gelu, text_model)
-    if found.folder is not None:
-        described = read(found.folder)
-        return Deployed(found, described.class_names, described.templates or PHOTO, device)
-    if is_embedded(model or EMBEDDED):
-        return Deployed(found, class_names("seen"), TEMPLATES, device)
-    return Deployed(found, device=device)
-
-
-def about_embedded() -> str:
-    """One line on what the default model is."""
-    return (
-        f"the embedded WaveCLIP (benchmarks/weights, 48 px): it knows {len(class_names('seen')):,} emoji by name and "
-        "nothing else, and refuses words outside of its vocabulary; --model names another"
-    )
+    packaged = default_model() if model is None else packaged_model(model)
+    loaded = load_model(str(model or packaged.weights), weights, quick_gelu, text_model)
+    if loaded.folder is not None:
+        described = read(loaded.folder)
+        return Deployed(loaded, described.class_names, described.templates or PHOTO, device)
+    if packaged is not None:
+        return Deployed(loaded, packaged.class_names, packaged.templates, device)
+    return Deployed(loaded, device=device)

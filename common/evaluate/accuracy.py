@@ -1,4 +1,4 @@
-"""Accuracy with its uncertainty, of anything that turns images into scores.
+"""Accuracy with its uncertainty, for any function from images to class scores.
 
 Shapes: B images of a batch, M images in all, C classes, E joint dim.
 """
@@ -22,12 +22,12 @@ from common.zeroshot import similarity
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 and top-5 accuracy (fractions) on M images, those of all processes.
+    """Top-1 and top-5 accuracy (fractions) on the M images of all processes.
 
-    mean_per_class: the mean over those classes that the images show of each one's top-1.
-    correct: bool [M], whether each image's first guess was right, in the loader's order.
+    mean_per_class: top-1 per class, averaged over the classes present.
+    correct: bool [M], whether the top guess for each image is right, in the loader's order.
     interval: Wilson's 95 % interval of ``top1``.
-    keys: the samples' names where the batches carry them, else empty.
+    keys: the samples' names, or empty if the batches have none.
     """
 
     top1: float
@@ -48,11 +48,11 @@ def accuracy(
 ) -> Accuracy:
     """Accuracy of ``scores``: images [B,3,S,S] -> [B,C], over batches with "image" and "label" (and "key").
 
-    progress: draw a bar. With fewer than five classes ``top5`` is the accuracy over all of them. Of equal scores
-    the class listed first counts as the guess.
+    progress: draw a bar.
+    Among equal scores, the class listed first is the guess. With fewer than five classes, ``top5`` is 1.
     ValueError: no batch, a batch without labels, or a label outside [0, C).
     """
-    five = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
+    top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
     per_class = MulticlassStatScores(num_classes, average="none").to(device)
     correct, keys = [], []
     for batch in bar(loader, "evaluating") if progress else loader:
@@ -61,29 +61,33 @@ def accuracy(
         labels = batch["label"].to(device)
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"labels from {labels.min()} to {labels.max()} do not fit {num_classes} classes")
-        guesses = scores(batch["image"].to(device)).float()
-        five.update(guesses, labels)
-        per_class.update(guesses, labels)
-        correct.append((guesses.argmax(-1) == labels).cpu())
+        logits = scores(batch["image"].to(device)).float()
+        top5.update(logits, labels)
+        per_class.update(logits, labels)
+        correct.append((logits.argmax(-1) == labels).cpu())
         keys += batch.get("key", [])
     if not correct:
         raise ValueError("the loader gave no batch; check the data path and that the split is not empty")
     right, keys = _of_all_processes(torch.cat(correct), keys)
-    hits, *_, shown = per_class.compute().double().unbind(-1)
-    mean_per_class = float((hits[shown > 0] / shown[shown > 0]).mean())
-    interval = wilson_interval(int(right.sum()), len(right))
+    hits, *_, samples = per_class.compute().double().unbind(-1)
+    present = samples > 0
     return Accuracy(
-        float(hits.sum() / shown.sum()), float(five.compute()), right, interval, tuple(keys), mean_per_class
+        top1=float(hits.sum() / samples.sum()),
+        top5=float(top5.compute()),
+        correct=right,
+        interval=wilson_interval(int(right.sum()), len(right)),
+        keys=tuple(keys),
+        mean_per_class=float((hits[present] / samples[present]).mean()),
     )
 
 
 def _of_all_processes(correct: Tensor, keys: list[str]) -> tuple[Tensor, list[str]]:
-    """What every process found, one after the other; torchmetrics gathers its own counts."""
+    """The results of all processes in rank order; torchmetrics gathers its own counts."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return correct, keys
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, (correct, keys))
-    return torch.cat([part for part, _ in found]), [key for _, part in found for key in part]
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, (correct, keys))
+    return torch.cat([part for part, _ in parts]), [key for _, part in parts for key in part]
 
 
 def zero_shot(
@@ -95,7 +99,7 @@ def zero_shot(
 ) -> Accuracy:
     """Zero-shot accuracy of a model with ``encode_image`` against class embeddings [C,E]; see ``accuracy``.
 
-    The model is moved to ``device`` and evaluated in evaluation mode, which is restored.
+    The model is moved to ``device`` and runs in evaluation mode; its mode is restored.
     """
     training = model.training
     model.to(device).eval()
@@ -128,11 +132,12 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 def paired_difference(
     first: Tensor, second: Tensor, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Accuracy of ``first`` minus that of ``second``, both bool [M] in one order -> (difference, low, high).
+    """Accuracy of ``first`` minus that of ``second``, both bool [M] over the same images -> (difference, low, high).
 
-    Percentile bootstrap over images. A resample matters only through how many images each model alone gets
-    right, and those counts are multinomial, so they are drawn as such: the same distribution in one draw.
-    ValueError: different or no images.
+    Percentile bootstrap over images. The difference depends only on two counts: the images that only the first model
+    gets right, and those that only the second does. In a resample these counts are multinomial, so each resample
+    is one multinomial draw.
+    ValueError: the two have different shapes, or no images.
     """
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(f"shapes {tuple(first.shape)} and {tuple(second.shape)} differ; give one bool per image")

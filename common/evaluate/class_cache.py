@@ -1,12 +1,11 @@
-"""Class embeddings on disk, found again by their content.
+"""A disk cache of class embeddings, keyed by content: the weights and the tokens of every prompt.
 
 Shapes: C classes, E joint dim, T text tokens.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -14,23 +13,26 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.paths import runs_directory
+from common.paths import runs_directory, written_whole
 from common.zeroshot import Template, class_embeddings, fill
+
+_PROMPTS_AT_A_TIME = 512
 
 
 def cache_key(
     weights: str, tokenizer: Callable[[list[str]], Tensor], class_names: Sequence[str], templates: Sequence[Template]
 ) -> str:
-    """64 hex digits that name the class embeddings: by weights and by every prompt's ids, in order.
+    """64 hex digits that name the class embeddings, from the weights' hash and every prompt's ids, in order.
 
-    The ids say all that names, templates and the tokenizer's vocabulary have to say.
+    The ids depend on the names, the templates and the tokenizer's vocabulary, so the key changes with each of them.
     """
-    found = sha256(f"{weights} {len(class_names)} {len(templates)}".encode())
-    for prompts in _batches([fill(template, name) for name in class_names for template in templates], 512):
-        ids = tokenizer(prompts)
-        found.update(f"{tuple(ids.shape)}".encode())
-        found.update(ids.numpy().tobytes())
-    return found.hexdigest()
+    key = sha256(f"{weights} {len(class_names)} {len(templates)}".encode())
+    prompts = [fill(template, name) for name in class_names for template in templates]
+    for start in range(0, len(prompts), _PROMPTS_AT_A_TIME):
+        ids = tokenizer(prompts[start : start + _PROMPTS_AT_A_TIME])
+        key.update(f"{tuple(ids.shape)}".encode())
+        key.update(ids.numpy().tobytes())
+    return key.hexdigest()
 
 
 def cached_class_embeddings(
@@ -42,8 +44,8 @@ def cached_class_embeddings(
 ) -> Tensor:
     """The class embeddings [C,E] of ``common.zeroshot.class_embeddings`` in fp32, computed once for all runs.
 
-    texts: has ``encode_text`` and ``tokenizer``.  weights: the hash of what it was loaded from.
-    folder: where they stay; default: ``class_embeddings`` in $EFFCLIP_RUNS.
+    texts: a text model with ``encode_text`` and ``tokenizer``.  weights: a hash of its weights.
+    folder: the cache; default: ``class_embeddings`` in $EFFCLIP_RUNS.
     """
     tokenizer = partial(texts.tokenizer, longest=True)
     file = (folder or runs_directory() / "class_embeddings") / (
@@ -52,13 +54,7 @@ def cached_class_embeddings(
     device = next(texts.parameters()).device
     if file.is_file():
         return load_file(file)["classes"].to(device)
-    found = class_embeddings(texts.encode_text, tokenizer, class_names, templates, device=device)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    save_file({"classes": found.cpu().contiguous()}, unfinished)
-    unfinished.replace(file)
-    return found
-
-
-def _batches(texts: list[str], size: int) -> Iterator[list[str]]:
-    return (texts[start : start + size] for start in range(0, len(texts), size))
+    classes = class_embeddings(texts.encode_text, tokenizer, class_names, templates, device=device)
+    with written_whole(file) as temporary:
+        save_file({"classes": classes.cpu().contiguous()}, temporary)
+    return classes

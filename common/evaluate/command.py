@@ -1,7 +1,7 @@
 """`effclip evaluate`: zero-shot accuracy, retrieval and linear probe of a model on a data set, into JSON files.
 
-Each task is one file that states its conditions, named by everything its numbers depend on; one that is there
-is not computed again. torch is imported only after the command line was found right.
+Each task writes one file, which states its conditions. The file's name depends on everything that its numbers depend
+on, so a task whose file exists is not computed again. torch is imported only after the command line was checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments, read_templates
-from common.paths import runs_directory
+from common.paths import runs_directory, written_whole
 
 if TYPE_CHECKING:
     from common.data.lookup import Captioned, Labelled
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from common.models import Model
     from common.zeroshot import Template
 
-TASKS = ("zeroshot", "retrieval", "linear-probe")
+EVALUATIONS = ("zeroshot", "retrieval", "linear-probe")
 ENSEMBLE, SINGLE, OWN = "ensemble", "single", "own"
 
 
@@ -38,52 +38,52 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         required=True,
-        help="embedded, a set of the catalogue (food101, or dtd@coop by that protocol), a folder with one folder a "
-        "class, or a .csv or .tsv with path and class",
+        help="embedded, a set of the catalogue (food101; dtd@coop takes the coop protocol), a folder with one folder a "
+        "class, or a .csv or .tsv with columns path and class",
     )
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--captions", help="Karpathy's json file, for retrieval on flickr30k or coco")
     add("--class-names", help="text file with one name a line, for a folder or table of your own")
-    add("--tasks", default=TASKS[0], help=f"some of {','.join(TASKS)} (default %(default)s)")
-    add("--split", help="default: the one that each task is reported on")
+    add("--tasks", default=EVALUATIONS[0], help=f"one or more of {','.join(EVALUATIONS)} (default %(default)s)")
+    add("--split", help="default: the split that the papers report each task on")
     add(
         "--template",
         help=f"{ENSEMBLE} (all of the data set's), {SINGLE} (its first), a text with {{}} for the class name, or a "
-        f".txt file of such lines; default: {ENSEMBLE}, but for a model directory of tuned prompts the templates that "
+        f".txt file of such lines; default: {ENSEMBLE}, or for a model directory of tuned prompts the templates that "
         "they were tuned for",
     )
-    add("--shots", default="full", help="linear probe: full, or samples of each class, as 1,4,16,full")
-    add("--seeds", type=int, default=3, help="linear probe: draws of few shots (default %(default)s)")
-    add("--limit", type=int, help="the first so many pictures of each split, for a quick look")
-    add("--batch-size", type=int, default=256, help="pictures at a time (default %(default)s)")
+    add("--shots", default="full", help="linear probe: samples of each class, or full, such as 1,4,16,full")
+    add("--seeds", type=int, default=3, help="linear probe: random draws of each number of shots (default %(default)s)")
+    add("--limit", type=int, help="evaluate only the first LIMIT pictures of each split")
+    add("--batch-size", type=int, default=256, help="pictures in a batch (default %(default)s)")
     add("--workers", type=int, default=1, help="processes that read pictures (default %(default)s)")
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
-    add("--dtype", default="float32", help="of the image tower: float32, bfloat16 or float16 (default %(default)s)")
+    add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
     add("--out", type=Path, help="folder of the result files (default evaluations in $EFFCLIP_RUNS)")
     return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0. ValueError, for a user: what cannot be found or does not go together."""
-    said = parser().parse_args(arguments)
-    said.tasks, said.shots = _tasks(said.tasks), _shots(said.shots)
-    if said.seeds < 1:
-        raise ValueError(f"--seeds {said.seeds} must be at least 1")
+    """Run the command line; returns 0. ValueError: something is missing, or two arguments do not fit together."""
+    args = parser().parse_args(arguments)
+    args.tasks, args.shots = _tasks(args.tasks), _shots(args.shots)
+    if args.seeds < 1:
+        raise ValueError(f"--seeds {args.seeds} must be at least 1")
     import torch
 
     from common.data.lookup import Place, source
     from common.evaluate.tasks import Settings
     from common.models import load_model
 
-    device = said.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(said.batch_size, said.workers, device, said.dtype, said.limit)
-    said.place = Place(said.root, said.captions, said.class_names)
-    sources = {task: source(said.data, task, said.split, said.place) for task in said.tasks}
-    model = load_model(**model_arguments(said))
-    # All are planned before the first is run, so that a mistake in the last one costs nothing.
-    plans = [_plan(task, of, model, said, settings) for task, of in sources.items()]
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit)
+    args.place = Place(args.root, args.captions, args.class_names)
+    sources = {task: source(args.data, task, args.split, args.place) for task in args.tasks}
+    model = load_model(**model_arguments(args))
+    # Plan all tasks before the first one runs: a mistake in the last one then costs nothing.
+    plans = [_plan(task, data, model, args, settings) for task, data in sources.items()]
     for plan in plans:
-        _finish(plan, model, said, settings)
+        _finish(plan, model, args, settings)
     if "cuda" in device:
         print(f"peak memory on {device}: {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MB")
     print(f"peak memory: {peak_memory():.0f} MB")
@@ -91,17 +91,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def peak_memory() -> float:
-    """The greatest resident size of this process so far, in MB."""
+    """The peak resident size of this process so far, in MB."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One task to run. named: what a table needs to know; depends: all else that changes the numbers."""
+    """One task to run.
+
+    named: what a table needs to know of the result.  depends: everything else that changes the numbers.
+    """
 
     task: str
-    of: Labelled | Captioned
+    data: Labelled | Captioned
     templates: tuple[Template, ...]
     named: dict[str, str]
     depends: dict[str, Any]
@@ -114,84 +117,82 @@ class Plan:
         return f"{words}-{key}.json".replace(" ", "-").replace("/", "-")
 
 
-def _plan(task: str, of: Labelled | Captioned, model: Model, said: argparse.Namespace, settings: Settings) -> Plan:
+def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Namespace, settings: Settings) -> Plan:
     templates: tuple[Template, ...] = ()
     depends = {
         "weights": model.weights,
-        "data_version": of.version,
+        "data_version": data.version,
         "dtype": settings.dtype,
         "limit": settings.limit,
     }
     if task == "linear-probe":
-        depends |= {"weights": {"image": model.weights["image"]}, "shots": said.shots, "seeds": said.seeds}
+        depends |= {"weights": {"image": model.weights["image"]}, "shots": args.shots, "seeds": args.seeds}
     else:
-        model.text_encoder()  # refuses an image tower alone
+        model.text_encoder()  # ValueError for a model without a text tower
     if task == "retrieval":
-        depends["captions_hash"] = _hash(of.captions)
+        depends["captions_hash"] = _hash(data.captions)
     else:
-        depends |= {"class_names_hash": _hash(of.class_names), "classes": len(of.class_names)}
+        depends |= {"class_names_hash": _hash(data.class_names), "classes": len(data.class_names)}
     if task == "zeroshot":
-        called, templates = _templates(said.template, of, model)
-        # A template that is a function is known by the prompts it makes.
-        texts = [t if isinstance(t, str) else [t(name) for name in of.class_names] for t in templates]
-        depends |= {"template": called, "templates": len(templates), "templates_hash": _hash(texts)}
-    metric = "R@1" if task == "retrieval" else of.metric
-    named = {"task": task, "model": model.name, "type": model.type, "data": said.data, "split": of.split}
-    return Plan(task, of, templates, named | {"metric": metric}, depends)
+        choice, templates = _templates(args.template, data, model)
+        # The prompts that a function makes identify it.
+        texts = [t if isinstance(t, str) else [t(name) for name in data.class_names] for t in templates]
+        depends |= {"template": choice, "templates": len(templates), "templates_hash": _hash(texts)}
+    metric = "R@1" if task == "retrieval" else data.metric
+    named = {"task": task, "model": model.name, "type": model.type, "data": args.data, "split": data.split}
+    return Plan(task, data, templates, named | {"metric": metric}, depends)
 
 
-def _finish(plan: Plan, model: Model, said: argparse.Namespace, settings: Settings) -> None:
-    """Run one task, print its numbers and write its file, or say that the file is there."""
+def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings) -> None:
+    """Run one task, print its numbers and write its file. A task whose file exists is only reported."""
     from common.conditions import conditions
 
-    what = f"{plan.task} on {said.data} {plan.of.split}"
+    what = f"{plan.task} on {args.data} {plan.data.split}"
     what += ", the model's own templates" if plan.depends.get("template") == OWN else ""
-    file = (said.out or runs_directory() / "evaluations") / plan.file
+    file = (args.out or runs_directory() / "evaluations") / plan.file
     if file.is_file():
         print(f"{what}: done before, {file} (delete it to run again)")
         return
     at_start = conditions(
-        plan.of.scale,
+        plan.data.scale,
         **plan.depends,
         batch=settings.batch_size,
         workers=settings.workers,
         evaluated_on=settings.device,
         files=model.files,
     )
-    metrics = _run(plan, model, said, settings)
+    metrics = _run(plan, model, args, settings)
     result = plan.named | {"metrics": metrics, "conditions": at_start | {"samples": metrics["samples"]}}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    unfinished.replace(file)
+    with written_whole(file) as temporary:
+        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}\n  {file}")
 
 
-def _run(plan: Plan, model: Model, said: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+def _run(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     from common.data.lookup import source, splits_of
     from common.evaluate import tasks
 
     if plan.task == "zeroshot":
-        return tasks.zero_shot(model, plan.of, plan.templates, settings)
+        return tasks.zero_shot(model, plan.data, plan.templates, settings)
     if plan.task == "retrieval":
-        return tasks.retrieval(model, plan.of, settings)
-    parts = splits_of(said.data, "training")
-    training = {part: source(said.data, "training", part, said.place) for part in parts}
-    return tasks.linear_probe(model, plan.of, training, said.shots, said.seeds, settings)
+        return tasks.retrieval(model, plan.data, settings)
+    parts = splits_of(args.data, "training")
+    training = {part: source(args.data, "training", part, args.place) for part in parts}
+    return tasks.linear_probe(model, plan.data, training, args.shots, args.seeds, settings)
 
 
-def _templates(said: str | None, of: Labelled, model: Model) -> tuple[str, tuple[Template, ...]]:
-    """What ``--template`` is called in a result, and the templates that it means for a model on a data set.
+def _templates(choice: str | None, data: Labelled, model: Model) -> tuple[str, tuple[Template, ...]]:
+    """The name of the ``--template`` in force, and its templates for this model on this data set.
 
     ValueError: no such file, or a text without {}.
     """
-    if said is None and model.templates:
+    if choice is None and model.templates:
         return OWN, model.templates
-    if said in (None, ENSEMBLE):
-        return ENSEMBLE, tuple(of.templates)
-    if said == SINGLE:
-        return SINGLE, tuple(of.templates[:1])
-    return said, read_templates(said, f", {ENSEMBLE} or {SINGLE}")
+    if choice in (None, ENSEMBLE):
+        return ENSEMBLE, tuple(data.templates)
+    if choice == SINGLE:
+        return SINGLE, tuple(data.templates[:1])
+    return choice, read_templates(choice, f", {ENSEMBLE} or {SINGLE}")
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -200,14 +201,14 @@ def summary(result: dict[str, Any]) -> str:
     if result["task"] == "retrieval":
         sides = {"image to text": metrics["image_to_text"], "text to image": metrics["text_to_image"]}
         return "; ".join(
-            f"{side} " + ", ".join(f"R@{k} {100 * found[f'R@{k}']:.1f}" for k in (1, 5, 10))
-            for side, found in sides.items()
+            f"{side} " + ", ".join(f"R@{k} {100 * recalls[f'R@{k}']:.1f}" for k in (1, 5, 10))
+            for side, recalls in sides.items()
         )
-    found = metrics["shots"] if result["task"] == "linear-probe" else {"": metrics}
+    results = metrics["shots"] if result["task"] == "linear-probe" else {"": metrics}
     return "; ".join(
-        f"{shots + ' shots: ' if shots.isdigit() else ''}top-1 {100 * of['top1']:.1f}, top-5 {100 * of['top5']:.1f}, "
-        f"mean per class {100 * of['mean_per_class']:.1f}"
-        for shots, of in found.items()
+        f"{shots + ' shots: ' if shots.isdigit() else ''}top-1 {100 * row['top1']:.1f}, top-5 {100 * row['top5']:.1f}, "
+        f"mean per class {100 * row['mean_per_class']:.1f}"
+        for shots, row in results.items()
     )
 
 
@@ -216,11 +217,11 @@ def _hash(value: Any) -> str:
 
 
 def _tasks(text: str) -> list[str]:
-    found = list(dict.fromkeys(text.split(",")))
-    unknown = [task for task in found if task not in TASKS]
+    tasks = list(dict.fromkeys(text.split(",")))
+    unknown = [task for task in tasks if task not in EVALUATIONS]
     if unknown:
-        raise ValueError(f"--tasks {text}: there is no task {unknown[0]!r}; the tasks are {', '.join(TASKS)}")
-    return found
+        raise ValueError(f"--tasks {text}: there is no task {unknown[0]!r}; the tasks are {', '.join(EVALUATIONS)}")
+    return tasks
 
 
 def _shots(text: str) -> list[int | str]:

@@ -2,7 +2,7 @@
 
 Shapes: M samples, E features, C classes.
 
-The strength is scikit-learn's C: the fit minimises ``sum(cross entropy) + |W|²/(2 C)``, the bias unpenalised.
+``strength`` is scikit-learn's C: the fit minimises ``sum(cross entropy) + |W|²/(2 C)``, with an unpenalised bias.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _GRADIENT = 1e-6
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted classifier. weight [C,E], bias [C], classes: long [C], the label that each row stands for.
+    """A fitted classifier: weight [C,E], bias [C], and classes, long [C], the label of each row.
 
     gradient: the largest component of the mean loss's gradient where the solver stopped.
-    iterations: how many it took.
+    iterations: the solver's number of iterations.
     """
 
     weight: Tensor
@@ -37,12 +37,12 @@ class Probe:
         return F.linear(features.to(self.weight), self.weight, self.bias)
 
     def scores(self, features: Tensor, num_classes: int) -> Tensor:
-        """features [M,E] -> logits of all labels [M, num_classes], -inf for those that training did not show."""
+        """features [M,E] -> logits of all labels [M, num_classes], -inf for labels absent from training."""
         logits = self.logits(features)
         return logits.new_full((len(features), num_classes), -torch.inf).index_copy(1, self.classes, logits)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Share of the samples [M,E] whose label [M] scores highest."""
+        """Top-1 accuracy (fraction) on features [M,E] with labels [M]."""
         guesses = [self.classes[self.logits(part).argmax(-1)] for part in features.split(4096)]
         return (torch.cat(guesses) == labels).double().mean().item()
 
@@ -55,11 +55,11 @@ def fit(
     max_iterations: int = 1000,
     part: int = 65536,
 ) -> Probe:
-    """The logistic regression of labels long [M] on features [M,E], by full-batch L-BFGS in fp64.
+    """Logistic regression of labels long [M] on features [M,E], by full-batch L-BFGS in fp64.
 
-    strength: C > 0; larger is a weaker penalty.
-    start: a probe of the same classes to start from, of a neighbouring strength.
-    part: samples whose logits exist at a time.
+    strength: C > 0; a larger C is a weaker penalty.
+    start: where the solver starts: a probe of the same classes, fitted at a nearby strength; None: zeros.
+    part: number of samples whose logits are in memory at a time.
     ValueError: a strength that is not positive, or fewer than two classes.
     """
     if not strength > 0:
@@ -69,7 +69,7 @@ def fit(
         raise ValueError(f"{len(labels)} samples of {len(classes)} class; a probe tells two classes apart at least")
     # MPS has no fp64.
     dtype = torch.float32 if features.device.type == "mps" else torch.float64
-    # The bias takes a shift of all features up, so centring changes nothing but the condition of the problem.
+    # Centring only improves conditioning: the bias absorbs the shift.
     centre = features.mean(0, dtype=dtype)
     weight = torch.zeros(len(classes), features.shape[1], dtype=dtype, device=features.device)
     bias = torch.zeros(len(classes), dtype=dtype, device=features.device)
@@ -88,7 +88,7 @@ def fit(
     @torch.enable_grad()
     def loss() -> Tensor:
         optimizer.zero_grad()
-        total = weight.square().sum() / (2 * strength * len(labels))
+        total = weight.square().sum() / (2 * strength * len(labels))  # the penalty; all terms are divided by M
         total.backward()
         for x, y in zip(features.split(part), targets.split(part), strict=True):
             share = F.cross_entropy(F.linear(x.to(dtype) - centre, weight, bias), y, reduction="sum") / len(labels)
@@ -97,7 +97,7 @@ def fit(
         return total
 
     optimizer.step(loss)
-    loss()
+    loss()  # leaves the gradient at the solution
     gradient = max(parameter.grad.abs().max().item() for parameter in parameters)
     iterations = optimizer.state[weight]["n_iter"]
     weight, bias = weight.detach(), bias.detach()
@@ -105,10 +105,10 @@ def fit(
 
 
 def choose_strength(score: Callable[[float], float]) -> tuple[float, dict[float, float]]:
-    """CLIP's search for the strength: (the best, {strength: score} of all that were tried).
+    """CLIP's search for the strength: (the best strength, {strength: score} of all that were tried).
 
-    Seven powers of ten from 1e-6 to 1e6, then both neighbours of the best at half the step, until there
-    are eight steps to the decade: at most 15 fits instead of 97. Of equal scores the stronger penalty wins.
+    It tries seven powers of ten from 1e-6 to 1e6, then halves the step and tries both neighbours of the best, down to
+    eight steps per decade: at most 15 fits instead of 97. Among equal scores, the stronger penalty wins.
     """
     tried = {float(exponent): score(10.0**exponent) for exponent in range(-6, 7, 2)}
     step = 2.0
@@ -132,20 +132,20 @@ def fit_best(
     with_val: bool = True,
     max_iterations: int = 1000,
 ) -> tuple[Probe, float, dict[float, float]]:
-    """A probe of the strength that does best on ``val``: (probe, strength, {strength: accuracy on val}).
+    """The probe at the strength that is best on ``val``: (probe, strength, {strength: accuracy on val}).
 
     train, val: (features [M,E], labels long [M]).
-    with_val: fit once more on both together at that strength, as CLIP does; False (few shots) keeps to train.
+    with_val: refit at that strength on train and val together, as CLIP does; False (few shots): fit on train alone.
     """
-    found: dict[float, Probe] = {}
+    probes: dict[float, Probe] = {}
 
     def score(strength: float) -> float:
-        near = min(found, key=lambda other: abs(math.log(other / strength)), default=None)
-        found[strength] = fit(*train, strength, None if near is None else found[near], max_iterations)
-        return found[strength].accuracy(*val)
+        nearest = min(probes, key=lambda other: abs(math.log(other / strength)), default=None)
+        probes[strength] = fit(*train, strength, probes.get(nearest), max_iterations)
+        return probes[strength].accuracy(*val)
 
     strength, tried = choose_strength(score)
     if not with_val:
-        return found[strength], strength, tried
+        return probes[strength], strength, tried
     both = tuple(map(torch.cat, zip(train, val, strict=True)))
     return fit(*both, strength, max_iterations=max_iterations), strength, tried

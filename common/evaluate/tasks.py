@@ -1,4 +1,4 @@
-"""The three evaluations of a loaded model: zero-shot classification, image-text retrieval, linear probe.
+"""Three evaluations of a loaded model: zero-shot classification, image-text retrieval, linear probe.
 
 Shapes: B images of a batch, M images in all, T texts, C classes, E joint dim.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -31,10 +32,10 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Settings:
-    """How to evaluate; nothing here but ``dtype`` and ``limit`` may change a number.
+    """How to evaluate. Only ``dtype`` and ``limit`` may change the results.
 
-    dtype: of the image tower; below float32 it runs under autocast, everything else stays in float32.
-    limit: the first so many pictures of each split; None: all.
+    dtype: the image tower's; below float32 the tower runs under autocast, and everything else stays in float32.
+    limit: evaluate only the first ``limit`` images of each split; None: all.
     """
 
     batch_size: int = 256
@@ -53,21 +54,16 @@ class Settings:
 
 
 def zero_shot(model: Model, source: Labelled, templates: Sequence[Template], settings: Settings) -> dict[str, Any]:
-    """Top-1, top-5 and mean per class (fractions) of a labelled source by its class names in ``templates``."""
-    found = accuracy(
-        scorer(model, source.class_names, templates, settings),
-        _batches(model, source, settings),
-        len(source.class_names),
-        settings.device,
-        progress=True,
-    )
-    return _accuracies(found)
+    """Zero-shot top-1, top-5 and mean-per-class accuracy (fractions), with class names filled into ``templates``."""
+    scores = scorer(model, source.class_names, templates, settings)
+    batches = _batches(model, source, settings)
+    return _accuracies(accuracy(scores, batches, len(source.class_names), settings.device, progress=True))
 
 
 def scorer(
     model: Model, class_names: Sequence[str], templates: Sequence[Template], settings: Settings
 ) -> Callable[[Tensor], Tensor]:
-    """images [B,3,S,S] -> cosines with every class [B,C]; the class embeddings come from the cache where they are."""
+    """The function images [B,3,S,S] -> cosines with every class [B,C]; class embeddings are cached on disk."""
     texts = model.text_encoder().to(settings.device)
     classes = cached_class_embeddings(texts, model.weights["text"], class_names, templates)
     encode = _encoder(model, settings)
@@ -75,9 +71,9 @@ def scorer(
 
 
 def retrieval(model: Model, source: Captioned, settings: Settings) -> dict[str, Any]:
-    """R@1, R@5 and R@10 (fractions) from pictures to texts and back, with Wilson's interval of each R@1.
+    """R@1, R@5 and R@10 (fractions) from images to texts and back, with Wilson's interval of each R@1.
 
-    ValueError: the loader gives another number of pictures than the source has lists of captions.
+    ValueError: the loader's number of images differs from the source's number of caption lists.
     """
     encode = _encoder(model, settings)
     batches = _batches(model, source, settings)
@@ -85,15 +81,15 @@ def retrieval(model: Model, source: Captioned, settings: Settings) -> dict[str, 
     captions = source.captions[: settings.limit]
     if len(captions) != len(images):
         raise ValueError(f"{len(images)} pictures were read, but {len(captions)} have captions; check the data")
-    owner = torch.tensor([i for i, of in enumerate(captions) for _ in of], device=images.device)
-    texts = model.text_encoder().to(settings.device)
-    embedded = embed_prompts(texts, [caption for of in captions for caption in of], truncate=True)
-    of_image, of_text = ranks(images, embedded, owner)
+    owner = torch.tensor([i for i, texts in enumerate(captions) for _ in texts], device=images.device)
+    text_encoder = model.text_encoder().to(settings.device)
+    embedded = embed_prompts(text_encoder, [caption for texts in captions for caption in texts], truncate=True)
+    image_ranks, text_ranks = ranks(images, embedded, owner)
     return {
         "samples": len(images),
         "texts": len(embedded),
-        "image_to_text": recall(of_image) | {"interval": _interval(of_image == 1)},
-        "text_to_image": recall(of_text) | {"interval": _interval(of_text == 1)},
+        "image_to_text": recall(image_ranks) | {"interval": _interval(image_ranks == 1)},
+        "text_to_image": recall(text_ranks) | {"interval": _interval(text_ranks == 1)},
     }
 
 
@@ -107,9 +103,10 @@ def linear_probe(
 ) -> dict[str, Any]:
     """Accuracy (fractions) of logistic regression on unit embeddings, for each of ``shots``.
 
-    training: {"train": source, "val": source}; without "val" every fifth sample of each class of train serves,
-        and comes back for the final fit.
-    shots: samples of each class, or "full".  seeds: draws of few shots, over which mean and deviation are given.
+    training: {"train": source, "val": source}. Without "val", every fifth training sample of each class is held out
+        to choose the penalty; the final fit on the full set includes it again.
+    shots: training samples per class, or "full".
+    seeds: random draws per number of shots; results are their mean and standard deviation.
     """
     train, test = (_features(model, part, settings) for part in (training["train"], source))
     num_classes = len(source.class_names)
@@ -125,9 +122,9 @@ def linear_probe(
             parts = (train, val) if shot == FULL else _few(train, val, int(shot), seed)
             probe, strength, tried = fit_best(*parts, with_val=shot == FULL)
             batches = [{"image": x, "label": y} for x, y in zip(test[0].split(4096), test[1].split(4096), strict=True)]
-            found = accuracy(lambda x, probe=probe: probe.scores(x, num_classes), batches, num_classes, settings.device)
+            result = accuracy(partial(probe.scores, num_classes=num_classes), batches, num_classes, settings.device)
             draws.append(
-                _accuracies(found)
+                _accuracies(result)
                 | {"strength": strength, "tried_on_val": {f"{c:.3g}": score for c, score in tried.items()}}
                 | {"gradient": probe.gradient, "iterations": probe.iterations}
             )
@@ -136,7 +133,7 @@ def linear_probe(
 
 
 def first(batches: Iterable[Mapping[str, Any]], limit: int | None) -> Iterator[dict[str, Any]]:
-    """The batches of the first ``limit`` samples, the last one cut (None: all)."""
+    """The batches of the first ``limit`` samples (None: all); the last batch is cut to fit."""
     left = limit
     for batch in batches:
         if left is None:
@@ -154,7 +151,7 @@ def _batches(model: Model, source: Labelled | Captioned, settings: Settings) -> 
 
 
 def _encoder(model: Model, settings: Settings) -> Callable[[Tensor], Tensor]:
-    """images [B,3,S,S] -> unit embeddings fp32 [B,E] on the settings' device."""
+    """The function images [B,3,S,S] -> unit embeddings fp32 [B,E] on the settings' device."""
     tower, device = model.images.to(settings.device), torch.device(settings.device)
 
     @torch.no_grad()
@@ -170,11 +167,11 @@ def _encoder(model: Model, settings: Settings) -> Callable[[Tensor], Tensor]:
 def _features(model: Model, source: Labelled, settings: Settings) -> tuple[Tensor, Tensor]:
     """Unit embeddings [M,E] and labels long [M] of a labelled source."""
     encode = _encoder(model, settings)
-    found = [
+    parts = [
         (encode(batch["image"]), batch["label"].to(settings.device))
         for batch in bar(_batches(model, source, settings), f"embedding {source.split}")
     ]
-    features, labels = map(torch.cat, zip(*found, strict=True))
+    features, labels = map(torch.cat, zip(*parts, strict=True))
     return features, labels
 
 
@@ -184,7 +181,10 @@ def _every_fifth(labels: Tensor) -> Tensor:
     for label in labels.unique():
         chosen[(labels == label).nonzero().flatten()[4::5]] = True
     if not chosen.any():
-        raise ValueError(f"{len(labels)} training samples have no class of five, so none can be set aside for val")
+        raise ValueError(
+            f"no class has five of the {len(labels)} training samples, so none can be set aside for val; give more "
+            "samples or a val split"
+        )
     return chosen
 
 
@@ -201,20 +201,20 @@ def _few(
 
 
 def _over_draws(draws: list[dict[str, Any]]) -> dict[str, Any]:
-    """One draw as it is; several as means, with the deviation of top-1 and each draw's own numbers."""
+    """A single draw unchanged; several as means, with top-1's standard deviation and the draws' results."""
     if len(draws) == 1:
         return draws[0]
     means = {name: fmean(draw[name] for draw in draws) for name in ("top1", "top5", "mean_per_class")}
     return means | {"deviation": stdev(draw["top1"] for draw in draws), "draws": draws}
 
 
-def _accuracies(found: Accuracy) -> dict[str, Any]:
+def _accuracies(result: Accuracy) -> dict[str, Any]:
     return {
-        "samples": len(found.correct),
-        "top1": found.top1,
-        "top5": found.top5,
-        "mean_per_class": found.mean_per_class,
-        "interval": list(found.interval),
+        "samples": len(result.correct),
+        "top1": result.top1,
+        "top5": result.top5,
+        "mean_per_class": result.mean_per_class,
+        "interval": list(result.interval),
     }
 
 

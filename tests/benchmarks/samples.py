@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks import RESULTS
 from benchmarks.waveclip.costs import Cost
-from benchmarks.waveclip.exits import Outcomes
+from benchmarks.waveclip.observed import Observed
 from benchmarks.waveclip.sweep import data_uri, margins, sweep
 from common.flops import Macs
 
@@ -20,13 +20,13 @@ PICTURES = 500
 COSTS = [Cost(tokens, Macs(gmacs, gmacs, 0.0, {}, 0)) for tokens, gmacs in ((10, 0.008), (38, 0.032))]
 
 
-def outcomes():
-    """Sure pictures are right, the others by chance; the fine level is right more often."""
+def answers():
+    """Confident images are right, the others by chance; the fine level is right more often."""
     random = torch.Generator().manual_seed(0)
     margin, luck = torch.rand(PICTURES, generator=random), torch.rand(PICTURES, generator=random)
     coarse, fine = luck < 0.3 + 0.6 * margin, luck < 0.5 + 0.45 * margin
     fine[::29] = ~fine[::29]
-    return Outcomes(margin, margin, coarse, fine, fine, coarse == fine)
+    return Observed(margin[None], torch.stack([coarse, fine]), fine)
 
 
 def examples():
@@ -69,12 +69,12 @@ def write_results(folder: Path) -> dict:
     shutil.copytree(RESULTS, folder, dirs_exist_ok=True)
     (folder / "patchrank-fig4.json").write_text(json.dumps(patches()))
     (folder / "patchrank-fig4.md").write_text("| method | lost |\n|---|---:|\n| predictor | 0.1 |\n")
-    file, of = folder / "waveclip-fig1.json", outcomes()
+    file, observed = folder / "waveclip-fig1.json", answers()
     result = json.loads(file.read_text()) | {
         "pictures": PICTURES,
         "teacher": {"gmacs": 0.03, "accuracy": 0.8},
-        "sweep": sweep(of, COSTS),
-        "margins": margins(of),
+        "sweep": sweep(observed, COSTS),
+        "margins": margins(observed),
         "examples": examples(),
     }
     file.write_text(json.dumps(result))

@@ -152,6 +152,14 @@ def test_a_checkpoint_of_another_class_gives_weights_alone(recipe, tmp_path):
         assert main(["validate", "-c", str(recipe), "--ckpt_path", str(path)]) == 0
 
 
+def test_a_checkpoint_whose_class_has_moved_to_another_module_still_gives_its_settings(recipe, checkpoint):
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["hyper_parameters"]["_class_path"] = "former.module.Boring"
+    torch.save(stored, checkpoint)
+    assert main(["validate", "-c", str(recipe), "--data.width", "6", "--ckpt_path", str(checkpoint)]) == 0
+    assert Boring.last.hparams.width == 6
+
+
 class Payload:
     """Unpickling one of these would write a file."""
 

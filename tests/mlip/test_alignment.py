@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from common.clip import CLIP
 from mlip import alignment
-from mlip.alignment import caption_mask, late_interaction, match, one_to_many, one_to_one
+from mlip.alignment import assign_tokens, caption_mask, late_interaction, one_to_many, one_to_one
 
 SIZES = [(1, 1), (1, 4), (4, 1), (3, 3), (5, 2), (2, 5), (4, 6)]  # image tokens, real text tokens
 
@@ -118,17 +118,17 @@ def test_the_gradient_of_one_to_one_flows_through_the_matches_alone():
 
 def test_a_text_longer_than_the_picture_leaves_words_over():
     cosines = torch.tensor([[0.1, 0.9], [0.8, 0.7], [0.6, 0.5], [0.3, 0.2]])
-    assert match(cosines, [3, 1]).tolist() == [1, 0, -1, 0]
+    assert assign_tokens(cosines, [3, 1]).tolist() == [1, 0, -1, 0]
 
 
 def test_threads_find_the_same(monkeypatch):
     torch.manual_seed(0)
     lengths = torch.randint(1, 9, (40,)).tolist()
     table = torch.rand(sum(lengths), 6)
-    expected = match(table, lengths)
+    expected = assign_tokens(table, lengths)
     monkeypatch.setattr(alignment, "POOL_CELLS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(match(table, lengths), expected)
+    assert torch.equal(assign_tokens(table, lengths), expected)
 
 
 @pytest.mark.parametrize("pool", [0, 10**9])

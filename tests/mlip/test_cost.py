@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.mlip.table9 import EncodeImage
 from common.clip import load_architecture
 from common.flops import count_macs
+from common.stages import EncodeImage
 from mlip import PAPER_LAYERS, Guide, MLIPTower
 
 
@@ -65,7 +65,7 @@ def test_closed_formula(name, patches, kept):
     assert round(macs.gmacs_paper * 1e9) == paper + guide_paper
     assert round(macs.gmacs_fft * 1e9) == fft
     assert round(macs.gmacs * 1e9) == paper + guide_paper + attention + guide_attention + fft
-    assert round(macs.by_module["tower.guide"] * 1e9) == guide_paper + guide_attention
+    assert round(macs.by_module["model.guide"] * 1e9) == guide_paper + guide_attention
 
 
 def test_the_printed_saving_is_not_the_designs():

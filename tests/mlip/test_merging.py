@@ -7,7 +7,7 @@ import torch
 
 from common.reduction import ReducedTower
 from common.tower import ImageTower
-from mlip.merging import Merging, kept_tokens, match, merge
+from mlip.merging import Merging, kept_tokens, merge, pair_tokens
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_merging_equals_the_slow_reference(tokens, keep):
 def test_several_tokens_may_go_into_one():
     x = torch.tensor([[[9.0, 9.0], [1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [-1.0, 0.0]]])
     importance = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
-    kept, gone, into = match(x, importance, 3)
+    kept, gone, into = pair_tokens(x, importance, 3)
     assert (kept.tolist(), gone.tolist(), into.tolist()) == ([[0, 2, 4]], [[1, 3]], [[1, 1]])
     merged, sizes = merge(x, torch.tensor([[1.0, 1.0, 2.0, 1.0, 1.0]]), importance, 3)
     assert sizes.tolist() == [[1.0, 4.0, 1.0]]
@@ -77,9 +77,9 @@ def test_several_tokens_may_go_into_one():
 
 def test_equal_and_missing_numbers_are_settled_by_place():
     x = torch.ones(1, 6, 2)
-    kept, gone, into = match(x, torch.zeros(1, 6), 4)
+    kept, gone, into = pair_tokens(x, torch.zeros(1, 6), 4)
     assert (kept.tolist(), gone.tolist(), into.tolist()) == ([[0, 1, 3, 5]], [[2, 4]], [[2, 2]])
-    kept, gone, _ = match(x, torch.tensor([[math.nan, 2.0, 1.0, 3.0, math.nan, 0.0]]), 5)
+    kept, gone, _ = pair_tokens(x, torch.tensor([[math.nan, 2.0, 1.0, 3.0, math.nan, 0.0]]), 5)
     assert (kept.tolist(), gone.tolist()) == ([[3, 1, 2, 5, 4]], [[0]])
     merged, sizes = merge(torch.zeros(1, 6, 2), torch.ones(1, 6), torch.zeros(1, 6), 3)  # no direction at all
     assert merged.isfinite().all() and sizes.sum() == 6

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from benchmarks.waveclip.costs import WavePath
 from common.flops import count_macs
+from common.stages import run_chain
 from common.tower import ImageTower
 from mlip.merging import Merging
 from patchrank.baselines import ClassAttention, EViT, RandomKeep, ToMe
@@ -150,6 +151,15 @@ def test_multiply_adds_by_the_closed_formula(step):
     reduced = ReducedWaveTower(wave, {step: {1: ClassAttention(0.5)}})
     counts = [count_macs(WavePath(model, 1), images[:1]) for model in (reduced, wave)]
     assert round(1e9 * counts[0].gmacs) - round(1e9 * counts[1].gmacs) == expected
+
+
+@torch.no_grad()
+def test_its_stages_give_every_levels_embedding():
+    wave, images = tower()
+    reduced = ReducedWaveTower(wave, {0: {1: ClassAttention(0.5)}})
+    results = run_chain([stage.module for stage in reduced.stages()], images)
+    for (z, *_), expected in zip(results, reduced(images), strict=True):
+        torch.testing.assert_close(z, F.normalize(expected, dim=-1))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""All results as one HTML file that needs nothing else: no network, no framework, no other file.
+"""All results as one HTML file, which opens without a network, a framework or another file.
 
-It is made from what `benchmarks/results` holds, a result's JSON, Markdown and figures.
+It is built from `benchmarks/results`: the JSON, Markdown and figures of each benchmark.
 """
 
 from benchmarks.report.page.build import build

@@ -1,4 +1,4 @@
-"""The page put together: papers, slider, other benchmarks, speed, and what was not run."""
+"""Assembles the page: papers, slider, other benchmarks, speed, and what was not run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from benchmarks.report.page.markup import code, conditions, figure, markdown, ta
 
 _HERE = Path(__file__).parent
 SPEED = ("speed", "loading")
-"""Benchmarks of time alone, which have a section of their own."""
+"""Benchmarks that measure only time; they have their own section."""
 SLIDER, PATCHES = "waveclip-fig1", "patchrank-fig4"
-"""Whose results the slider and the gallery of kept patches are made of."""
+"""The benchmarks behind the slider and behind the gallery of kept patches."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is kept of a benchmark: its result, the Markdown and the pictures that were made of it."""
+    """A benchmark's stored result, with its Markdown and its figures."""
 
     benchmark: Benchmark
     result: dict[str, Any]
@@ -37,12 +37,12 @@ class Stored:
 
     @property
     def measured(self) -> bool:
-        """Whether it holds a number of ours beside the paper's, where the paper has any."""
+        """Whether any of the paper's numbers has one of ours beside it; true where the paper prints none."""
         return not self.comparisons or any(number.ours is not None for number in self.comparisons)
 
 
 Results = Mapping[str, Stored]
-"""The benchmarks that have a result, by name."""
+"""Stored results by benchmark name."""
 
 
 def stored(folder: Path) -> dict[str, Stored]:
@@ -51,14 +51,14 @@ def stored(folder: Path) -> dict[str, Stored]:
     for entry in BENCHMARKS:
         path = folder / f"{entry.name}.json"
         result = json.loads(path.read_text()) if path.is_file() else {}
-        if result.keys() - {"name", "conditions", "missing"}:  # else nothing was measured
+        if result.keys() - {"name", "conditions", "missing"}:  # otherwise it holds no measurement
             pictures = sorted([*folder.glob(f"{entry.name}.png"), *folder.glob(f"{entry.name}-*.png")])
             results[entry.name] = Stored(entry, result, path.with_suffix(".md").read_text(), pictures)
     return results
 
 
 def build(folder: Path) -> str:
-    """The whole page from a folder of results; what has none there says so, with its command."""
+    """The whole page from a folder of results. A benchmark without one is listed as not run, with its command."""
     results = stored(folder)
     others = [entry for entry in BENCHMARKS if entry.paper is None and entry.name not in SPEED]
     speed = [benchmark(name) for name in SPEED]
@@ -89,7 +89,7 @@ def _slug(title: str) -> str:
 
 
 def _made_of(results: Results, name: str, section: Any) -> str:
-    """A section made of one benchmark's result, or that it was not run."""
+    """A section made from one benchmark's result, or a line that it was not run."""
     inside = section(results[name].result) if name in results else None
     return _missing(benchmark(name)) if inside is None else inside
 
@@ -99,19 +99,18 @@ def _missing(entry: Benchmark) -> str:
 
 
 def _glance(results: Results) -> str:
-    """How much of the papers there is, and how to read it."""
-    of_papers = [entry for entry in BENCHMARKS if entry.paper is not None]
-    known = [results[entry.name] for entry in of_papers if entry.name in results]
+    """Counts of what was run, and how to read the numbers."""
+    papers = [entry for entry in BENCHMARKS if entry.paper is not None]
+    known = [results[entry.name] for entry in papers if entry.name in results]
     run = [result for result in known if result.measured]
-    numbers = [number for result in known for number in result.comparisons]
-    ours = [number for number in numbers if number.ours is not None]
-    alike = sum(number.same for number in ours)
-    figures = {
-        "tables and figures that measure something were run": f"{len(run)} of {len(of_papers)}",
-        "comparisons with what the papers print have a number of ours": f"{len(ours)} of {len(numbers)}",
-        "of these at the paper's own scale": str(alike),
+    printed = [comparison for result in known for comparison in result.comparisons]
+    ours = [comparison for comparison in printed if comparison.ours is not None]
+    counts = {
+        "tables and figures that measure something were run": f"{len(run)} of {len(papers)}",
+        "comparisons with what the papers print have a number of ours": f"{len(ours)} of {len(printed)}",
+        "of these at the paper's own scale": str(sum(comparison.same for comparison in ours)),
     }
-    tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{value}</dd></div>" for name, value in figures.items())
+    tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{value}</dd></div>" for name, value in counts.items())
     return (
         f'<dl class="tiles">{tiles}</dl>\n'
         "<p><strong>Two scales, never mixed.</strong> Costs are those of the papers' architectures at 224 px and "
@@ -124,13 +123,14 @@ def _glance(results: Results) -> str:
 
 
 def _paper(paper: str, results: Results) -> str:
-    """A paper's contents, then each table and figure that was run."""
+    """A paper's table of contents, then each table and figure that was run."""
     entries = [entry for entry in BENCHMARKS if entry.paper == paper]
     rows = []
     for entry in entries:
         title = f'<a href="#{entry.name}">{text(entry.item)}</a>' if entry.name in results else text(entry.item)
         rows.append([title, text(entry.about), _state(entry, results)])
-    rows += [[text(e.item), text(e.about), f"not here: {text(e.why)}"] for e in ABSENT if e.paper == paper]
+    absent = [entry for entry in ABSENT if entry.paper == paper]
+    rows += [[text(entry.item), text(entry.about), f"not here: {text(entry.why)}"] for entry in absent]
     caption = f"{text(PAPERS[paper])}: every table and figure"
     contents = table(("", "what it shows", "here"), rows, caption, f"contents of {paper}")
     return contents + "".join(_article(entry, results) for entry in entries if entry.name in results)
@@ -143,7 +143,7 @@ def _state(entry: Benchmark, results: Results) -> str:
 
 
 def _article(entry: Benchmark, results: Results) -> str:
-    """One benchmark: the paper's numbers beside ours, its figures, all that it measured, its conditions."""
+    """One benchmark: the paper's numbers beside ours, its figures, its whole table, its conditions."""
     title = entry.about if entry.item is None else f"{entry.item}: {entry.about}"
     head = f'<article><h3 id="{entry.name}" tabindex="-1">{text(title)}</h3>'
     if entry.name not in results:
@@ -153,21 +153,21 @@ def _article(entry: Benchmark, results: Results) -> str:
     parts = [head, f'<p class="made">{code(entry.command)}, scale: {text(run.get("scale", "–"))}</p>']
     compared = stored.comparisons and stored.measured
     if compared:
-        rows = [[text(cell) for cell in number.cells()] for number in stored.comparisons]
+        rows = [[text(cell) for cell in comparison.cells()] for comparison in stored.comparisons]
         heads = ("", "paper", "ours", "difference")
         caption = f"{len(rows)} comparisons with what the paper prints"
         parts.append(table(heads, rows, caption, f"{title}: paper and ours", numbers=3))
     parts += [figure(path, f"{title} ({path.stem})") for path in stored.figures]
-    opened = "" if compared else " open"
+    state = "" if compared else " open"
     parts.append(
-        f"<details{opened}><summary>All that was measured</summary>{markdown(stored.markdown, title)}</details>"
+        f"<details{state}><summary>All that was measured</summary>{markdown(stored.markdown, title)}</details>"
         f"<details><summary>Conditions of the run</summary>{conditions(run)}</details></article>\n"
     )
     return "\n".join(parts)
 
 
 def _not_run(results: Results) -> str:
-    """Benchmarks without a result, numbers that are missing, parts of the papers that no benchmark stands for."""
+    """Benchmarks without a result, missing numbers, and tables and figures of the papers without a benchmark."""
     rows: list[tuple[str, str, str | None]] = []
     for entry in BENCHMARKS:
         if entry.name not in results:
@@ -183,14 +183,14 @@ def _not_run(results: Results) -> str:
 
 
 def at_paper_scale(comparisons: Sequence[Comparison], fill: str) -> Iterator[tuple[str, str | None]]:
-    """Printed numbers that the paper's own data and size would give, and those of methods that are not here.
+    """How many printed numbers need the paper's data and size, and how many belong to methods outside this suite.
 
-    fill: the command that makes the former. Embedded numbers are not among them, see ``Benchmark.missing``.
+    fill: the command for the former. Missing embedded numbers are listed by ``Benchmark.missing``.
     """
-    missing = [number for number in comparisons if number.ours is None and number.same]
-    foreign = [number for number in missing if number.elsewhere]
+    missing = [comparison for comparison in comparisons if comparison.ours is None and comparison.same]
+    foreign = [comparison for comparison in missing if comparison.elsewhere]
     if len(missing) > len(foreign):
         yield f"{len(missing) - len(foreign)} of its numbers need the paper's data and size", fill
     if foreign:
-        methods = ", ".join(name for name in ELSEWHERE if any(number.what.startswith(name) for number in foreign))
+        methods = ", ".join(name for name in ELSEWHERE if any(entry.what.startswith(name) for entry in foreign))
         yield f"{len(foreign)} of its numbers are of methods that are not part of this suite: {methods}", None

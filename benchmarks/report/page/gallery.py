@@ -1,6 +1,6 @@
-"""Which patches each method keeps, picture by picture.
+"""The section that shows, image by image, which patches each method keeps.
 
-Shapes: G grid side; places are those of the flattened G x G grid.
+Shapes: G, the side of the grid of patches; a patch is numbered by its place in the flattened G x G grid.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any
 from benchmarks.report.page.markup import table, text
 
 _SIDE = 96
-"""Of a drawn picture, in CSS pixels."""
+"""The side of a drawn image in CSS pixels."""
 
 
 def section(result: dict[str, Any]) -> str:
-    """A row a picture: as it is, then with every patch veiled that a method drops."""
+    """A row for each image: the image, then for each method the image with its dropped patches veiled."""
     shown, methods, grid = result["shown"], list(result["kept"]), result["grid"]
     rows = []
-    for number, each in enumerate(shown):
-        pixels = f"patches-{number}"
-        whole = f'<image id="{pixels}" href="data:image/png;base64,{each["png"]}" width="{_SIDE}" height="{_SIDE}"/>'
-        cells = [_drawn(whole, each["name"])]
+    for number, image in enumerate(shown):
+        pixels, name = f"patches-{number}", image["name"]
+        whole = f'<image id="{pixels}" href="data:image/png;base64,{image["png"]}" width="{_SIDE}" height="{_SIDE}"/>'
+        cells = [_drawn(whole, name)]
         for method in methods:
             veil = _veil(result["kept"][method][number], grid)
-            cells.append(_drawn(f'<use href="#{pixels}"/>{veil}', f"{each['name']}: what {method} keeps"))
-        rows.append([text(each["name"]), *cells])
+            cells.append(_drawn(f'<use href="#{pixels}"/>{veil}', f"{name}: what {method} keeps"))
+        rows.append([text(name), *cells])
     rate = result["conditions"]["keep"]
     caption = f"The {100 * rate:.0f} % of the patches that each method keeps; the rest is veiled"
     return table(("", "picture", *map(text, methods)), rows, caption, "kept patches by picture and method")
@@ -39,7 +39,7 @@ def _drawn(inside: str, label: str) -> str:
 
 
 def _veil(kept: Sequence[int], grid: int) -> str:
-    """One path over every patch that is not kept."""
+    """One path that covers every patch that is not kept."""
     side = _SIDE / grid
     dropped = sorted(set(range(grid**2)) - set(kept))
     boxes = "".join(

@@ -16,22 +16,22 @@ TYPES = {".png": "png", ".webp": "webp"}
 
 
 def text(value: object) -> str:
-    """Any value as text that no reader takes for markup."""
+    """A value as escaped text."""
     return escape(str(value))
 
 
 def code(command: str) -> str:
-    """A command, as it is typed."""
+    """A command in a code element."""
     return f"<code>{text(command)}</code>"
 
 
 def scrolling(inside: str, label: str) -> str:
-    """What may be wider than a phone, in a frame of its own that arrow keys can scroll."""
+    """A frame for content that may be wider than a phone; arrow keys scroll it."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{text(label)}">{inside}</div>'
 
 
 def markdown(source: str, label: str) -> str:
-    """Markdown as HTML; its own HTML is shown as text. label: what its tables are about."""
+    """Markdown as HTML; HTML within it is escaped. label: the subject of its tables, for screen readers."""
     tokens = _markdown().parse(source)
     for token in tokens:
         if token.type == "th_open":
@@ -47,9 +47,9 @@ def _markdown() -> MarkdownIt:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str, label: str, numbers: int = 0) -> str:
-    """A table of cells that are HTML already; its first column heads the rows.
+    """A table of HTML cells; the first column heads the rows.
 
-    caption: HTML.  label: what it is about, in plain text.  numbers: how many columns from the right hold numbers.
+    caption: HTML.  label: its subject in plain text, for screen readers.  numbers: how many last columns hold numbers.
     """
     first = len(heads) - numbers
     kinds = ["" if place < first else ' class="number"' for place in range(len(heads))]
@@ -62,14 +62,14 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str, lab
     return scrolling(inside, label)
 
 
-def figure(path: Path, said: str) -> str:
-    """A picture file, in the page itself. said: what it shows."""
+def figure(path: Path, alt: str) -> str:
+    """An image file, embedded in the page. alt: its description."""
     with Image.open(path) as image:
         width, height = image.size
     encoded = base64.b64encode(path.read_bytes()).decode()
     size = f'width="{width}" height="{height}"'
-    shown = f'<img src="data:image/{TYPES[path.suffix]};base64,{encoded}" {size} alt="{text(said)}">'
-    return f"<figure>{scrolling(shown, said)}</figure>"
+    shown = f'<img src="data:image/{TYPES[path.suffix]};base64,{encoded}" {size} alt="{text(alt)}">'
+    return f"<figure>{scrolling(shown, alt)}</figure>"
 
 
 def conditions(stated: dict[str, Any]) -> str:

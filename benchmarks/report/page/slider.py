@@ -1,4 +1,4 @@
-"""The frontier under the reader's hand: a slider over the threshold, and what it does to pictures and cost."""
+"""The section with the slider: it moves the threshold, and the page shows accuracy, cost and exits at every step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ GROUPS = {
     "neither": "neither",
 }
 START = 0.264
-"""The share of refined pictures that the slider starts at: WAVECLIP-mid's."""
+"""The slider starts at this share of refined images, that of WAVECLIP-mid."""
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 52, 428, 14, 236
-"""Of a drawing in its own units, and of the rectangle between its axes."""
+"""The width of a drawing in its own units, and the edges of the rectangle between its axes."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Values ``low`` to ``high`` at the places ``first`` to ``last`` of a drawing."""
+    """Maps the values ``low`` to ``high`` to the coordinates ``first`` to ``last`` of a drawing."""
 
     low: float
     high: float
@@ -32,7 +32,7 @@ class Axis:
     last: float
 
     def at(self, value: float) -> float:
-        """The place of a value."""
+        """The coordinate of a value."""
         return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
 
     def ticks(self, about: int = 5) -> list[float]:
@@ -48,7 +48,7 @@ class Axis:
 
 
 def section(result: dict[str, Any]) -> str | None:
-    """The slider with its readings, two drawings and the example pictures; None for a result without a sweep."""
+    """The slider with its readings, two drawings and the example images; None for a result without a sweep."""
     if "sweep" not in result:
         return None
     sweep, pictures, dense = result["sweep"], result["pictures"], result["teacher"]
@@ -83,12 +83,12 @@ def section(result: dict[str, Any]) -> str | None:
 
 
 def _curve(sweep: dict[str, Sequence[float]], pictures: int, dense: dict[str, float]) -> str:
-    """Accuracy against GMACs, with the teacher's point and the one that moves."""
+    """Accuracy against GMACs, with the teacher's point and the point that the slider moves."""
     right = [100 * count / pictures for count in sweep["right"]]
-    every = [*right, 100 * dense["accuracy"]]
-    spread = max(every) - min(every)
+    values = [*right, 100 * dense["accuracy"]]
+    spread = max(values) - min(values)
     x = Axis(0, 1.08 * max(*sweep["gmacs"], dense["gmacs"]), _LEFT, _RIGHT)
-    y = Axis(min(every) - 0.15 * spread, max(every) + 0.15 * spread, _BOTTOM, _TOP)
+    y = Axis(min(values) - 0.15 * spread, max(values) + 0.15 * spread, _BOTTOM, _TOP)
     line = " ".join(f"{x.at(cost):.1f},{y.at(share):.1f}" for cost, share in zip(sweep["gmacs"], right, strict=True))
     cx, cy = x.at(dense["gmacs"]), y.at(100 * dense["accuracy"])
     inside = (
@@ -102,7 +102,7 @@ def _curve(sweep: dict[str, Sequence[float]], pictures: int, dense: dict[str, fl
 
 
 def _histogram(margins: dict[str, list[int]]) -> str:
-    """Pictures by margin, stacked by which level is right; the part below the threshold goes on."""
+    """Images by margin, stacked by which level is right; a veil covers those below the threshold."""
     totals = [sum(column) for column in zip(*margins.values(), strict=True)]
     x, y = Axis(0, 1, _LEFT, _RIGHT), Axis(0, 1.05 * max(totals), _BOTTOM, _TOP)
     width, parts = (_RIGHT - _LEFT) / len(totals), []
@@ -119,7 +119,7 @@ def _histogram(margins: dict[str, list[int]]) -> str:
     parts.append(f'<rect id="veil" x="{_LEFT}" y="{_TOP}" width="0" height="{_BOTTOM - _TOP}"/>')
     parts.append(f'<line id="edge" class="cross" y1="{_TOP}" y2="{_BOTTOM}"/>')
     label = "Pictures by coarse margin and by which level is right; those below the threshold go on"
-    keys = "".join(f'<li><span class="key {_class(group)}"></span>{text(said)}</li>' for group, said in GROUPS.items())
+    keys = "".join(f'<li><span class="key {_class(group)}"></span>{text(name)}</li>' for group, name in GROUPS.items())
     drawn = _drawing("histogram", x, y, "".join(parts), "margin at the coarse level", "pictures", label)
     return f'<div>{drawn}<ul class="legend">{keys}</ul></div>'
 
@@ -129,7 +129,7 @@ def _class(group: str) -> str:
 
 
 def _drawing(name: str, x: Axis, y: Axis, inside: str, under: str, beside: str, label: str) -> str:
-    """Axes with round values, and what is drawn in them. label: for those who do not see it."""
+    """An SVG with axes of round values around ``inside``. label: the text for screen readers."""
     grid = [
         f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{y.at(v):.1f}" y2="{y.at(v):.1f}"/>'
         f'<text class="tick" x="{_LEFT - 6}" y="{y.at(v) + 4:.1f}" text-anchor="end">{v:,.10g}</text>'
@@ -150,10 +150,10 @@ def _drawing(name: str, x: Axis, y: Axis, inside: str, under: str, beside: str, 
 
 
 def _examples(examples: Sequence[dict[str, Any]]) -> str:
-    """One picture each, with its margin; the script writes what becomes of it."""
+    """A list of images with their margins; the script fills in where each exits, and its answer."""
     return "".join(
-        f'<li><img src="{text(each["image"])}" width="96" height="96" alt="{text(each["name"])}">'
-        f'<span class="name">{text(each["name"])}</span><span class="stop"></span><span class="answer"></span>'
-        f'<span class="margin">margin {each["margin"]:.2f}</span></li>'
-        for each in examples
+        f'<li><img src="{text(example["image"])}" width="96" height="96" alt="{text(example["name"])}">'
+        f'<span class="name">{text(example["name"])}</span><span class="stop"></span><span class="answer"></span>'
+        f'<span class="margin">margin {example["margin"]:.2f}</span></li>'
+        for example in examples
     )

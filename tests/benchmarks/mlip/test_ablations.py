@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import ttest_1samp
 
+from benchmarks.cells import student_interval
 from benchmarks.mlip import ablations as mlip_ablations
 from benchmarks.mlip.ablations import (
     BASELINE,
@@ -19,10 +20,9 @@ from benchmarks.mlip.ablations import (
     rows_of,
     runs,
 )
-from benchmarks.mlip.table9 import paper
-from benchmarks.mlip.tables_3_5_6_7_8 import interval
+from benchmarks.printed import paper_numbers
 from benchmarks.registry import benchmark
-from benchmarks.training.retrain import RECIPES
+from benchmarks.training.run import RECIPES
 from common.cli import main as lightning
 from common.clip import CLIP
 from common.data.embedded.module import SPLITS, EmbeddedDataModule
@@ -59,9 +59,9 @@ def test_a_row_that_reads_fewer_pictures_sees_them_again():
 def test_no_loss_of_a_row_has_a_zero_gradient(name, tmp_path):
     guide = Guide(image_size=16, patch_size=8, width=32, depth=1, heads=2)
     guide.save(tmp_path / "guide.safetensors")
-    own = {"frequency_layers": 1, "keep_rates": {2: 0.5}, "guide": str(tmp_path / "guide.safetensors")}
+    small = {"frequency_layers": 1, "keep_rates": {2: 0.5}, "guide": str(tmp_path / "guide.safetensors")}
     torch.manual_seed(0)
-    module = MLIPPretraining(tiny_architecture(tmp_path), **own | ROWS[name])
+    module = MLIPPretraining(tiny_architecture(tmp_path), **small | ROWS[name])
     text = module.clip.tokenizer(list(TINY_CAPTIONS), longest=True)
     batch = {"image": torch.randn(6, 3, 32, 32), "text": text, "caption_id": torch.arange(6)}
     module.losses(batch)  # fills the queue of neighbours
@@ -93,7 +93,7 @@ def test_listing_trains_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     (tmp_path / "retrain/mlip/clip-seed0").mkdir(parents=True)
     (tmp_path / "retrain/mlip/clip-seed0/result.json").write_text("{}")
-    monkeypatch.setattr("benchmarks.training.retrain.train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("benchmarks.training.run.train", lambda *_, **__: pytest.fail("it trained"))
     assert mlip_ablations.main(["--table", "6", "--list"]) == 0
     printed = capsys.readouterr().out
     assert "mlip/clip-seed0         finished" in printed and printed.count(f"about {RECIPES[RECIPE]} min") == 17
@@ -116,13 +116,13 @@ def test_a_models_result_has_every_column(monkeypatch, tmp_path):
     monkeypatch.setattr(mlip_ablations.retrain, "batches", lambda split, pictures, size: loader(size, 6, 0))
     monkeypatch.setattr(EmbeddedDataModule, "class_prompts", list(TINY_CAPTIONS))
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    found = json.loads(json.dumps(evaluate(tmp_path / "weights.safetensors", RECIPE)))
+    result = json.loads(json.dumps(evaluate(tmp_path / "weights.safetensors", RECIPE)))
     with torch.no_grad():
         guess = (clip.eval().encode_image(images) @ clip.encode_text(clip.tokenizer(list(TINY_CAPTIONS))).T).argmax(1)
     right = pytest.approx((guess == torch.arange(6)).float().mean().item())
-    assert found["test"]["top1"]["accuracy"] == right
-    assert found["unseen"]["top1"] == right and found["unseen"]["names"] == 6 and found["gmacs"] > 0
-    assert found["retrieval"]["image_to_text"]["R@1"] == right
+    assert result["test"]["top1"]["accuracy"] == right
+    assert result["unseen"]["top1"] == right and result["unseen"]["names"] == 6 and result["gmacs"] > 0
+    assert result["retrieval"]["image_to_text"]["R@1"] == right
 
 
 def result(seed, top1, steps=450):
@@ -203,13 +203,13 @@ def test_runs_of_different_lengths_are_not_compared(tmp_path, monkeypatch):
 
 
 def test_intervals_over_seeds_are_scipys():
-    found = [0.01, 0.03, 0.02, 0.05]
-    expected = ttest_1samp(found, 0).confidence_interval(0.95)
-    assert interval(found) == pytest.approx((0.0275, *expected))
+    differences = [0.01, 0.03, 0.02, 0.05]
+    expected = ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert student_interval(differences) == pytest.approx((0.0275, *expected))
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_table_can_be_made_before_anything_is_run(table, rendered):
     text = rendered(table)
-    assert all(f"| {row['method']} |" in text for row in paper()[f"table{table}"])
+    assert all(f"| {row['method']} |" in text for row in paper_numbers("mlip")[f"table{table}"])
     assert "| not run | not run |" in text and f"mlip-ablations --table {table}" in text

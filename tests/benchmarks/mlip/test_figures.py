@@ -1,4 +1,4 @@
-"""MLIP's figures and its Table 10 on tiny models: their measures against slow ones, and that they say what was run."""
+"""MLIP's figures and its Table 10 on tiny models: measures against slow references, and notes on what was run."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from benchmarks.mlip import table10 as mlip_table10
 from benchmarks.mlip.fig2 import RandomRemoval, layer_similarity, removal, token_similarity
 from benchmarks.mlip.fig6 import rings, spectra, whole
 from benchmarks.mlip.models import BASELINE, GUIDE, MAKE, MODEL, needing
+from benchmarks.printed import paper_numbers
 from benchmarks.registry import benchmark
 from common.clip import CLIP
 from common.reduction import ReductionContext
@@ -31,9 +32,9 @@ SIZES = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 4, "heads": 2
 
 def test_token_similarity_is_the_mean_over_pairs():
     x = torch.randn(2, 5, 3, dtype=torch.float64)
-    for image, found in zip(x, token_similarity(x), strict=True):
+    for image, mean in zip(x, token_similarity(x), strict=True):
         pairs = [F.cosine_similarity(image[i], image[j], dim=0) for i in range(5) for j in range(i)]
-        torch.testing.assert_close(found, torch.stack(pairs).mean())
+        torch.testing.assert_close(mean, torch.stack(pairs).mean())
 
 
 @torch.no_grad()
@@ -41,8 +42,8 @@ def test_similarity_is_read_after_every_layer_of_both_stages():
     torch.manual_seed(0)
     guide = Guide(image_size=16, patch_size=8, width=32, depth=1, heads=2)
     tower = MLIPTower(**SIZES, frequency_layers=1, keep_rates={3: 0.5}, guide=guide).eval()
-    images, found = torch.randn(2, 3, 32, 32), None
-    found = layer_similarity(tower, images)
+    images = torch.randn(2, 3, 32, 32)
+    similarities = layer_similarity(tower, images)
     x = tower.run_frequency(tower.embed(images))
     expected = [
         x[:, 1:],
@@ -50,8 +51,8 @@ def test_similarity_is_read_after_every_layer_of_both_stages():
         tower.run_blocks(x, tower.look(images))[0][:, 1:],
     ]
     for layer, tokens in zip((0, 1, 3), expected, strict=True):
-        assert found[layer] == pytest.approx(token_similarity(tokens).mean().item(), abs=1e-5)
-    assert len(found) == 4 and len(layer_similarity(tower, images)) == 4  # the hooks are gone
+        assert similarities[layer] == pytest.approx(token_similarity(tokens).mean().item(), abs=1e-5)
+    assert len(similarities) == 4 and len(layer_similarity(tower, images)) == 4  # the hooks are gone
 
 
 def test_random_removal_keeps_a_share_of_its_own_in_every_picture():
@@ -121,6 +122,15 @@ def test_rings_and_what_an_untrained_filter_has():
     assert "| 1 | 2 | at the start |" in rendered["md"] and set(rendered["figures"]) == {"mlip-fig6"}
 
 
+def test_figure_7_maps_part_clusters_and_are_deterministic():
+    labels = torch.arange(3).repeat_interleave(20)
+    embeddings = F.normalize(torch.eye(3, 8)[labels] + 0.1 * torch.randn(60, 8), dim=-1)
+    places = torch.tensor(mlip_fig7.tsne(embeddings))
+    nearest = torch.cdist(places, places).fill_diagonal_(torch.inf).argmin(1)
+    assert places.shape == (60, 2) and torch.equal(labels[nearest], labels)
+    assert mlip_fig7.tsne(embeddings).tolist() == places.tolist()
+
+
 def test_figure_7_counts_neighbours_of_one_name():
     embeddings = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.3, 1.0]]), dim=-1)
     assert mlip_fig7.nearest_agrees(embeddings, torch.tensor([0, 0, 1, 0])).tolist() == [True, True, False, False]
@@ -185,9 +195,9 @@ def test_table_10_puts_time_and_accuracy_beside_the_papers():
     ]
     stated = {"dtype": "bfloat16 autocast", "rounds": 7, "device": "CPU", "threads": 2, "torch": "2"}
     result = {"missing": [], "conditions": stated, "batch": 128, "rows": rows, "planned": 2}
-    text = mlip_table10.render(result | {"paper": mlip_table10.paper()["table10"]})["md"]
+    text = mlip_table10.render(result | {"paper": paper_numbers("mlip")["table10"]})["md"]
     assert "| clip | 0.500 | 1.00 | 2.00 | 2 | 35.0 ± 7.1 | 17.5 |" in text
     assert "| mlip | 0.250 | 0.50 | 1.00 | 0 | not run | not run |" in text
     assert "Not all of 2 seeds were run: `python -m benchmarks mlip-ablations`." in text
-    for row in mlip_table10.paper()["table10"]:  # accuracy over the hours of 32 GPUs together
+    for row in paper_numbers("mlip")["table10"]:  # accuracy over the hours of 32 GPUs together
         assert row["accuracy"] / (row["gpu_hours"] / 32) == pytest.approx(row["ratio"], abs=0.012)

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.mlip import table9 as mlip_table9
-from benchmarks.mlip.table9 import paper, parts_of, render, row
+from benchmarks.mlip.table9 import parts_of, render, row
+from benchmarks.printed import paper_numbers
 
 
 def values(paper_gmacs, gmacs):
@@ -11,8 +12,8 @@ def values(paper_gmacs, gmacs):
 
 
 def test_the_papers_ratios_follow_from_its_numbers():
-    for each in paper()["table9"]:
-        assert each["accuracy"] / each["gflops"] == pytest.approx(each["ratio"], abs=0.008)
+    for printed in paper_numbers("mlip")["table9"]:
+        assert printed["accuracy"] / printed["gflops"] == pytest.approx(printed["ratio"], abs=0.008)
 
 
 def test_rows_of_vit_b_32():
@@ -46,7 +47,7 @@ def test_rendering_states_the_difference_and_why():
             ("MLIP", values(13.0, 13.4), values(0.09, 0.1)),
         ]
     ]
-    text = render({"rows": rows, "paper": paper()["table9"]})["md"]
+    text = render({"rows": rows, "paper": paper_numbers("mlip")["table9"]})["md"]
     assert "| CLIP ViT-B-16 | 196 | 16.87 | – | 2.91 | 19.78 | 19.78 (ours +0.0 %) | – |" in text
     assert "| MLIP ViT-B-16 | 196 → 98 → 49 | 12.91 | 0.09 | 2.91 | 15.91 | 19.54 (ours -18.6 %) | 22.9 % |" in text
     assert "leaves 16.63" in text and "The other 3.63" in text and "not run" in text
@@ -54,5 +55,5 @@ def test_rendering_states_the_difference_and_why():
 
 def test_a_smoke_run_counts_the_smallest_alone(monkeypatch):
     monkeypatch.setattr(mlip_table9, "row", lambda name, method: {"architecture": name, "method": method})
-    assert [each["architecture"] for each in mlip_table9.run(smoke=True)["rows"]] == ["ViT-B-32"] * 2
+    assert [counted["architecture"] for counted in mlip_table9.run(smoke=True)["rows"]] == ["ViT-B-32"] * 2
     assert len(mlip_table9.run()["rows"]) == 6

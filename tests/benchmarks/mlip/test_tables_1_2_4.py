@@ -5,8 +5,8 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks.mlip.table9 import paper
 from benchmarks.mlip.tables_1_2_4 import OVERLAYS, RECIPE, TABLES
+from benchmarks.printed import paper_numbers
 from benchmarks.registry import benchmark
 from common.data import catalogue
 from tests.readme import ROOT
@@ -32,8 +32,8 @@ def evaluations(tmp_path, monkeypatch):
     folder.mkdir()
 
     def write(*results):
-        for number, found in enumerate(results):
-            (folder / f"{number}.json").write_text(json.dumps(found))
+        for number, result in enumerate(results):
+            (folder / f"{number}.json").write_text(json.dumps(result))
 
     return write
 
@@ -45,9 +45,9 @@ def table(number):
 
 def test_the_papers_means_follow_from_its_numbers():
     """Rounding apart; of CLIP's linear probe the mean with ImageNet is printed 63.2 and is 62.95."""
-    on_imagenet = {row["method"]: row["values"] for row in paper()["table1"]}
+    on_imagenet = {row["method"]: row["values"] for row in paper_numbers("mlip")["table1"]}
     for task, column in (("zeroshot", 0), ("linear_probe", 1)):
-        for row in paper()[f"table2_{task}"]:
+        for row in paper_numbers("mlip")[f"table2_{task}"]:
             *values, mean, with_imagenet = row["values"]
             assert fmean(values) == pytest.approx(mean, abs=0.08)
             imagenet = on_imagenet.get(f"{row['method']} B/32", [None, None])[column]
@@ -62,7 +62,7 @@ def test_before_anything_is_run_all_our_cells_say_so(number, evaluations):
     text = table(number)
     for block in TABLES[number]:
         assert {column.data for column in block.columns} <= set(catalogue.names())
-        for row in paper()[block.printed]:
+        for row in paper_numbers("mlip")[block.printed]:
             count = len(row["values"])
             assert f"| {row['method']}, ours | {' | '.join(['not run'] * count)} |" in text
             assert f"| {row['method']}, paper | {row['values'][0]:.1f} |" in text

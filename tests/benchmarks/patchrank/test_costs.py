@@ -1,19 +1,11 @@
-"""Costs of Patch Ranking: what is timed alone gives the same scores, and what is rendered says what was run."""
+"""Costs of Patch Ranking: single passes give the same scores, and the rendered text says what was run."""
 
 import pytest
 import torch
 
 from benchmarks.patchrank import costs as patchrank_costs
-from benchmarks.patchrank.costs import (
-    DENSE,
-    PREDICTOR,
-    golden_cost,
-    golden_time,
-    methods,
-    one_by_one,
-    pruning,
-    verdicts,
-)
+from benchmarks.patchrank.costs import golden_cost, golden_time, one_by_one, pruning, verdicts
+from benchmarks.patchrank.methods import DENSE, OURS, methods
 from common.tower import ImageTower
 from patchrank.golden import golden_ranking
 from patchrank.scores import grid_blocks, token_scores
@@ -54,9 +46,9 @@ def test_all_methods_lose_about_as_many_tokens(tower):
 
 def test_rows_hold_every_method_layer_and_rate_and_render(tower):
     rows = pruning(tower, (0.5,), {True: 1, False: 2}, 1)
-    assert len(rows) == 2 * 5 and {row["batch"] for row in rows if row["method"] == PREDICTOR} == {1}
+    assert len(rows) == 2 * 5 and {row["batch"] for row in rows if row["method"] == OURS} == {1}
     by = {(row["layer"], row["keep"], row["method"]): row for row in rows}
-    assert by[3, 0.5, PREDICTOR]["fewer_gmacs"] < by[0, 0.5, PREDICTOR]["fewer_gmacs"]
+    assert by[3, 0.5, OURS]["fewer_gmacs"] < by[0, 0.5, OURS]["fewer_gmacs"]
     for layer in (0, 3):
         assert by[layer, 0.5, "given scores"]["gmacs"] < by[layer, 0.5, "class attention"]["gmacs"]
     counted = [{"model": "a tower", **golden_cost(tower, layer)} for layer in (0, 1)]
@@ -72,11 +64,11 @@ def test_rows_hold_every_method_layer_and_rate_and_render(tower):
     }
     rendered = patchrank_costs.render(result)
     assert f"| {DENSE} | 1 | 0.9 |" in rendered["md"] and "3 of 9 variants (a tower)" in rendered["md"]
-    assert rendered["md"].count(f"| {PREDICTOR} |") == 2 and rendered["md"].count("| counted alone |") == 1
+    assert rendered["md"].count(f"| {OURS} |") == 2 and rendered["md"].count("| counted alone |") == 1
 
 
 def test_each_demand_on_time_has_its_verdict():
-    def row(keep, faster, method=PREDICTOR):
+    def row(keep, faster, method=OURS):
         return {"layer": 3, "keep": keep, "method": method, "batch": 8, "fewer_gmacs": 2.0, "faster": faster}
 
     golden = [{"model": "small", "layer": 1, "seconds": 1, "faster": 7.9, "least": 8.0}, {"model": "large", "layer": 0}]

@@ -1,4 +1,4 @@
-"""Figures 3, 4 and 5 of Patch Ranking, really made at their smallest, and drawn again from what was stored."""
+"""Figures 3, 4 and 5 of Patch Ranking, measured at their smallest and rendered from the stored form."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from patchrank.predictor import RankPredictor, save_predictor
 
 @pytest.fixture
 def predictors(monkeypatch, tmp_path):
-    """Untrained predictors in the place of the committed ones, and rankings in a folder of the test."""
+    """Writes untrained predictors where the committed ones are looked for; rankings go to the test's folder."""
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     monkeypatch.setattr(patchrank_fig4, "FOR_ALL", tmp_path / "plain.safetensors")
     monkeypatch.setattr(patchrank_fig5, "COMMITTED", tmp_path)
@@ -31,7 +31,7 @@ def predictors(monkeypatch, tmp_path):
 
 
 def made(name):
-    """The result of a smoke run as it is stored, and what is rendered from that."""
+    """The result of a smoke run as it is stored, and what is rendered from it."""
     result = json.loads(json.dumps(benchmark(name).load().run(smoke=True)))
     assert not any(isinstance(value, float) and math.isnan(value) for value in result.values())
     return result, benchmark(name).load().render(result)
@@ -39,7 +39,7 @@ def made(name):
 
 def test_figure_3_shows_three_scores_of_the_same_pictures(predictors):
     result, rendered = made("patchrank-fig3")
-    assert {len(scores) for of in result["scores"].values() for scores in of} == {36}
+    assert {len(scores) for by_picture in result["scores"].values() for scores in by_picture} == {36}
     assert result["agreement"]["feature"] == {"tau": pytest.approx(1), "overlap": 1}
     (axes,) = {len(figure.axes) for figure in rendered["figures"].values()}
     assert axes == 4 * len(result["shown"]) == 24 and "| label-driven |" in rendered["md"]
@@ -50,7 +50,7 @@ def test_figure_4_shows_what_each_method_keeps(predictors):
     assert "| predictor | not run: `python -m benchmarks patchrank-runs` | |" in rendered["md"]
     predictors()
     result, rendered = made("patchrank-fig4")
-    assert {len(set(kept)) for of in result["kept"].values() for kept in of} == {18}
+    assert {len(set(kept)) for by_picture in result["kept"].values() for kept in by_picture} == {18}
     assert result["shared"]["golden ranking"] == 1 and len(rendered["figures"]["patchrank-fig4"].axes) == 4 * 6
     assert all(0 < lost < 2 for lost in result["lost"].values())
 
@@ -62,8 +62,8 @@ def test_figure_5_has_a_row_for_every_method_and_rate(predictors):
     assert "The predictor: not run" in rendered["md"]
     predictors()
     result, rendered = made("patchrank-fig5")
-    by = {row["method"]: row for row in result["rows"]}
-    assert len(by["predictor"]["accuracy"]) == 2 and by["class attention"]["lead"] is None
-    assert by["predictor"]["gmacs"] < by["all tokens"]["gmacs"] and len(by["predictor"]["lead"]) == 3
-    assert by["golden ranking (oracle)"]["gmacs"] < by["class attention"]["gmacs"] < by["predictor"]["gmacs"]
+    rows = {row["method"]: row for row in result["rows"]}
+    assert len(rows["predictor"]["accuracy"]) == 2 and rows["class attention"]["lead"] is None
+    assert rows["predictor"]["gmacs"] < rows["all tokens"]["gmacs"] and len(rows["predictor"]["lead"]) == 3
+    assert rows["golden ranking (oracle)"]["gmacs"] < rows["class attention"]["gmacs"] < rows["predictor"]["gmacs"]
     assert "| predictor | 50% |" in rendered["md"] and "patchrank-fig5" in rendered["figures"]

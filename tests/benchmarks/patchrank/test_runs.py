@@ -1,18 +1,21 @@
-"""Patch Ranking's runs as command lines, how they are evaluated, and the table and figure made from their results."""
+"""Patch Ranking's runs as command lines, their evaluation, and the table and figure made from their results."""
 
 import json
 
 import pytest
 import torch
 
+from benchmarks.cells import paired_interval
 from benchmarks.patchrank import evaluate as patchrank_evaluate
 from benchmarks.patchrank import runs as patchrank_runs
 from benchmarks.patchrank import table1 as patchrank_table1
 from benchmarks.patchrank.evaluate import evaluate_avit, evaluate_baselines, evaluate_predictor, evaluate_prompts
-from benchmarks.patchrank.rows import BASELINES, ROWS, paper
+from benchmarks.patchrank.rows import BASELINES, ROWS
 from benchmarks.patchrank.runs import KINDS, items, results
-from benchmarks.patchrank.tasks import FASHION, KEEPS, STYLES, TASKS, Task, paired, restored, stored
+from benchmarks.patchrank.tasks import FASHION, KEEPS, STYLES, TASKS, Task, restored, stored
+from benchmarks.printed import paper_numbers
 from benchmarks.registry import benchmark
+from benchmarks.training.run import options
 from common.cli import main as lightning
 from common.clip import CLIP, load_architecture
 from common.data import catalogue
@@ -32,7 +35,7 @@ ONE_OF_EACH = [item.run for item in items(1, (FASHION,))]
 @pytest.mark.parametrize("run", ONE_OF_EACH, ids=lambda run: run.name)
 def test_every_run_is_a_command_that_lightning_accepts(run, capsys):
     with pytest.raises(SystemExit) as stop:
-        lightning(["fit", *run.arguments(), *run.places, "--print_config"])
+        lightning(["fit", *run.arguments(), *options(run.places), "--print_config"])
     assert stop.value.code in (0, None), capsys.readouterr().err
 
 
@@ -55,10 +58,10 @@ def test_a_tuning_reads_its_seeds_predictor_and_its_record_says_no_folder_of_thi
     every = {item.run.name: item.run for item in items(2, STYLES[:1])}
     tuning = every["patchrank/sketch-coupled-0.6-seed2"]
     weights = "retrain/patchrank/sketch-predictor-seed2/weights.safetensors"
-    assert tuning.places == ("--model.init_args.predictor", str(tmp_path / weights))
+    assert tuning.places == {"model": {"predictor": str(tmp_path / weights)}}
     assert f"runs/{weights}" in tuning.arguments() and str(tmp_path) not in " ".join(tuning.arguments())
     assert list(every).index("patchrank/sketch-predictor-seed2") < list(every).index(tuning.name)
-    assert every["patchrank/sketch-text-1.0-seed2"].places == ()
+    assert every["patchrank/sketch-text-1.0-seed2"].places == {}
 
 
 def test_listing_trains_nothing_and_says_what_is_missing(monkeypatch, tmp_path, capsys):
@@ -67,7 +70,7 @@ def test_listing_trains_nothing_and_says_what_is_missing(monkeypatch, tmp_path, 
     folder = tmp_path / "retrain/patchrank/blur-avit-seed0"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
-    monkeypatch.setattr("benchmarks.training.retrain.train", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("benchmarks.training.run.train", lambda *_, **__: pytest.fail("it trained"))
     assert patchrank_runs.main(["--list", "--seeds", "1"]) == 0
     printed = capsys.readouterr().out
     assert "Fashion-MNIST: not run" in printed and printed.count("about 1 min") == 2 + 3 * 6 - 1
@@ -94,7 +97,7 @@ def task(tmp_path_factory):
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    """Where rankings and committed files go."""
+    """The folder of rankings and committed files."""
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(patchrank_evaluate, "COMMITTED", tmp_path / "committed")
     monkeypatch.setattr(patchrank_evaluate, "_losses", lambda *_: {})
@@ -111,8 +114,8 @@ def test_every_evaluation_gives_each_picture_and_costs(task, folder):
     predictor = RankPredictor.for_tower(clip.image_tower)
     tower = PatchRankTower(clip.image_tower, predictor, 0.6, 1)
     tower.save(folder / "predictor.safetensors", clip.architecture)
-    found = evaluate_predictor(folder / "predictor.safetensors", task, seed=0)
-    assert set(found["test"]) == {str(keep) for keep in KEEPS} and 0 <= found["overlap"] <= 1
+    result = evaluate_predictor(folder / "predictor.safetensors", task, seed=0)
+    assert set(result["test"]) == {str(keep) for keep in KEEPS} and 0 <= result["overlap"] <= 1
     assert (folder / "committed/tiny.safetensors").is_file()
     tuned = PatchRankTower(clip.image_tower, predictor, 0.6, 1, Prompts("coupled", 2, 2, 64, 64))
     PromptedCLIP(clip, tuned).save(folder / "prompted.safetensors")
@@ -124,9 +127,9 @@ def test_every_evaluation_gives_each_picture_and_costs(task, folder):
     free = evaluate_baselines(task)["test"]
     assert {"all tokens", "golden", "EViT", "ToMe", "random 2", "class attention 0.9"} <= set(free)
     assert halting["test"]["halting"]["gmacs"] < free["all tokens"]["gmacs"]
-    assert free["golden"]["gmacs"] < found["test"]["0.6"]["gmacs"] < prompted["test"]["0.6"]["gmacs"]
-    for each in (found, prompted, halting, {"test": free}):
-        for entry in json.loads(json.dumps(each))["test"].values():
+    assert free["golden"]["gmacs"] < result["test"]["0.6"]["gmacs"] < prompted["test"]["0.6"]["gmacs"]
+    for evaluated in (result, prompted, halting, {"test": free}):
+        for entry in json.loads(json.dumps(evaluated))["test"].values():
             fields(entry)
 
 
@@ -138,19 +141,19 @@ def test_what_is_stored_is_every_answer():
 def test_the_paired_interval_is_that_of_one_task_and_shrinks_with_more():
     draw = torch.Generator().manual_seed(0)
     first, second = (torch.rand(4000, generator=draw) < share for share in (0.72, 0.70))
-    one = paired([first[None]], [second[None]])
+    one = paired_interval([first[None]], [second[None]])
     expected = paired_difference(first, second)
     assert one[0] == pytest.approx(expected[0], abs=1e-9) and one[1:] == pytest.approx(expected[1:], abs=2e-3)
-    two = paired([first[None], first[None]], [second[None], second[None]])
+    two = paired_interval([first[None], first[None]], [second[None], second[None]])
     assert two[0] == pytest.approx(one[0]) and two[2] - two[1] == pytest.approx((one[2] - one[1]) / 2**0.5, rel=0.05)
-    seeds = paired([torch.stack([first, second])], [second[None]])  # half of the seeds gain nothing
+    seeds = paired_interval([torch.stack([first, second])], [second[None]])  # half of the seeds gain nothing
     assert seeds[0] == pytest.approx(one[0] / 2) and seeds[2] - seeds[1] == pytest.approx(
         (one[2] - one[1]) / 2, rel=0.05
     )
 
 
 def known_results(tasks=STYLES, seeds=(0, 1, 2)):
-    """Results as the runs write them, each row's accuracy a different one."""
+    """Results as the runs write them; rows differ in accuracy."""
     draw, levels, made = torch.Generator().manual_seed(0), {name: 0.5 + 0.02 * n for n, name in enumerate(ROWS)}, {}
     for task in tasks:
         for name, source in ROWS.items():
@@ -169,11 +172,11 @@ def known_results(tasks=STYLES, seeds=(0, 1, 2)):
 
 @pytest.fixture
 def with_results(monkeypatch):
-    """Makes table and figure see these results."""
+    """Gives table and figure these results."""
 
     def give(known):
-        for name in ("patchrank_table1", "patchrank_fig1"):
-            monkeypatch.setattr(f"benchmarks.{name}.results", lambda: known)
+        for name in ("table1", "fig1"):
+            monkeypatch.setattr(f"benchmarks.patchrank.{name}.results", lambda: known)
 
     monkeypatch.setattr(patchrank_table1, "times", lambda rounds: [{"1": 0.001, "32": 0.03}] * len(ROWS))
     return give
@@ -186,20 +189,20 @@ def rendered(name):
 
 def test_the_table_states_leads_headline_and_the_oracle_apart(with_results):
     with_results(known_results())
-    found = rendered("patchrank-table1")
-    lines = [line for line in found["md"].splitlines() if line.startswith("|")]
+    text = rendered("patchrank-table1")["md"]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
     ours = next(line for line in lines if line.startswith("| Patch Ranking |"))
     assert " ± " in ours and "| 65.4 |" in ours, "the paper's mean of its row"
     assert lines[len(ROWS) + 1].startswith("| *oracle:* golden ranking |")
     evit = next(line for line in lines if line.startswith("| EViT |"))
     assert evit.count("[") == 2 and "| not run |" in evit  # Fashion-MNIST
     # Text prompts were the better ones on val: their row, 0.02 per row, stands 3 rows above the pruned model.
-    assert "**Headline**: at keep 0.6, Patch Ranking + V+T prompts" in found["md"]
+    assert "**Headline**: at keep 0.6, Patch Ranking + V+T prompts" in text
     gap = 2 * (list(ROWS).index("Patch Ranking + V+T prompts") - list(ROWS).index("all tokens + T prompts"))
-    said = found["md"].split("mean of the three styles ")[-1].split(" ")[0]
-    assert float(said) == pytest.approx(gap, abs=1.5)
-    assert "Caltech101" in found["md"] and "cannot be the pruned image tower" in found["md"]
-    assert set(found["figures"]) == {"patchrank-table1"}
+    mean = text.split("mean of the three styles ")[-1].split(" ")[0]
+    assert float(mean) == pytest.approx(gap, abs=1.5)
+    assert "Caltech101" in text and "cannot be the pruned image tower" in text
+    assert set(rendered("patchrank-table1")["figures"]) == {"patchrank-table1"}
 
 
 def test_table_and_figure_render_before_anything_is_run_and_with_fewer_seeds(with_results):
@@ -216,8 +219,9 @@ def test_table_and_figure_render_before_anything_is_run_and_with_fewer_seeds(wit
 
 
 def test_the_papers_rows_are_rows_of_the_table():
-    assert {row["row"] for row in paper()["table1"]} <= set(ROWS)
-    assert all(len(row["accuracy"]) == len(paper()["sets"]) for row in paper()["table1"])
+    printed = paper_numbers("patchrank")
+    assert {row["row"] for row in printed["table1"]} <= set(ROWS)
+    assert all(len(row["accuracy"]) == len(printed["sets"]) for row in printed["table1"])
 
 
 def test_recipes_start_with_the_stored_losses(monkeypatch, tmp_path):
@@ -232,6 +236,6 @@ def test_committed_weights_give_the_stored_answers():
     known, committed = results(), patchrank_evaluate.COMMITTED
     for task in STYLES:
         made = (committed / f"{task.name}_prompts.safetensors").is_file()  # not before the first real run
-        for name, found in patchrank_evaluate.committed_answers(task, 500).items() if made else ():
+        for name, right in patchrank_evaluate.committed_answers(task, 500).items() if made else ():
             expected = restored(known[name]["test"]["0.6"])[:500]
-            assert abs(int(found.sum()) - int(expected.sum())) <= 1, name
+            assert abs(int(right.sum()) - int(expected.sum())) <= 1, name

@@ -27,7 +27,7 @@ def test_nothing_is_found_where_nothing_was_run(monkeypatch, tmp_path):
     monkeypatch.setattr(headlines, "RESULTS", tmp_path)
     assert {line.cells()[2] for line in LINES} == {"not run"}
     (tmp_path / "patchrank-table1.json").write_text(json.dumps({"headline": None, "rows": []}))
-    (tuned,) = (line for line in LINES if line.found is headlines.pruned_and_tuned)
+    (tuned,) = (line for line in LINES if line.read is headlines.pruned_and_tuned)
     assert tuned.cells()[2] == "not run"
 
 

@@ -17,9 +17,9 @@ from benchmarks.report.page import build, gallery
 from benchmarks.report.page.build import stored
 from benchmarks.report.page.markup import conditions, markdown
 from benchmarks.report.page.slider import Axis
-from benchmarks.waveclip.exits import NEVER
 from benchmarks.waveclip.sweep import BINS, margins, sweep
-from tests.benchmarks.samples import COSTS, PICTURES, outcomes, write_results
+from common.deploy.early_exit import NEVER
+from tests.benchmarks.samples import COSTS, PICTURES, answers, write_results
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -194,27 +194,28 @@ def test_the_sliders_data_are_the_results(sample):
 
 
 def test_sweep_counts_what_a_gate_does_picture_by_picture():
-    of = outcomes()
-    found = sweep(of, COSTS)
-    assert found["threshold"][0] == 0 and found["threshold"][-1] == NEVER and len(found["threshold"]) == 202
+    observed = answers()
+    points = sweep(observed, COSTS)
+    assert points["threshold"][0] == 0 and points["threshold"][-1] == NEVER and len(points["threshold"]) == 202
     for place in (0, 1, 77, 200, 201):
-        threshold, right, refined = found["threshold"][place], 0, 0
-        for margin, coarse, fine in zip(of.margin, of.coarse, of.fine, strict=True):
+        threshold, right, refined = points["threshold"][place], 0, 0
+        for margin, coarse, fine in zip(observed.margin[0], observed.coarse, observed.fine, strict=True):
             goes_on = bool(margin < threshold)
             refined += goes_on
             right += bool(fine if goes_on else coarse)
-        assert (found["refined"][place], found["right"][place]) == (refined, right)
-        assert found["gmacs"][place] == pytest.approx((0.008 * (PICTURES - refined) + 0.032 * refined) / PICTURES)
+        assert (points["refined"][place], points["right"][place]) == (refined, right)
+        assert points["gmacs"][place] == pytest.approx((0.008 * (PICTURES - refined) + 0.032 * refined) / PICTURES)
 
 
 def test_margins_are_counted_once_by_who_is_right():
-    of = outcomes()
-    found = margins(of)
-    assert sum(map(sum, found.values())) == PICTURES and {len(counts) for counts in found.values()} == {BINS}
-    assert sum(found["both"]) == int((of.coarse & of.fine).sum())
-    assert sum(found["fine alone"]) + sum(found["both"]) == int(of.fine.sum())
-    sure = sum(sum(counts[BINS // 2 :]) for counts in found.values())
-    assert sure == int((of.margin >= 0.5).sum())
+    observed = answers()
+    histograms = margins(observed)
+    assert sum(map(sum, histograms.values())) == PICTURES
+    assert {len(counts) for counts in histograms.values()} == {BINS}
+    assert sum(histograms["both"]) == int((observed.coarse & observed.fine).sum())
+    assert sum(histograms["fine alone"]) + sum(histograms["both"]) == int(observed.fine.sum())
+    confident = sum(sum(counts[BINS // 2 :]) for counts in histograms.values())
+    assert confident == int((observed.margin >= 0.5).sum())
 
 
 @pytest.mark.parametrize(

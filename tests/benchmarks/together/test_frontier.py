@@ -12,16 +12,16 @@ from benchmarks.together.frontier import (
     best_within,
     class_texts,
     mark_dominated,
-    measured,
-    observe,
+    observe_all,
     operating_points,
     path_gmacs,
     render,
+    seconds_per_image,
     set_against_rivals,
-    timed,
+    table_row,
     verdicts,
 )
-from benchmarks.waveclip.levels import Levels
+from benchmarks.waveclip.observed import Observed
 from common.clip import CLIP
 from common.flops import count_macs
 from common.testing import TINY_CAPTIONS
@@ -90,7 +90,7 @@ def test_a_composition_pays_for_the_whole_coarse_level_and_less_for_the_fine_one
 
 def test_what_is_observed_is_what_the_real_classifier_answers(every):
     texts = class_texts(every, PROMPTS)
-    seen = observe(every, noise(), texts)
+    seen = observe_all(every, noise(), texts)
     assert set(seen) == {(of.name, keep) for of in every for keep in of.models}
     of = every[-1]
     model, levels = of.models[0.5], seen[of.name, 0.5]
@@ -100,13 +100,13 @@ def test_what_is_observed_is_what_the_real_classifier_answers(every):
     made = [(classify(batch["image"]), batch["label"]) for batch in noise()]
     assert torch.cat([one.scores.argmax(-1) == labels for one, labels in made]).tolist() == correct.tolist()
     assert float(torch.cat([one.exit_step for one, _ in made]).double().mean()) == shares[1] == 0.5
-    some = observe(every, noise(), texts, {(DENSE, None), (of.name, 0.5)})
-    assert set(some) == {(DENSE, None), (of.name, 0.5)} and torch.equal(some[of.name, 0.5].right, levels.right)
+    some = observe_all(every, noise(), texts, {(DENSE, None), (of.name, 0.5)})
+    assert set(some) == {(DENSE, None), (of.name, 0.5)} and torch.equal(some[of.name, 0.5].right, levels.correct)
 
 
 def levels(generator, steps=2, pictures=50):
     right = torch.rand(steps, pictures, generator=generator) < 0.5
-    return Levels(torch.rand(steps - 1, pictures, generator=generator), right, right[0])
+    return Observed(torch.rand(steps - 1, pictures, generator=generator), right, right[0])
 
 
 def test_the_best_setting_within_a_budget_by_trying_them_all(tiny):
@@ -120,7 +120,7 @@ def test_the_best_setting_within_a_budget_by_trying_them_all(tiny):
         for keep, refined in product(family.models, range(51)):
             of, (coarse, fine) = seen["a", keep], costs["a", keep]
             order = of.margin[0].argsort()
-            right = torch.cat([of.right[1][order[:refined]], of.right[0][order[refined:]]])
+            right = torch.cat([of.correct[1][order[:refined]], of.correct[0][order[refined:]]])
             gmacs = coarse + (fine - coarse) * refined / 50
             if gmacs <= budget + 1e-9:
                 tried.append(float(right.double().mean()))
@@ -137,13 +137,13 @@ def test_a_composition_is_compared_with_the_best_method_alone_that_costs_no_more
     right, wrong = torch.ones(1, 40, dtype=torch.bool), torch.zeros(1, 40, dtype=torch.bool)
     none, margin = torch.zeros(0, 40), torch.linspace(0, 1, 40)[None]
     seen = {
-        ("alone", 0.5): Levels(none, right, right[0]),
-        (WAVE, None): Levels(margin, torch.cat([wrong, right]), right[0]),
-        ("both", 0.5): Levels(margin, torch.cat([wrong, right]), right[0]),
+        ("alone", 0.5): Observed(none, right, right[0]),
+        (WAVE, None): Observed(margin, torch.cat([wrong, right]), right[0]),
+        ("both", 0.5): Observed(margin, torch.cat([wrong, right]), right[0]),
     }
     costs = {("alone", 0.5): [2.5], (WAVE, None): [1.0, 3.0], ("both", 0.5): [1.0, 2.0]}
     point = best_within(joined, seen, costs, 1.5)  # half of them refined
-    rows = [measured(joined, point, seen["both", 0.5], costs)]
+    rows = [table_row(joined, point, seen["both", 0.5], costs)]
     set_against_rivals(rows, [alone, wave, joined], seen, seen, costs)
     assert rows[0]["accuracy"] == rows[0]["refined"] == 0.5 and rows[0]["gmacs"] == 1.5
     assert rows[0]["rival"]["method"] == WAVE  # a quarter refined for the same money; "alone" is too dear
@@ -227,5 +227,5 @@ def test_trained_methods_are_there_when_their_weights_are(tiny, untrained):
 def test_time_is_that_of_each_row(every):
     texts = class_texts(every, PROMPTS)
     rows = [{"method": of.name, "keep": next(iter(of.models)), "threshold": 0.0} for of in every]
-    taken = timed(rows, every, torch.randn(4, 3, 32, 32), texts, 1)
+    taken = seconds_per_image(rows, every, torch.randn(4, 3, 32, 32), texts, 1)
     assert len(taken) == len(rows) and min(taken) > 0

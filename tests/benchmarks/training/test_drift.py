@@ -5,11 +5,12 @@ import json
 import pytest
 
 from benchmarks import RESULTS
-from benchmarks.embedded import PART, STUDENT, TEACHER, digest
+from benchmarks.embedded import PART, STUDENT, TEACHER
 from benchmarks.mlip.ablations import ROWS, runs
 from benchmarks.training.drift import PARTS, first_losses, part_counts
 from benchmarks.training.retrain import RUNS, evaluate
 from common.clip import read_record
+from common.conditions import digest
 
 COMMITTED = [run for run in [*RUNS, *runs(ROWS)] if run.output and run.output.is_file()]
 SCORED = [

@@ -1,48 +1,65 @@
-"""Thresholds, frontier, separation and the headline's rule, against brute force on a few pictures."""
+"""Curves, separation and the headline's rule, against brute force on a few images."""
 
 import pytest
 import torch
 
 from benchmarks.waveclip.costs import Cost
-from benchmarks.waveclip.exits import NEVER, Outcomes, frontier, headline, headline_lines, separation, threshold_for
+from benchmarks.waveclip.exits import curve_by_share, curve_by_threshold, headline, headline_lines, separation
+from benchmarks.waveclip.observed import Observed
+from common.deploy.early_exit import threshold_for
 from common.flops import Macs
 
 
-def cost(gmacs: float, tokens: int) -> Cost:
-    return Cost(tokens, Macs(gmacs, gmacs, 0.0, {}, 0))
+def costs(*gmacs: float) -> list[Cost]:
+    return [Cost(value, Macs(value, value, 0.0, {}, 0)) for value in gmacs]
 
 
-COSTS = [cost(0.25, 10), cost(1.0, 38)]
+COSTS = costs(0.25, 1.0)
 
 
-def pictures(total: int, coarse: float, fine: float, teacher: float) -> Outcomes:
-    """Outcomes with these accuracies; the surer half of the pictures is where coarse is right most often."""
+def answers_with(total: int, coarse: float, fine: float, teacher: float) -> Observed:
+    """Answers with these accuracies; the more confident half of the images is where coarse is right most often."""
     margin = torch.arange(total) / total
-    place = margin.flip(0)  # the least sure pictures are the last to be right
+    place = margin.flip(0)  # the least confident images are the last to be right
     right = [place < share for share in (coarse, fine, teacher)]
-    return Outcomes(margin, margin, *right, right[0] == right[1])
+    return Observed(margin[None], torch.stack(right[:2]), right[2])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.148, 0.5, 0.743, 1.0])
-def test_threshold_lets_exactly_the_share_through(share):
-    confidence = torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    refined = confidence < threshold_for(confidence, share)
-    assert int(refined.sum()) == round(share * 1000)
-    assert threshold_for(confidence, 0.0) == 0.0 and threshold_for(confidence, 1.0) == NEVER
-    with pytest.raises(ValueError, match="must be a fraction"):
-        threshold_for(confidence, 1.2)
+def random_answers(levels: int, total: int = 60) -> Observed:
+    generator = torch.Generator().manual_seed(levels)
+    right = torch.rand(levels + 1, total, generator=generator) < 0.5
+    return Observed(torch.rand(levels - 1, total, generator=generator), right[1:], right[0])
 
 
-def test_frontier_is_the_accuracy_behind_every_threshold():
+def test_curve_by_share_is_the_accuracy_behind_every_threshold():
     generator = torch.Generator().manual_seed(1)
     confidence = torch.rand(40, generator=generator)
     coarse, fine = (torch.rand(40, generator=generator) < 0.5 for _ in range(2))
-    shares, accuracy = frontier(confidence, coarse, fine, points=41)
-    for share, found in zip(shares, accuracy, strict=True):
+    shares, accuracies = curve_by_share(confidence, coarse, fine, 41)
+    for share, accuracy in zip(shares, accuracies, strict=True):
         refined = confidence < threshold_for(confidence, share)
-        assert found == pytest.approx(torch.where(refined, fine, coarse).float().mean().item())
-    assert accuracy[0] == pytest.approx(coarse.float().mean().item())
-    assert accuracy[-1] == pytest.approx(fine.float().mean().item())
+        assert accuracy == pytest.approx(torch.where(refined, fine, coarse).float().mean().item())
+    assert accuracies[0] == pytest.approx(coarse.float().mean().item())
+    assert accuracies[-1] == pytest.approx(fine.float().mean().item())
+
+
+def test_with_one_level_to_refine_both_curves_are_one():
+    answers = random_answers(2)
+    curve = curve_by_threshold(answers, costs(1.0, 3.0), 31)
+    shares, accuracies = curve_by_share(answers.margin[0], answers.coarse, answers.fine, 31)
+    assert [point["shares"][1] for point in curve] == pytest.approx(shares)
+    assert [point["accuracy"] for point in curve] == pytest.approx(accuracies)
+    assert [point["gmacs"] for point in curve] == pytest.approx([1 + 2 * share for share in shares])
+
+
+def test_curve_by_threshold_goes_from_the_first_level_alone_to_the_last():
+    answers = random_answers(4)
+    curve = curve_by_threshold(answers, costs(1.0, 2.0, 4.0, 8.0))
+    assert curve[0]["shares"] == [1, 0, 0, 0] and curve[-1]["shares"] == [0, 0, 0, 1]
+    for point, correct in ((curve[0], answers.coarse), (curve[-1], answers.fine)):
+        assert point["accuracy"] == pytest.approx(correct.double().mean().item())
+    gmacs = [point["gmacs"] for point in curve]
+    assert gmacs == sorted(gmacs) and gmacs[0] == 1.0 and gmacs[-1] == 8.0
 
 
 def test_separation_counts_ordered_pairs():
@@ -54,33 +71,33 @@ def test_separation_counts_ordered_pairs():
 
 
 def test_an_operating_point_is_a_threshold_on_the_margin():
-    of = pictures(10, 0.5, 0.8, 0.8)
-    correct, refined = of.at(0.35)
-    assert refined == pytest.approx(0.4)
-    assert correct.tolist() == [*of.fine[:4].tolist(), *of.coarse[4:].tolist()]
+    answers = answers_with(10, 0.5, 0.8, 0.8)
+    correct, shares = answers.at(0.35)
+    assert shares == pytest.approx([0.6, 0.4])
+    assert correct.tolist() == [*answers.fine[:4].tolist(), *answers.coarse[4:].tolist()]
 
 
-def test_headline_chosen_on_val_and_said_by_test():
-    of = pictures(4000, 0.5, 0.8, 0.81)
-    found = headline(of, of, COSTS, dense=1.0)
-    assert found["reasons"] == []
-    student, teacher = found["goals"]
-    # Fine is right on the surest 80 %, coarse on the surest 50 %: refining the less sure half gives all that
-    # there is to gain, and only 0.5 points of it may be left.
+def test_headline_chosen_on_val_and_decided_on_test():
+    answers = answers_with(4000, 0.5, 0.8, 0.81)
+    result = headline(answers, answers, COSTS, dense=1.0)
+    assert result["reasons"] == []
+    student, teacher = result["goals"]
+    # Fine is right on the most confident 80 %, coarse on the most confident 50 %: refining the other half gives all
+    # that there is to gain, and only 0.5 points of it may be left.
     assert student["reached"] and 0.48 <= student["refined"] <= 0.51
     assert student["gmacs"] == pytest.approx(0.25 + 0.75 * student["refined"])
     assert student["saved"] == pytest.approx(1 - student["gmacs"])
     assert teacher == {"reference": "teacher", "allowance": 0.002, "reached": False, "threshold": None}
-    lines = headline_lines(found)
+    lines = headline_lines(result)
     assert "GMACs saved" in lines[0] and "reached" in lines[0]
     assert "not reached by any threshold" in lines[1]
 
 
-def test_a_threshold_that_val_liked_may_fail_on_test():
-    val, test = pictures(4000, 0.79, 0.8, 0.8), pictures(4000, 0.5, 0.8, 0.8)
-    found = headline(val, test, COSTS, dense=1.0)
-    assert not found["goals"][0]["reached"]
-    assert "NOT reached on test" in headline_lines(found)[0]
+def test_a_threshold_that_reaches_the_goal_on_val_may_fail_on_test():
+    val, test = answers_with(4000, 0.79, 0.8, 0.8), answers_with(4000, 0.5, 0.8, 0.8)
+    result = headline(val, test, COSTS, dense=1.0)
+    assert not result["goals"][0]["reached"]
+    assert "NOT reached on test" in headline_lines(result)[0]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +105,8 @@ def test_a_threshold_that_val_liked_may_fail_on_test():
     [(0.78, 0.8, 0.81, "not clearly 5 above"), (0.5, 0.7, 0.8, "not clearly within 3")],
 )
 def test_no_headline_without_a_student_that_earns_one(coarse, fine, teacher, reason):
-    of = pictures(4000, coarse, fine, teacher)
-    found = headline(of, of, COSTS, dense=1.0)
-    assert found["goals"] == []
-    (line,) = headline_lines(found)
+    answers = answers_with(4000, coarse, fine, teacher)
+    result = headline(answers, answers, COSTS, dense=1.0)
+    assert result["goals"] == []
+    (line,) = headline_lines(result)
     assert line.startswith("No headline") and reason in line

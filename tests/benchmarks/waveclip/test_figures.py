@@ -3,14 +3,11 @@
 import pytest
 import torch
 
+from benchmarks.printed import paper_numbers
 from benchmarks.timing import seconds
-from benchmarks.waveclip import fig1 as waveclip_fig1
-from benchmarks.waveclip import fig3 as waveclip_fig3
-from benchmarks.waveclip import fig4 as waveclip_fig4
-from benchmarks.waveclip import table1 as waveclip_table1
+from benchmarks.waveclip import fig1, fig3, fig4, table1
 from benchmarks.waveclip.costs import WavePath, cost
-from benchmarks.waveclip.exits import Outcomes
-from benchmarks.waveclip.table2 import paper
+from benchmarks.waveclip.observed import Observed
 from common.clip import CLIP
 from waveclip import WaveTower
 
@@ -19,7 +16,7 @@ def test_naive_overhead_by_the_closed_formula():
     """The tiny tower: width 64, 2 blocks, 32 px, patch 8: 4 + 1 coarse tokens, 12 + 1 of detail."""
     width, layers, coarse, whole = 64, 2, 5, 18
     wave = WaveTower.from_image_tower(CLIP.tiny().image_tower).eval()
-    naive, cached = (cost(model, 32).macs for model in (waveclip_fig3.Naive(wave), WavePath(wave, 1)))
+    naive, cached = (cost(model, 32).macs for model in (fig3.Naive(wave), WavePath(wave, 1)))
     linear = layers * coarse * 12 * width**2
     # Masked attention is computed in full: coarse queries meet all 18 tokens.
     attention = layers * 2 * coarse * whole * width
@@ -33,21 +30,21 @@ def test_naive_and_cached_agree():
     wave = WaveTower.from_image_tower(CLIP.tiny().image_tower).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        naive, cached = waveclip_fig3.Naive(wave)(images), WavePath(wave, 1)(images)
+        naive, cached = fig3.Naive(wave)(images), WavePath(wave, 1)(images)
     torch.testing.assert_close(naive[-1], cached[-1], atol=1e-5, rtol=1e-5)
 
 
 def test_comparison_states_both_sides():
-    found = waveclip_fig3.cached_and_naive(WaveTower.from_image_tower(CLIP.tiny().image_tower).eval(), 32, 2, 1)
-    assert found["overhead"] == pytest.approx(found["naive_gmacs"] - found["cached_gmacs"])
-    assert found["overhead"] > 0 and found["cached_seconds"] > 0 and found["batch"] == 2
+    result = fig3.cached_and_naive(WaveTower.from_image_tower(CLIP.tiny().image_tower).eval(), 32, 2, 1)
+    assert result["overhead"] == pytest.approx(result["naive_gmacs"] - result["cached_gmacs"])
+    assert result["overhead"] > 0 and result["cached_seconds"] > 0 and result["batch"] == 2
 
 
 def test_timing_alternates_and_wants_a_round():
     order = []
-    taken = seconds({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2)
+    durations = seconds({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2)
     assert order == ["a", "b"] * 3  # one round warms up
-    assert set(taken) == {"a", "b"}
+    assert set(durations) == {"a", "b"}
     with pytest.raises(ValueError, match="rounds 0"):
         seconds({}, 0)
 
@@ -56,13 +53,13 @@ def test_figure_3_renders_beside_the_paper():
     model = {
         "batch": 8, "cached_gmacs": 17.0, "naive_gmacs": 21.0, "cached_seconds": 1.0, "naive_seconds": 1.25
     }  # fmt: skip
-    printed = paper()["figure3"]["overhead"]
+    printed = paper_numbers("waveclip")["figure3"]["overhead"]
     points = [
         {"method": f"point {i}", "refined": 0.2, "overhead": 0.9, "overhead_paper": 0.8, "printed": value}
         for i, value in enumerate(printed)
     ]
-    stated = {"dtype": "float32", "device": "CPU", "threads": 2}
-    rendered = waveclip_fig3.render({"conditions": stated, "models": {"a, b": model}, "points": points})
+    run = {"dtype": "float32", "device": "CPU", "threads": 2}
+    rendered = fig3.render({"conditions": run, "models": {"a, b": model}, "points": points})
     assert "| 20.0 % |" in rendered["md"]
     assert all(f"+{value:.2f}" in rendered["md"] for value in printed)
     assert set(rendered["figures"]) == {"waveclip-fig3"}
@@ -79,32 +76,41 @@ def test_table_1_says_what_two_levels_need():
         }
     ]
     need = {"192": 3.0, "224": 3.5, "256": 4.0}
-    text = waveclip_table1.render({"rows": rows, "patches_needed": need, "paper_full": 197})["md"]
+    text = table1.render({"rows": rows, "patches_needed": need, "paper_full": 197})["md"]
     assert "| 1 | 224 px | 1 | 198 | 17.00 | 17.50 |" in text
     assert "3.5 patches" in text and "256 px (4)" in text
+    vision = {"image_size": 224, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64}
     with pytest.raises(ValueError, match="192 or 256"):
-        WaveTower.from_image_tower(CLIP({**_paper_size(), "vision_cfg": _small()}).image_tower, levels=2)
+        WaveTower.from_image_tower(CLIP({**CLIP.tiny().architecture, "vision_cfg": vision}).image_tower, levels=2)
 
 
-def _paper_size() -> dict:
-    return CLIP.tiny().architecture
+def observed(margin, coarse, fine):
+    """Answers whose two confidences are alike."""
+    return Observed(margin[None], torch.stack([coarse, fine]), fine, margin[None], (coarse == fine)[None])
 
 
-def _small() -> dict:
-    return {"image_size": 224, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64}
+def test_gates_compared_at_equal_shares():
+    generator = torch.Generator().manual_seed(2)
+    margin = torch.rand(200, generator=generator)
+    coarse, fine = (torch.rand(200, generator=generator) < 0.5 for _ in range(2))
+    result = fig4.compare_gates(observed(margin, coarse, fine))
+    assert result["gates"]["margin"] == result["gates"]["maximum"]
+    assert all(point["difference"] == (0.0, 0.0, 0.0) for point in result["points"])
+    histograms = result["gates"]["margin"]["histograms"]
+    assert sum(histograms["right"]) == int(coarse.sum()) and sum(histograms["wrong"]) == int((~coarse).sum())
 
 
 def test_figures_1_and_4_render():
     margin = torch.rand(50)
     coarse, fine = margin > 0.5, margin > 0.2
-    stored = waveclip_fig4.compare_gates(Outcomes(margin, margin, coarse, fine, fine, coarse == fine))
-    rendered = waveclip_fig4.render({"pictures": 50} | stored)
+    gates = fig4.compare_gates(observed(margin, coarse, fine))
+    rendered = fig4.render({"pictures": 50} | gates)
     assert "AUROC" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig4"}
     result = {
         "pictures": 50,
         "teacher": {"gmacs": 0.03, "accuracy": 0.8},
         "frontier": [{"refined": i / 10, "gmacs": 0.01 + i / 400, "accuracy": 0.5 + i / 50} for i in range(11)],
-        "paper": paper()["table2"],
+        "paper": paper_numbers("waveclip")["table2"],
     }
-    rendered = waveclip_fig1.render(result)
+    rendered = fig1.render(result)
     assert "50 test pictures" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig1"}

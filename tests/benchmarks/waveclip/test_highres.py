@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.waveclip import highres as waveclip_highres
 from benchmarks.waveclip.highres import SIZES, measured, price, render
-from benchmarks.waveclip.levels import observe_levels
+from benchmarks.waveclip.observed import observe
 from common.clip import CLIP
 from common.testing import TINY_CAPTIONS, tiny_architecture
 from waveclip import WaveTower
@@ -61,7 +61,7 @@ def block(large):
     for teacher, student in pairs:
         size = teacher.image_tower.image_size
         batch = {"image": torch.randn(30, 3, size, size), "label": torch.arange(30) % 6}
-        students.append(measured(teacher, student, observe_levels(teacher, student, [batch], list(TINY_CAPTIONS))))
+        students.append(measured(teacher, student, observe(teacher, student, [batch], list(TINY_CAPTIONS))))
     gained = {"teacher": (0.1, 0.05, 0.15), "student": (0.08, 0.03, 0.13)}
     return {
         "split": "test",

@@ -7,21 +7,23 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from PIL import Image
-from tests.benchmarks.test_baselines import SMALL_TEXT, released_tinyclip
-from timm.data import ImageNetInfo
 
+from benchmarks.printed import paper_numbers
 from benchmarks.waveclip import imagenet
-from benchmarks.waveclip.imagenet import ImageNetValidation, imagenet_classes, row_accuracies
+from benchmarks.waveclip.imagenet import imagenet_classes, row_accuracies, validation_images
 from benchmarks.waveclip.rivals import BASELINES, TEACHER, WAVECLIP, tinyclip_architecture, weights_file
-from benchmarks.waveclip.table2 import paper
+from common.data.classification import ClassificationSet
+from common.data.sources import Samples
 from common.zeroshot import IMAGENET_NAMES, PHOTO, similarity
+from tests.benchmarks.waveclip.test_rivals import SMALL_TEXT, released_tinyclip
 from waveclip.gating import MarginGate
 from waveclip.progressive import ProgressiveClassifier
 from waveclip.tower import WaveTower
 
-WNIDS = ImageNetInfo("imagenet-1k").label_names()
+ROWS = paper_numbers("waveclip")["table2"]
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +58,12 @@ def theirs(row):
 
 @pytest.fixture(scope="module")
 def filled(small_rows, tmp_path_factory):
-    """(root, weights folder, {row: open_clip's scores of the pictures in key order}, WaveTower, teacher)."""
-    root = tmp_path_factory.mktemp("imagenet")
+    """(pictures, weights folder, {row: open_clip's scores of the pictures in their order}, WaveTower, teacher)."""
     generator = np.random.default_rng(0)
     pictures = []
     for index in range(16):
         pixels = generator.integers(0, 256, (6, 5, 3), dtype=np.uint8)
         pictures.append(Image.fromarray(pixels).resize((90, 75 + index), Image.Resampling.BICUBIC))
-        pictures[-1].save(root / f"{index}.JPEG")
     weights = tmp_path_factory.mktemp("weights")
     scores, teacher = {}, None
     for name, row in small_rows.items():
@@ -73,87 +73,81 @@ def filled(small_rows, tmp_path_factory):
         classifier = build_zero_shot_classifier(
             model, open_clip.get_tokenizer("ViT-B-16"), IMAGENET_NAMES, ["a photo of a {}."], 100
         )
-        images = torch.stack([row.transform()(Image.open(root / f"{i}.JPEG")) for i in range(16)])
+        settings = PreprocessCfg(size=row.image_size, **(row.preprocess or {}))
+        transform = image_transform_v2(settings, is_train=False)
         with torch.no_grad():
+            images = torch.stack([transform(picture) for picture in pictures])
             scores[name] = model.encode_image(images, normalize=True) @ classifier
     teacher = small_rows[TEACHER].build(weights / f"{TEACHER}.pt")
     wave = WaveTower.from_image_tower(teacher.image_tower, levels=1).eval()
     wave.save(weights / f"{WAVECLIP}.safetensors", teacher.architecture)
-    return root, weights, scores, wave, teacher
+    return pictures, weights, scores, wave, teacher
 
 
-def sort_into_folders(root, scores):
-    """Each picture goes where one of the rows guesses it to be, so that every row has something right."""
+@pytest.fixture
+def labelled(filled, monkeypatch):
+    """The pictures as ImageNet's; each has the label that one of the rows guesses, so every row has something right."""
+    pictures, _, scores, _, _ = filled
     names = list(scores)
-    for index in range(16):
-        label = int(scores[names[index % len(names)]][index].argmax())
-        folder = root / "val" / WNIDS[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{index}.JPEG").write_bytes((root / f"{index}.JPEG").read_bytes())
+    labels = [int(scores[names[index % len(names)]][index].argmax()) for index in range(16)]
+    samples = Samples([np.asarray(picture) for picture in pictures], labels, list(IMAGENET_NAMES))
+    images = ClassificationSet(samples, "imagenet", IMAGENET_NAMES)
+    monkeypatch.setattr(imagenet, "validation_images", lambda root: images)
+    return torch.tensor(labels)
 
 
-def test_every_row_is_filled(filled, small_rows, monkeypatch):
+def test_every_row_is_filled(filled, small_rows, labelled, monkeypatch):
     monkeypatch.setattr(imagenet, "BASELINES", small_rows)
-    root, weights, scores, wave, teacher = filled
-    sort_into_folders(root, scores)
-    rows = paper()["table2"]
-    found = row_accuracies(rows, root, weights, templates=PHOTO, batch_size=5, workers=0)
-    data = ImageNetValidation(root, small_rows[TEACHER].transform())
-    numbers = [int(item["key"].split("/")[1].split(".")[0]) for item in data]
-    labels = torch.tensor([item["label"] for item in data])
-    assert len(rows) == len(found) == 10
-    for row, result in zip(rows, found, strict=True):
+    pictures, weights, scores, wave, teacher = filled
+    results = row_accuracies(ROWS, "imagenet", weights, templates=PHOTO, batch_size=5, workers=0)
+    assert len(ROWS) == len(results) == 10
+    for row, result in zip(ROWS, results, strict=True):
         assert result["images"] == 16
         if row["model"] != WAVECLIP:
-            right = scores[row["model"]][numbers].argmax(-1) == labels
+            right = scores[row["model"]].argmax(-1) == labelled
             assert right.any()
             assert result["top1"] == pytest.approx(100 * right.float().mean().item())
             assert result["interval"][0] < result["top1"] < result["interval"][1]
-    images = torch.stack([item["image"] for item in data])
+    images = torch.stack([small_rows[TEACHER].transform()(picture) for picture in pictures])
     classes = imagenet_classes(teacher, PHOTO)
-    for row, result in zip(rows, found, strict=True):
+    for row, result in zip(ROWS, results, strict=True):
         if row["model"] == WAVECLIP:
             gate = MarginGate(result["threshold"])
             answer = ProgressiveClassifier(wave, classes, teacher.logit_scale.exp(), gate)(images)
-            assert result["top1"] == pytest.approx(100 * (answer.scores.argmax(-1) == labels).float().mean().item())
+            right = answer.scores.argmax(-1) == labelled
+            assert result["top1"] == pytest.approx(100 * right.float().mean().item())
             assert (answer.exit_step == 1).float().mean().item() == result["refined"] == round(16 * row["refined"]) / 16
 
 
 def test_scores_equal_open_clips(filled, small_rows):
-    root, weights, scores, _, _ = filled
+    pictures, weights, scores, _, _ = filled
     for name, row in small_rows.items():
         model = row.build(weights_file(weights, name))
-        images = torch.stack([row.transform()(Image.open(root / f"{i}.JPEG")) for i in range(16)])
+        images = torch.stack([row.transform()(picture) for picture in pictures])
         with torch.no_grad():
-            found = similarity(model.encode_image(images), imagenet_classes(model, PHOTO))
-        torch.testing.assert_close(found, scores[name], atol=1e-4, rtol=0)
+            ours = similarity(model.encode_image(images), imagenet_classes(model, PHOTO))
+        torch.testing.assert_close(ours, scores[name], atol=1e-4, rtol=0)
 
 
-def test_missing_files(filled, small_rows, monkeypatch, tmp_path):
+def test_missing_files(filled, small_rows, labelled, monkeypatch, tmp_path):
     monkeypatch.setattr(imagenet, "BASELINES", small_rows)
-    root, weights, scores, _, _ = filled
-    sort_into_folders(root, scores)
-    rows = paper()["table2"]
+    _, weights, _, _, _ = filled
     with pytest.raises(ValueError, match="has no file for any row; name them tinyclip-vit-8m-16"):
-        row_accuracies(rows, root, tmp_path)
+        row_accuracies(ROWS, "imagenet", tmp_path)
     (tmp_path / f"{WAVECLIP}.safetensors").symlink_to(weights / f"{WAVECLIP}.safetensors")
     with pytest.raises(ValueError, match="needs its teacher's text tower"):
-        row_accuracies(rows, root, tmp_path, PHOTO, workers=0)
+        row_accuracies(ROWS, "imagenet", tmp_path, PHOTO, workers=0)
     (tmp_path / f"{WAVECLIP}.safetensors").unlink()
     (tmp_path / "mobileclip-b.pt").symlink_to(weights / "mobileclip-b.pt")
-    found = row_accuracies(rows, root, tmp_path, PHOTO, workers=0)
-    assert [result is not None for result in found] == [row["model"] == "mobileclip-b" for row in rows]
+    results = row_accuracies(ROWS, "imagenet", tmp_path, PHOTO, workers=0)
+    assert [result is not None for result in results] == [row["model"] == "mobileclip-b" for row in ROWS]
 
 
-def test_unusable_trees(tmp_path):
-    with pytest.raises(ValueError, match="is no folder"):
-        ImageNetValidation(tmp_path / "nowhere", lambda image: image)
-    (tmp_path / "ILSVRC2012_val_00000001.JPEG").touch()
-    with pytest.raises(ValueError, match="sort the validation pictures"):
-        ImageNetValidation(tmp_path, lambda image: image)
-    (tmp_path / "val" / WNIDS[7]).mkdir(parents=True)
-    with pytest.raises(ValueError, match="hold no pictures"):
-        ImageNetValidation(tmp_path, lambda image: image)
-    (tmp_path / "val" / "cats").mkdir()
-    with pytest.raises(ValueError, match="cats"):
-        ImageNetValidation(tmp_path, lambda image: image)
+def test_an_incomplete_tree_says_what_it_needs(tmp_path):
+    with pytest.raises(ValueError, match=r"IMAGENET=.*nowhere.* no such folder.* sorted into imagenet/train"):
+        validation_images(tmp_path / "nowhere")
+    (tmp_path / "val" / "n01440764").mkdir(parents=True)
+    (tmp_path / "val" / "n01440764" / "ILSVRC2012_val_00000293.JPEG").touch()
+    for root in (tmp_path, tmp_path / "val"):
+        with pytest.raises(ValueError, match=r"1 folders .*which are not the classes of imagenet-1k"):
+            validation_images(root)

@@ -17,7 +17,8 @@ from common.deploy.calibrate import calibrate, observe
 from common.deploy.calibration import Wish, choose
 from common.deploy.model import Deployed, load
 from common.evaluate.tasks import Settings
-from common.models import EMBEDDED, Model
+from common.models import Model
+from common.packaged import default_model
 from tests.common.towers import NAMES, AttendedTower, tiny_directory
 
 SETTINGS = Settings(batch_size=50, workers=0)
@@ -90,11 +91,11 @@ def test_the_default_model_keeps_its_calibration_with_the_runs(tmp_path, monkeyp
     deployed = load(device="cpu")
     assert deployed.calibration.pictures == 50 and deployed.calibration.conditions["limit"] == 50
     assert deployed.calibration_file.is_relative_to(tmp_path / "calibrations")
-    assert deployed.ask().calibrated_on_these
-    assert main(["convert", str(EMBEDDED), str(tmp_path / "model")]) == 0
+    assert deployed.prepare().calibrated_on_these
+    assert main(["convert", str(default_model().weights), str(tmp_path / "model")]) == 0
     converted = load(tmp_path / "model", device="cpu")
     assert converted.calibration_file == tmp_path / "model" / "calibration.json", "it goes along"
-    assert converted.calibration.point == deployed.calibration.point and converted.ask().calibrated_on_these
+    assert converted.calibration.point == deployed.calibration.point and converted.prepare().calibrated_on_these
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.deploy.calibration import Calibration, Outcomes, Point, Wish, choose, least_correct, thinned
-from common.deploy.paths import Levels
+from common.deploy.early_exit import NEVER
 from common.evaluate.accuracy import wilson_interval
 
 
@@ -33,7 +33,7 @@ def played(of, threshold):
 def test_the_curve_is_what_every_threshold_gives(levels, ties):
     of = outcomes(60, levels, ties=ties)
     settings, (gmacs, accuracy) = of.settings(), of.curve()
-    assert settings[0] == 0 and settings[-1] == Levels.NEVER and (np.diff(settings) > 0).all()
+    assert settings[0] == 0 and settings[-1] == NEVER and (np.diff(settings) > 0).all()
     for setting, *found in zip(settings, gmacs, accuracy, strict=True):
         assert found == pytest.approx(played(of, setting))
     for threshold in np.linspace(0, 1, 40):
@@ -117,7 +117,7 @@ def test_a_calibration_on_disk(tmp_path):
     of = outcomes(1000, 1)
     point = choose(of, Wish(gmacs=2.0), resamples=20)
     curve = thinned(of)
-    assert len(curve) == 200 and curve[0][0] == 0 and curve[-1][0] == Levels.NEVER
+    assert len(curve) == 200 and curve[0][0] == 0 and curve[-1][0] == NEVER
     made = Calibration("threshold", {"gmacs": 2.0}, point, curve, 1000, list(of.costs), {"image": "a"}, "b", {})
     made.write(tmp_path / "folder" / "calibration.json")
     read = Calibration.read(tmp_path / "folder" / "calibration.json")
@@ -126,7 +126,7 @@ def test_a_calibration_on_disk(tmp_path):
     for budget in (of.costs[0], 2.5, of.costs[1], 99.0):
         setting = read.within(budget)
         assert played(of, setting)[0] <= budget + 1e-6
-    assert read.within(99.0) == Levels.NEVER
+    assert read.within(99.0) == NEVER
     with pytest.raises(ValueError, match="the cheapest path costs"):
         read.within(of.costs[0] / 2)
     for text in ("{}", "[1]", "no json", json.dumps({"point": {"x": 1}})):

@@ -13,7 +13,7 @@ from common.clip import CLIP
 from common.deploy import graphs
 from common.deploy.export import TOLERANCE, write_graphs
 from common.deploy.model import Deployed, load
-from common.deploy.paths import adaptive
+from common.deploy.paths import paths_of
 from common.models import Model
 from common.stages import run_chain
 from tests.common.towers import NAMES, AttendedTower, pictures, tiny_directory
@@ -59,7 +59,7 @@ def test_a_directory_becomes_one_graph_a_level(tmp_path, form, levels, capsys):
     assert report["class_names"] == NAMES and report["logit_scale"] == pytest.approx(model.scale.item())
     images = pictures(4)
     z = run_chain(exported, images)[-1][0].numpy()
-    scores = model.paths.at(None, torch.from_numpy(classes), model.scale)(images)[0].numpy()
+    scores = model.paths.runner(None, torch.from_numpy(classes), model.scale)(images)[0].numpy()
     logits = report["logit_scale"] * z @ classes.T
     odds = np.exp(logits - logits.max(1, keepdims=True))
     np.testing.assert_allclose(odds / odds.sum(1, keepdims=True), scores, atol=TOLERANCE)
@@ -83,7 +83,7 @@ def test_early_exit_over_onnx_graphs_is_the_models_own(tmp_path):
     threshold = margin.sort().values[6:8].mean().item()
     rows = (margin < threshold).nonzero().squeeze(1)
     scores[rows] = probabilities(fine(*(tensor[rows] for tensor in state))[0])
-    run = load(folder, device="cpu").paths.at(threshold, classes, torch.tensor(report["logit_scale"]))
+    run = load(folder, device="cpu").paths.runner(threshold, classes, torch.tensor(report["logit_scale"]))
     expected, level = run(images)
     assert level.nonzero().squeeze(1).tolist() == rows.tolist() and 0 < len(rows) < 12
     torch.testing.assert_close(scores, expected, atol=TOLERANCE, rtol=0)
@@ -102,7 +102,7 @@ def test_a_pruned_tower_at_its_keep_rate(tmp_path, form):
     tower = AttendedTower(CLIP.tiny().eval().image_tower, 0.5)
     report = write_graphs(deployed(tower, "kept"), form, tmp_path / form)
     assert report["setting"] == {"keep": 0.5} and len(report["stages"]) == 1
-    paths = adaptive(tower)
+    paths = paths_of(tower)
     assert report["gmacs"] == [pytest.approx(paths.costs(32)[paths.rates.index(0.5)])]
     (graph,), images = loaded(report, tmp_path / form), pictures(7)
     found = graph(images)[0]

@@ -9,7 +9,8 @@ from common.clip import CLIP
 from common.data.transforms import eval_transform, to_batch
 from common.deploy.calibration import Calibration, Point
 from common.deploy.model import Deployed, load
-from common.models import EMBEDDED, Model
+from common.models import Model
+from common.packaged import default_model
 from common.zeroshot import embed_prompts
 from tests.common.towers import NAMES, AttendedTower, tiny_directory
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
@@ -120,13 +121,13 @@ def test_a_calibration_says_when_it_may_not_hold(tmp_path, model, folder):
     file = tmp_path / "model" / "calibration.json"
     calibrated(model).write(file)
     model = load(tmp_path / "model", device="cpu")
-    assert model.ask().calibrated_on_these
+    assert model.prepare().calibrated_on_these
     with pytest.warns(UserWarning, match="made with other labels or prompts"):
-        assert model.ask(["cat", "dog"]).setting == 0.3
+        assert model.prepare(["cat", "dog"]).setting == 0.3
     made = calibrated(model)
     Calibration(**{**made.__dict__, "weights": {"image": "other", "text": "other"}}).write(file)
     with pytest.raises(ValueError, match="was made for other weights"):
-        load(tmp_path / "model", device="cpu").ask()
+        load(tmp_path / "model", device="cpu").prepare()
 
 
 def test_models_without_levels(tmp_path, folder):
@@ -157,7 +158,7 @@ def test_a_keep_rate_follows_the_budget_without_calibration(folder):
 def test_the_embedded_model_is_the_default(folder):
     model = load(device="cpu")
     assert model.model.type == "wave" and len(model.class_names) >= 600
-    by_name = load(EMBEDDED, device="cpu")
+    by_name = load(default_model().weights, device="cpu")
     assert (by_name.class_names, by_name.templates) == (model.class_names, model.templates)
     assert by_name.model.weights == model.model.weights, "an image tower alone, which finds its own texts"
     with pytest.raises(ValueError, match="--text-model belong to a --model; name one"):
@@ -168,4 +169,4 @@ def test_the_embedded_model_is_the_default(folder):
         model.classify(folder, ["transformer", "convolution"])
     alone = Deployed(model.model)
     with pytest.raises(ValueError, match="has no class names of its own; give labels"):
-        alone.ask()
+        alone.prepare()

@@ -1,0 +1,21 @@
+"""The model that commands use where none is named, as an entry point of the group ``effclip.packaged``."""
+
+from __future__ import annotations
+
+from benchmarks import WEIGHTS
+from common.packaged import PackagedModel
+
+
+def embedded() -> PackagedModel:
+    """The embedded WaveCLIP, with the text tower of the CLIP that it was distilled from."""
+    from common.data.embedded.module import TEMPLATES, class_names  # imports torch
+
+    names = class_names("seen")
+    return PackagedModel(
+        WEIGHTS / "embedded_waveclip.safetensors",
+        WEIGHTS / "embedded_clip.safetensors",
+        names,
+        TEMPLATES,
+        f"the embedded WaveCLIP (benchmarks/weights, 48 px): it knows {len(names):,} emoji by name and nothing else, "
+        "and refuses words outside of its vocabulary; --model names another",
+    )

@@ -1,0 +1,240 @@
+"""One training run: its command line, its folder of checkpoints, its weights and its result.
+
+Every run has a folder in $EFFCLIP_RUNS/retrain. A run continues from the last checkpoint there, and is skipped when its
+result is there. The result is written as soon as it is known.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from benchmarks import RESULTS, ROOT
+from benchmarks.embedded import batches
+from benchmarks.training.drift import first_losses
+from benchmarks.training.export import card, from_checkpoint, save
+from common.checkpoints import read_plain
+from common.conditions import conditions
+from common.paths import runs_directory
+from mlip.guide_mae import GuideMAE
+
+STORED = RESULTS / "retrain"
+RECIPES = {
+    "common/embedded_clip.yaml": 26,
+    "waveclip/embedded.yaml": 50,
+    "common/fashion_mnist_clip.yaml": 7,
+    "waveclip/fashion_mnist.yaml": 8,
+    "common/embedded_clip_96.yaml": 15,
+    "waveclip/embedded_96.yaml": 15,
+    "mlip/guide_mae.yaml": 3,
+    "mlip/embedded.yaml": 2,
+    "patchrank/embedded_predictor.yaml": 1,
+    "patchrank/embedded_avit.yaml": 1,
+    "patchrank/embedded_prompts.yaml": 1,
+}
+"""Minutes of each recipe's whole length on 2 cores."""
+Evaluation = Callable[[Path, str], dict[str, Any]]
+"""(weights file, recipe) -> what the result says about them."""
+Settings = Mapping[str, Mapping[str, Any]]
+"""Changes of a recipe: arguments of the "model" and of the "data"."""
+
+
+def options(settings: Settings) -> list[str]:
+    """Settings as options of the command line."""
+    return [
+        word
+        for section, arguments in settings.items()
+        for name, value in arguments.items()
+        for word in (f"--{section}.init_args.{name}", "null" if value is None else str(value))
+    ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a recipe, or a part of its length with some settings changed.
+
+    minutes: on 2 cores. A shorter run has a whole schedule: all numbers of steps in the recipe are cut by one factor.
+    settings: changes of the recipe.
+    output: where the weights go if they are committed.
+    places: settings that only say where this machine has a file; no record repeats them.
+    target: the command that trains this run alone, where it is not ``make retrain ONLY=name``.
+    """
+
+    name: str
+    recipe: str
+    minutes: int
+    seed: int = 0
+    settings: Settings = field(default_factory=dict)
+    output: Path | None = None
+    places: Settings = field(default_factory=dict)
+    target: str | None = None
+
+    @property
+    def steps(self) -> int:
+        """Training steps: the recipe's, cut by the same factor as its minutes.
+
+        ``last.ckpt`` holds the last step only where its interval divides the steps, because Lightning saves at the end
+        of a training only if it never saved before. So the steps of a shorter run are a multiple of the interval.
+        ValueError: the interval does not divide the steps of the whole recipe.
+        """
+        trainer = self._recipe()["trainer"]
+        whole = trainer["max_steps"]
+        (every,) = (
+            callback["init_args"]["every_n_train_steps"]
+            for callback in trainer["callbacks"]
+            if "every_n_train_steps" in callback.get("init_args", {})
+        )
+        if self.minutes == RECIPES[self.recipe]:
+            if whole % every:
+                raise ValueError(
+                    f"{self.recipe} saves every {every} of {whole} steps, so its last checkpoint is not its last "
+                    "step; let every_n_train_steps divide max_steps"
+                )
+            return whole
+        steps = round(whole * self.minutes / RECIPES[self.recipe])
+        return steps // every * every or steps
+
+    def _recipe(self) -> dict[str, Any]:
+        return yaml.safe_load((ROOT / self.recipe).read_text())
+
+    def arguments(self, overlay: str | None = None) -> list[str]:
+        """The arguments of `lightning fit`."""
+        arguments = ["-c", self.recipe]
+        if self.minutes < RECIPES[self.recipe]:
+            recipe, steps = self._recipe(), self.steps
+            arguments += ["--trainer.max_steps", str(steps)]
+            schedule = {
+                name: round(value * steps / recipe["trainer"]["max_steps"])
+                for name, value in recipe["model"]["init_args"].items()
+                if name.endswith("_steps")
+            }
+            arguments += options({"model": schedule})
+        if self.seed:
+            arguments += ["--seed_everything", str(self.seed), "--data.init_args.seed", str(self.seed)]
+        overlays = ["-c", overlay] if overlay else []
+        return [*arguments[:2], *overlays, *arguments[2:], *options(self.settings)]
+
+
+def work(runs: Sequence[Run], evaluate: Evaluation, listing: bool, overlay: str | None = None) -> None:
+    """Print each run with its state; unless ``listing``, train the runs that are not finished."""
+    console = Console()
+    for run in runs:
+        folder = runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
+        state = "finished" if (folder / "result.json").is_file() else f"about {run.minutes} min"
+        typed = shlex.join(command(run, overlay))
+        console.print(f"{run.name:<23} {state:<14}{typed}", markup=False, highlight=False, soft_wrap=True)
+        if not listing and state != "finished":
+            train(run, folder, evaluate, overlay)
+
+
+def command(run: Run, overlay: str | None = None) -> list[str]:
+    """The command line of a run, as a reader would type it."""
+    return ["lightning", "fit", *run.arguments(overlay)]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest ``last.ckpt`` of a run; None: it never saved one."""
+    return max(folder.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def train(run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = None) -> dict[str, Any]:
+    """Train, export, evaluate, write the result. ValueError: the training failed."""
+    made = fit(run, folder, overlay)
+    committed = run.output if run.output and not overlay else None
+    weights = committed or folder / "weights.safetensors"
+    module = from_checkpoint(last_checkpoint(folder), run.recipe)
+    save(module, weights)
+    measured = reconstruction(module) if isinstance(module, GuideMAE) else evaluate(weights, run.recipe)
+    result = {**made, **measured}
+    if committed:
+        result["first_losses"] = first_losses(run.recipe, settings=run.settings)
+        committed.with_suffix(".md").write_text(card(committed, result, run.target))
+    result_file = folder / "result.json"
+    # The folder's own file comes last: it marks the run as finished.
+    for path in [result_file] if overlay else [STORED / f"{run.name}.json", result_file]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+def fit(run: Run, folder: Path, overlay: str | None = None, places: Settings | None = None) -> dict[str, Any]:
+    """Train in a process of its own, from the folder's last checkpoint on; return the training's part of the result.
+
+    places: settings that are no part of the run, such as the folder of its data. Nothing is trained when the last
+    checkpoint is the last step. ValueError: the training failed.
+    """
+    steps = None if overlay else run.steps  # an overlay may change them
+    folder.mkdir(parents=True, exist_ok=True)
+    start, clock = folder / "conditions.json", folder / "minutes.json"
+    if not start.is_file():  # a run that continues keeps the conditions of its start
+        start.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None or steps_of(checkpoint) != steps:
+        arguments = [
+            *run.arguments(overlay),
+            *options(run.places),
+            *options(places or {}),
+            "--trainer.default_root_dir",
+            str(folder.absolute()),
+        ]
+        if checkpoint:
+            arguments += ["--ckpt_path", str(checkpoint.absolute())]
+        code = _timed([sys.executable, "-m", "common.cli", "fit", *arguments], clock)
+        if code:
+            raise ValueError(f"run {run.name} ended with code {code}; the same command continues it")
+        checkpoint = last_checkpoint(folder)
+    if not clock.is_file():
+        raise ValueError(
+            f"run {run.name} is trained, but what timed it was killed before; write its minutes into {clock}, such as "
+            "[26.0], or remove its folder to train again"
+        )
+    minutes = json.loads(clock.read_text())
+    return {
+        "name": run.name,
+        "command": shlex.join(command(run, overlay)),
+        "conditions": json.loads(start.read_text()),
+        "minutes": sum(minutes),
+        "legs": len(minutes),
+        "steps": steps_of(checkpoint),
+    }
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The number of optimiser steps of a checkpoint."""
+    return read_plain(checkpoint)["global_step"]
+
+
+def _timed(line: list[str], record: Path) -> int:
+    """Run a command line and return its exit code; append its minutes to the list in ``record``."""
+    legs = json.loads(record.read_text()) if record.is_file() else []
+    start = time.monotonic()
+    try:
+        code = subprocess.run(line, cwd=ROOT).returncode
+    finally:
+        legs.append((time.monotonic() - start) / 60)
+        record.write_text(json.dumps(legs))
+    return code
+
+
+@torch.no_grad()
+def reconstruction(module: GuideMAE) -> dict[str, Any]:
+    """A masked autoencoder's loss on ``val`` and ``test``, with the masks of its validation."""
+    result: dict[str, Any] = {}
+    for split in ("val", "test"):
+        total, pictures = 0.0, 0
+        for number, batch in enumerate(batches(split, None)):
+            loss = module.loss(batch["image"], torch.Generator().manual_seed(number))
+            total, pictures = total + float(loss) * len(batch["image"]), pictures + len(batch["image"])
+        result[split] = {"masked patches": {"loss": total / pictures, "pictures": pictures}}
+    return result

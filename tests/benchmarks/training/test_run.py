@@ -1,0 +1,69 @@
+"""A run as a command line: its schedule, and how it continues after an interruption."""
+
+import json
+import os
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.training import run
+from benchmarks.training.retrain import RUNS
+from benchmarks.training.run import Run, last_checkpoint
+from tests.readme import ROOT
+
+
+def test_shorter_runs_have_a_shorter_schedule():
+    short = Run("x", "waveclip/embedded.yaml", 15, seed=2)
+    arguments = short.arguments("more.yaml")
+    assert arguments[:4] == ["-c", "waveclip/embedded.yaml", "-c", "more.yaml"]
+    steps = int(arguments[arguments.index("--trainer.max_steps") + 1])
+    recipe = yaml.safe_load((ROOT / short.recipe).read_text())
+    whole = recipe["trainer"]["max_steps"]
+    for name in ("warmup_steps", "fine_first_steps"):
+        part = int(arguments[arguments.index(f"--model.init_args.{name}") + 1])
+        assert part / recipe["model"]["init_args"][name] == pytest.approx(steps / whole, rel=0.1)
+    assert arguments[-4:] == ["--seed_everything", "2", "--data.init_args.seed", "2"]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_the_last_step_is_saved(run):
+    """Lightning writes last.ckpt at its interval, and at the end only if it never did before."""
+    trainer = yaml.safe_load((ROOT / run.recipe).read_text())["trainer"]
+    every = trainer["callbacks"][-1]["init_args"]["every_n_train_steps"]
+    assert run.steps % every == 0 or run.steps < every
+
+
+def test_the_newest_checkpoint_is_the_one_to_go_on_from(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for version in range(2):
+        folder = tmp_path / f"version_{version}"
+        folder.mkdir()
+        (folder / "last.ckpt").touch()
+        os.utime(folder / "last.ckpt", (version, version))
+    assert last_checkpoint(tmp_path).parent.name == "version_1"
+
+
+def test_a_finished_training_is_not_run_again_and_an_interrupted_one_goes_on(monkeypatch, tmp_path):
+    teacher, lines = RUNS[0], []
+
+    def timed(line, record):
+        lines.append(line)
+        torch.save({"global_step": teacher.steps if len(lines) > 1 else 500}, tmp_path / "last.ckpt")
+        record.write_text(json.dumps([2.0] * len(lines)))
+        return int(len(lines) == 1)  # the first is killed
+
+    monkeypatch.setattr(run, "_timed", timed)
+    with pytest.raises(ValueError, match="run teacher ended with code 1; the same command continues it"):
+        run.fit(teacher, tmp_path)
+    made = [run.fit(teacher, tmp_path, places={"data": {"root": "/data"}}) for _ in range(2)]
+    assert made[0] == made[1] and (made[0]["steps"], made[0]["minutes"], made[0]["legs"]) == (teacher.steps, 4.0, 2)
+    assert "/data" not in made[0]["command"]
+    assert len(lines) == 2 and "--ckpt_path" not in lines[0]
+    assert lines[1][-2:] == ["--ckpt_path", str(tmp_path / "last.ckpt")] and "/data" in lines[1]
+
+
+def test_a_training_whose_time_was_lost_says_how_to_mend_it(tmp_path):
+    torch.save({"global_step": RUNS[0].steps}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"run teacher is trained, .* write its minutes into .*minutes\.json"):
+        run.fit(RUNS[0], tmp_path)
