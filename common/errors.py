@@ -17,6 +17,7 @@ EXTRAS = {"wandb": "wandb", "tensorboard": "tensorboard", "tensorboardX": "tenso
 """Packages that a command may need, and the extra that installs each."""
 _DISK = {
     errno.ENOSPC: "the disk is full; make room, or name another folder",
+    errno.EFBIG: "the file would be larger than this process may write; raise the limit, or name another folder",
     errno.EDQUOT: "the quota is used up; make room, or name another folder",
     errno.EROFS: "the disk can only be read; name another folder",
     errno.EACCES: "permission denied; name another file or folder, or change its permissions",

@@ -33,16 +33,17 @@ class StopOnNonFinite(Callback):
         norm = get_total_norm(gradients) if gradients else torch.zeros(())
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded over processes
         loss, self._loss = self._loss, None
-        finite = loss is None or bool(torch.isfinite(loss))
+        here = loss is None or bool(torch.isfinite(loss))
         if getattr(trainer.precision_plugin, "scaler", None) is None:
-            finite = finite and bool(torch.isfinite(norm))
-        if trainer.world_size > 1:
-            finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
-        if not finite:
-            rates = ", ".join(sorted({f"{group['lr']:.3g}" for group in optimizer.param_groups}))
-            value = "unknown" if loss is None else f"{float(loss):.4g}"
-            raise ValueError(
-                f"step {trainer.global_step + 1}: the loss is {value} and the gradient norm {float(norm):.4g} at "
-                f"learning rate {rates}; the weights before this step are kept, and --ckpt_path last goes on from "
-                "them, best with a lower learning rate or a longer warm-up"
-            )
+            here = here and bool(torch.isfinite(norm))
+        everywhere = trainer.strategy.reduce_boolean_decision(here, all=True) if trainer.world_size > 1 else here
+        if everywhere:
+            return
+        value = "unknown" if loss is None else f"{float(loss):.4g}"
+        what = f"the loss is {value} and the gradient norm {float(norm):.4g}"
+        rates = ", ".join(sorted({f"{group['lr']:.3g}" for group in optimizer.param_groups}))
+        raise ValueError(
+            f"step {trainer.global_step + 1}: {'another process stopped' if here else what} at learning rate {rates}; "
+            "the weights before this step are kept, and --ckpt_path last goes on from them, best with a lower learning "
+            "rate or a longer warm-up"
+        )

@@ -9,6 +9,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LOCAL_WEIGHTS = (
+    "give a local weights file instead of the tag (--weights FILE, or weights: FILE in a recipe), or HF_ENDPOINT for "
+    "a mirror"
+)
 SECONDS = 8
 """How long the hub may take to answer; asking also finds the name's address, which has no limit of its own."""
 

@@ -1,4 +1,4 @@
-"""What `effclip doctor` asks of the machine around this installation: disks, folders for files, packages that hide ours.
+"""What `effclip doctor` asks of the machine around this installation: disks, and packages that hide ours.
 
 Every answer is (what was looked at, what was found, the mend or None).
 """

@@ -36,13 +36,9 @@ def test_a_fault_of_the_program_has_none():
 
 
 def test_the_cause_of_an_error_counts():
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device", "/a")
-        except OSError as error:
-            raise RuntimeError("writing failed") from error
-    except RuntimeError as error:
-        assert sentence(error).startswith("/a: the disk is full")
+    error = RuntimeError("writing failed")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/a")
+    assert sentence(error).startswith("/a: the disk is full")
 
 
 class Broken(Dataset):

@@ -1,4 +1,4 @@
-"""What can go wrong around a run is one sentence, with its exit code, and never a traceback; docs/faults.md lists it."""
+"""What can go wrong around a run is one sentence and an exit code, never a traceback; docs/faults.md lists it."""
 
 import os
 import re

@@ -5,7 +5,6 @@ Every run here is a process of its own, and every signal is a real one.
 
 import os
 import subprocess
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -80,24 +79,21 @@ def test_a_requeued_job_goes_on_with_its_own_run(run, place, unstopped, workers)
     assert_same(weights(place / name), unstopped(workers))
 
 
-@contextmanager
-def small_disk(folder):
-    """A folder on a disk of 3 MB, where root may make one; elsewhere a folder whose files are full by a quota."""
+@pytest.fixture
+def disk(place, request):
+    """A folder on a disk of 4 MB, where root may make one; elsewhere any folder."""
+    folder = place / f"disk-{request.node.callspec.id}"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
-    try:
-        yield folder, mounted.returncode == 0
-    finally:
-        if mounted.returncode == 0:
-            subprocess.run(["umount", "-l", folder], check=True)
+    yield folder
+    if mounted.returncode == 0:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_is_full_for_a_while_costs_nothing(run, place, unstopped, workers):
-    with small_disk(place / f"disk{workers}") as folder:
-        ended = fit(run, place, folder.name, workers, *fill(folder, 3, 6))
-        print(ended.printed)
-        assert ended.code == 0 and ended.printed.count("no checkpoint at") == 3
-        assert "Traceback" not in ended.printed
-        assert_same(weights(folder), unstopped(workers))
-        assert all(torch.load(file, weights_only=True)["state_dict"] for file in checkpoints(folder))
+def test_a_disk_that_is_full_for_a_while_costs_nothing(run, place, disk, unstopped, workers):
+    ended = fit(run, place, disk.name, workers, *fill(disk, 3, 6))
+    assert ended.code == 0 and ended.printed.count("no checkpoint at") == 3, ended.printed
+    assert "Traceback" not in ended.printed
+    assert_same(weights(disk), unstopped(workers))
+    assert all(torch.load(file, weights_only=True)["state_dict"] for file in checkpoints(disk))

@@ -76,7 +76,7 @@ def test_what_cannot_be_continued_says_so(runs):
     written(runs / "r" / "a" / "last.ckpt", 1)
     with pytest.raises(ValueError, match=r"no checkpoint below .*/b \(there are a\)"):
         continued("fit", RunOptions("r", "b", resume=True), runs / "r" / "b", None)
-    with pytest.raises(ValueError, match="'a' is there already .* --resume a goes on"):
+    with pytest.raises(ValueError, match=r"'a' is there already .* --resume a goes on"):
         continued("fit", RunOptions("r", "a"), runs / "r" / "a", None)
     with pytest.raises(ValueError, match="known only to the run itself"):
         continued("fit", RunOptions("r"), runs / "r", "best")
@@ -91,7 +91,7 @@ def test_a_requeued_job_goes_on_and_a_new_one_takes_no_strangers(runs, monkeypat
     assert continued("fit", RunOptions("r"), runs / "r" / "17", None) == (str(own), False)
     shared = runs / "shared"
     written(shared / "hpc_ckpt_1.ckpt", 1)
-    with pytest.raises(ValueError, match="another job's hpc_ckpt_1.ckpt"):
+    with pytest.raises(ValueError, match=r"another job's hpc_ckpt_1\.ckpt"):
         continued("fit", RunOptions("r"), shared, None)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert continued("fit", RunOptions("r"), shared, None)[1] is False

@@ -1,7 +1,9 @@
 """A tiny training that draws random numbers, and callbacks that strike it at one of its steps."""
 
 import os
+import resource
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -36,18 +38,27 @@ class Strike(Callback):
 
 
 class FillDisk(Callback):
-    """Fills the disk of a folder at one step, and makes room again at another (-1: never)."""
+    """Fills the disk of a folder at one step, and makes room again at another (-1: never).
+
+    On a disk that others use too, a limit on the size of this process's files stands for the fullness.
+    """
 
     def __init__(self, folder: str, full: int, room: int) -> None:
-        self.file, self.full, self.room = Path(folder) / "filling", full, room
+        self.folder, self.full, self.room = Path(folder), full, room
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        disk_of_its_own = os.path.ismount(self.folder)
         if trainer.global_step == self.full:
-            with open(self.file, "wb", buffering=0) as file:
-                try:
-                    while True:
-                        file.write(bytes(4096))
-                except OSError:
-                    pass
+            _fill(self.folder / "filling") if disk_of_its_own else _limit(100)
         if trainer.global_step == self.room:
-            self.file.unlink()
+            (self.folder / "filling").unlink() if disk_of_its_own else _limit(resource.RLIM_INFINITY)
+
+
+def _fill(path):
+    with open(path, "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def _limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
