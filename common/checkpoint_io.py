@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,10 +12,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from common.checkpoints import read_plain
+
+_log = logging.getLogger(__name__)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def first_non_finite(state: Mapping[str, Any]) -> str | None:
@@ -54,7 +58,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError, ValueError) as error:
             self.failed, self.failing = self.failed + 1, True
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            rank_zero_warn(f"no checkpoint at {target}: {reason}; the run goes on and tries again")
+            _log.warning("no checkpoint at %s: %s; the run goes on and tries again", target, reason)
             return None
         self.saved, self.failing = self.saved + 1, False
         self._remove_superseded()
@@ -89,8 +93,8 @@ def _write(checkpoint: dict[str, Any], target: Path) -> None:
     try:
         try:
             _save_synced(checkpoint, part)
-        except (OSError, RuntimeError):
-            if not (previous.is_file() and target.is_file()):
+        except OSError as error:
+            if error.errno not in _NO_ROOM or not (previous.is_file() and target.is_file()):
                 raise
             previous.unlink()
             _save_synced(checkpoint, part)

@@ -16,13 +16,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from common.run_folder import job
 
+LAST = ModelCheckpoint.CHECKPOINT_NAME_LAST + ModelCheckpoint.FILE_EXTENSION
 RETRY_SECONDS = 60
 _STEPS_BETWEEN_LOOKS = 20
 """Several processes must agree on a save, which costs a message; they look at the clock every so many steps."""
 
 
 class KeepWork(Checkpoint):
-    """Saves ``last-timed.ckpt`` where the recipe's own callbacks would leave work unsaved.
+    """Saves ``last.ckpt`` where the recipe's own callbacks would leave work unsaved.
 
     That is: ``minutes`` after the last checkpoint (sooner when that one failed), at the end of the training, at Ctrl-C
     and SIGTERM, and after an exception of a run of one process. Signals wait for the end of the step, so that no
@@ -86,10 +87,17 @@ class KeepWork(Checkpoint):
         fits = trainer.state.fn == "fit" and not trainer.sanity_checking
         if fits and self._saved_step != trainer.global_step and (stopped or trainer.world_size == 1):
             self._save(trainer)
+        if fits and (stopped or isinstance(exception, KeyboardInterrupt)):
+            rank_zero_info(f"stopped after step {trainer.global_step}; --ckpt_path last goes on from there")
 
     def _save(self, trainer: Trainer) -> None:
-        if not trainer.fast_dev_run:
-            trainer.save_checkpoint(folder_of_checkpoints(trainer) / "last-timed.ckpt", weights_only=False)
+        if trainer.fast_dev_run:
+            return
+        target = str(folder_of_checkpoints(trainer) / LAST)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_last is True:
+                callback.last_model_path = target  # its own file too, which it would else leave for last-v1.ckpt
+        trainer.save_checkpoint(target, weights_only=False)
 
     @staticmethod
     def _failing(trainer: Trainer) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+_log = logging.getLogger(__name__)
 
 
 class RunLogger(CSVLogger):
@@ -42,4 +45,4 @@ class RunLogger(CSVLogger):
             self._warn(error)
 
     def _warn(self, error: OSError) -> None:
-        rank_zero_warn(f"metrics are not written to {self.log_dir}: {error.strerror}; the run goes on")
+        _log.warning("metrics are not written to %s: %s; the run goes on", self.log_dir, error.strerror)

@@ -61,6 +61,7 @@ _NOTICES = (
     r"Checkpoint directory .* exists and is not empty",
     r"`Trainer.fit` stopped",
     r"Seed set to",
+    r"Detected KeyboardInterrupt",
     r"Restor(ing|ed) (all )?states from the checkpoint",
     r"`weights_only` was not set",
     r"Experiment logs directory .* exists and is not empty",

@@ -66,7 +66,7 @@ def test_a_root_for_each_run(runs, monkeypatch):
 
 def test_last_is_the_newest_of_the_root(runs):
     written(runs / "r" / "a" / "version_0" / "checkpoints" / "last.ckpt", 1)
-    newest = written(runs / "r" / "b" / "version_1" / "checkpoints" / "last-timed.ckpt", 2)
+    newest = written(runs / "r" / "b" / "version_1" / "checkpoints" / "last.ckpt", 2)
     assert newest_checkpoint(runs / "r") == newest
     assert continued("fit", RunOptions("r"), runs / "r", "last") == (str(newest), True)
     assert continued("test", RunOptions("r", "b", resume=True), runs / "r" / "b", None) == (str(newest), True)
