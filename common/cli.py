@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if argv[:1] and argv[0] in COMMANDS:
         return _answered(lambda: importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]), f"effclip {argv[0]}")
     if argv[:1] and argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
+        return _answered(lambda: print(USAGE) or 0, "effclip")
     other = _other_lightning()
     if other is not None:
         return other.load()()

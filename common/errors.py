@@ -56,7 +56,7 @@ def _sentence(error: BaseException) -> str | None:
         return _DISK.get(code, f"a safetensors file cannot be read ({lines[0]}); fetch or write it again")
     if "CUDA" in lines[0] and ("not compiled" in lines[0] or "no NVIDIA driver" in lines[0]):
         return "this machine or this torch has no GPU; take --device cpu, or --trainer.accelerator cpu"
-    return _of_a_worker(lines) if lines[0].startswith("Caught ") else None
+    return _of_a_worker(lines) if lines[0].startswith("Caught ValueError") else None
 
 
 def _named_package(text: str) -> str:

@@ -22,20 +22,17 @@ QUIET = {
 class Spoiled(BoringModel):
     """Its loss, or the gradient of its weights alone, is not finite at one step of one process."""
 
-    def __init__(self, what, step=2, rank=0, folder=None):
+    def __init__(self, what, rank=0, folder=None):
         super().__init__()
-        self.what, self.step, self.rank, self.folder = what, step, rank, folder
+        self.what, self.rank, self.folder = what, rank, folder
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)["loss"]
-        if (batch_idx, self.global_rank) != (self.step, self.rank):
+        if (batch_idx, self.global_rank) != (2, self.rank):
             return loss
         if self.what == "loss":
             return loss + torch.tensor(float("inf"))  # whose gradient is finite
         return loss + 0 * torch.sqrt(0 * self.layer.weight.sum())  # 0, whose gradient is NaN
-
-    def on_exception(self, trainer, exception):
-        pass
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -70,11 +67,16 @@ def test_gradients_that_a_loss_scaler_skips_are_left_to_it():
 
 
 class Recording(StopOnNonFinite):
-    """Writes down that a process stopped, and where."""
+    """Writes down where a process stopped, and waits for the other, which the launcher would else end."""
 
-    def on_exception(self, trainer, pl_module, exception):
-        file = pl_module.folder / f"{trainer.global_rank}.json"
-        file.write_text(json.dumps([trainer.global_step, str(exception)]))
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        try:
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        except ValueError as error:
+            file = pl_module.folder / f"{trainer.global_rank}.json"
+            file.write_text(json.dumps([trainer.global_step, str(error)]))
+            torch.distributed.barrier()
+            raise
 
 
 @pytest.mark.filterwarnings("ignore")
