@@ -167,6 +167,8 @@ class RecipeCLI(LightningCLI):
                 f"none of {self.checkpoint_io.failed} checkpoints could be written below {self.root.absolute()}; make "
                 "room there, or name another folder by EFFCLIP_RUNS, and train again"
             )
+        if self.checkpoint_io.failing:
+            rank_zero_warn("the last checkpoint could not be written; the newest below is of an earlier step")
         if not self.trainer.fast_dev_run:
             rank_zero_info("\n".join(closing_lines(self.trainer, self.model, self.options.recipe)))
 

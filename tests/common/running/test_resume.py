@@ -81,10 +81,10 @@ def test_a_requeued_job_goes_on_with_its_own_run(run, place, unstopped, workers)
 
 @pytest.fixture
 def disk(place, request):
-    """A folder on a disk of 4 MB, where root may make one; elsewhere any folder."""
+    """A folder on a disk of 9 MB, where root may make one; elsewhere any folder."""
     folder = place / f"disk-{request.node.callspec.id}"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", folder], capture_output=True)
     yield folder
     if mounted.returncode == 0:
         subprocess.run(["umount", "-l", folder], check=True)
