@@ -71,7 +71,7 @@ def _lines(file: str, what: str) -> list[str]:
 
 
 def checked_labels(names: Sequence[str]) -> list[str]:
-    """The names as a list. ValueError: there are fewer than two, or one is repeated."""
+    """The names. ValueError: fewer than two, or one that stands there twice."""
     twice = [name for name, times in Counter(names).items() if times > 1]
     if len(names) < 2 or twice:
         wrong = f"{twice[0]!r} twice" if twice else f"{len(names)} of them"

@@ -37,13 +37,16 @@ def parameter_groups(
 ) -> list[dict]:
     """AdamW groups of the trainable parameters. Weight decay applies to matrices, not to gains, biases and vectors.
 
+    A stack of vectors looks like a matrix; a module names its own in ``vectors``, a tuple of parameters' names.
     new: parameters without pretrained values; their learning rate is ``new_factor`` times the others'.
     """
     fresh = {id(p) for p in new}
+    vectors = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "vectors", ())}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim >= 2, id(parameter) in fresh), []).append(parameter)
+            decays = parameter.ndim >= 2 and id(parameter) not in vectors
+            groups.setdefault((decays, id(parameter) in fresh), []).append(parameter)
     return [
         {
             "params": parameters,

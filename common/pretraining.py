@@ -16,7 +16,7 @@ from common import optim
 from common.clip import CLIP
 from common.contrastive import clamp_logit_scale, info_nce
 from common.retrieval import PairRecall
-from common.zeroshot import embed_prompts
+from common.zeroshot import embed_prompts, similarity
 
 
 class Deployable(Protocol):
@@ -88,7 +88,7 @@ class ContrastivePretraining(LightningModule):
             loss = info_nce(image, text, self.clip.logit_scale.exp(), same=batch["caption_id"], gather=False)
             self.log("val_loss", loss, sync_dist=True, batch_size=len(image))
             return
-        guess = (image @ self._classes.T).argmax(1)
+        guess = similarity(image, self._classes).argmax(1)
         self.validation_top1.update((guess == batch["label"]).float())
         self.log("val_top1", self.validation_top1, prog_bar=True)
 

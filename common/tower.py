@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_ONEDNN_BF16 = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    # False on processors without AVX-512, where oneDNN has no such product and the call is an error.
+    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
 
 
 class KVCache:
@@ -87,7 +92,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     row of its result. A tracer cannot record that call and gets ``F.linear``.
     """
     narrow = x.device.type == "cpu" and x.dtype == weight.dtype == bias.dtype == torch.bfloat16
-    if narrow and _ONEDNN and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+    if narrow and _ONEDNN_BF16 and not torch.is_grad_enabled() and not torch.jit.is_tracing():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 

@@ -71,8 +71,12 @@ def class_embeddings(
 
 
 def similarity(image_embeddings: Tensor, classes: Tensor) -> Tensor:
-    """Cosines [B,C] in fp32 of image embeddings [B,E], normalised here, with unit class embeddings [C,E]."""
-    return F.normalize(image_embeddings.float(), dim=-1) @ classes.float().to(image_embeddings.device).T
+    """Cosines [B,C] in fp32 of image embeddings [B,E], normalised here, with unit class embeddings [C,E].
+
+    Autocast does not apply here: in bfloat16 one image of twelve ties between two classes.
+    """
+    with torch.autocast(image_embeddings.device.type, enabled=False):
+        return F.normalize(image_embeddings.float(), dim=-1) @ classes.float().to(image_embeddings.device).T
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Patch Ranking: keep the image tokens that a learned ranking puts first."""
+"""Patch Ranking: a learned ranking chooses the image tokens that stay."""
 
 from patchrank.golden import GoldenRanking, golden_ranking
 from patchrank.predictor import RankPredictor

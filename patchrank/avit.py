@@ -1,11 +1,11 @@
-"""A-ViT (Yin et al., CVPR 2022), a baseline: tokens halt at different depths, in each picture its own.
+"""A-ViT (Yin et al., CVPR 2022), a baseline: tokens halt at different depths, which differ from image to image.
 
 Shapes: B images, N tokens (class token first), L blocks, D width, E joint dim, S image size.
 
 After block l a token's halting score is h_l = σ(scale · x₀ + shift), where x₀ is its first channel; after the last
 block it is 1. The token halts at the block n where h_1 + ... + h_n reaches 1 - ε. Its halting probabilities are
 p_l = h_l before n, the remainder r = 1 - h_1 - ... - h_(n-1) at n, and 0 beyond; they sum to one. The output is the
-class token's mean over the blocks by its p. A token that has halted is seen by no other.
+class token's mean over the blocks, weighted by its p. No other token attends to a token that has halted.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from common.tower import ImageTower
 
 
 class Halting(NamedTuple):
-    """What a pass over B images gives.
+    """The result of a pass over B images.
 
-    z: [B,E], not normalised.  active: bool [L,B,N], which tokens each block computed.
+    z: [B,E], not normalised.  active: bool [L,B,N], the tokens that each block computed.
     probability: [L,B,N], p.  ponder: [B,N], n + r.
     """
 
@@ -36,18 +36,18 @@ class Halting(NamedTuple):
 
     @property
     def depth(self) -> Tensor:
-        """Mean number of blocks [B] that a picture's tokens went through."""
+        """Mean number of blocks [B] that an image's tokens go through."""
         return self.active.sum(0).float().mean(1)
 
 
 class AViTTower(nn.Module):
-    """A copy of an image tower whose tokens halt; with a shift of -inf none does, and it equals the tower.
+    """A copy of an image tower whose tokens halt. With a shift of -inf none halts, and it equals the tower.
 
-    Halted tokens are masked here and would be left out by a kernel for ragged batches: the cost to state is that of
-    the tokens that were active (``saved_macs``), the mean over pictures. When the class token halts, nothing
-    can change the output any more, so all its picture's tokens halt with it.
+    Halted tokens are only masked here; a kernel for ragged batches would skip them. The cost to report is therefore
+    that of the active tokens (``saved_macs``), averaged over images. When the class token halts, nothing can change
+    the output any more, so all tokens of that image halt with it.
 
-    scale, shift: of the halting score; the paper's 5 and -10.  epsilon: ε.
+    scale, shift: of the halting score; 5 and -10 in the paper.  epsilon: ε.
     """
 
     def __init__(self, tower: ImageTower, scale: float = 5.0, shift: float = -10.0, epsilon: float = 0.01) -> None:
@@ -58,7 +58,7 @@ class AViTTower(nn.Module):
         self.scale, self.shift, self.epsilon = scale, shift, epsilon
 
     def run(self, images: Tensor) -> Halting:
-        """images [B,3,S,S] -> embeddings, and who halted where."""
+        """images [B,3,S,S] -> embeddings, and where each token halted."""
         x = self.tower.embed(images)
         blocks = self.tower.transformer.resblocks
         active = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
@@ -66,12 +66,14 @@ class AViTTower(nn.Module):
         left = torch.ones(x.shape[:2], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         ponder, output, actives, probabilities = torch.zeros_like(left), 0.0, [], []
         for number, block in enumerate(blocks, 1):
-            # The class token stays visible, lest a finished picture's rows attend to nothing.
+            # 1. Run the block on the active tokens. The class token stays visible, so that no row attends to nothing.
             mask = active.logical_or(is_class)[:, None, None]
             x = torch.where(active[..., None], block(x, mask), x)
+            # 2. Which tokens halt here: those out of probability, and all of them where the class token is.
             score = torch.sigmoid(self.scale * x[..., 0].to(left.dtype) + self.shift)
             reached = left - score <= self.epsilon if number < len(blocks) else active
             halts = active & reached.logical_or(reached[:, :1])
+            # 3. A halting token takes the remainder, the others their score; the output is the weighted mean.
             probability = torch.where(halts, left, score) * active
             output = output + probability[:, 0, None] * x[:, 0]
             ponder = ponder + active + halts * left
@@ -91,15 +93,15 @@ class AViTTower(nn.Module):
         return F.normalize(z, dim=-1) if normalize else z
 
     def saved_macs(self, active: Tensor) -> tuple[Tensor, Tensor]:
-        """What halting saves each picture of active [L,B,N]: multiply-adds [B], all and without attention's products.
+        """Multiply-adds [B] that halting saves each image of active [L,B,N]: all, and without attention's products.
 
-        To be taken from ``count_macs`` of this tower, which masks and so computes everything.
+        Subtract them from ``count_macs`` of this tower, which masks halted tokens and so computes everything.
         """
         block = self.tower.transformer.resblocks[0]
         width, hidden = block.mlp.c_proj.out_features, block.mlp.c_fc.out_features
-        tokens, whole = active.sum(2).double(), float(active.shape[2])
-        linear = (4 * width**2 + 2 * width * hidden + 2 * 5 * width) * (whole - tokens)
-        attention = 2 * width * (whole**2 - tokens**2)
+        tokens, all_tokens = active.sum(2).double(), float(active.shape[2])
+        linear = (4 * width**2 + 2 * width * hidden + 2 * 5 * width) * (all_tokens - tokens)
+        attention = 2 * width * (all_tokens**2 - tokens**2)
         return (linear + attention).sum(0), linear.sum(0)
 
     def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
@@ -124,12 +126,12 @@ def ponder_loss(halting: Halting) -> Tensor:
 
 
 def distribution_loss(halting: Halting, depth: float) -> Tensor:
-    """KL(H || Gaussian around ``depth``, of deviation 1), both over the blocks 1 to L.
+    """KL(H || Gaussian of mean ``depth`` and deviation 1), both over the blocks 1 to L.
 
     H is the mean over tokens of the halting probabilities p, which sum to one. (The paper takes the scores h, which
-    need not, and does not say how they are normalised.)
+    need not sum to one, and does not say how it normalises them.)
     """
-    found = halting.probability.mean((1, 2))
-    blocks = torch.arange(1, len(found) + 1, device=found.device, dtype=found.dtype)
+    mean = halting.probability.mean((1, 2))  # [L]
+    blocks = torch.arange(1, len(mean) + 1, device=mean.device, dtype=mean.dtype)
     target = (-0.5 * (blocks - depth) ** 2).log_softmax(0)
-    return (found * (found.clamp(min=1e-8).log() - target)).sum()
+    return (mean * (mean.clamp(min=1e-8).log() - target)).sum()

@@ -1,4 +1,4 @@
-"""Training A-ViT beside Patch Ranking: the same frozen CLIP to imitate, the same pictures, no labels.
+"""Training A-ViT as a baseline of Patch Ranking: the same frozen CLIP as target, the same images, no labels.
 
 Shapes: B images, S image size, E joint dim.
 """
@@ -19,20 +19,20 @@ from patchrank.frozen_clip import FrozenCLIPTraining
 
 
 class AViTTraining(FrozenCLIPTraining):
-    """Train an A-ViT to give a frozen CLIP's image embeddings with fewer tokens at depth.
+    """Train an A-ViT to reproduce a frozen CLIP's image embeddings with fewer tokens in deep blocks.
 
-    The paper trains for a classification loss; the cosine distance to the full embedding stands in its place, which
-    is what feature preservation ranks tokens by, so that A-ViT and predictor learn from the same signal.
+    The paper trains with a classification loss. Here the cosine distance to the full embedding replaces it. Feature
+    preservation ranks tokens by the same distance, so A-ViT and predictor learn from the same signal.
 
     Args:
         architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
         weights: null (random), an open_clip tag, or a local file.
         quick_gelu: the activation of a local weights file that does not record it.
-        depth: blocks that the mean token should go through; the centre of the paper's halting distribution.
-        distribution_weight: of the divergence from that distribution.
-        ponder_weight: of the ponder loss.
-        scale: of the halting score.
-        shift: of the halting score.
+        depth: blocks that the average token should go through; the mean of the paper's halting distribution.
+        distribution_weight: weight of the divergence from that distribution.
+        ponder_weight: weight of the ponder loss.
+        scale: scale of the halting score.
+        shift: shift of the halting score.
         learning_rate: peak rate of AdamW.
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
@@ -107,7 +107,7 @@ class AViTTraining(FrozenCLIPTraining):
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """The keys of a batch and the normalised embeddings [B,E] of its pictures."""
+        """The keys of a batch and the normalised embeddings [B,E] of its images."""
         return {"key": batch["key"], "embedding": self.model.encode_image(batch["image"])}
 
     def configure_optimizers(self) -> dict:
@@ -116,5 +116,5 @@ class AViTTraining(FrozenCLIPTraining):
         return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
 
     def deployable(self) -> tuple[AViTTower, CLIP]:
-        """The tower whose tokens halt, and the CLIP whose texts it is read against."""
+        """The tower whose tokens halt, and the CLIP whose text tower goes with it."""
         return self.model, self.clip

@@ -1,9 +1,9 @@
-"""What Patch Ranking is compared with: token reducers that need no training, each from its paper's formulas.
+"""Baselines of Patch Ranking: token reducers that need no training, each from its paper's formulas.
 
 Shapes: B images, K patch tokens, R kept, M merged (those of set A that go), N all tokens, D width, H heads.
 
-Each is a reducer of ``common.reduction`` with a fixed number of tokens out, which makes shapes static. ``keep`` is the
-share of the patch tokens present that stays (``keep_count``).
+Each is a reducer of ``common.reduction`` that leaves a fixed number of tokens, so shapes are static. ``keep`` is the
+share of the present patch tokens that stay (``keep_count``).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from common.reduction import ReductionContext
 from patchrank.avit import AViTTower
 from patchrank.scores import keep_count
 
-__all__ = ["AViTTower", "ClassAttention", "EViT", "GoldenOracle", "RandomKeep", "ToMe", "match"]
+__all__ = ["AViTTower", "ClassAttention", "EViT", "GoldenOracle", "RandomKeep", "ToMe", "bipartite_soft_matching"]
 
-_PLACES = 2**14  # of RandomKeep's table: a grid of 128 x 128
+_PLACES = 2**14  # in the table of RandomKeep: a grid of 128 x 128
 
 
 class ClassAttention(nn.Module):
     """Keep the patches to which the class token attends most, mean over heads, in the block where this stands.
 
-    Before block i as in the paper's comparison (there i = 3, its 4th block), or between that block's half steps.
+    It stands before block i, as in the paper's comparison (i = 3 there, the 4th block), or between its half steps.
     """
 
     def __init__(self, keep: float) -> None:
@@ -40,9 +40,10 @@ class ClassAttention(nn.Module):
 
 
 class RandomKeep(nn.Module):
-    """Keep patches drawn at random: by ``seed`` alone, the same places of the grid in every picture.
+    """Keep random patches, the same places of the grid in every image.
 
-    So neither the batch nor the order of the pictures changes a result, and several seeds tell the spread.
+    Only ``seed`` chooses them, so a result depends neither on the batch nor on the order of the images, and several
+    seeds give the spread.
     """
 
     def __init__(self, keep: float, seed: int = 0) -> None:
@@ -58,9 +59,9 @@ class RandomKeep(nn.Module):
 
 
 class GoldenOracle(nn.Module):
-    """Keep the first patches of golden orders [B,N] of this very batch: what a perfect predictor would keep.
+    """Keep the first patches of the golden orders [B,K] of this batch, as a perfect predictor would.
 
-    It stands before the layer that the orders were made for, as the first reducer of its tower.
+    It stands before the layer for which the orders were made, as the first reducer of its tower.
     """
 
     def __init__(self, keep: float, order: Tensor) -> None:
@@ -81,9 +82,9 @@ class GoldenOracle(nn.Module):
 class EViT(nn.Module):
     """Keep the patches to which the class token attends most, and fuse the others into one (Liang et al., ICLR 2022).
 
-    It stands between the half steps of a block and reads that block's attention. The fused token is the mean of the
-    dropped ones weighted by attention. (The paper calls it an average and writes the sum; without training, only an
-    average has the scale of a token.) fuse=False drops them.
+    It stands between the half steps of a block and reads that block's attention. The fused token is the
+    attention-weighted mean of the dropped ones. (The paper calls it an average and writes a sum; without training,
+    only an average has the scale of a token.) With fuse=False they are dropped.
     """
 
     def __init__(self, keep: float, fuse: bool = True) -> None:
@@ -93,7 +94,7 @@ class EViT(nn.Module):
     def forward(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
         """x [B,N,D] -> x with R patch tokens, most attended first, and the fused one, of position -1.
 
-        ValueError: after a reducer whose attention is proportional to sizes, which EViT does not know.
+        ValueError: an earlier reducer uses proportional attention, which EViT does not support.
         """
         if context.bias is not None:
             raise ValueError("EViT does not follow a reducer with proportional attention; turn that off")
@@ -104,24 +105,25 @@ class EViT(nn.Module):
             return short, remaining
         dropped = attention.scatter(1, kept, 0.0)
         weights = dropped / dropped.sum(1, keepdim=True).clamp(min=torch.finfo(dropped.dtype).tiny)
-        fused = weights.to(x.dtype)[:, None] @ context.patches(x)
-        sizes = _sizes(context)
-        left = sizes.scatter(1, kept, 0.0).sum(1, keepdim=True)
+        fused = weights.to(x.dtype)[:, None] @ context.patches(x)  # [B,1,D]
+        # The fused token comes last and stands for all the patches of the dropped ones.
         x = remaining.with_patches(short, torch.cat([remaining.patches(short), fused], dim=1))
         positions = F.pad(remaining.positions, (0, 1), value=-1)
-        return x, replace(remaining, positions=positions, sizes=torch.cat([sizes.gather(1, kept), left], dim=1))
+        sizes = _sizes(context)
+        fused_size = sizes.scatter(1, kept, 0.0).sum(1, keepdim=True)
+        return x, replace(remaining, positions=positions, sizes=torch.cat([sizes.gather(1, kept), fused_size], dim=1))
 
 
-def match(keys: Tensor, merged: int) -> tuple[Tensor, Tensor, Tensor]:
+def bipartite_soft_matching(keys: Tensor, merged: int) -> tuple[Tensor, Tensor, Tensor]:
     """ToMe's bipartite soft matching of tokens by their keys [B,K,D].
 
-    Every second token (set A) draws an edge to the token of the others (set B) with the most similar key, by cosine;
-    the ``merged`` best edges stay. Gives, as places within A and B: the tokens of A that stay (in their order, long
-    [B,ceil(K/2)-M]), those that go ([B,M]), and the tokens of B that these go to ([B,M]).
+    Tokens alternate between sets A and B. Every token of A draws an edge to the token of B with the most similar key,
+    by cosine, and the ``merged`` best edges are kept. Returns places within A and B: the tokens of A that stay (in
+    their order, long [B,ceil(K/2)-M]), those that go ([B,M]), and the tokens of B into which these go ([B,M]).
     """
     keys = F.normalize(keys, dim=-1)
-    closeness, partner = (keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)).max(-1)
-    order = closeness.argsort(dim=1, descending=True)
+    similarity, partner = (keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)).max(-1)
+    order = similarity.argsort(dim=1, descending=True)
     going, staying = order.tensor_split([merged], dim=1)
     return staying.sort(1).values, going, partner.gather(1, going)
 
@@ -129,10 +131,10 @@ def match(keys: Tensor, merged: int) -> tuple[Tensor, Tensor, Tensor]:
 class ToMe(nn.Module):
     """Merge the ``removed`` most similar pairs of patches in a block (Bolya et al., ICLR 2023).
 
-    It stands between the half steps, usually of every block, and compares the keys of that block's attention, their
-    mean over heads. A merged token is the mean of its patches, so tokens count by their sizes. The class token never
-    merges, and at most half of the patches do.
-    proportional: later blocks attend to a token as to the patches that it stands for: log sizes added to the logits.
+    It stands between the half steps, usually of every block, and compares the keys of that block's attention,
+    averaged over heads. A merged token is the mean of its patches, so tokens are weighted by size. The class token
+    never merges, and at most half of the patches do.
+    proportional: later blocks attend to a token as to all its patches: log sizes are added to the logits.
     """
 
     def __init__(self, removed: int, proportional: bool = True) -> None:
@@ -142,25 +144,26 @@ class ToMe(nn.Module):
         self.removed, self.proportional = removed, proportional
 
     def forward(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
-        """x [B,N,D] -> x with M patch tokens less; those that stand for several have position -1."""
+        """x [B,N,D] -> x with M patch tokens fewer; tokens that stand for several patches have position -1."""
         assert context.keys is not None, "ToMe reads a block's keys: it stands at (i, 'middle')"
         patches, positions = context.patches(x), context.positions
         merged = min(self.removed, patches.shape[1] // 2)
         if not merged:
             return x, context
         sizes = _sizes(context)
-        staying, going, partner = match(context.patches(context.keys.mean(1)), merged)
+        staying, going, partner = bipartite_soft_matching(context.patches(context.keys.mean(1)), merged)
 
         def join(values: Tensor) -> Tensor:
-            """values [B,K,F] -> [B,K-M,F]: those of A that stay, then B with what came to it added."""
+            """values [B,K,F] -> [B,K-M,F]: the staying ones of A, then those of B plus the ones that go into them."""
             a, b = values[:, ::2], values[:, 1::2]
             rows = [places[..., None].expand(-1, -1, values.shape[-1]) for places in (staying, going, partner)]
             return torch.cat([a.gather(1, rows[0]), b.scatter_add(1, rows[2], a.gather(1, rows[1]))], dim=1)
 
+        # Means weighted by size.
         weights = sizes[..., None].to(x.dtype)
         joined = join(weights)
         x = context.with_patches(x, join(patches * weights) / joined)
-        # Where no other patch came in, a sum of positions is still a position.
+        # A token that nothing was merged into keeps its position.
         alone = join(torch.ones_like(positions)[..., None]) == 1
         positions = join(positions[..., None]).where(alone, -1).squeeze(-1)
         bias = _log_sizes(context, x, joined) if self.proportional else context.bias
@@ -168,11 +171,11 @@ class ToMe(nn.Module):
 
 
 def _sizes(context: ReductionContext) -> Tensor:
-    """How many patches each token stands for, [B,K] in fp32."""
+    """The number of patches that each token stands for, [B,K] in fp32."""
     return torch.ones_like(context.positions, dtype=torch.float32) if context.sizes is None else context.sizes
 
 
 def _log_sizes(context: ReductionContext, x: Tensor, sizes: Tensor) -> Tensor:
-    """The attention bias [B,1,1,N] of proportional attention: log sizes [B,K,1] of patches, 0 for exempt tokens."""
-    every = context.with_patches(x.new_ones(*x.shape[:2], 1), sizes)
-    return every.log()[:, None, None, :, 0]
+    """The bias [B,1,1,N] of proportional attention from the patches' sizes [B,K,1]: their logs; 0 for exempt tokens."""
+    all_sizes = context.with_patches(x.new_ones(*x.shape[:2], 1), sizes)
+    return all_sizes.log()[:, None, None, :, 0]

@@ -1,12 +1,12 @@
-"""The golden ranking of a picture's tokens: what its embedding loses when a block of them is removed.
+"""Phase I, the golden ranking: tokens ranked by what the image's embedding loses without them.
 
 Shapes: B images, N patch tokens, W blocks, V variants (an image without one block), K tokens of a variant (class token
 included), D width, H heads, E joint dim, C classes.
 
-The paper runs the tower once for every variant. The same numbers cost less here, since variants share much:
-* the blocks before the prune layer, which see all tokens, run once for an image;
-* so do the queries, keys and values of the first block after it: a token's own do not depend on the others;
-* of the last block only the class token is read, and its keys and values need not be formed (``class_step``).
+The paper runs the tower once for every variant. The variants share much, so the same numbers cost less here:
+* the blocks before the prune layer see all tokens and run once for an image;
+* the queries, keys and values of the first block after it are computed once too, since they do not mix tokens;
+* only the class token of the last block is read, so its keys and values need not be formed (``class_step``).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from patchrank.scores import Score, check_score, grid_blocks, removal_costs, tok
 
 
 class GoldenRanking(NamedTuple):
-    """order: long [B,N], patches by their place in the flattened grid, most important first.
+    """A ranking of the patch tokens.
 
-    scores: [B,N], by place, high = keep; a token's score is of the last round that it was there for, and compares
-    with those of the same round.
+    order: long [B,N], places in the flattened grid, most important first.
+    scores: [B,N], by place, high = keep. A token's score comes from the last round in which it was present, and
+        compares with the scores of that round alone.
     """
 
     order: Tensor
@@ -56,14 +57,14 @@ def golden_ranking(
     """Rank the patch tokens of images [B,3,S,S] by what their removal before block ``prune_layer`` costs.
 
     score: see ``patchrank.scores``; "confidence" needs class_embeddings [C,E] (of length one) and logit_scale (the
-        multiplier), "label" labels (long [B]) too.
-    block, stride: tokens are removed by windows of block x block patches, ``stride`` apart; a token's score is the
-        mean over the windows that hold it. The class token always stays.
-    rounds, removed_per_round: greedy search: after every round but the last the tokens that cost least are removed,
-        and the rest are scored anew, a window being what is left of it. The reference stays the whole picture.
+        multiplier), "label" needs labels (long [B]) too.
+    block, stride: windows of block x block patches, ``stride`` apart, are removed one at a time. A token's score is
+        the mean over the windows that hold it. The class token always stays.
+    rounds, removed_per_round: greedy search. Each round but the last removes the tokens that cost least; the next
+        one scores the rest, with windows of what remains in them. The reference is always the whole image.
     memory: bytes that variants computed together may take; by default 16 MiB on a CPU, to stay in its caches, and
         1 GiB elsewhere. It changes the results by rounding at most.
-    Of equal scores the patch that comes first in the grid counts as the more important.
+    Of equal scores the earlier patch of the grid is the more important.
     ValueError: settings that do not fit the tower or each other.
     """
     classes = {"class_embeddings": class_embeddings, "logit_scale": logit_scale}
@@ -75,14 +76,14 @@ def golden_ranking(
     _check_rounds(rounds, removed_per_round, tokens)
     if memory is None:
         memory = 2**24 if images.device.type == "cpu" else 2**30
-    together = _variants_in(memory, tower, tokens + 1, images.element_size())
-    of_parts = repeat(None) if labels is None else labels.to(images.device).split(together)
-    found = []
-    for part, of_part in zip(images.split(together), of_parts, strict=False):  # repeat has no end
+    size = _variants_in(memory, tower, tokens + 1, images.element_size())
+    label_parts = repeat(None) if labels is None else labels.to(images.device).split(size)
+    rankings = []
+    for part, part_labels in zip(images.split(size), label_parts, strict=False):  # repeat has no end
         variants = Variants(tower, part, prune_layer, memory)
-        costs = partial(removal_costs, score, variants.full(), labels=of_part, **classes)
-        found.append(_rank(variants, member, costs, rounds, removed_per_round))
-    return GoldenRanking(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        costs = partial(removal_costs, score, variants.full(), labels=part_labels, **classes)
+        rankings.append(_greedy_search(variants, member, costs, rounds, removed_per_round))
+    return GoldenRanking(*(torch.cat(parts) for parts in zip(*rankings, strict=True)))
 
 
 def _check_rounds(rounds: int, removed_per_round: int | None, tokens: int) -> None:
@@ -90,8 +91,8 @@ def _check_rounds(rounds: int, removed_per_round: int | None, tokens: int) -> No
         raise ValueError(f"rounds {rounds} must be at least 1")
     if rounds == 1:
         if removed_per_round is not None:
-            said = f"removed_per_round {removed_per_round} changes nothing in one round, which ranks all tokens"
-            warnings.warn(said, stacklevel=4)
+            message = f"removed_per_round {removed_per_round} changes nothing in one round, which ranks all tokens"
+            warnings.warn(message, stacklevel=4)
         return
     if removed_per_round is None or removed_per_round < 1:
         raise ValueError(
@@ -105,45 +106,48 @@ def _check_rounds(rounds: int, removed_per_round: int | None, tokens: int) -> No
 
 
 def _variants_in(memory: int, tower: ImageTower, tokens: int, itemsize: int) -> int:
-    """How many variants of K tokens a budget in bytes holds, one at least.
+    """How many variants of K tokens fit into ``memory`` bytes, at least one.
 
-    Alive at once in the widest place of a block: its input, a norm of it, and either queries, keys, values, what
-    attention mixes and its product, or the hidden layer and its product.
+    The widest place of a block holds its input, the norm of it, and one of two: queries, keys, values, the mixed
+    values and their projection (7 D in all), or the hidden layer and its projection (3 D and the hidden width).
     """
     width, hidden = tower.proj.shape[0], tower.transformer.resblocks[0].mlp.c_fc.out_features
     return max(1, memory // (tokens * itemsize * max(7 * width, 3 * width + hidden)))
 
 
-def _rank(
+def _greedy_search(
     variants: Variants,
     member: Tensor,
     costs: Callable[[Tensor], Tensor],
     rounds: int,
     removed_per_round: int | None,
 ) -> GoldenRanking:
-    """Greedy rounds over the windows member [W,N]; costs: pruned embeddings [B,W,E] -> [B,W]."""
+    """Rank in rounds over the windows member [W,N]; costs: pruned embeddings [B,W,E] -> [B,W]."""
     batch, tokens = len(variants.x), member.shape[1]
     remaining = member.new_ones(batch, tokens)
     tail = torch.empty(batch, 0, dtype=torch.long, device=member.device)  # removed tokens, the earliest last
     scores = torch.zeros((), device=member.device)
     for round_number in range(1, rounds + 1):
-        removed = member & remaining[:, None]
-        found = token_scores(costs(variants.without(removed, remaining)), removed)
-        scores = torch.where(remaining, found, scores)
+        # 1. Score the remaining tokens by what their windows cost.
+        removed = member & remaining[:, None]  # [B,W,N]
+        round_scores = token_scores(costs(variants.without(removed, remaining)), removed)
+        scores = torch.where(remaining, round_scores, scores)
+        # 2. Order them, most important first.
         order = scores.masked_fill(~remaining, -torch.inf).argsort(dim=1, descending=True, stable=True)
         order = order[:, : tokens - tail.shape[1]]
+        # 3. Move the least important ones to the tail, before those that earlier rounds removed.
         if round_number < rounds:
-            order, last = order.tensor_split([order.shape[1] - removed_per_round], dim=1)
-            tail = torch.cat([last, tail], dim=1)
-            gone = member.new_zeros(last.shape)  # a tensor, since the counter's tracer cannot record a bool
-            remaining = remaining.scatter(1, last, gone)
+            order, lowest = order.tensor_split([order.shape[1] - removed_per_round], dim=1)
+            tail = torch.cat([lowest, tail], dim=1)
+            gone = member.new_zeros(lowest.shape)  # a tensor, since the counter's tracer cannot record a bool
+            remaining = remaining.scatter(1, lowest, gone)
     return GoldenRanking(torch.cat([order, tail], dim=1), scores)
 
 
 class Variants:
-    """Embeddings of images [B,3,S,S] without some of their tokens, computed from what all these have in common.
+    """Embeddings of images [B,3,S,S] without some of their tokens; what the variants share is computed once.
 
-    x: [B,1+N,D], what enters block ``layer``, where the tokens go.
+    x: [B,1+N,D], the tokens that enter block ``layer``, where some are removed.
     """
 
     def __init__(self, tower: ImageTower, images: Tensor, layer: int, memory: int) -> None:
@@ -161,28 +165,31 @@ class Variants:
         return self.embed(torch.arange(batch, device=self.x.device), places)
 
     def without(self, removed: Tensor, remaining: Tensor) -> Tensor:
-        """z [B,W,E] of the images without the patches removed, bool [B,W,N], of those remaining, bool [B,N].
+        """z [B,W,E] of the remaining patches, bool [B,N], without the removed ones, bool [B,W,N].
 
-        Windows that remove the same tokens are computed once, those that remove none not at all (their z is 0).
+        Windows that remove the same tokens are computed once. Windows that remove none are not computed; their z is 0.
         """
         batch, windows = removed.shape[:2]
-        alike = _first_alike(removed)
-        sought = removed.any(-1) & (alike == torch.arange(windows, device=removed.device))
-        image, kept = sought.nonzero()[:, 0], (remaining[:, None] & ~removed)[sought]
+        # The V variants to compute: the first of equal windows stands for all of them.
+        first_equal = _first_equal(removed)
+        computed = removed.any(-1) & (first_equal == torch.arange(windows, device=removed.device))  # [B,W]
+        image, kept = computed.nonzero()[:, 0], (remaining[:, None] & ~removed)[computed]  # [V], [V,N]
+        # Variants of one length run together, as dense batches.
         counts = kept.sum(1)
-        z = self.x.new_empty(len(image), self.tower.proj.shape[1])
-        for count in counts.unique().tolist():  # variants of one length run together, as dense batches
+        z = self.x.new_empty(len(image), self.tower.proj.shape[1])  # [V,E]
+        for count in counts.unique().tolist():
             rows = (counts == count).nonzero().squeeze(1)
             patches = kept[rows].nonzero()[:, 1].view(len(rows), count)
             size = _variants_in(self.memory, self.tower, count + 1, self.x.element_size())
-            for some, chosen in zip(rows.split(size), patches.split(size), strict=True):
-                z[some] = self.embed(image[some], F.pad(chosen + 1, (1, 0)))
+            for batch_rows, batch_patches in zip(rows.split(size), patches.split(size), strict=True):
+                z[batch_rows] = self.embed(image[batch_rows], F.pad(batch_patches + 1, (1, 0)))  # 0: class token
+        # Back to [B,W,E], every window with the embedding of its first equal.
         out = z.new_zeros(batch, windows, z.shape[1])
-        out[sought] = z
-        return out.gather(1, alike[..., None].expand_as(out))
+        out[computed] = z
+        return out.gather(1, first_equal[..., None].expand_as(out))
 
     def embed(self, image: Tensor, tokens: Tensor) -> Tensor:
-        """z [V,E] of images (long [V]) with only some of their tokens (long [V,K], class token first)."""
+        """z [V,E] of ``image`` (long [V], rows of x) with only ``tokens`` (long [V,K], class token first)."""
         flat = (image[:, None] * self.x.shape[1] + tokens).flatten()
         x = self.x.flatten(0, 1).index_select(0, flat).unflatten(0, tokens.shape)
         blocks = self.tower.transformer.resblocks
@@ -206,10 +213,10 @@ def golden_macs(
     *,
     attention: bool = True,
 ) -> int:
-    """Multiply-adds of ranking one picture, as ``gmacs`` of ``common.flops``; without attention as ``gmacs_paper``.
+    """Multiply-adds of ranking one image, as ``gmacs`` of ``common.flops``; without attention as ``gmacs_paper``.
 
-    Exact for one round. What later rounds cost depends on the picture, since their windows may be alike or have lost
-    tokens; here each takes away a single token, which is the most that it can cost.
+    Exact for one round. The cost of later rounds depends on the image, since windows may be equal or have lost
+    tokens. They count here with windows that each remove a single token, which is an upper bound.
     """
     width, layers = tower.proj.shape[0], len(tower.transformer.resblocks)
     perceptron = 2 * width * tower.transformer.resblocks[0].mlp.c_fc.out_features
@@ -242,8 +249,8 @@ def golden_macs(
     return once + variant(patches + 1) + variants + comparisons
 
 
-def _first_alike(sets: Tensor) -> Tensor:
-    """long [B,W]: for every one of an image's sets, bool [B,W,N], the first that holds the same."""
+def _first_equal(sets: Tensor) -> Tensor:
+    """sets: bool [B,W,N] -> long [B,W], for each set of an image the first set that is equal to it."""
     members = sets.float()
     shared, sizes = members @ members.transpose(1, 2), members.sum(-1)
     same = (shared == sizes[:, :, None]) & (shared == sizes[:, None])
@@ -251,10 +258,10 @@ def _first_alike(sets: Tensor) -> Tensor:
 
 
 def class_step(block: Block, x: Tensor) -> Tensor:
-    """The class token [V,1,D] that ``block`` makes of x [V,K,D]; the other tokens are only attended to.
+    """The class token [V,1,D] after ``block`` on x [V,K,D]; the other tokens are only attended to.
 
-    As in ``class_logits`` for keys, values are not formed: Σ a (Wx) is computed as W (Σ a x), so K·D·H multiply-adds
-    take the place of K·D² for either.
+    Neither keys (see ``class_logits``) nor values are formed: Σ a (Wx) is computed as W (Σ a x). Each costs K·D·H
+    multiply-adds this way, not K·D².
     """
     attention, normed = block.attn, block.ln_1(x)
     width, heads = x.shape[-1], attention.heads

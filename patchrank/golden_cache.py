@@ -1,6 +1,6 @@
-"""Golden rankings of whole data sets, computed once and found again on disk by content.
+"""Golden rankings of whole data sets, computed once and stored on disk by content.
 
-Shapes: B images of a batch, P pictures in all, N patch tokens, C classes.
+Shapes: B images of a batch, P images in all, N patch tokens, C classes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from common.tower import ImageTower
 from patchrank.golden import golden_macs, golden_ranking
 from patchrank.scores import Score, check_score
 
-_VERSION = 1  # of what a stored order means; another version's orders are not read
+_VERSION = 1  # of the stored orders' meaning; orders of another version are not read
 
 
 @dataclass(frozen=True)
 class Rankings:
-    """The golden orders of P pictures.  places: row of each picture by its key.  orders: int16 [P,N]."""
+    """The golden orders of P images.  places: the row of each image by its key.  orders: int16 [P,N]."""
 
     places: dict[str, int]
     orders: Tensor
@@ -39,7 +39,7 @@ class Rankings:
         return len(self.places)
 
     def of(self, keys: Sequence[str]) -> Tensor:
-        """Orders [B,N] (long, most important patch first) of pictures by their keys. ValueError: a key not ranked."""
+        """Orders [B,N] (long, most important patch first) of images by their keys. ValueError: a key not ranked."""
         unknown = [key for key in keys if key not in self.places]
         if unknown:
             raise ValueError(f"{len(unknown)} of {len(keys)} pictures were not ranked, such as {unknown[0]!r}")
@@ -56,17 +56,17 @@ def ranked(
     progress: bool = True,
     **settings: Any,
 ) -> Rankings:
-    """The golden ranking of every picture of a loader, from disk where it was computed before.
+    """The golden ranking of every image of a loader, from disk if it was computed before.
 
     batches: {"image" [B,3,S,S], "key", and "label" for the label-driven score}, as the suite's data modules give them.
         A ranking belongs to a view: take the evaluation view, ``data.dataloader("train", train=False)``.
-    folder: where orders stay; default ``golden`` in $EFFCLIP_RUNS. Each tower and setting has a folder of its own in
-        it, named by their hash, and pictures are found by a hash of what is in them, so neither a new name nor
-        another order of the data computes anything again. Processes may share it.
-    save_every: seconds after which what is new is written. A run that was killed goes on from what it wrote last.
-    progress: draw a bar that says what a picture costs (in several rounds, at most).
-    settings: of ``golden_ranking``, but ``labels``. They run in the tower's own precision, whatever autocast says.
-    ValueError: batches without keys or, where asked for, labels; two different pictures under one key.
+    folder: where orders are stored; default ``golden`` in $EFFCLIP_RUNS. A hash of tower and settings names a
+        subfolder, and a hash of an image's pixels names its order, so new keys or another order of the data cost
+        nothing. Processes may share the folder.
+    save_every: seconds between writes of new orders. A run that was killed continues from its last write.
+    progress: show a progress bar with the cost per image (an upper bound for several rounds).
+    settings: of ``golden_ranking``, except ``labels``. It runs in the tower's precision, without autocast.
+    ValueError: batches without keys or needed labels; two different images under one key.
     """
     device = tower.proj.device
     store = _Store(Path(folder or runs_directory() / "golden") / settings_key(tower, score, **settings), save_every)
@@ -81,10 +81,11 @@ def ranked(
             digests = picture_digests(batch["image"], labels)
             new = [row for row, digest in enumerate(digests) if digest not in store.places]
             if new:
-                own = None if labels is None else labels[new].to(device)
+                new_labels = None if labels is None else labels[new].to(device)
+                new_images = batch["image"][new].to(device)
                 with torch.autocast(device.type, enabled=False):
-                    found = golden_ranking(tower, batch["image"][new].to(device), score, labels=own, **settings)
-                store.add([digests[row] for row in new], found.order)
+                    ranking = golden_ranking(tower, new_images, score, labels=new_labels, **settings)
+                store.add([digests[row] for row in new], ranking.order)
             for key, digest in zip(batch["key"], digests, strict=True):
                 if places.setdefault(key, digest) != digest:
                     raise ValueError(f"two different pictures are called {key!r}; keys must tell pictures apart")
@@ -104,32 +105,32 @@ def _description(tower: ImageTower, settings: Mapping[str, Any]) -> str:
 
 
 def settings_key(tower: ImageTower, score: Score, **settings: Any) -> str:
-    """16 hex digits that change with whatever a ranking depends on beside the picture: weights and settings.
+    """16 hex digits that depend on all that a ranking depends on, except the image: weights and settings.
 
-    Spelling out a default changes nothing, and so does ``memory``.
+    A default that is spelled out changes nothing, nor does ``memory``.
     """
     bound = inspect.signature(golden_ranking).bind(tower, None, score, **settings)
     bound.apply_defaults()
     check_score(score, {**bound.arguments, "labels": "come with the batches"})
-    asked = {k: v for k, v in bound.arguments.items() if k not in ("tower", "images", "score", "labels", "memory")}
-    classes, scale = asked.pop("class_embeddings"), asked.pop("logit_scale")
+    key = {k: v for k, v in bound.arguments.items() if k not in ("tower", "images", "score", "labels", "memory")}
+    classes, scale = key.pop("class_embeddings"), key.pop("logit_scale")
     if score != "feature":
-        asked["classes"] = [picture_digests(classes[None])[0], float(scale)]
+        key["classes"] = [picture_digests(classes[None])[0], float(scale)]
     activation, attention = tower.transformer.resblocks[0].mlp.gelu, tower.transformer.resblocks[0].attn
-    asked |= {"version": _VERSION, "score": score, "heads": attention.heads, "gelu": type(activation).__name__}
-    return state_digest(tower, json.dumps(asked, sort_keys=True))
+    key |= {"version": _VERSION, "score": score, "heads": attention.heads, "gelu": type(activation).__name__}
+    return state_digest(tower, json.dumps(key, sort_keys=True))
 
 
 def picture_digests(images: Tensor, labels: Tensor | None = None) -> list[str]:
-    """64 hex digits for each of images [B,...] (and its label, long [B]): equal for equal values alone."""
-    told = f"{images.dtype} {tuple(images.shape[1:])}"
-    salts = [told] * len(images) if labels is None else [f"{told} {label}" for label in labels.tolist()]
+    """64 hex digits for each of images [B,...] and its label (long [B]), equal only for equal values."""
+    kind = f"{images.dtype} {tuple(images.shape[1:])}"
+    salts = [kind] * len(images) if labels is None else [f"{kind} {label}" for label in labels.tolist()]
     rows = images.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
     return [sha256(salt.encode() + row.tobytes()).hexdigest() for salt, row in zip(salts, rows, strict=True)]
 
 
 class _Store:
-    """Orders by digest: files in a folder, each written once and whole, and what is not written yet."""
+    """Orders by digest: the files of a folder, each written once, and the orders not yet written."""
 
     def __init__(self, folder: Path, save_every: float) -> None:
         self.folder, self.save_every, self._last = folder, save_every, time.monotonic()
@@ -146,14 +147,14 @@ class _Store:
         self._parts.append(orders)
 
     def add(self, digests: Sequence[str], orders: Tensor) -> None:
-        """Take orders [B,N] in, and write when it is time."""
+        """Add orders [B,N], and write new ones if ``save_every`` seconds have passed."""
         self._append(digests, orders.to("cpu", torch.int16))
         self._unsaved += digests
         if time.monotonic() - self._last >= self.save_every:
             self.save()
 
     def orders(self) -> Tensor:
-        """All orders, int16 [P,N], in the rows that ``places`` tells."""
+        """All orders, int16 [P,N], in the rows of ``places``."""
         return torch.cat(self._parts)
 
     def save(self) -> None:

@@ -1,4 +1,4 @@
-"""Learning to rank patch tokens: three losses, and two measures of agreement with a golden order (section 3.2).
+"""Learning to rank patch tokens (Phase II): three losses, and two measures of agreement with a golden order.
 
 Shapes: B images, N patch tokens.
 
@@ -20,7 +20,7 @@ Loss = Literal["keep_set", "margin", "listwise"]
 def ranking_loss(kind: Loss, scores: Tensor, order: Tensor, pruned: int) -> Tensor:
     """The loss of scores [B,N] against a golden order [B,N], the mean over the images, in fp32 at least.
 
-    pruned: how many tokens will be dropped, which "keep_set" alone asks for.
+    pruned: how many tokens will be dropped; only "keep_set" uses it.
     """
     ranked = scores.to(torch.promote_types(scores.dtype, torch.float32)).gather(1, order)
     if kind == "keep_set":
@@ -31,8 +31,8 @@ def ranking_loss(kind: Loss, scores: Tensor, order: Tensor, pruned: int) -> Tens
 def keep_set_loss(ranked: Tensor, pruned: int) -> Tensor:
     """KL(target || softmax(ranked)) of scores [B,N] in golden order, with the released code's target.
 
-    The target is the softmax of 0 for the ranks that stay and of -5 - rank/10 for the last ``pruned`` (which the
-    code fixes at 50): next to all of its mass lies evenly on the tokens that stay, so this learns a set and no
+    The target is the softmax of 0 for the ranks that stay and of -5 - rank/10 for the last ``pruned`` ranks (always
+    50 in the code). Nearly all of its mass lies evenly on the tokens that stay, so the loss learns a set, without an
     order within it.
     """
     rank = torch.arange(ranked.shape[1], device=ranked.device)
@@ -42,9 +42,9 @@ def keep_set_loss(ranked: Tensor, pruned: int) -> Tensor:
 
 
 def margin_loss(ranked: Tensor, margin: float = 1.0) -> Tensor:
-    """Mean hinge over all ordered pairs of scores [B,N] in golden order: the upper one leads by ``margin``.
+    """Mean hinge over all pairs of scores [B,N] in golden order: the upper one should lead by ``margin``.
 
-    The released code samples pairs; all N(N-1)/2 of them cost less than the sampling.
+    The released code samples pairs; all N(N-1)/2 pairs cost less than the sampling.
     """
     upper, lower = torch.triu_indices(ranked.shape[1], ranked.shape[1], 1, device=ranked.device)
     return (margin - ranked[:, upper] + ranked[:, lower]).relu().mean()
@@ -53,14 +53,14 @@ def margin_loss(ranked: Tensor, margin: float = 1.0) -> Tensor:
 def listwise_loss(ranked: Tensor) -> Tensor:
     """-log P(golden order) of scores [B,N] in that order under Plackett and Luce's model (ListMLE).
 
-    P draws the tokens one after the other, each by the softmax over those that are left.
+    The model draws one token after another, each by the softmax over the tokens that are left.
     """
     left = ranked.flip(-1).logcumsumexp(-1).flip(-1)
     return (left - ranked).sum(-1).mean()
 
 
 def pruned_overlap(scores: Tensor, order: Tensor, pruned: int) -> Tensor:
-    """Share [B] of the ``pruned`` lowest tokens by scores [B,N] that are among the golden order's last ones.
+    """Share [B] of the ``pruned`` tokens with the lowest scores [B,N] that are also the golden order's last ones.
 
     ValueError: nothing is pruned.
     """
@@ -72,9 +72,9 @@ def pruned_overlap(scores: Tensor, order: Tensor, pruned: int) -> Tensor:
 
 
 def kendall_tau(scores: Tensor, order: Tensor) -> Tensor:
-    """Kendall's τ-b [B] between scores [B,N] and a golden order [B,N]: 1 agreed, -1 reversed.
+    """Kendall's τ-b [B] between scores [B,N] and a golden order [B,N]: 1 if equal, -1 if reversed.
 
-    0 where all scores are equal.
+    It is 0 if all scores are equal.
     """
     ranked = scores.gather(1, order).float()
     upper, lower = torch.triu_indices(ranked.shape[1], ranked.shape[1], 1, device=ranked.device)

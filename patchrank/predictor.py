@@ -1,4 +1,4 @@
-"""The predictor: a small mixer that ranks patch tokens from what enters the block where they are pruned (section 3.2).
+"""The predictor of Phase II: a small mixer that ranks patch tokens from what enters the block where they are pruned.
 
 Shapes: B images, N patch tokens, D width.
 """
@@ -11,7 +11,7 @@ import torch
 from timm.models.mlp_mixer import MixerBlock
 from torch import Tensor, nn
 
-from common.checkpoints import read_plain
+from common.checkpoints import read_plain, training_arguments
 from common.clip import read_record, read_state_dict, save_model
 from common.tower import ImageTower
 
@@ -22,10 +22,10 @@ _PREFIX = "predictor."
 class RankPredictor(nn.Module):
     """Scores for every patch token, high = keep: 46,246 parameters at ViT-B/16's 197 tokens, 7.3 M multiply-adds.
 
-    Neighbouring channels are averaged, which needs no weights, down to 64 (or the greatest divisor of D below); one
-    MLP-Mixer block mixes the tokens (class token included, hidden width 32 of 64) and the channels (256 of 64); a
-    linear head reads each patch token. The released code feeds it another network's last layer. Here it reads the very
-    tokens that are about to be pruned, the only ones that are there at no further cost.
+    Neighbouring channels are averaged down to 64 (or the greatest divisor of D below), which needs no weights. One
+    MLP-Mixer block mixes the tokens (class token included; hidden width 32) and the channels (hidden width 256). A
+    linear head scores each patch token. The released code feeds the predictor another network's last layer. Here it
+    reads the tokens that are about to be pruned, since those cost nothing more.
 
     width: D.  tokens: 1 + N, fixed by the mixer.
     """
@@ -53,7 +53,7 @@ class RankPredictor(nn.Module):
 def save_predictor(
     predictor: RankPredictor, path: str | Path, prune_layer: int, dtype: torch.dtype = torch.float16
 ) -> None:
-    """Write a predictor alone, for ``load_predictor``: below 100 kB.  prune_layer: the block whose tokens it reads."""
+    """Write a predictor alone (below 100 kB) for ``load_predictor``.  prune_layer: the block whose tokens it reads."""
     alone = nn.ModuleDict({_PREFIX.rstrip("."): predictor})
     save_model(alone, path, {"patchrank": {"prune_layer": prune_layer}}, dtype)
 
@@ -67,7 +67,8 @@ def load_predictor(path: str | Path, tower: ImageTower, prune_layer: int) -> Ran
     if path.suffix == ".safetensors":
         trained_for, state = read_record(path).get("patchrank", {}), read_state_dict(str(path))
     else:
-        trained_for, state = _checkpoint(path)
+        checkpoint = read_plain(path)
+        trained_for, state = training_arguments(checkpoint), checkpoint.get("state_dict", {})
     state = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
     if not state or "prune_layer" not in trained_for:
         raise ValueError(f"{path} holds no predictor; train one with lightning fit -c patchrank/predictor.yaml")
@@ -82,11 +83,3 @@ def load_predictor(path: str | Path, tower: ImageTower, prune_layer: int) -> Ran
     except RuntimeError as error:
         raise ValueError(f"the predictor of {path} is of another image tower: {str(error)[:300]}") from error
     return predictor
-
-
-def _checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """A training checkpoint's arguments and weights."""
-    if not path.is_file():
-        raise ValueError(f"no predictor at {path.absolute()}")
-    checkpoint = read_plain(path)
-    return checkpoint.get("hyper_parameters", {}), checkpoint.get("state_dict", {})

@@ -1,4 +1,4 @@
-"""Phase II of Patch Ranking (section 3.2): the predictor learns the golden rankings of a frozen CLIP.
+"""Phase II of Patch Ranking: the predictor learns the golden rankings of a frozen CLIP.
 
 Shapes: B images, S image size, N patch tokens.
 """
@@ -27,9 +27,9 @@ from patchrank.tower import PatchRankTower
 class RankPredictorTraining(FrozenCLIPTraining):
     """Train a predictor to rank patch tokens as their golden ranking does; the CLIP is frozen.
 
-    The golden rankings of the training pictures are computed before the first step and kept on disk, so the data
-    must show its training pictures as evaluation does (augment: false). The paper states neither loss nor
-    schedule; the loss is the released code's, AdamW and cosine stand for its Adam.
+    The golden rankings of the training images are computed before the first step and kept on disk, so the data must
+    give its training images as in evaluation (augment: false). The paper states neither loss nor schedule: the loss
+    is the released code's, and AdamW with a cosine replaces its Adam.
 
     Args:
         architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
@@ -41,9 +41,9 @@ class RankPredictorTraining(FrozenCLIPTraining):
             (likelihood of the golden order).
         score: what the golden ranking preserves: feature, or the data's classes by label or confidence.
         block: side of the removed windows, in patches.
-        stride: of the windows; block for such that do not overlap.
+        stride: step between windows; equal to block they do not overlap.
         rounds: greedy rounds of the golden ranking.
-        removed_per_round: tokens that each round but the last removes; needed above one round.
+        removed_per_round: tokens that each round but the last removes; required for more than one round.
         learning_rate: peak rate of AdamW.
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
@@ -94,11 +94,11 @@ class RankPredictorTraining(FrozenCLIPTraining):
         return self.predictor(x)
 
     def setup(self, stage: str) -> None:
-        """Forget the rankings of an earlier run, which may have shown other pictures."""
+        """Forget the rankings of an earlier run, which may be of other images."""
         self._golden = {}
 
     def on_fit_start(self) -> None:
-        """Rank the training pictures. ValueError: random views of them, or several processes."""
+        """Rank the training images. ValueError: random views of them, or several processes."""
         data = self.trainer.datamodule
         if getattr(data, "augment", True):
             raise ValueError("golden rankings are of one view of a picture; set the data's augment: false")
@@ -121,20 +121,20 @@ class RankPredictorTraining(FrozenCLIPTraining):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Rank the pictures that validation will show."""
+        """Rank the images that validation will take, once."""
         if "val" not in self._golden:
-            self._golden["val"] = self._rank(_shown(self.trainer.val_dataloaders, self.trainer.num_val_batches))
+            self._golden["val"] = self._rank(_limited(self.trainer.val_dataloaders, self.trainer.num_val_batches))
 
     def on_test_epoch_start(self) -> None:
-        """Rank the pictures that the test will show."""
-        self._golden["test"] = self._rank(_shown(self.trainer.test_dataloaders, self.trainer.num_test_batches))
+        """Rank the images that the test will take."""
+        self._golden["test"] = self._rank(_limited(self.trainer.test_dataloaders, self.trainer.num_test_batches))
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Overlap of the pruned sets, and Kendall's τ over all tokens."""
         self._agreement(batch, "val")
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        """The same on the test split, whose golden rankings no pruning ever sees."""
+        """The same on the test split, whose golden rankings serve for this measure alone."""
         self._agreement(batch, "test")
 
     def _agreement(self, batch: dict, split: str) -> None:
@@ -145,7 +145,7 @@ class RankPredictorTraining(FrozenCLIPTraining):
         self.log_dict({f"{split}_overlap": self.overlap, f"{split}_tau": self.tau}, prog_bar=True)
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """The keys of a batch and the predicted scores [B,N] of its pictures."""
+        """The keys of a batch and the predicted scores [B,N] of its images."""
         return {"key": batch["key"], "scores": self(batch["image"])}
 
     def configure_optimizers(self) -> dict:
@@ -154,12 +154,12 @@ class RankPredictorTraining(FrozenCLIPTraining):
         return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
 
     def deployable(self) -> tuple[PatchRankTower, CLIP]:
-        """The image tower that prunes by this predictor, and the CLIP whose texts it is read against."""
+        """The image tower that prunes by this predictor, and the CLIP whose text tower goes with it."""
         tower = PatchRankTower(self.clip.image_tower, self.predictor, self.hparams.keep, self.prune_layer)
         return tower, self.clip
 
 
-def _shown(batches: Iterable[dict[str, Any]], limits: list[int | float]) -> Iterable[dict[str, Any]]:
-    """The batches of one loader, as many as the trainer will take."""
+def _limited(batches: Iterable[dict[str, Any]], limits: list[int | float]) -> Iterable[dict[str, Any]]:
+    """The batches of one loader that the trainer will take."""
     limit = limits[0]
     return islice(batches, None if limit == float("inf") else int(limit))

@@ -1,4 +1,4 @@
-"""Phase III of Patch Ranking (section 3.3): prompts win back what pruning costs, beside a frozen CLIP.
+"""Phase III of Patch Ranking: prompts win back what pruning costs, beside a frozen CLIP.
 
 Shapes: B images, S image size, C classes, T text tokens, L prompted layers, P prompts, D text width, E joint dim.
 """
@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from common.contrastive import scaled_cosines
-from common.zeroshot import fill
+from common.zeroshot import fill, similarity
 from patchrank.frozen_clip import FrozenCLIPTraining, class_prompts
 from patchrank.predictor import load_predictor
 from patchrank.prompted import PromptedCLIP
@@ -28,25 +28,25 @@ from patchrank.tower import PatchRankTower
 class PromptTuning(FrozenCLIPTraining):
     """Tune prompts for few-shot classification while the predictor prunes; CLIP and predictor are frozen.
 
-    The loss is the cross-entropy of CLIP's zero-shot scores, the class embeddings being those of the current text
-    prompts. The paper states no number, depth or schedule; the defaults are MaPLe's, which its code contains.
-    Rankings are not learned anew: the predictor reads what the prompts make of the tokens.
+    The loss is the cross-entropy of CLIP's zero-shot scores; the current text prompts give the class embeddings. The
+    paper states neither the number and depth of prompts nor a schedule; the defaults are those of MaPLe, which the
+    released code contains. The predictor is not trained again: it reads the tokens as the prompts change them.
 
     Args:
         architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
         weights: null (random), an open_clip tag, or a local file.
         quick_gelu: the activation of a local weights file that does not record it.
         predictor: a checkpoint of RankPredictorTraining or a PatchRankTower's file; null is for keep 1 alone.
-        keep: share of patch tokens that stays; 1 tunes without pruning.
+        keep: share of the patch tokens that stay; 1 tunes without pruning.
         prune_layer: the block before which tokens are pruned.
         kind: coupled (text prompts, and image prompts mapped from them), independent (both), text or visual.
-        prompts: how many each prompted encoder gets.
-        depth: how many layers have prompts of their own.
-        words: text whose words the text prompts start as, one prompt each; null: at random.
-        template: class prompt with {} for the name; null: the data's own. Text prompts stand before it.
+        prompts: number of prompts in each prompted encoder.
+        depth: number of layers that have prompts.
+        words: text that the text prompts start from, one prompt per word; null: at random.
+        template: class prompt with {} for the name; null: the data's. Text prompts stand before it.
         learning_rate: peak rate of SGD.
         momentum: of SGD.
-        weight_decay: of prompts and couplings, biases apart.
+        weight_decay: of prompts and couplings, except biases.
         warmup_steps: steps of linear warm-up before the cosine.
     """
 
@@ -75,11 +75,11 @@ class PromptTuning(FrozenCLIPTraining):
         optim.check_settings(learning_rate, weight_decay, warmup_steps)
         self.save_hyperparameters()
         clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu)
-        ranks = None if predictor is None else load_predictor(predictor, clip.image_tower, prune_layer)
+        ranker = None if predictor is None else load_predictor(predictor, clip.image_tower, prune_layer)
         widths = clip.text_tower.ln_final.normalized_shape[0], clip.image_tower.ln_post.normalized_shape[0]
         start = None if words is None else _words(clip, words, kind, depth)
         learned = Prompts(kind, prompts, depth, *widths, start=start)
-        self.model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, ranks, keep, prune_layer, learned))
+        self.model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, ranker, keep, prune_layer, learned))
         self.model.requires_grad_(False)
         learned.requires_grad_(True)
         self.template = template
@@ -91,11 +91,11 @@ class PromptTuning(FrozenCLIPTraining):
 
     @property
     def prompts(self) -> Prompts:
-        """What is trained; ``prompts.save(path)`` writes what inference needs of it."""
+        """The trained prompts; ``prompts.save(path)`` writes what inference needs."""
         return self.model.tower.prompts
 
     def setup(self, stage: str) -> None:
-        """Tokenise the class prompts, and forget how an earlier run embedded its own. ValueError: no classes."""
+        """Tokenise the class prompts, and forget the class embeddings of an earlier run. ValueError: no classes."""
         texts, template = class_prompts(self.trainer), self.template
         if template is not None:
             texts = [fill(template, name) for name in self.trainer.datamodule.class_names]
@@ -106,11 +106,11 @@ class PromptTuning(FrozenCLIPTraining):
         return self.model.encode_image(images)
 
     def embed_classes(self) -> Tensor:
-        """Unit class embeddings [C,E] by the prompts as they are now."""
+        """Unit class embeddings [C,E] by the current prompts."""
         return self.model.encode_text(self._ids.to(self.device))
 
     def on_fit_start(self) -> None:
-        """Embed the classes once where no text prompts change them."""
+        """Embed the classes once if no text prompts change them."""
         with torch.no_grad():
             self._classes = None if self.prompts.texts else self.embed_classes()
 
@@ -123,15 +123,15 @@ class PromptTuning(FrozenCLIPTraining):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Embed the classes as they are now."""
+        """Embed the classes by the current prompts."""
         if self.prompts.texts or self._classes is None:
             self._classes = self.embed_classes()
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Accuracy by class prompt."""
-        guess = (self(batch["image"]) @ self._classes.T).argmax(1)
+        """Zero-shot accuracy."""
+        guess = similarity(self(batch["image"]), self._classes).argmax(1)
         self.top1.update((guess == batch["label"]).float())
         self.log("val_top1", self.top1, prog_bar=True)
 
@@ -140,11 +140,11 @@ class PromptTuning(FrozenCLIPTraining):
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """The keys of a batch and the normalised embeddings [B,E] of its pictures."""
+        """The keys of a batch and the normalised embeddings [B,E] of its images."""
         return {"key": batch["key"], "embedding": self(batch["image"])}
 
     def deployable(self) -> tuple[PromptedCLIP, None]:
-        """The tuned model, and whose texts it is read against beside its own: nobody's."""
+        """The tuned model; it has its own text tower, so no other CLIP goes with it."""
         return self.model, None
 
     def configure_optimizers(self) -> dict:
@@ -155,7 +155,7 @@ class PromptTuning(FrozenCLIPTraining):
 
 
 def _words(clip: CLIP, words: str, kind: Kind, depth: int) -> Tensor | None:
-    """Words as prompts, one a word, in every layer; a warning and None where there are no text prompts."""
+    """Prompts [L,P,D] that equal the words in every layer; a warning and None if there are no text prompts."""
     if kind == "visual":
         rank_zero_warn(f"words {words!r} are ignored: kind visual has no text prompts")
         return None

@@ -17,15 +17,15 @@ from patchrank.tower import PatchRankTower
 
 
 class PromptedCLIP(nn.Module):
-    """``clip`` with its image tower replaced by ``tower``, and texts read with the tower's prompts.
+    """``clip`` with its image tower replaced by ``tower``; its text tower reads the tower's prompts too.
 
-    clip: whose text tower, scale and tokenizer these are, shared and not copied; another PromptedCLIP will do.
-    tower: made of the clip's image tower.
+    clip: gives text tower, scale and tokenizer, which are shared, not copied. A PromptedCLIP serves as well.
+    tower: made from the clip's image tower.
     ValueError: prompts in more layers than an encoder has.
     """
 
     tuned_for_templates = True
-    """The prompts were tuned in front of certain class prompts, and evaluation reads the classes by those."""
+    """The prompts were tuned with certain class prompts, so evaluation embeds the classes by those."""
 
     def __init__(self, clip: CLIP | PromptedCLIP, tower: PatchRankTower) -> None:
         super().__init__()
@@ -41,27 +41,27 @@ class PromptedCLIP(nn.Module):
 
     @property
     def keep(self) -> float:
-        """Share of patch tokens that stays."""
+        """Share of the patch tokens that stay."""
         return self.tower.keep
 
     def at(self, keep: float) -> PromptedCLIP:
-        """This model at another keep rate, its weights shared. ValueError: see ``PatchRankTower``."""
+        """This model at another keep rate, with shared weights. ValueError: see ``PatchRankTower``."""
         return PromptedCLIP(self, self.tower.at(keep)).train(self.training)
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """images [B,3,S,S] -> embeddings [B,E], of length 1 unless told otherwise."""
+        """images [B,3,S,S] -> embeddings [B,E], of length 1 unless ``normalize`` is off."""
         return self.tower.encode_image(images, normalize)
 
     def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
-        """ids [B,T] -> embeddings [B,E], of length 1 unless told otherwise."""
+        """ids [B,T] -> embeddings [B,E], of length 1 unless ``normalize`` is off."""
         prompts = self.tower.prompts
         z = self.text_tower(ids) if prompts is None else prompted_text(self.text_tower, ids, prompts)
         return F.normalize(z, dim=-1) if normalize else z
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the whole model as one self-describing safetensors file, its prompts evaluated."""
-        whole = PromptedCLIP(self, self.tower.exported())
-        save_model(whole, path, {"architecture": self.architecture, "prompted": whole.tower.record()}, dtype)
+        """Write the whole model, prompts evaluated, as one self-describing safetensors file."""
+        model = PromptedCLIP(self, self.tower.exported())
+        save_model(model, path, {"architecture": self.architecture, "prompted": model.tower.record()}, dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> PromptedCLIP:

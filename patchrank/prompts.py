@@ -1,12 +1,12 @@
-"""Learnable tokens of both encoders, layer by layer (section 3.3, after MaPLe), beside a frozen, pruned CLIP.
+"""Phase III's learnable tokens of both encoders, layer by layer as in MaPLe, beside a frozen, pruned CLIP.
 
 Shapes: B images or texts, N tokens, P prompts of one encoder, D width (text or image), L prompted layers, T text
 tokens, E joint dim.
 
-The paper says that both encoders get learnable tokens, the image's a linear map of the text's, and leaves open the
-rest. Here, as in MaPLe: text prompts stand after start-of-text, image prompts after the patches; those of the first
-layer enter with the tokens, those of layers 2 to L replace what the layer before made of them, and after layer L
-they pass on like any token. Image prompts are exempt from pruning, and the predictor does not read them.
+In the paper both encoders get learnable tokens, and the image's are a linear map of the text's; the rest is open.
+Here, as in MaPLe, text prompts stand after start-of-text and image prompts after the patches. The first layer's prompts
+enter with the tokens. The prompts of layers 2 to L replace the outputs of the layer before at their places. After
+layer L they pass on like any token. Image prompts are exempt from pruning, and the predictor does not read them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from common.reduction import ReductionContext
 from common.tower import BlockTower, ImageTower, TextTower
 
 Kind = Literal["coupled", "independent", "text", "visual"]
-"""Both encoders with the image's prompts mapped from the text's, both on their own, or one encoder alone."""
+"""Both encoders, with image prompts mapped from the text prompts; both, trained apart; or one encoder alone."""
 
 
 class Prompts(nn.Module):
@@ -33,8 +33,8 @@ class Prompts(nn.Module):
 
     kind: see ``Kind``.  count: P of each prompted encoder; 0 is the model without prompts.  depth: L.
     text_width, image_width: D of the encoders.
-    start: [L,P,D], the text prompts of every layer, such as ``words_by_layer``; by default all start at random,
-        with MaPLe's deviation of 0.02.
+    start: [L,P,D], initial text prompts of every layer, such as ``words_by_layer``; by default they are random, with
+        MaPLe's deviation of 0.02.
     ValueError: an unknown kind, a negative count, no depth, or a start that does not fit.
     """
 
@@ -82,7 +82,7 @@ class Prompts(nn.Module):
 
     @torch.no_grad()
     def evaluated(self) -> Prompts:
-        """The same prompts without couplings, all that inference needs: coupled ones become independent ones."""
+        """The same prompts without the couplings: coupled ones become independent ones, as inference needs them."""
         plain = Prompts(**{**self.settings, "kind": "independent" if self.kind == "coupled" else self.kind})
         plain = plain.to(next(self.parameters()))
         if self.text is not None:
@@ -109,11 +109,11 @@ class Prompts(nn.Module):
 
 @torch.no_grad()
 def words_by_layer(tower: TextTower, ids: Tensor, depth: int) -> Tensor:
-    """What words are before each of the first ``depth`` layers -> [L,P,D], which as prompts are those words exactly.
+    """Hidden states [L,P,D] of words before each of the first ``depth`` layers; as prompts they equal the words.
 
-    ids: [1,T], start-of-text, P words, end-of-text.  Words see nothing of what follows them, so before any layer
-    they are the same in all texts that begin with them. (MaPLe starts at words in the first layer alone, at random
-    vectors below, so that its texts are no longer the CLIP's. Coupled image prompts start as random maps either way.)
+    ids: [1,T], start-of-text, P words, end-of-text.  Words do not see what follows them, so their hidden states are
+    the same in all texts that begin with them. (MaPLe starts from words in the first layer alone and at random in the
+    others, which changes the CLIP's texts. Coupled image prompts start from random maps in both cases.)
     """
     x, mask = tower.embed(ids), tower.causal_mask[: ids.shape[1], : ids.shape[1]]
     layers = [tower.token_embedding(ids)]  # the first layer's prompts get their positions with every text
@@ -131,7 +131,7 @@ def check_depth(prompts: Prompts, tower: BlockTower) -> None:
 
 
 def visual_reducers(prompts: Prompts, tower: ImageTower) -> dict[int, Callable]:
-    """The image prompts as reducers of ``common.reduction``, by the block that they stand before.
+    """The image prompts as reducers of ``common.reduction``, by the block before which they enter.
 
     ValueError: prompts in more layers than the tower has.
     """
@@ -143,25 +143,26 @@ def visual_reducers(prompts: Prompts, tower: ImageTower) -> dict[int, Callable]:
 
 
 def _append(x: Tensor, context: ReductionContext, prompts: Prompts, norm: nn.Module) -> tuple[Tensor, ReductionContext]:
-    """The first layer's prompts after the patches. Like every entering token they pass ``ln_pre`` first."""
+    """Append the first layer's prompts to the patches. Like every entering token they pass ``ln_pre`` first."""
     assert context.bias is None and not context.trailing, "prompts come before whatever masks or appends tokens"
-    own = norm(prompts.visual_at(0))
-    return torch.cat([x, _each(own, x)], dim=1), replace(context, trailing=len(own))
+    visual = norm(prompts.visual_at(0))
+    return torch.cat([x, _expand(visual, x)], dim=1), replace(context, trailing=len(visual))
 
 
 def _replace(x: Tensor, context: ReductionContext, prompts: Prompts, layer: int) -> tuple[Tensor, ReductionContext]:
-    return torch.cat([x[:, : -context.trailing], _each(prompts.visual_at(layer), x)], dim=1), context
+    """Replace the prompts by those of a deeper layer."""
+    return torch.cat([x[:, : -context.trailing], _expand(prompts.visual_at(layer), x)], dim=1), context
 
 
-def _each(prompts: Tensor, x: Tensor) -> Tensor:
-    """prompts [P,D] -> [B,P,D], one copy for each row of x, in its type."""
-    return prompts.to(x.dtype).expand(x.shape[0], -1, -1)  # not len(), which an exported graph would keep
+def _expand(prompts: Tensor, x: Tensor) -> Tensor:
+    """prompts [P,D] -> [B,P,D], one copy per row of x, in the type of x."""
+    return prompts.to(x.dtype).expand(x.shape[0], -1, -1)  # not len(x), which an exported graph keeps as a constant
 
 
 def prompted_text(tower: TextTower, ids: Tensor, prompts: Prompts) -> Tensor:
     """ids [B,T] -> z [B,E] of the text tower with prompts after start-of-text.
 
-    Those of the first layer get the positions they stand at. Without text prompts this is the tower itself.
+    The first layer's prompts get the positions at which they stand. Without text prompts this is the tower itself.
     ValueError: texts that leave no room for the prompts.
     """
     count = prompts.texts
@@ -172,12 +173,13 @@ def prompted_text(tower: TextTower, ids: Tensor, prompts: Prompts) -> Tensor:
         raise ValueError(
             f"texts of {length} tokens and {count} prompts exceed the context of {tower.context_length}; shorten them"
         )
+    # Placeholders make room for the prompts, and each prompted layer overwrites them.
     ids = torch.cat([ids[:, :1], ids.new_zeros(len(ids), count), ids[:, 1:length]], dim=1)
     x, mask = tower.embed(ids), tower.causal_mask[: length + count, : length + count]
     for layer in range(prompts.depth):
-        own = prompts.text_at(layer)
+        text = prompts.text_at(layer)
         if not layer:
-            own = own + tower.positional_embedding[1 : 1 + count]
-        x = torch.cat([x[:, :1], _each(own, x), x[:, 1 + count :]], dim=1)
+            text = text + tower.positional_embedding[1 : 1 + count]
+        x = torch.cat([x[:, :1], _expand(text, x), x[:, 1 + count :]], dim=1)
         x = tower.run_blocks(x, layer, layer + 1, mask=mask)
     return tower.pool(tower.run_blocks(x, prompts.depth, mask=mask), ids)

@@ -1,9 +1,9 @@
-"""What a golden ranking is made of: keep counts, blocks of the patch grid, the paper's three scores.
+"""The parts of a golden ranking (Phase I): keep counts, blocks of the patch grid, the paper's three scores.
 
 Shapes: B images, N patch tokens, G grid side (N = G²), W blocks, E joint dim, C classes.
 
-The paper scores how safely a block can go, and removes the highest first. Every score here is one minus that: what
-its removal costs, so that high = keep as everywhere in this suite.
+The paper's scores say how safely a block can be removed; the highest goes first. Every score here is one minus the
+paper's, the cost of the removal, so that high = keep as everywhere in this suite.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NEEDS = {
 
 
 def keep_count(keep: float, tokens: int) -> int:
-    """How many of ``tokens`` a keep rate keeps: to the nearest (halves up), at least one where there is one.
+    """How many of ``tokens`` a keep rate keeps: rounded to the nearest (halves up), at least one of any.
 
     196 tokens: 176, 157, 137, 118, 98 at .9 to .5.  ValueError: a rate outside (0, 1].
     """
@@ -39,10 +39,10 @@ def keep_count(keep: float, tokens: int) -> int:
 
 
 def grid_blocks(grid: int, block: int, stride: int = 1) -> Tensor:
-    """bool [W,N]: which patches of a G×G grid each ``block``×``block`` window holds, windows ``stride`` apart.
+    """bool [W,N]: the patches of a G×G grid in each ``block``×``block`` window, windows ``stride`` apart.
 
-    stride 1 slides, as in the paper; stride = block tiles, as in its released code.
-    ValueError: no such window, or windows that leave patches out or stand out of the grid.
+    With stride 1 windows slide, as in the paper; with stride = block they tile, as in its released code.
+    ValueError: no such window, or windows that do not cover the grid exactly.
     """
     if not 1 <= block <= grid:
         raise ValueError(f"block {block} is not between 1 and the grid's side {grid}")
@@ -58,9 +58,9 @@ def grid_blocks(grid: int, block: int, stride: int = 1) -> Tensor:
 
 
 def token_scores(costs: Tensor, removed: Tensor) -> Tensor:
-    """Each token's mean [B,N] over the blocks that hold it; 0 for a token in none.
+    """The mean cost [B,N] of the blocks that hold a token; 0 for a token in no block.
 
-    costs: [B,W], of removing each block.  removed: bool [B,W,N], the tokens that it took away.
+    costs: [B,W], of removing each block.  removed: bool [B,W,N], the tokens of each block.
     """
     weights = removed.to(costs.dtype)
     return (costs[..., None] * weights).sum(1) / weights.sum(1).clamp(min=1)
@@ -69,15 +69,15 @@ def token_scores(costs: Tensor, removed: Tensor) -> Tensor:
 def feature_cost(full: Tensor, pruned: Tensor) -> Tensor:
     """1 - cos of full [B,1,E] and pruned [B,W,E] embeddings -> [B,W] (feature preservation).
 
-    As half the squared distance of the unit vectors, which keeps its digits where the cosine is near one.
+    Computed as half the squared distance of the unit vectors, which stays precise where the cosine is near one.
     """
     return 0.5 * (F.normalize(full, dim=-1) - F.normalize(pruned, dim=-1)).square().sum(-1)
 
 
 def label_cost(log_posterior: Tensor, labels: Tensor) -> Tensor:
     """1 - P(label | pruned) -> [B,W] (label-driven).  log_posterior: [B,W,C];  labels: long [B]."""
-    own = labels[:, None, None].expand(*log_posterior.shape[:2], 1)
-    return -torch.expm1(log_posterior.gather(-1, own).squeeze(-1))
+    index = labels[:, None, None].expand(*log_posterior.shape[:2], 1)
+    return -torch.expm1(log_posterior.gather(-1, index).squeeze(-1))
 
 
 def confidence_cost(log_posterior: Tensor) -> Tensor:
@@ -93,10 +93,10 @@ def removal_costs(
     logit_scale: Tensor | float | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """What each removal costs by one score: full [B,E], pruned [B,W,E] -> [B,W].
+    """The cost of each removal by one score: full [B,E], pruned [B,W,E] -> [B,W].
 
     class_embeddings: [C,E], of unit length.  logit_scale: the multiplier, already exponentiated.
-    labels: long [B].  What a score needs must be there, see ``check_score``.
+    labels: long [B].  The arguments that the score needs must be given, see ``check_score``.
     """
     wide = torch.promote_types(full.dtype, torch.float32)
     full, pruned = full.to(wide), pruned.to(wide)
@@ -108,7 +108,7 @@ def removal_costs(
 
 
 def check_score(score: Score, given: Mapping[str, Any]) -> None:
-    """ValueError: an unknown score, or one without what it needs among the arguments ``given``."""
+    """ValueError: an unknown score, or an argument that it needs is not among those ``given``."""
     if score not in _NEEDS:
         raise ValueError(f"score {score!r} is none of {', '.join(_NEEDS)}")
     missing = [name for name in _NEEDS[score] if given.get(name) is None]

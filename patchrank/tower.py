@@ -1,4 +1,4 @@
-"""CLIP's image tower that drops the patch tokens its predictor ranks last (Patch Ranking, sections 3.2 and 3.3).
+"""CLIP's image tower without the patch tokens that the predictor ranks last (Patch Ranking, Phases II and III).
 
 Shapes: B images, S image size, N tokens, K patch tokens among them, R patch tokens kept, D width, E joint dim.
 """
@@ -24,10 +24,10 @@ from patchrank.scores import keep_count
 def prune(
     x: Tensor, context: ReductionContext, scores_of: Callable[[Tensor], Tensor], count: int
 ) -> tuple[Tensor, ReductionContext]:
-    """A reducer that keeps the ``count`` patch tokens of the highest scores, in the order of their places.
+    """A reducer that keeps the ``count`` patch tokens with the highest scores, in the order of their places.
 
-    scores_of: tokens [B,1+K,D] without prompts -> [B,K]. Equal scores keep the earlier token. The choice passes
-    no gradient: what trains beside it sees the tokens that were chosen.
+    scores_of: tokens [B,1+K,D] without prompts -> [B,K]. Of equal scores the earlier token stays. The choice has no
+    gradient; gradients flow through the kept tokens.
     """
     with torch.no_grad():
         scores = scores_of(x[:, : x.shape[1] - context.trailing])
@@ -40,21 +40,22 @@ def _both(x: Tensor, context: ReductionContext, first: Reducer, second: Reducer)
 
 
 def in_turn(first: Mapping[int, Reducer], second: Mapping[int, Reducer]) -> dict[int, Reducer]:
-    """The reducers of both; where they meet, ``first`` works before ``second``."""
-    met = {place: partial(_both, first=first[place], second=second[place]) for place in first.keys() & second.keys()}
-    return {**first, **second, **met}
+    """The reducers of both; at a place that both have, ``first`` works before ``second``."""
+    shared = {place: partial(_both, first=first[place], second=second[place]) for place in first.keys() & second.keys()}
+    return {**first, **second, **shared}
 
 
 class PatchRankTower(ReducedTower):
-    """An image tower in which the predictor chooses what enters block ``prune_layer`` and all later ones.
+    """An image tower in which the predictor chooses the tokens that enter block ``prune_layer`` and the later ones.
 
-    The number of tokens is fixed by ``keep``, so shapes are static. At keep 1 nothing is ranked and the tower
-    equals the one it was made of, which it shares and does not copy.
+    ``keep`` fixes the number of tokens, so shapes are static. The given tower is shared, not copied. At keep 1
+    nothing is ranked, and this tower equals the given one.
 
-    predictor: None is for keep 1 alone.  keep: share of patch tokens that stays, in (0, 1]; the class token
-        always does.  prune_layer: number of blocks that see every token.  prompts: their image side is appended
-        to the tokens and never pruned.
-    ValueError: a rate or a layer that is not there, no predictor, or one for other tokens.
+    predictor: None is for keep 1 alone.
+    keep: share of the patch tokens that stay, in (0, 1]; the class token always stays.
+    prune_layer: number of blocks that see all tokens.
+    prompts: the image prompts are appended to the tokens and never pruned.
+    ValueError: a rate out of range, no such layer, no predictor, or one for other tokens.
     """
 
     def __init__(
@@ -84,16 +85,16 @@ class PatchRankTower(ReducedTower):
 
     @property
     def prunable(self) -> bool:
-        """Whether there is a predictor to prune by, at any rate."""
+        """Whether there is a predictor, so that the tower can prune at any rate."""
         return self.predictor is not None
 
     def at(self, keep: float) -> PatchRankTower:
-        """This tower at another keep rate, its weights shared. ValueError: see the class."""
-        other = PatchRankTower(self.tower, self.predictor, keep, self.prune_layer, self.prompts)
-        return other.train(self.training)
+        """This tower at another keep rate, with shared weights. ValueError: see the class."""
+        tower = PatchRankTower(self.tower, self.predictor, keep, self.prune_layer, self.prompts)
+        return tower.train(self.training)
 
     def record(self) -> dict[str, Any]:
-        """What a file must say, beside the architecture, to build this tower again."""
+        """What a file records, beside the architecture, to build this tower again."""
         return {
             "keep": self.keep,
             "prune_layer": self.prune_layer,
@@ -103,24 +104,24 @@ class PatchRankTower(ReducedTower):
 
     @classmethod
     def from_record(cls, tower: ImageTower, record: Mapping[str, Any]) -> PatchRankTower:
-        """A tower as ``record`` describes it, around ``tower``; predictor and prompts have random weights."""
+        """The tower that ``record`` describes, around ``tower``; predictor and prompts have random weights."""
         predictor = RankPredictor.for_tower(tower) if record["predictor"] else None
         prompts = None if record["prompts"] is None else Prompts(**record["prompts"])
         return cls(tower, predictor, record["keep"], record["prune_layer"], prompts)
 
     def exported(self) -> PatchRankTower:
-        """The same tower, its weights shared, with evaluated prompts in the place of coupled ones."""
+        """The same tower with shared weights, and evaluated prompts in place of coupled ones."""
         if self.prompts is None:
             return self
         return PatchRankTower(self.tower, self.predictor, self.keep, self.prune_layer, self.prompts.evaluated())
 
     def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
-        """Write a self-describing safetensors file, as ``exported``.
+        """Write this tower, as ``exported``, to a self-describing safetensors file.
 
         architecture: that of the CLIP whose image tower this holds.
         """
-        whole = self.exported()
-        save_model(whole, path, {"architecture": architecture, "patchrank": whole.record()}, dtype)
+        tower = self.exported()
+        save_model(tower, path, {"architecture": architecture, "patchrank": tower.record()}, dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> PatchRankTower:

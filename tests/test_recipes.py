@@ -87,8 +87,9 @@ def check(recipe):
     trained = {id(p) for p in module.parameters() if p.requires_grad}
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert trained and sorted(grouped) == sorted(trained)
+    vectors = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "vectors", ())}
     for group in optimizer.param_groups:
-        decays = {p.ndim >= 2 for p in group["params"]}
+        decays = {p.ndim >= 2 and id(p) not in vectors for p in group["params"]}
         assert decays == {group["weight_decay"] > 0}, "matrices decay; gains, biases and vectors do not"
 
     total, warmup = steps(recipe), module.hparams.warmup_steps

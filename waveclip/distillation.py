@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from common.contrastive import info_nce, scaled_cosines
-from common.zeroshot import embed_prompts
+from common.zeroshot import embed_prompts, similarity
 from waveclip.growing import adopt_levels
 from waveclip.tokenizer import Start
 from waveclip.tower import WaveTower
@@ -234,7 +234,7 @@ class WaveCLIPDistillation(LightningModule):
                 self.log(f"val_cosine_{level}", distance, sync_dist=True, batch_size=len(z))
             return
         for level, (z, metric) in enumerate(zip(levels, self.validation_top1, strict=True)):
-            guess = (F.normalize(z, dim=-1) @ self._classes.T).argmax(1)
+            guess = similarity(z, self._classes).argmax(1)
             metric.update((guess == batch["label"]).float())
             self.log(f"val_top1_{level}", metric, prog_bar=True)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.tower import ImageTower
-from waveclip.wavelet import Transform, check_transform, wavedec2
+from waveclip.wavelet import Transform, analysis_kernel, check_transform, wavedec2
 
 Start = Literal["teacher", "random"]
 
@@ -57,6 +57,9 @@ class WaveletTokenizer(nn.Module):
     a location share its position, and a learned band embedding tells them apart.
     """
 
+    vectors = ("class_tokens", "band_embedding")
+    """Stacks of vectors, which get no weight decay; see ``common.optim.parameter_groups``."""
+
     def __init__(
         self,
         tower: ImageTower,
@@ -75,6 +78,7 @@ class WaveletTokenizer(nn.Module):
         self.image_size, self.patch_size, self.levels = tower.image_size, tower.patch_size, levels
         self.wavelet, self.transform = wavelet, transform
         self.register_buffer("colour", YCBCR.float(), persistent=False)
+        self.register_buffer("kernel", analysis_kernel(wavelet, len(YCBCR)).float(), persistent=False)
         width = tower.conv1.out_channels
         weight = tower.conv1.weight.detach()
         teacher = torch.einsum("dcij,ck->dkij", weight.double(), YCBCR.inverse().to(weight.device)).to(weight)
@@ -108,12 +112,14 @@ class WaveletTokenizer(nn.Module):
 
     def decompose(self, images: Tensor) -> list[Tensor]:
         """images [B,3,S,S] -> the bands of each step in pixel units: [B,1,3,h,h] of LL, then [B,3,3,h,h] each."""
+        if not images.is_floating_point():
+            raise ValueError(f"images of {images.dtype}: give normalised ones, as common.data.transforms.to_batch does")
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"pictures of {tuple(images.shape[-2:])} pixels given to a tokenizer for {self.image_size}; resize them"
             )
         ycbcr = F.conv2d(images, self.colour.to(images)[:, :, None, None])
-        coarse, *details = wavedec2(ycbcr, self.levels, self.wavelet, self.transform)
+        coarse, *details = wavedec2(ycbcr, self.levels, self.wavelet, self.transform, self.kernel)
         bands = [coarse.unsqueeze(1), *details]
         return [band / 2 ** self._level(step) for step, band in enumerate(bands)]
 

@@ -23,21 +23,24 @@ Transform = Literal["conv", "ptwt"]
 """One strided convolution, or ptwt's own call (haar only: other filters change ptwt's sizes)."""
 
 
-@lru_cache
 def filters(wavelet: str) -> Tensor:
-    """The four analysis filters of an orthogonal wavelet as correlation kernels [4,L,L]: LL, H, V, D.
+    """The four analysis filters of an orthogonal wavelet as correlation kernels [4,L,L]: LL, H, V, D, on the CPU.
 
     ValueError: an unknown wavelet, or one that is not orthogonal.
     """
+    return torch.from_numpy(_filters(wavelet).copy())
+
+
+@lru_cache
+def _filters(wavelet: str) -> np.ndarray:
+    # In numpy: a cached tensor would belong to the first caller's mode (inference, a tracer, a device).
     if wavelet not in pywt.wavelist(kind="discrete"):
         raise ValueError(f"unknown wavelet {wavelet!r}; use one of PyWavelets' discrete ones, such as haar or db2")
     filter_bank = pywt.Wavelet(wavelet)
     if not filter_bank.orthogonal or wavelet == "dmey":  # cut short, it is orthogonal to two digits only
         raise ValueError(f"wavelet {wavelet!r} is not orthogonal; use haar, dbN, symN or coifN")
-    # On the CPU whatever the default device is, since the cache outlives it.
-    low = torch.tensor(filter_bank.dec_lo, dtype=torch.float64, device="cpu").flip(0)
-    high = torch.tensor(filter_bank.dec_hi, dtype=torch.float64, device="cpu").flip(0)
-    return torch.stack([torch.outer(rows, columns) for rows in (low, high) for columns in (low, high)])[[0, 2, 1, 3]]
+    low, high = np.array(filter_bank.dec_lo)[::-1], np.array(filter_bank.dec_hi)[::-1]
+    return np.stack([np.outer(*pair) for pair in ((low, low), (high, low), (low, high), (high, high))])
 
 
 def check_transform(wavelet: str, transform: Transform) -> None:
@@ -50,21 +53,26 @@ def check_transform(wavelet: str, transform: Transform) -> None:
 
 
 @lru_cache
-def _dense(wavelet: str, channels: int) -> Tensor:
-    """The analysis as one convolution kernel [4C,C,L,L], zero between channels.
+def _dense(wavelet: str, channels: int) -> np.ndarray:
+    kernel = _filters(wavelet)
+    return np.einsum("bij,cd->bcdij", kernel, np.eye(channels)).reshape(-1, channels, *kernel.shape[1:])
+
+
+def analysis_kernel(wavelet: str, channels: int) -> Tensor:
+    """The analysis as one convolution kernel [4C,C,L,L], zero between channels, on the CPU.
 
     On pixels whose channels are adjacent it is faster than a grouped convolution, which does fewer products but
     none of them in vectors.
     """
-    # In numpy, since what torch computes under a tracer (on the first call, perhaps) would count as the model's work.
-    kernel = filters(wavelet).numpy()
-    dense = np.einsum("bij,cd->bcdij", kernel, np.eye(channels)).reshape(-1, channels, *kernel.shape[1:])
-    return torch.from_numpy(dense)
+    return torch.from_numpy(_dense(wavelet, channels).copy())
 
 
-def dwt2(x: Tensor, wavelet: str = "haar", transform: Transform = "conv") -> tuple[Tensor, Tensor]:
+def dwt2(
+    x: Tensor, wavelet: str = "haar", transform: Transform = "conv", kernel: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One level of analysis: x [B,C,S,S] -> LL [B,C,S/2,S/2] and details [B,3,C,S/2,S/2] (H, V, D).
 
+    kernel: ``analysis_kernel``'s, on x's device; None makes it anew.
     ValueError: odd S, a filter longer than S, ptwt asked for a half precision; see also ``check_transform``.
     """
     check_transform(wavelet, transform)
@@ -77,13 +85,14 @@ def dwt2(x: Tensor, wavelet: str = "haar", transform: Transform = "conv") -> tup
         coarse, details = ptwt.wavedec2(x, wavelet, level=1, mode="zero")
         return coarse, torch.stack(tuple(details), dim=1)
     channels = x.shape[1]
-    pad = filters(wavelet).shape[-1] // 2 - 1
+    kernel = analysis_kernel(wavelet, channels) if kernel is None else kernel
+    pad = kernel.shape[-1] // 2 - 1
     if pad > size:
         raise ValueError(f"wavelet {wavelet!r} is longer than a picture of {size} pixels; use a shorter one")
     if pad:
         x = F.pad(x, (pad, pad, pad, pad), mode="circular")
     x = x.contiguous(memory_format=torch.channels_last)
-    bands = F.conv2d(x, _dense(wavelet, channels).to(x), stride=2).unflatten(1, (4, channels))
+    bands = F.conv2d(x, kernel.to(x), stride=2).unflatten(1, (4, channels))
     return bands[:, 0], bands[:, 1:]
 
 
@@ -104,11 +113,13 @@ def idwt2(coarse: Tensor, details: Tensor, wavelet: str = "haar", transform: Tra
     return x
 
 
-def wavedec2(x: Tensor, levels: int, wavelet: str = "haar", transform: Transform = "conv") -> list[Tensor]:
+def wavedec2(
+    x: Tensor, levels: int, wavelet: str = "haar", transform: Transform = "conv", kernel: Tensor | None = None
+) -> list[Tensor]:
     """Multi-level analysis, coarsest first: [LL_L [B,C,h,h], details_L [B,3,C,h,h], ..., details_1]."""
     bands: list[Tensor] = []
     for _ in range(levels):
-        x, details = dwt2(x, wavelet, transform)
+        x, details = dwt2(x, wavelet, transform, kernel)
         bands.insert(0, details)
     return [x, *bands]
 

@@ -93,13 +93,13 @@ def _goal(name: str, val: Observed, test: Observed, costs: Sequence[Cost], dense
             break
     else:
         return goal | {"reached": False, "threshold": None}
-    correct, shares = test.at(threshold)
+    correct, (_, refined) = test.at(threshold)
     difference = paired_difference(correct, getattr(test, reference))
-    gmacs = expected(costs, shares).macs.gmacs
+    gmacs = expected(costs, [1 - refined, refined]).macs.gmacs
     return goal | {
         "reached": difference[1] >= -GOALS[name],
         "threshold": threshold,
-        "refined": shares[1],
+        "refined": refined,
         "accuracy": correct.double().mean().item(),
         "difference": difference,
         "gmacs": gmacs,

@@ -32,11 +32,11 @@ def sweep(answers: Observed, costs: Sequence[Cost]) -> dict[str, list[float]]:
     """
     points: dict[str, list[float]] = {"threshold": [], "refined": [], "right": [], "gmacs": []}
     for threshold in [*(step / STEPS for step in range(STEPS + 1)), NEVER]:
-        correct, shares = answers.at(threshold)
+        correct, (_, refined) = answers.at(threshold)
         points["threshold"].append(threshold)
-        points["refined"].append(round(shares[1] * len(correct)))
+        points["refined"].append(round(refined * len(correct)))
         points["right"].append(int(correct.sum()))
-        points["gmacs"].append(expected(costs, shares).macs.gmacs)
+        points["gmacs"].append(expected(costs, [1 - refined, refined]).macs.gmacs)
     return points
 
 

@@ -77,9 +77,9 @@ def operating_points(
     rows = [{"method": "teacher (dense)", "refined": None} | _row(test.teacher, test, dense)]
     for name, share in {"coarse-only": 0.0, **shares, "full": 1.0}.items():
         threshold = threshold_for(val.margin[0], share)
-        correct, left = test.at(threshold)
-        point = {"method": f"WaveCLIP {name}", "threshold": threshold, "refined": left[1]}
-        rows.append(point | _row(correct, test, expected(exits, left)))
+        correct, (_, refined) = test.at(threshold)
+        point = {"method": f"WaveCLIP {name}", "threshold": threshold, "refined": refined}
+        rows.append(point | _row(correct, test, expected(exits, [1 - refined, refined])))
     return rows
 
 

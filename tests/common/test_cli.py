@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from common import cli
+from common import recipes
 from common.cli import main
 from common.prediction_file import PredictionFile
 from common.recipes import resolve_configs
@@ -234,7 +234,7 @@ def test_errors_of_others_and_debugging_show_the_traceback(recipe, monkeypatch):
     arguments = ["fit", "-c", str(recipe), "--model.width", "0"]
     with pytest.raises(ValueError, match="width 0 must be positive"):
         main(arguments)  # a user's own class
-    monkeypatch.setattr(cli, "_raised_here", lambda error: True)
+    monkeypatch.setattr(recipes, "_raised_here", lambda error: True)
     assert main(arguments) == 1
     monkeypatch.setenv("EFFCLIP_DEBUG", "1")
     with pytest.raises(ValueError, match="width 0 must be positive"):

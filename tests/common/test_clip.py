@@ -51,8 +51,8 @@ def test_save_and_load(tmp_path, architecture):
     assert loaded.state_dict().keys() == clip.state_dict().keys()
     for key, value in clip.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
-    for found, expected in zip(embeddings(loaded), embeddings(clip), strict=True):
-        assert torch.equal(found, expected)
+    for result, expected in zip(embeddings(loaded), embeddings(clip), strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_a_small_file_is_read_back_as_fp32(tmp_path):
@@ -60,8 +60,8 @@ def test_a_small_file_is_read_back_as_fp32(tmp_path):
     clip.save(tmp_path / "half.safetensors", torch.float16)
     loaded = CLIP.load(tmp_path / "half.safetensors")
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-    for found, expected in zip(embeddings(loaded), embeddings(clip), strict=True):
-        torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+    for result, expected in zip(embeddings(loaded), embeddings(clip), strict=True):
+        torch.testing.assert_close(result, expected, atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -82,10 +82,10 @@ def test_foreign_files_of_open_clips_keys(tmp_path, suffix, wrapped):
     ours = CLIP.from_open_clip(str(tmp_path / "a.json"), file, quick_gelu=True)
     images, ids = torch.randn(2, 3, 32, 32), torch.tensor([[7, 1, 8, 0, 0, 0]])
     with torch.no_grad():
-        found, expected = ours.encode_image(images, False), theirs.encode_image(images)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-        found, expected = ours.encode_text(ids, False), theirs.encode_text(ids)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        result, expected = ours.encode_image(images, False), theirs.encode_image(images)
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+        result, expected = ours.encode_text(ids, False), theirs.encode_text(ids)
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 def test_a_recorded_activation_needs_no_word_and_allows_no_other(tmp_path, architecture):

@@ -28,8 +28,8 @@ def test_one_positive_is_cross_entropy(smoothing, ids):
     same = torch.tensor([9, -4, 2, 7, 2**62, 0]) if ids else None
     logits, target = 20 * image @ text.T, torch.arange(6)
     expected = sum(F.cross_entropy(side, target, label_smoothing=smoothing) for side in (logits, logits.T)) / 2
-    found = info_nce(image, text, torch.tensor(20.0), same=same, label_smoothing=smoothing)
-    assert math.isclose(found, expected, rel_tol=1e-5)
+    result = info_nce(image, text, torch.tensor(20.0), same=same, label_smoothing=smoothing)
+    assert math.isclose(result, expected, rel_tol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
@@ -64,8 +64,8 @@ def test_equal_captions_are_joint_positives(smoothing):
             positive = sum(m for m, other in zip(mass, same, strict=True) if other == same[row])
             spread = sum(math.log(m / sum(mass)) for m in mass) / len(mass)
             terms.append(-(1 - smoothing) * math.log(positive / sum(mass)) - smoothing * spread)
-    found = info_nce(image, text, torch.tensor(8.0), same=same, label_smoothing=smoothing)
-    assert math.isclose(found, sum(terms) / len(terms), rel_tol=1e-5)
+    result = info_nce(image, text, torch.tensor(8.0), same=same, label_smoothing=smoothing)
+    assert math.isclose(result, sum(terms) / len(terms), rel_tol=1e-5)
 
 
 def test_bf16_embeddings_are_summed_in_fp32():
@@ -100,13 +100,13 @@ def one_rank(rank, folder):
     store = {"init_method": f"file://{folder}/store", "timeout": timedelta(minutes=5)}
     distributed.init_process_group("gloo", rank=rank, world_size=2, **store)
     rows = slice(3 * rank, 3 * rank + 3)
-    found = {"order": gather_rows(torch.tensor([rank, 10 + rank])).tolist()}
+    result = {"order": gather_rows(torch.tensor([rank, 10 + rank])).tolist()}
     for name, same in (("alone", None), ("joint", pairs()[2])):
         loss, gradient = joined_loss(WEIGHT, rows, same)
         distributed.all_reduce(loss)
         distributed.all_reduce(gradient)
-        found[name] = (loss / 2, gradient / 2)
-    torch.save(found, f"{folder}/{rank}.pt")
+        result[name] = (loss / 2, gradient / 2)
+    torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -115,12 +115,12 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
         one_rank(0, tmp_path)
     assert other.returncode == 0
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found["order"] == [0, 10, 1, 11]
+        result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert result["order"] == [0, 10, 1, 11]
         for name, same in (("alone", None), ("joint", pairs()[2])):
             loss, gradient = joined_loss(WEIGHT, slice(None), same)
-            torch.testing.assert_close(found[name][0], loss, atol=1e-6, rtol=0)
-            torch.testing.assert_close(found[name][1], gradient, atol=1e-6, rtol=0)
+            torch.testing.assert_close(result[name][0], loss, atol=1e-6, rtol=0)
+            torch.testing.assert_close(result[name][1], gradient, atol=1e-6, rtol=0)
 
 
 if __name__ == "__main__":  # the process that the last test starts beside its own

@@ -22,12 +22,20 @@ def test_matrices_decay_and_the_rest_does_not():
     assert {group["lr"] for group in groups} == {1e-3}
 
 
+def test_stacks_of_vectors_that_a_module_names_do_not_decay():
+    module = nn.Module()
+    module.tokens, module.weight = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(3, 4))
+    module.vectors = ("tokens",)
+    decay = {id(p): group["weight_decay"] for group in parameter_groups(module, 1e-3, 0.2) for p in group["params"]}
+    assert decay == {id(module.tokens): 0.0, id(module.weight): 0.2}
+
+
 def test_new_parameters_take_their_own_rate():
     old, new = nn.Linear(3, 3), nn.Linear(3, 3)
     groups = parameter_groups(nn.ModuleList([old, new]), 1e-3, 0.1, new.parameters(), new_factor=4.0)
-    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert [found[id(p)] for p in (old.weight, old.bias)] == [(1e-3, 0.1), (1e-3, 0.0)]
-    assert [found[id(p)] for p in (new.weight, new.bias)] == [(4e-3, 0.1), (4e-3, 0.0)]
+    result = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert [result[id(p)] for p in (old.weight, old.bias)] == [(1e-3, 0.1), (1e-3, 0.0)]
+    assert [result[id(p)] for p in (new.weight, new.bias)] == [(4e-3, 0.1), (4e-3, 0.0)]
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(10, 100), (1, 2), (0, 50)])

@@ -101,17 +101,17 @@ def test_class_attention_sees_the_bias_that_attention_sees(tower):
 
 @torch.no_grad()
 def test_keys_are_there_only_between_the_half_steps(tower):
-    found = {}
+    result = {}
 
     def look(place):
         def reducer(x, context):
-            found[place] = context.keys
+            result[place] = context.keys
             return x, context
 
         return reducer
 
     ReducedTower(tower, {1: look("before"), (1, "middle"): look("middle")})(images())
-    assert found["before"] is None and found["middle"].shape == (2, 2, 17, 32)
+    assert result["before"] is None and result["middle"].shape == (2, 2, 17, 32)
 
 
 @torch.no_grad()
@@ -185,10 +185,10 @@ def test_class_attention_beside_a_cache_is_the_row_over_cached_and_own_tokens(to
         return x, context
 
     context = ReductionContext(torch.arange(7).expand(2, -1))
-    found, _ = run_reduced(tower.transformer.resblocks, second, context, {place: look}, cache=cache)
+    result, _ = run_reduced(tower.transformer.resblocks, second, context, {place: look}, cache=cache)
     step = torch.arange(14) >= 6
     mask = step[:, None] >= step[None, :]
-    torch.testing.assert_close(found, tower.run_blocks(x, mask=mask)[:, 6:])
+    torch.testing.assert_close(result, tower.run_blocks(x, mask=mask)[:, 6:])
     assert cache.tokens == 14
     block = tower.transformer.resblocks[1]
     entered = block.ln_1(tower.run_blocks(x, stop=1, mask=mask))
@@ -202,16 +202,16 @@ def test_class_attention_beside_a_cache_is_the_row_over_cached_and_own_tokens(to
 
 @torch.no_grad()
 def test_keys_beside_a_cache_are_those_of_the_own_tokens(tower):
-    x, cache, found = torch.randn(2, 14, 64, dtype=torch.float64), KVCache(), []
+    x, cache, result = torch.randn(2, 14, 64, dtype=torch.float64), KVCache(), []
     tower.run_blocks(x[:, :6], cache=cache)
 
     def look(x, context):
-        found.append((context.keys.shape, context.past.shape))
+        result.append((context.keys.shape, context.past.shape))
         return x, context
 
     context = ReductionContext(torch.arange(7).expand(2, -1))
     run_reduced(tower.transformer.resblocks, x[:, 6:], context, {(0, "middle"): look}, cache=cache)
-    assert found == [((2, 2, 8, 32), (2, 2, 6, 32))]
+    assert result == [((2, 2, 8, 32), (2, 2, 6, 32))]
 
 
 @torch.no_grad()

@@ -45,9 +45,9 @@ def embedded(ties, seed=0):
 @pytest.mark.parametrize("block", [1, 7, 2048])
 def test_equals_brute_force(ties, block):
     images, texts, owner = embedded(ties)
-    found, expected = ranks(images, texts, owner, block), brute_force(images, texts, owner)
-    assert all(map(torch.equal, found, expected))
-    for places in found:
+    result, expected = ranks(images, texts, owner, block), brute_force(images, texts, owner)
+    assert all(map(torch.equal, result, expected))
+    for places in result:
         assert recall(places) == {f"R@{k}": pytest.approx((places <= k).float().mean().item()) for k in (1, 5, 10)}
 
 
@@ -57,7 +57,7 @@ def test_perfect_and_collapsed_embeddings():
         assert (places == 1).all()
     same = torch.ones(8, 4)
     of_image, of_text = ranks(same, same[owner], owner, block=5)
-    assert (of_image == 22).all() and (of_text == 8).all(), "a tie must not count as found"
+    assert (of_image == 22).all() and (of_text == 8).all(), "a tie must count against the model"
 
 
 def test_length_of_the_embeddings_does_not_matter():

@@ -29,9 +29,9 @@ def random_open_clip(architecture):
     noise = 0.02 * torch.randn(1_000_003)  # a prime, so that no two rows of a matrix are alike
     with torch.no_grad():
         for key, parameter in theirs.named_parameters():
-            own = noise.roll(int(torch.randint(len(noise), ())))
+            values = noise.roll(int(torch.randint(len(noise), ())))
             for part in parameter.view(-1).split(len(noise)):
-                part.copy_(own[: len(part)])
+                part.copy_(values[: len(part)])
             if "ln_" in key and key.endswith("weight"):
                 parameter.add_(1)
     return theirs
@@ -82,11 +82,11 @@ def test_attention_that_records_gradients_on_a_cpu_computes_in_fp32(autocast, ma
     mask = torch.randn(37, 37).bfloat16() if masked else None
     inputs = [x.bfloat16().requires_grad_() for x in torch.randn(3, 2, 2, 37, 64)]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = fused_attention(*inputs, mask)
+        result = fused_attention(*inputs, mask)
     exact = F.scaled_dot_product_attention(*(x.float() for x in inputs), mask.float() if masked else None)
-    torch.testing.assert_close(found, exact.bfloat16(), atol=0, rtol=0)
+    torch.testing.assert_close(result, exact.bfloat16(), atol=0, rtol=0)
     rounded = F.scaled_dot_product_attention(*inputs, mask)
-    assert not torch.equal(rounded, found), "the positive control: the kernel for bf16 rounds otherwise"
+    assert not torch.equal(rounded, result), "the positive control: the kernel for bf16 rounds otherwise"
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (2, 7, 64)])
@@ -189,8 +189,8 @@ def test_blocks_run_in_parts():
     by_halves = x
     for layer, block in enumerate(tower.transformer.resblocks):
         by_halves = block.feed_forward(block.attend(by_halves, layer=layer))
-    for found in (by_parts, by_halves):
-        torch.testing.assert_close(found, tower.run_blocks(x), atol=1e-12, rtol=0)
+    for result in (by_parts, by_halves):
+        torch.testing.assert_close(result, tower.run_blocks(x), atol=1e-12, rtol=0)
 
 
 @torch.no_grad()

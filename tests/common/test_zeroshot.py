@@ -3,6 +3,7 @@ import pytest
 import torch
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from torch.nn import functional as F
 
 from common.clip import CLIP
 from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES, class_embeddings, fill, similarity
@@ -23,11 +24,13 @@ def test_equals_open_clips_classifier(templates):
     expected = build_zero_shot_classifier(theirs, open_clip.get_tokenizer("ViT-B-16"), names, templates).T
     prompts = [template("{}") for template in templates]
     for batch_size in (1, 7, 512):
-        found = class_embeddings(ours.text_tower, ours.tokenizer, names, prompts, batch_size)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.norm(dim=-1), torch.ones(23))
+        classes = class_embeddings(ours.text_tower, ours.tokenizer, names, prompts, batch_size)
+        torch.testing.assert_close(classes, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(classes.norm(dim=-1), torch.ones(23))
     images = torch.randn(3, 32)
-    torch.testing.assert_close(similarity(images, found), torch.cosine_similarity(images[:, None], found[None], dim=-1))
+    torch.testing.assert_close(
+        similarity(images, classes), torch.cosine_similarity(images[:, None], classes[None], dim=-1)
+    )
 
 
 def test_imagenet_names_and_prompts():
@@ -49,3 +52,12 @@ def test_a_template_can_ask_for_the_article():
     assert fill("a photo of {a} {}.", "apple") == "a photo of an apple."
     assert fill("{a} {} and {a} {}", "Egg") == "an Egg and an Egg"
     assert fill("{a} {}", "unicorn") == "a unicorn" and fill("the {}", "hourglass") == "the hourglass"
+
+
+def test_similarity_is_fp32_under_autocast():
+    torch.manual_seed(0)
+    z, classes = torch.randn(64, 32), F.normalize(torch.randn(200, 32), dim=-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cosines = similarity(z, classes)
+    assert cosines.dtype == torch.float32
+    torch.testing.assert_close(cosines, F.cosine_similarity(z[:, None], classes[None], dim=-1))

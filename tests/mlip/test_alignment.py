@@ -147,8 +147,8 @@ def test_half_precision_and_autocast_are_summed_in_fp32(loss):
     exact = loss(image, text, mask)
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", torch.bfloat16):
-            found = loss(image.to(dtype), text.to(dtype), mask)
-        assert found.dtype == torch.float32 and math.isclose(found, exact, abs_tol=0.01)
+            result = loss(image.to(dtype), text.to(dtype), mask)
+        assert result.dtype == torch.float32 and math.isclose(result, exact, abs_tol=0.01)
 
 
 def filip(image, text, mask, scale, same, smoothing):
@@ -176,8 +176,8 @@ def test_late_interaction_compares_all_pairs(monkeypatch, smoothing, same):
         monkeypatch.setattr(alignment, "CHUNK_CELLS", cells)
         leaf = image.clone().requires_grad_()
         options = {"same": torch.tensor(same), "label_smoothing": smoothing}
-        found = late_interaction(leaf, text, mask, torch.tensor(5.0, dtype=torch.float64), **options)
-        assert math.isclose(found, expected, rel_tol=1e-9)
-        found.backward()
+        result = late_interaction(leaf, text, mask, torch.tensor(5.0, dtype=torch.float64), **options)
+        assert math.isclose(result, expected, rel_tol=1e-9)
+        result.backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(*gradients)

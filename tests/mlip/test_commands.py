@@ -41,9 +41,9 @@ def merged(*overlays):
     """The settings of YFCC15M's recipe under overlays."""
     settings = {}
     for file in ("yfcc15m", *overlays):
-        said = yaml.safe_load((ROOT / f"mlip/{file}.yaml").read_text())
+        recipe = yaml.safe_load((ROOT / f"mlip/{file}.yaml").read_text())
         for section in ("model", "data"):
-            settings.setdefault(section, {}).update(said.get(section, {}).get("init_args", {}))
+            settings.setdefault(section, {}).update(recipe.get(section, {}).get("init_args", {}))
     return settings
 
 

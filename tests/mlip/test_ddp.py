@@ -40,7 +40,7 @@ def gradients(architecture, options, rows, wrap):
     module = MLIPPretraining(architecture, frequency_layers=1, keep_rates={2: 0.5}, **options)
     loss = wrap(Loss(module))
     generator = torch.Generator().manual_seed(1)
-    found = []
+    result = []
     for step in range(STEPS):
         captions = CAPTIONS[step:] + CAPTIONS[:step]
         batch = {
@@ -50,8 +50,8 @@ def gradients(architecture, options, rows, wrap):
         }
         module.zero_grad()
         loss(batch).backward()
-        found.append({name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad})
-    return found
+        result.append({name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad})
+    return result
 
 
 def one_rank(rank, folder):
@@ -59,8 +59,8 @@ def one_rank(rank, folder):
     store = {"init_method": f"file://{folder}/store", "timeout": timedelta(minutes=5)}
     distributed.init_process_group("gloo", rank=rank, world_size=2, **store)
     rows = slice(3 * rank, 3 * rank + 3)
-    found = {name: gradients(f"{folder}/tiny.json", ROWS[name], rows, DistributedDataParallel) for name in ROWS}
-    torch.save(found, f"{folder}/{rank}.pt")
+    result = {name: gradients(f"{folder}/tiny.json", ROWS[name], rows, DistributedDataParallel) for name in ROWS}
+    torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -77,13 +77,13 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_two_processes_equal_one_with_the_joined_batch(ranks, name):
-    found, architecture = ranks
+    result, architecture = ranks
     expected = gradients(architecture, ROWS[name], slice(None), lambda loss: loss)
     for rank in range(2):
         for step in range(STEPS):
-            assert found[rank][name][step].keys() == expected[step].keys()
+            assert result[rank][name][step].keys() == expected[step].keys()
             for key, gradient in expected[step].items():
-                torch.testing.assert_close(found[rank][name][step][key], gradient, atol=1e-5, rtol=0, msg=key)
+                torch.testing.assert_close(result[rank][name][step][key], gradient, atol=1e-5, rtol=0, msg=key)
 
 
 if __name__ == "__main__":  # the process that the test starts beside its own

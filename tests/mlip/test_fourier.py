@@ -70,14 +70,14 @@ def printed(y, pieces):
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_power_spectrum_is_the_printed_equation_10(grid, pieces):
     layer, x = lego(grid, "power", pieces=pieces), grid_tokens(grid)
-    found = layer(x).detach().unflatten(1, (grid, grid))
+    result = layer(x).detach().unflatten(1, (grid, grid))
     complex_pieces = torch.view_as_complex(layer.pieces.detach()).numpy()
     for image in range(len(x)):
         for channel in range(x.shape[2]):
             y = x[image, :, channel].unflatten(0, (grid, grid)).numpy()
             expected = printed(y, complex_pieces[..., channel])
             # Our inverse transform is orthonormal, the printed one has 1/hw.
-            np.testing.assert_allclose(found[image, ..., channel] / grid, expected, atol=1e-8, rtol=1e-6)
+            np.testing.assert_allclose(result[image, ..., channel] / grid, expected, atol=1e-8, rtol=1e-6)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -112,8 +112,8 @@ def test_real_pieces_make_the_power_spectrums_result_even(grid):
     layer, x = lego(grid, "power"), grid_tokens(grid)
     with torch.no_grad():
         layer.pieces[..., 1] = 0
-    found = layer(x).unflatten(1, (grid, grid))
-    torch.testing.assert_close(found, found.flip(1, 2).roll((1, 1), (1, 2)))
+    result = layer(x).unflatten(1, (grid, grid))
+    torch.testing.assert_close(result, result.flip(1, 2).roll((1, 1), (1, 2)))
 
 
 def test_equal_pieces_cancel():

@@ -22,11 +22,11 @@ from mlip.merging import Merging, kept_tokens, merge, pair_tokens
     ],
 )
 def test_kept_tokens_of_table_13(tokens, rates, expected):
-    found = []
+    result = []
     for rate in rates:
         tokens = kept_tokens(rate, tokens)
-        found.append(tokens)
-    assert found == expected
+        result.append(tokens)
+    assert result == expected
 
 
 @pytest.mark.parametrize("rate", [0.49, 1.01, -1.0])

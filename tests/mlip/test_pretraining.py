@@ -54,10 +54,10 @@ def test_with_everything_off_it_is_plain_clip_pretraining(make, tmp_path):
     torch.testing.assert_close(*losses, atol=1e-5, rtol=0)
     for loss in losses:
         loss.backward()
-    own = {key.replace("image_tower.vit.", "image_tower."): p.grad for key, p in ours.clip.named_parameters()}
+    gradients = {key.replace("image_tower.vit.", "image_tower."): p.grad for key, p in ours.clip.named_parameters()}
     for key, parameter in theirs.clip.named_parameters():
-        torch.testing.assert_close(own.pop(key), parameter.grad, atol=1e-5, rtol=0)
-    assert not own
+        torch.testing.assert_close(gradients.pop(key), parameter.grad, atol=1e-5, rtol=0)
+    assert not gradients
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -82,10 +82,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(make, frequency, spatial, smo
         "frequency_token": aligned(frequency, features.frequency_tokens),
         "spatial_token": aligned(spatial, features.spatial_tokens),
     }
-    found = module.losses(batch)
-    assert found.keys() == TERMS.keys()
+    terms = module.losses(batch)
+    assert terms.keys() == TERMS.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(terms[name], value, atol=1e-5, rtol=1e-5)
     total = sum(TERMS[name] * value for name, value in expected.items())
     torch.testing.assert_close(module.loss(batch), total, atol=1e-5, rtol=1e-5)
 

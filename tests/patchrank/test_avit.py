@@ -63,14 +63,14 @@ def slow(tower, picture, scale, shift):
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, -1.0), (3.0, -2.0), (0.5, 3.0), (5.0, -10.0)])
 @torch.no_grad()
 def test_equals_the_formulas_with_halted_tokens_left_out(tower, scale, shift):
-    found = AViTTower(tower, scale, shift).run(images())
+    halting = AViTTower(tower, scale, shift).run(images())
     for row, picture in enumerate(images()):
         z, counts, p, ponder = slow(tower, picture, scale, shift)
-        torch.testing.assert_close(found.z[row], z)
-        assert found.active[:, row].sum(-1).tolist() == counts
-        torch.testing.assert_close(found.probability[:, row].T, torch.tensor(p).double())
-        torch.testing.assert_close(found.ponder[row], torch.tensor(ponder).double())
-    torch.testing.assert_close(found.probability.sum(0), torch.ones(3, 17).double())
+        torch.testing.assert_close(halting.z[row], z)
+        assert halting.active[:, row].sum(-1).tolist() == counts
+        torch.testing.assert_close(halting.probability[:, row].T, torch.tensor(p).double())
+        torch.testing.assert_close(halting.ponder[row], torch.tensor(ponder).double())
+    torch.testing.assert_close(halting.probability.sum(0), torch.ones(3, 17).double())
 
 
 @torch.no_grad()

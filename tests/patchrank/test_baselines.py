@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from common.flops import count_macs
 from common.reduction import ReducedTower
 from common.tower import ImageTower
-from patchrank.baselines import ClassAttention, EViT, GoldenOracle, RandomKeep, ToMe, match
+from patchrank.baselines import ClassAttention, EViT, GoldenOracle, RandomKeep, ToMe, bipartite_soft_matching
 from patchrank.golden import golden_ranking
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 16}
@@ -172,7 +172,7 @@ def test_tome_says_which_tokens_are_still_single_patches(tower):
 
 def test_matching_five_tokens_by_hand():
     keys = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [0.1, 1.0], [3.0, 0.3], [0.0, -1.0]]])
-    staying, going, partner = match(keys, 2)
+    staying, going, partner = bipartite_soft_matching(keys, 2)
     # A holds tokens 0, 2, 4; B holds 1 and 3. Token 2 is closest to 1, token 0 to 3, and 4 to none.
     assert sorted(zip(going[0].tolist(), partner[0].tolist(), strict=True)) == [(0, 1), (1, 0)]
     assert staying.tolist() == [[2]]

@@ -16,7 +16,7 @@ def test_a_checkpoint_holds_what_trains_and_gives_equal_outputs(which, request, 
     trainer, _ = fit(module)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     stored = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
-    assert stored.keys() == {name for name, of in module.named_parameters() if of.requires_grad}
+    assert stored.keys() == {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     again = type(module).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     with torch.no_grad():
         assert torch.equal(again(Pictures().images()), module(Pictures().images()))

@@ -47,15 +47,15 @@ def slow_ranking(tower, image, label, score, layer, block, stride, rounds, remov
     corners = range(0, GRID - block + 1, stride)
     remaining, tail, scores = list(range(TOKENS)), [], [0.0] * TOKENS
     for number in range(rounds):
-        found = {token: [] for token in remaining}
+        window_costs = {token: [] for token in remaining}
         for row, column in ((r, c) for r in corners for c in corners):
             window = {GRID * r + c for r in range(row, row + block) for c in range(column, column + block)}
             gone = [token for token in remaining if token in window]
             if gone:
                 pruned = slow_embedding(tower, image, layer, [token for token in remaining if token not in gone])
                 for token in gone:
-                    found[token].append(slow_cost(score, full, pruned, label))
-        for token, costs in found.items():
+                    window_costs[token].append(slow_cost(score, full, pruned, label))
+        for token, costs in window_costs.items():
             scores[token] = sum(costs) / len(costs)
         order = sorted(remaining, key=lambda token: -scores[token])  # stable: of equal ones the first in the grid
         if number < rounds - 1:
@@ -83,7 +83,7 @@ def slow_ranking(tower, image, label, score, layer, block, stride, rounds, remov
 @torch.no_grad()
 def test_equals_one_block_of_one_picture_at_a_time(tower, score, layer, block, stride, rounds, removed):
     pictures, labels = images(), torch.tensor([3, 1])
-    found = golden_ranking(
+    ranking = golden_ranking(
         tower,
         pictures,
         score,
@@ -100,8 +100,8 @@ def test_equals_one_block_of_one_picture_at_a_time(tower, score, layer, block, s
         order, scores = slow_ranking(
             tower, pictures[row : row + 1], label, score, layer, block, stride, rounds, removed
         )
-        assert found.order[row].tolist() == order
-        torch.testing.assert_close(found.scores[row], torch.tensor(scores, dtype=torch.float64), atol=1e-10, rtol=0)
+        assert ranking.order[row].tolist() == order
+        torch.testing.assert_close(ranking.scores[row], torch.tensor(scores, dtype=torch.float64), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("memory", [1, 2**20, None])
@@ -157,16 +157,16 @@ class Ranker(nn.Module):
 def test_the_stated_cost_is_what_is_counted(layer, block, stride):
     torch.manual_seed(0)
     tower, settings = ImageTower(**TOWER), {"prune_layer": layer, "block": block, "stride": stride}
-    found = count_macs(Ranker(tower, **settings), torch.randn(1, 3, 32, 32))
-    assert round(1e9 * found.gmacs) == golden_macs(tower, layer, block, stride)
-    assert round(1e9 * found.gmacs_paper) == golden_macs(tower, layer, block, stride, attention=False)
+    macs = count_macs(Ranker(tower, **settings), torch.randn(1, 3, 32, 32))
+    assert round(1e9 * macs.gmacs) == golden_macs(tower, layer, block, stride)
+    assert round(1e9 * macs.gmacs_paper) == golden_macs(tower, layer, block, stride, attention=False)
 
 
 def test_the_stated_cost_of_greedy_rounds_is_a_close_bound():
     torch.manual_seed(0)
     tower, settings = ImageTower(**TOWER), {"prune_layer": 1, "rounds": 2, "removed_per_round": 3}
-    found = 1e9 * count_macs(Ranker(tower, **settings), torch.randn(1, 3, 32, 32)).gmacs
-    assert 0.8 * golden_macs(tower, **settings) < found <= golden_macs(tower, **settings)
+    macs = 1e9 * count_macs(Ranker(tower, **settings), torch.randn(1, 3, 32, 32)).gmacs
+    assert 0.8 * golden_macs(tower, **settings) < macs <= golden_macs(tower, **settings)
 
 
 def test_the_cost_beside_that_of_a_pass_for_every_variant():

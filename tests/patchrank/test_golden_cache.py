@@ -50,13 +50,13 @@ def loader(batch_size=3, images=None):
 
 
 def test_orders_are_those_of_golden_ranking_by_key(tower, tmp_path):
-    found = ranked(tower, loader(), folder=tmp_path, **SETTINGS)
+    rankings = ranked(tower, loader(), folder=tmp_path, **SETTINGS)
     expected = golden_ranking(tower, pictures(), prune_layer=1).order
-    assert len(found) == 7
-    assert torch.equal(found.of([f"picture {row}" for row in range(7)]), expected)
-    assert torch.equal(found.of(["picture 4", "picture 0", "picture 4"]), expected[[4, 0, 4]])
+    assert len(rankings) == 7
+    assert torch.equal(rankings.of([f"picture {row}" for row in range(7)]), expected)
+    assert torch.equal(rankings.of(["picture 4", "picture 0", "picture 4"]), expected[[4, 0, 4]])
     with pytest.raises(ValueError, match="1 of 2 pictures were not ranked, such as 'picture 9'"):
-        found.of(["picture 0", "picture 9"])
+        rankings.of(["picture 0", "picture 9"])
 
 
 def test_a_second_time_everything_comes_from_disk(tower, tmp_path, computed):
@@ -107,9 +107,9 @@ def test_what_was_computed_before_an_error_is_kept(tower, tmp_path, computed):
 def test_new_pictures_are_added_to_old_ones(tower, tmp_path, computed):
     ranked(tower, loader(), folder=tmp_path, **SETTINGS)
     more = torch.cat([torch.zeros(1, 3, 32, 32).double(), pictures()])
-    found = ranked(tower, loader(4, more), folder=tmp_path, **SETTINGS)
+    rankings = ranked(tower, loader(4, more), folder=tmp_path, **SETTINGS)
     assert computed == [3, 3, 1, 1]
-    assert torch.equal(found.of(["picture 1"]), golden_ranking(tower, pictures()[:1], prune_layer=1).order)
+    assert torch.equal(rankings.of(["picture 1"]), golden_ranking(tower, pictures()[:1], prune_layer=1).order)
 
 
 def test_the_key_is_what_a_ranking_depends_on(tower):
@@ -147,15 +147,16 @@ def test_label_driven_rankings_depend_on_the_label(tower, tmp_path, computed):
         "logit_scale": 10.0,
         **SETTINGS,
     }
-    found = ranked(tower, loader(), "label", folder=tmp_path, **settings)
+    rankings = ranked(tower, loader(), "label", folder=tmp_path, **settings)
     other = loader()
     for batch in other:
         batch["label"] = (batch["label"] + 1) % 5
     changed = ranked(tower, other, "label", folder=tmp_path, **settings)
-    assert computed == [3, 3, 1] * 2 and not torch.equal(found.orders, changed.orders)
+    assert computed == [3, 3, 1] * 2 and not torch.equal(rankings.orders, changed.orders)
     del settings["progress"]
     labels = torch.arange(7) % 5
-    assert torch.equal(found.orders.long(), golden_ranking(tower, pictures(), "label", labels=labels, **settings).order)
+    expected = golden_ranking(tower, pictures(), "label", labels=labels, **settings)
+    assert torch.equal(rankings.orders.long(), expected.order)
 
 
 def test_batches_must_name_their_pictures_apart(tower, tmp_path):

@@ -55,9 +55,9 @@ def test_a_predictor_comes_out_of_a_towers_file_and_a_training_checkpoint(tower,
     torch.save({"state_dict": state, "hyper_parameters": {"prune_layer": 1}}, tmp_path / "training.ckpt")
     save_predictor(predictor, tmp_path / "alone.safetensors", 1, torch.float32)
     for file in ("tower.safetensors", "training.ckpt", "alone.safetensors"):
-        found = load_predictor(tmp_path / file, tower, prune_layer=1)
+        loaded = load_predictor(tmp_path / file, tower, prune_layer=1)
         for key, value in predictor.state_dict().items():
-            assert torch.equal(found.state_dict()[key], value), (file, key)
+            assert torch.equal(loaded.state_dict()[key], value), (file, key)
         with pytest.raises(ValueError, match="reads the tokens before block 1; pruning before block 0"):
             load_predictor(tmp_path / file, tower, prune_layer=0)
 
@@ -69,7 +69,7 @@ def test_files_without_a_fitting_predictor_are_refused(tower, tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "empty.ckpt")
     torch.save({"state_dict": tower}, tmp_path / "code.ckpt")
     cases = {
-        "none.ckpt": "no predictor at",
+        "none.ckpt": "no file at",
         "none.safetensors": "no weights at",
         "clip.safetensors": "holds no predictor; train one",
         "empty.ckpt": "holds no predictor; train one",

@@ -32,9 +32,9 @@ def test_validation_and_test_state_overlap_and_tau(predictor):
         scores = module(data.images())
     expected = {"overlap": pruned_overlap(scores, order, 8).mean(), "tau": kendall_tau(scores, order).mean()}
     for split, run in (("val", trainer.validate), ("test", trainer.test)):
-        (found,) = run(module, data, verbose=False)
+        (metrics,) = run(module, data, verbose=False)
         for name, value in expected.items():
-            assert found[f"{split}_{name}"] == pytest.approx(value.item(), abs=1e-6)
+            assert metrics[f"{split}_{name}"] == pytest.approx(value.item(), abs=1e-6)
 
 
 def test_rankings_are_computed_on_first_use_alone(predictor, monkeypatch):

@@ -69,8 +69,8 @@ def test_a_predictors_checkpoint_is_what_prompts_are_tuned_with(predictor, tunin
     trainer.save_checkpoint(tmp_path / "ranks.ckpt")
     module = tuning(predictor=str(tmp_path / "ranks.ckpt"), prompts=0, kind="text")
     with torch.no_grad():
-        found = module.model.encode_image(Pictures().images(), normalize=False)
-        torch.testing.assert_close(found, ranks.deployable()[0](Pictures().images()))
+        result = module.model.encode_image(Pictures().images(), normalize=False)
+        torch.testing.assert_close(result, ranks.deployable()[0](Pictures().images()))
 
 
 def test_the_export_and_the_checkpoint_give_equal_answers(tuning, tmp_path):

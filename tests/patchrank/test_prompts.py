@@ -39,14 +39,14 @@ def slow_image(tower, images, prompts, layer, keep):
     rows = []
     for image, places in zip(images, keep, strict=True):
         x = tower.embed(image[None])[0]
-        own = tower.ln_pre(prompts.visual_at(0))
+        visual = tower.ln_pre(prompts.visual_at(0))
         for number, block in enumerate(tower.transformer.resblocks):
             if number == layer:
                 x = torch.stack([x[0], *(x[1 + place] for place in places)])
             if 0 < number < prompts.depth:
-                own = prompts.visual_at(number)
-            y = block(torch.cat([x, own])[None])[0]
-            x, own = y[: len(x)], y[len(x) :]
+                visual = prompts.visual_at(number)
+            y = block(torch.cat([x, visual])[None])[0]
+            x, visual = y[: len(x)], y[len(x) :]
         rows.append(tower.pool(x[None])[0])
     return torch.stack(rows)
 
@@ -73,8 +73,8 @@ def slow_text(tower, ids, prompts):
 @torch.no_grad()
 def test_image_prompts_stand_after_the_patches_and_are_replaced_in_every_layer(clip, images, kind, depth):
     made, everything = prompts(kind, depth=depth), torch.arange(16).expand(3, -1)
-    found = PatchRankTower(clip.image_tower, None, 1.0, prompts=made)(images)
-    torch.testing.assert_close(found, slow_image(clip.image_tower, images, made, 0, everything), atol=1e-5, rtol=0)
+    result = PatchRankTower(clip.image_tower, None, 1.0, prompts=made)(images)
+    torch.testing.assert_close(result, slow_image(clip.image_tower, images, made, 0, everything), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -86,8 +86,8 @@ def test_pruning_keeps_every_prompt_and_the_predictor_reads_none(clip, images, l
     assert context.trailing == 2 and x.shape[1] == 1 + 8 + 2
     entering = tower.embed(images)
     if layer:
-        own = tower.ln_pre(made.visual_at(0)).expand(3, -1, -1)
-        entering = tower.run_blocks(torch.cat([entering, own], dim=1), stop=1)[:, :17]
+        visual = tower.ln_pre(made.visual_at(0)).expand(3, -1, -1)
+        entering = tower.run_blocks(torch.cat([entering, visual], dim=1), stop=1)[:, :17]
     kept = predictor(entering).topk(8).indices.sort(-1).values
     assert torch.equal(context.positions, kept)
     torch.testing.assert_close(pruned(images), slow_image(tower, images, made, layer, kept), atol=1e-5, rtol=0)
@@ -107,9 +107,9 @@ def test_text_prompts_stand_after_start_of_text(clip, kind, depth):
 def test_words_as_prompts_are_the_words_in_the_text(clip, depth):
     start = words_by_layer(clip.text_tower, clip.tokenizer(["red bird"], longest=True), depth)
     made = Prompts("text", 2, depth, 64, 64, start=start)
-    found = prompted_text(clip.text_tower, clip.tokenizer(TEXTS), made)
+    result = prompted_text(clip.text_tower, clip.tokenizer(TEXTS), made)
     expected = clip.text_tower(clip.tokenizer([f"red bird {text}" for text in TEXTS]))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,7 +159,7 @@ def test_exported_prompts_are_the_same_without_couplings(clip, images, kind, tmp
     again = Prompts.load(tmp_path / "prompts.safetensors")
     assert again.couplings is None and not any(p.requires_grad is False for p in again.parameters())
     tower = clip.image_tower
-    before, after = (PromptedCLIP(clip, PatchRankTower(tower, None, 1.0, prompts=of)) for of in (made, again))
+    before, after = (PromptedCLIP(clip, PatchRankTower(tower, None, 1.0, prompts=learned)) for learned in (made, again))
     assert torch.equal(before.encode_image(images), after.encode_image(images))
     assert torch.equal(before.encode_text(ids), after.encode_text(ids))
 
@@ -180,9 +180,9 @@ def test_a_whole_tuned_model_comes_back_by_the_commands_loader(clip, images, tmp
     model.save(tmp_path / "tuned.safetensors")
     again = PromptedCLIP.load(tmp_path / "tuned.safetensors")
     assert again.tower.prompts.couplings is None
-    for of in (again, load_model(str(tmp_path / "tuned.safetensors")).images):
-        assert torch.equal(of.encode_image(images), model.encode_image(images))
-        assert torch.equal(of.encode_text(ids), model.encode_text(ids))
+    for loaded in (again, load_model(str(tmp_path / "tuned.safetensors")).images):
+        assert torch.equal(loaded.encode_image(images), model.encode_image(images))
+        assert torch.equal(loaded.encode_text(ids), model.encode_text(ids))
     model.tower.save(tmp_path / "tower.safetensors", clip.architecture)
     alone = load_model(str(tmp_path / "tower.safetensors"))
     assert alone.type == "patchrank" and alone.texts is None

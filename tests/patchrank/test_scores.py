@@ -38,8 +38,8 @@ def test_blocks_are_the_windows_of_the_grid(grid, block, stride, windows):
     slow = torch.zeros(windows, grid, grid, dtype=torch.bool)
     for window, (row, column) in zip(slow, ((r, c) for r in corners for c in corners), strict=True):
         window[row : row + block, column : column + block] = True
-    found = grid_blocks(grid, block, stride)
-    assert torch.equal(found, slow.flatten(1)) and found.any(0).all()
+    blocks = grid_blocks(grid, block, stride)
+    assert torch.equal(blocks, slow.flatten(1)) and blocks.any(0).all()
 
 
 def test_blocks_that_do_not_cover_the_grid_are_refused():
@@ -72,8 +72,8 @@ def test_each_score_is_one_minus_the_papers():
                 "confidence": posterior.max(),
             }
             for score, value in paper.items():
-                found = removal_costs(score, full, pruned, **given)[image, block]
-                torch.testing.assert_close(found, 1 - value, atol=1e-12, rtol=0)
+                result = removal_costs(score, full, pruned, **given)[image, block]
+                torch.testing.assert_close(result, 1 - value, atol=1e-12, rtol=0)
 
 
 def test_a_cosine_near_one_keeps_its_digits_in_single_precision():

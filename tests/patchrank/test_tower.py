@@ -45,8 +45,8 @@ def on_tokens(tower, images, layer, kept):
 @torch.no_grad()
 def test_keeping_everything_equals_the_dense_tower(parts):
     tower, predictor, images = parts
-    for of in (predictor, None):
-        torch.testing.assert_close(PatchRankTower(tower, of, 1.0, 1)(images), tower(images), atol=1e-5, rtol=0)
+    for given in (predictor, None):
+        torch.testing.assert_close(PatchRankTower(tower, given, 1.0, 1)(images), tower(images), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -66,7 +66,9 @@ def test_reversed_scores_keep_the_complement(parts, layer):
     tower, predictor, images = parts
     opposite = Reversed(64, TOKENS + 1)
     opposite.load_state_dict(predictor.state_dict())
-    first, second = (PatchRankTower(tower, of, 0.5, layer).run(images)[1].positions for of in (predictor, opposite))
+    first, second = (
+        PatchRankTower(tower, ranker, 0.5, layer).run(images)[1].positions for ranker in (predictor, opposite)
+    )
     for row, other in zip(first.tolist(), second.tolist(), strict=True):
         assert sorted(row + other) == list(range(TOKENS))
 
@@ -111,7 +113,7 @@ def test_every_block_attends_by_the_fused_kernel_to_the_tokens_that_are_left(par
 def test_the_count_is_the_dense_blocks_on_fewer_tokens_and_the_predictor(parts):
     tower, predictor, images = parts
     layer, width, tokens = 1, 64, TOKENS + 1
-    dense, pruned = (count_macs(of, images[:1]) for of in (tower, PatchRankTower(tower, predictor, 0.5, layer)))
+    dense, pruned = (count_macs(model, images[:1]) for model in (tower, PatchRankTower(tower, predictor, 0.5, layer)))
     fewer = tokens - TOKENS // 2
 
     def block(n):

@@ -126,9 +126,9 @@ def test_the_token_term_compares_places(make):
     for place in range(PLACES):
         row, column = divmod(place, 2)
         # The class tokens stand at 0 and 5; the teacher's grid is 4 x 4 behind its class token.
-        own = student[:, [1 + place] + [6 + band * PLACES + place for band in range(3)]].mean(1)
+        student_mean = student[:, [1 + place] + [6 + band * PLACES + place for band in range(3)]].mean(1)
         patches = [1 + 4 * (2 * row + i) + 2 * column + j for i in range(2) for j in range(2)]
-        distances.append(1 - F.cosine_similarity(own, teacher[:, patches].mean(1)))
+        distances.append(1 - F.cosine_similarity(student_mean, teacher[:, patches].mean(1)))
     expected = torch.stack(distances).mean()
     loss = module.training_step(batch, 0)
     torch.testing.assert_close(module.logged["train_token"], expected)
@@ -267,5 +267,5 @@ def test_a_checkpoint_is_plain_and_comes_back(tmp_path, fit):
     again = WaveCLIPDistillation.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        for found, expected in zip(again(images), module(images), strict=True):
-            assert torch.equal(found, expected)
+        for actual, expected in zip(again(images), module(images), strict=True):
+            assert torch.equal(actual, expected)

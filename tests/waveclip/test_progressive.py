@@ -57,13 +57,13 @@ def test_a_batch_gives_what_each_picture_gives_alone(kind, levels):
 def test_the_scores_are_those_of_the_level_that_answered(levels):
     middle = thresholds(MarginGate, levels)[PICTURES * levels // 2]
     model, images = classifier(MarginGate(middle), levels)
-    found, expected = model(images), all_levels(model, images)
-    assert len(found.exit_step.unique()) > 1
+    prediction, expected = model(images), all_levels(model, images)
+    assert len(prediction.exit_step.unique()) > 1
     stops = MarginGate(middle)(expected)
     stops[-1] = True
     first = stops.int().argmax(0)  # the first level whose gate is open
-    assert torch.equal(found.exit_step, first)
-    torch.testing.assert_close(found.scores, expected[first, torch.arange(PICTURES)], atol=1e-10, rtol=0)
+    assert torch.equal(prediction.exit_step, first)
+    torch.testing.assert_close(prediction.scores, expected[first, torch.arange(PICTURES)], atol=1e-10, rtol=0)
 
 
 def test_results_follow_their_pictures_order():

@@ -29,21 +29,21 @@ def tower(levels=1, dtype=torch.float64):
 def attend(block, x, past, sizes):
     """One picture's tokens x [N,D] after attention to past (key, value) and each other; its weights, keys, values."""
     qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
-    query, *own = (part.unflatten(-1, (HEADS, -1)).transpose(0, 1) for part in qkv.chunk(3, -1))
-    key, value = (torch.cat(pair, dim=1) for pair in zip(past, own, strict=True))
+    query, *current = (part.unflatten(-1, (HEADS, -1)).transpose(0, 1) for part in qkv.chunk(3, -1))
+    key, value = (torch.cat(pair, dim=1) for pair in zip(past, current, strict=True))
     logits = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
     logits[:, :, past[0].shape[1] :] += torch.tensor([1.0, *sizes]).to(x).log()
     weights = logits.softmax(-1)
-    return x + block.attn.out_proj((weights @ value).transpose(0, 1).flatten(1)), weights, own
+    return x + block.attn.out_proj((weights @ value).transpose(0, 1).flatten(1)), weights, current
 
 
 def slow(wave, picture, step, before=None, middle=None):
     """Embeddings of one picture, its tokens of one step reduced before block 1 or in the middle of every block.
 
-    before: weights [H,N,M+N] of the block -> places kept.  middle: x [N,D], own keys, sizes -> x, sizes.
+    before: weights [H,N,M+N] of the block -> places kept.  middle: x [N,D], current keys, sizes -> x, sizes.
     """
     empty = torch.zeros(HEADS, 0, WIDTH // HEADS, dtype=picture.dtype)
-    past, found = [(empty, empty)] * LAYERS, []
+    past, levels = [(empty, empty)] * LAYERS, []
     for number, band in enumerate(wave.tokenizer.decompose(picture[None])):
         x = wave.ln_pre(wave.tokenizer.embed(band, number))[0]
         sizes = [1.0] * (len(x) - 1)
@@ -51,13 +51,13 @@ def slow(wave, picture, step, before=None, middle=None):
             if before and (number, layer) == (step, 1):
                 kept = before(attend(block, x, past[layer], sizes)[1])
                 x, sizes = x[[0] + [1 + place for place in kept]], [1.0] * len(kept)
-            x, _, own = attend(block, x, past[layer], sizes)
-            past[layer] = tuple(torch.cat(pair, dim=1) for pair in zip(past[layer], own, strict=True))
+            x, _, current = attend(block, x, past[layer], sizes)
+            past[layer] = tuple(torch.cat(pair, dim=1) for pair in zip(past[layer], current, strict=True))
             if middle and number == step:
-                x, sizes = middle(x, own[0], sizes)
+                x, sizes = middle(x, current[0], sizes)
             x = block.feed_forward(x)
-        found.append(wave.ln_post(x[0]) @ wave.proj)
-    return found
+        levels.append(wave.ln_post(x[0]) @ wave.proj)
+    return levels
 
 
 def most_attended(weights):
@@ -89,9 +89,9 @@ def merge_two(x, keys, sizes):
 def test_pruning_in_a_level_equals_one_picture_at_a_time(levels, step):
     wave, images = tower(levels)
     reduced = ReducedWaveTower(wave, {step: {1: ClassAttention(0.5)}})
-    found = reduced(images)
+    actual = reduced(images)
     for row, picture in enumerate(images):
-        for z, expected in zip(found, slow(wave, picture, step, before=most_attended), strict=True):
+        for z, expected in zip(actual, slow(wave, picture, step, before=most_attended), strict=True):
             torch.testing.assert_close(z[row], expected, atol=1e-10, rtol=0)
 
 
@@ -101,9 +101,9 @@ def test_merging_in_a_level_equals_one_picture_at_a_time(step):
     """Sizes count in their own level alone: the level after sees a merged token as one."""
     wave, images = tower()
     merging = {(layer, "middle"): ToMe(2) for layer in range(LAYERS)}
-    found = ReducedWaveTower(wave, {step: merging})(images)
+    actual = ReducedWaveTower(wave, {step: merging})(images)
     for row, picture in enumerate(images):
-        for z, expected in zip(found, slow(wave, picture, step, middle=merge_two), strict=True):
+        for z, expected in zip(actual, slow(wave, picture, step, middle=merge_two), strict=True):
             torch.testing.assert_close(z[row], expected, atol=1e-10, rtol=0)
 
 

@@ -108,8 +108,8 @@ def test_transforms_give_the_same_embeddings():
     wave, images = WaveTower.from_image_tower(tower(), levels=2).double(), torch.randn(2, 3, 32, 32).double()
     conv = wave(images)
     wave.tokenizer.transform = "ptwt"
-    for found, expected in zip(wave(images), conv, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    for actual, expected in zip(wave(images), conv, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)
 
 
 def test_a_random_start_shares_shapes_but_no_values():
@@ -120,3 +120,9 @@ def test_a_random_start_shares_shapes_but_no_values():
     }
     for key in ("coarse", "details.0", "positions", "class_tokens"):
         assert not torch.isclose(teacher.state_dict()[key], state[key]).all(), key
+
+
+def test_integer_images_are_refused():
+    tokenizer = WaveletTokenizer(tower())
+    with pytest.raises(ValueError, match=r"images of torch\.uint8: give normalised ones"):
+        tokenizer.decompose(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

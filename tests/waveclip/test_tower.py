@@ -34,9 +34,9 @@ def cached(wave, images):
 def test_refining_equals_one_masked_pass(levels, dtype, tolerance):
     wave, images = tower(levels)
     wave, images = wave.to(dtype), images.to(dtype)
-    found, expected = cached(wave, images), wave(images)
-    assert len(found) == len(expected) == levels + 1
-    for z, masked in zip(found, expected, strict=True):
+    actual, expected = cached(wave, images), wave(images)
+    assert len(actual) == len(expected) == levels + 1
+    for z, masked in zip(actual, expected, strict=True):
         torch.testing.assert_close(z, masked, atol=tolerance, rtol=0)
 
 
@@ -126,8 +126,8 @@ def test_encode_image_is_the_last_level():
 def test_the_teacher_is_copied_not_shared():
     teacher = CLIP.tiny().image_tower
     wave = WaveTower.from_image_tower(teacher)
-    own = {parameter.data_ptr() for parameter in wave.parameters()}
-    assert own.isdisjoint(parameter.data_ptr() for parameter in teacher.parameters())
+    parameters = {parameter.data_ptr() for parameter in wave.parameters()}
+    assert parameters.isdisjoint(parameter.data_ptr() for parameter in teacher.parameters())
     for key, value in teacher.transformer.state_dict().items():
         assert torch.equal(wave.transformer.state_dict()[key], value)
 
@@ -150,8 +150,8 @@ def test_a_saved_tower_comes_back(tmp_path, options):
     wave, images = tower(**options)
     wave.save(tmp_path / "wave.safetensors", CLIP.tiny().architecture)
     again = WaveTower.load(tmp_path / "wave.safetensors")
-    for found, expected in zip(again(images), wave(images), strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(again(images), wave(images), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):

@@ -21,8 +21,8 @@ def test_bands_equal_pywavelets(wavelet, levels):
     coarse, *details = wavedec2(picture(), levels, wavelet)
     their_coarse, *their_details = pywt.wavedec2(picture().numpy(), wavelet, "periodization", levels)
     torch.testing.assert_close(coarse, torch.from_numpy(their_coarse), atol=1e-10, rtol=0)
-    for found, expected in zip(details, their_details, strict=True):
-        torch.testing.assert_close(found, torch.stack([*map(torch.from_numpy, expected)], 1), atol=1e-10, rtol=0)
+    for actual, expected in zip(details, their_details, strict=True):
+        torch.testing.assert_close(actual, torch.stack([*map(torch.from_numpy, expected)], 1), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("levels", [1, 2])
@@ -42,8 +42,8 @@ def test_the_inverse_equals_pywavelets_on_any_bands(wavelet):
 @pytest.mark.parametrize("levels", [1, 2])
 def test_the_convolution_equals_ptwt(levels):
     ours, theirs = wavedec2(picture(), levels), wavedec2(picture(), levels, transform="ptwt")
-    for found, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    for actual, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)
     torch.testing.assert_close(theirs[0], ptwt.wavedec2(picture(), "haar", level=levels)[0])
     torch.testing.assert_close(waverec2(theirs, transform="ptwt"), picture(), atol=1e-10, rtol=0)
 

@@ -12,27 +12,26 @@ from torchvision.datasets import FashionMNIST
 from benchmarks import RESULTS
 from benchmarks.embedded import PART
 from benchmarks.together import fashion_mnist
-from benchmarks.together.fashion_mnist import RUNS, render, run, stand_in, stand_in_losses
+from benchmarks.together.fashion_mnist import RUNS, render, stand_in, stand_in_losses
 from common.cli import main as lightning
 from common.data.classification import classification_set
 from common.pretraining import CLIPPretraining
 from waveclip import WaveCLIPDistillation
 
 ARCHITECTURE = "common/fashion_mnist_clip.json"
-STATED = {"clean": True, "seed": 0, "revision": "abc", "date": "2026", "device": "CPU", "threads": 2, "torch": "2"}
+CONDITIONS = {"clean": True, "seed": 0, "revision": "abc", "date": "2026", "device": "CPU", "threads": 2, "torch": "2"}
 
 
-def untrained(each, folder, overlay, places):
-    """What ``fit`` leaves and says, without a training."""
-    options = dict(zip(places[::2], places[1::2], strict=True))
-    weights = options.get("--model.init_args.weights")
+def untrained(run, folder, overlay, places):
+    """What ``fit`` leaves in the folder and returns, without a training."""
+    weights = places.get("model", {}).get("weights")
     torch.manual_seed(0)
     module = WaveCLIPDistillation(ARCHITECTURE, weights) if weights else CLIPPretraining(ARCHITECTURE)
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(folder / "last.ckpt")
-    said = {"name": each.name, "command": f"lightning fit -c {each.recipe}", "conditions": STATED}
-    return said | {"minutes": 6.7, "legs": 1, "steps": 4}
+    result = {"name": run.name, "command": f"lightning fit -c {run.recipe}", "conditions": CONDITIONS}
+    return result | {"minutes": 6.7, "legs": 1, "steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +41,14 @@ def outcome(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFCLIP_RUNS", str(folder))
         patch.setattr(fashion_mnist, "fit", untrained)
-        return folder, json.loads(json.dumps(run(smoke=True)))
+        return folder, json.loads(json.dumps(fashion_mnist.run(smoke=True)))
 
 
 def test_stand_in_pictures_are_a_whole_set(tmp_path):
-    found = classification_set("fashion_mnist", stand_in(tmp_path), "test")
-    assert found.labels[:12] == [*range(10), 0, 1] and len(found) == 10_000
-    assert found.picture(0).tobytes() == found.picture(10).tobytes() != found.picture(1).tobytes()
-    assert len(found.class_names) == len(FashionMNIST.classes)
+    images = classification_set("fashion_mnist", stand_in(tmp_path), "test")
+    assert images.labels[:12] == [*range(10), 0, 1] and len(images) == 10_000
+    assert images.picture(0).tobytes() == images.picture(10).tobytes() != images.picture(1).tobytes()
+    assert len(images.class_names) == len(FashionMNIST.classes)
 
 
 def test_a_smoke_run_says_what_it_did_and_writes_into_the_run_directory(outcome):
@@ -58,16 +57,16 @@ def test_a_smoke_run_says_what_it_did_and_writes_into_the_run_directory(outcome)
     assert [row["method"].split()[-1] for row in rows] == ["(dense)", "coarse-only", "quarter", "half", "full"]
     assert [rows[place]["tokens"] for place in (0, 1, -1)] == [65, 17, 66]  # 8², 4² and 3 x 4² patches, class tokens
     for split in ("val", "test"):
-        assert {found["pictures"] for found in result["levels"][split].values()} == {PART}
-    assert {path.name for path in (folder / "smoke").glob("*.safetensors")} == {each.output.name for each in RUNS}
-    assert set(result["conditions"]["weights"]) == {each.output.name for each in RUNS}
+        assert {level["pictures"] for level in result["levels"][split].values()} == {PART}
+    assert {path.name for path in (folder / "smoke").glob("*.safetensors")} == {run.output.name for run in RUNS}
+    assert set(result["conditions"]["weights"]) == {run.output.name for run in RUNS}
     assert result["conditions"]["data"] == "stand-in pictures" and len(result["conditions"]["classes"]) == 10
 
 
 def test_effclip_evaluate_finds_the_same_accuracies(outcome, monkeypatch, tmp_path):
     folder, result = outcome
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    clip, wave = (str(folder / "smoke" / each.output.name) for each in RUNS)
+    clip, wave = (str(folder / "smoke" / run.output.name) for run in RUNS)
     data = ["--data", "fashion_mnist", "--root", str(folder / "smoke" / "fashion-mnist-data"), "--device", "cpu"]
     data += ["--template", "single"]
     for model, row in ((["--model", clip], 0), (["--model", wave, "--text-model", clip], -1)):
@@ -91,12 +90,12 @@ def test_the_table_says_what_was_reached_and_how_it_was_trained(outcome):
 
 def test_cards_name_data_and_command(outcome, monkeypatch, tmp_path):
     _, result = outcome
-    runs = [replace(each, output=tmp_path / each.output.name) for each in RUNS]
-    for each in runs:
-        each.output.write_bytes(b"0" * 1000)
+    runs = [replace(run, output=tmp_path / run.output.name) for run in RUNS]
+    for run in runs:
+        run.output.write_bytes(b"0" * 1000)
     monkeypatch.setattr(fashion_mnist, "RUNS", runs)
     fashion_mnist._write_cards(result)
-    clip, wave = (each.output.with_suffix(".md").read_text() for each in runs)
+    clip, wave = (run.output.with_suffix(".md").read_text() for run in runs)
     for text, levels in ((clip, ["teacher"]), (wave, ["coarse", "fine"])):
         assert "(`make reproduce-fashion-mnist`)" in text and "Zalando SE, MIT licence" in text
         assert [line.split()[2] for line in text.splitlines() if line.startswith("| test,")] == levels
@@ -107,10 +106,10 @@ def test_missing_data_is_said_before_anything_is_trained(monkeypatch, tmp_path):
     monkeypatch.setattr(fashion_mnist, "fit", lambda *arguments: pytest.fail("it trained"))
     monkeypatch.delenv("EFFCLIP_DATA", raising=False)
     with pytest.raises(ValueError, match=r"set EFFCLIP_DATA.*apt-get download dataset-fashion-mnist && dpkg -x"):
-        run()
+        fashion_mnist.run()
     monkeypatch.setenv("EFFCLIP_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"no FashionMNIST/raw/train-images"):
-        run()
+        fashion_mnist.run()
 
 
 def test_download_happens_on_request_alone(monkeypatch, tmp_path):
@@ -120,13 +119,13 @@ def test_download_happens_on_request_alone(monkeypatch, tmp_path):
     for wanted in ("", "1"):
         monkeypatch.setenv("DOWNLOAD", wanted)
         with pytest.raises(ValueError, match="Fashion-MNIST"):
-            run()
+            fashion_mnist.run()
         assert asked == [tmp_path] * len(wanted)
 
 
 def test_recipes_start_with_the_stored_losses(tmp_path):
     stored = RESULTS / "fashion-mnist.json"
     runs = json.loads(stored.read_text())["runs"] if stored.is_file() else []  # none before the first real run
-    for each, made in zip(RUNS, runs, strict=bool(runs)):
-        assert stand_in_losses(each.recipe, tmp_path) == pytest.approx(made["first_losses"], rel=0.02)
-    assert [each.steps % 250 for each in RUNS] == [0, 0], "the last checkpoint is the last step"
+    for run, made in zip(RUNS, runs, strict=bool(runs)):
+        assert stand_in_losses(run.recipe, tmp_path) == pytest.approx(made["first_losses"], rel=0.02)
+    assert [run.steps % 250 for run in RUNS] == [0, 0], "the last checkpoint is the last step"

@@ -53,7 +53,7 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def every(tiny):
+def methods(tiny):
     return families(*tiny)
 
 
@@ -68,43 +68,46 @@ def noise(split="val", pictures=16, image_size=None):
     ]
 
 
-def test_every_method_stands_alone_and_training_free_ones_in_the_fine_level(every):
+def test_every_method_stands_alone_and_training_free_ones_in_the_fine_level(methods):
     names = list(reducers(0.5, 16, 4))
     alone = [DENSE, *(f"teacher + {name}" for name in names), WAVE]
-    assert [of.name for of in every if not of.composed] == alone
-    assert [of.name for of in every if of.composed] == [f"{WAVE} + {name}" for name in names]
-    assert all(list(of.models) == list(FINE_KEEPS) for of in every if of.composed)
+    assert [method.name for method in methods if not method.composed] == alone
+    assert [method.name for method in methods if method.composed] == [f"{WAVE} + {name}" for name in names]
+    assert all(list(method.models) == list(FINE_KEEPS) for method in methods if method.composed)
 
 
-def test_a_composition_pays_for_the_whole_coarse_level_and_less_for_the_fine_one(every):
-    by_name = {of.name: of for of in every}
+def test_a_composition_pays_for_the_whole_coarse_level_and_less_for_the_fine_one(methods):
+    by_name = {method.name: method for method in methods}
     coarse, fine = path_gmacs(by_name[WAVE].models[None], 32)
     (dense,) = path_gmacs(by_name[DENSE].models[None], 32)
     assert dense == count_macs(by_name[DENSE].clip.image_tower, torch.zeros(1, 3, 32, 32)).gmacs
-    for of in (of for of in every if of.name.endswith((" + class attention", " + EViT", " + ToMe"))):
-        least, most = (path_gmacs(of.models[keep], 32) for keep in (min(of.models), max(of.models)))
-        assert least[-1] < most[-1] < (fine if of.composed else dense)
-        if of.composed:
+    for method in (method for method in methods if method.name.endswith((" + class attention", " + EViT", " + ToMe"))):
+        least, most = (path_gmacs(method.models[keep], 32) for keep in (min(method.models), max(method.models)))
+        assert least[-1] < most[-1] < (fine if method.composed else dense)
+        if method.composed:
             assert least[0] == most[0] == coarse < least[1]
 
 
-def test_what_is_observed_is_what_the_real_classifier_answers(every):
-    texts = class_texts(every, PROMPTS)
-    seen = observe_all(every, noise(), texts)
-    assert set(seen) == {(of.name, keep) for of in every for keep in of.models}
-    of = every[-1]
-    model, levels = of.models[0.5], seen[of.name, 0.5]
-    threshold = float(levels.margin[0].sort().values[7:9].mean())
-    correct, shares = levels.at(threshold)
-    classify = ProgressiveClassifier(model, *texts[of.clip], MarginGate(threshold)).eval()
-    made = [(classify(batch["image"]), batch["label"]) for batch in noise()]
-    assert torch.cat([one.scores.argmax(-1) == labels for one, labels in made]).tolist() == correct.tolist()
-    assert float(torch.cat([one.exit_step for one, _ in made]).double().mean()) == shares[1] == 0.5
-    some = observe_all(every, noise(), texts, {(DENSE, None), (of.name, 0.5)})
-    assert set(some) == {(DENSE, None), (of.name, 0.5)} and torch.equal(some[of.name, 0.5].right, levels.correct)
+def test_what_is_observed_is_what_the_real_classifier_answers(methods):
+    texts = class_texts(methods, PROMPTS)
+    observed = observe_all(methods, noise(), texts)
+    assert set(observed) == {(method.name, keep) for method in methods for keep in method.models}
+    method = methods[-1]
+    model, answers = method.models[0.5], observed[method.name, 0.5]
+    threshold = float(answers.margin[0].sort().values[7:9].mean())
+    correct, shares = answers.at(threshold)
+    classify = ProgressiveClassifier(model, *texts[method.clip], MarginGate(threshold)).eval()
+    predictions = [(classify(batch["image"]), batch["label"]) for batch in noise()]
+    right = torch.cat([prediction.scores.argmax(-1) == labels for prediction, labels in predictions])
+    assert right.tolist() == correct.tolist()
+    steps = torch.cat([prediction.exit_step for prediction, _ in predictions])
+    assert float(steps.double().mean()) == shares[1] == 0.5
+    chosen = {(DENSE, None), (method.name, 0.5)}
+    some = observe_all(methods, noise(), texts, chosen)
+    assert set(some) == chosen and torch.equal(some[method.name, 0.5].correct, answers.correct)
 
 
-def levels(generator, steps=2, pictures=50):
+def random_answers(generator, steps=2, pictures=50):
     right = torch.rand(steps, pictures, generator=generator) < 0.5
     return Observed(torch.rand(steps - 1, pictures, generator=generator), right, right[0])
 
@@ -112,21 +115,21 @@ def levels(generator, steps=2, pictures=50):
 def test_the_best_setting_within_a_budget_by_trying_them_all(tiny):
     generator = torch.Generator().manual_seed(0)
     family = Family("a", dict.fromkeys((0.25, 0.5), torch.nn.Identity()), tiny[0])
-    seen = {("a", keep): levels(generator) for keep in family.models}
+    observed = {("a", keep): random_answers(generator) for keep in family.models}
     costs = {("a", 0.25): [1.0, 2.0], ("a", 0.5): [1.0, 3.0]}
     for budget in (1.0, 1.5, 2.0, 3.0):
-        best = best_within(family, seen, costs, budget)
+        best = best_within(family, observed, costs, budget)
         tried = []
         for keep, refined in product(family.models, range(51)):
-            of, (coarse, fine) = seen["a", keep], costs["a", keep]
-            order = of.margin[0].argsort()
-            right = torch.cat([of.correct[1][order[:refined]], of.correct[0][order[refined:]]])
+            answers, (coarse, fine) = observed["a", keep], costs["a", keep]
+            order = answers.margin[0].argsort()
+            right = torch.cat([answers.correct[1][order[:refined]], answers.correct[0][order[refined:]]])
             gmacs = coarse + (fine - coarse) * refined / 50
             if gmacs <= budget + 1e-9:
                 tried.append(float(right.double().mean()))
         assert best.accuracy == pytest.approx(max(tried)) and best.gmacs <= budget + 1e-6
-    assert best_within(family, seen, costs, 0.5) is None
-    points = operating_points(family, seen, costs, [0.5, 1.0, 1.0, 3.0])
+    assert best_within(family, observed, costs, 0.5) is None
+    points = operating_points(family, observed, costs, [0.5, 1.0, 1.0, 3.0])
     assert [point.gmacs for point in points] == sorted({point.gmacs for point in points})
 
 
@@ -136,21 +139,21 @@ def test_a_composition_is_compared_with_the_best_method_alone_that_costs_no_more
     joined = Family("both", {0.5: model}, clip, composed=True)
     right, wrong = torch.ones(1, 40, dtype=torch.bool), torch.zeros(1, 40, dtype=torch.bool)
     none, margin = torch.zeros(0, 40), torch.linspace(0, 1, 40)[None]
-    seen = {
+    observed = {
         ("alone", 0.5): Observed(none, right, right[0]),
         (WAVE, None): Observed(margin, torch.cat([wrong, right]), right[0]),
         ("both", 0.5): Observed(margin, torch.cat([wrong, right]), right[0]),
     }
     costs = {("alone", 0.5): [2.5], (WAVE, None): [1.0, 3.0], ("both", 0.5): [1.0, 2.0]}
-    point = best_within(joined, seen, costs, 1.5)  # half of them refined
-    rows = [table_row(joined, point, seen["both", 0.5], costs)]
-    set_against_rivals(rows, [alone, wave, joined], seen, seen, costs)
+    point = best_within(joined, observed, costs, 1.5)  # half of them refined
+    rows = [table_row(joined, point, observed["both", 0.5], costs)]
+    set_against_rivals(rows, [alone, wave, joined], observed, observed, costs)
     assert rows[0]["accuracy"] == rows[0]["refined"] == 0.5 and rows[0]["gmacs"] == 1.5
     assert rows[0]["rival"]["method"] == WAVE  # a quarter refined for the same money; "alone" is too dear
     assert rows[0]["rival"]["difference"][0] == pytest.approx(0.25)
     assert verdicts([rows[0] | {"dominated": []}])[0].startswith("**both pays** in multiply-adds: at 1 of 1 ")
     costs["alone", 0.5] = [1.4]
-    set_against_rivals(rows, [alone, wave, joined], seen, seen, costs)
+    set_against_rivals(rows, [alone, wave, joined], observed, observed, costs)
     assert rows[0]["rival"] | {"difference": None} == {"method": "alone", "keep": 0.5, "difference": None}
     said = verdicts([rows[0] | {"dominated": ["seconds"]}])[0]
     assert "does not pay" in said and "at 1 clearly below" in said and "on the frontier at 0 of them" in said
@@ -210,7 +213,7 @@ def test_trained_methods_are_there_when_their_weights_are(tiny, untrained):
     save_predictor(predictor, paths[RANKED], 1, torch.float32)
     mlip.save(paths["MLIP"])
     try:
-        by_name = {of.name: of for of in families(clip, wave)}
+        by_name = {method.name: method for method in families(clip, wave)}
     finally:
         paths[RANKED].unlink(), paths["MLIP"].unlink()
     assert by_name.keys() & TRAINED.keys() == {RANKED, "MLIP"}
@@ -224,8 +227,8 @@ def test_trained_methods_are_there_when_their_weights_are(tiny, untrained):
     assert list(by_name[RANKED].models) == list(KEEPS)
 
 
-def test_time_is_that_of_each_row(every):
-    texts = class_texts(every, PROMPTS)
-    rows = [{"method": of.name, "keep": next(iter(of.models)), "threshold": 0.0} for of in every]
-    taken = seconds_per_image(rows, every, torch.randn(4, 3, 32, 32), texts, 1)
+def test_time_is_that_of_each_row(methods):
+    texts = class_texts(methods, PROMPTS)
+    rows = [{"method": method.name, "keep": next(iter(method.models)), "threshold": 0.0} for method in methods]
+    taken = seconds_per_image(rows, methods, torch.randn(4, 3, 32, 32), texts, 1)
     assert len(taken) == len(rows) and min(taken) > 0

@@ -45,7 +45,11 @@ def test_rows_as_csv_and_as_json_lines_say_what_python_says(model, folder, tmp_p
     assert main([*line, "--out", str(tmp_path / "sub" / "rows.csv"), "--batch-size", "2"]) == 0
     assert main([*line, "--out", str(tmp_path / "rows.jsonl"), "--workers", "1"]) == 0
     rows = list(csv.DictReader(io.StringIO(printed.out)))
-    assert rows == list(csv.DictReader((tmp_path / "sub" / "rows.csv").open(newline="")))
+    written = list(csv.DictReader((tmp_path / "sub" / "rows.csv").open(newline="")))
+    assert [row | {"probability": ""} for row in rows] == [row | {"probability": ""} for row in written]
+    # Sums round differently in batches of another size.
+    probabilities = [[float(row["probability"] or 0) for row in table] for table in (rows, written)]
+    assert probabilities[0] == pytest.approx(probabilities[1], rel=1e-4)
     parsed = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == len(parsed) == len(expected) == 10
     for answer, row, other in zip(expected, rows, parsed, strict=True):

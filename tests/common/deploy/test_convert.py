@@ -79,7 +79,7 @@ def test_the_card_is_written_from_the_run(runs, tmp_path):
     for said in (
         "| type | CLIP |",
         "CLIPPretraining (architecture common/embedded_clip.json",
-        "common.data.embedded.module.EmbeddedDataModule",
+        "common.data.embedded.EmbeddedDataModule",
         "'batch_size': 4",
         "| seed | 0 |",
         "| steps | 2 |",

@@ -29,21 +29,21 @@ def test_zero_shot_equals_the_plain_sum():
     with torch.no_grad():
         order = (clip.eval().encode_image(images) @ classes.T).argsort(-1, descending=True)
     clip.train()
-    found = zero_shot(clip, batches(images, labels, 5), classes)
-    assert torch.equal(found.correct, order[:, 0] == labels)
-    assert found.top1 == pytest.approx((order[:, 0] == labels).float().mean().item())
-    assert found.top5 == pytest.approx((order[:, :5] == labels[:, None]).any(-1).float().mean().item())
-    assert found.interval == wilson_interval(int(found.correct.sum()), 23)
-    assert found.keys == tuple(str(i) for i in range(23))
+    result = zero_shot(clip, batches(images, labels, 5), classes)
+    assert torch.equal(result.correct, order[:, 0] == labels)
+    assert result.top1 == pytest.approx((order[:, 0] == labels).float().mean().item())
+    assert result.top5 == pytest.approx((order[:, :5] == labels[:, None]).any(-1).float().mean().item())
+    assert result.interval == wilson_interval(int(result.correct.sum()), 23)
+    assert result.keys == tuple(str(i) for i in range(23))
     assert clip.training
 
 
 def test_mean_per_class_leaves_out_what_is_not_shown():
     labels = torch.tensor([0, 0, 0, 2, 2, 5])
     guesses = torch.tensor([0, 0, 1, 2, 4, 3])
-    found = accuracy(lambda images: images, [{"image": F.one_hot(guesses, 7), "label": labels}], 7)
-    assert found.top1 == pytest.approx(3 / 6)
-    assert found.mean_per_class == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    score = accuracy(lambda images: images, [{"image": F.one_hot(guesses, 7), "label": labels}], 7)
+    assert score.top1 == pytest.approx(3 / 6)
+    assert score.mean_per_class == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
 
 
 def _scores(images):
@@ -59,16 +59,16 @@ def _one_of_two(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     images, labels = (part[:30] if rank == 0 else part[30:] for part in _pictures())
-    found = accuracy(_scores, batches(images, labels, 8), 7)
-    torch.save([found.top1, found.top5, found.mean_per_class, *found.interval, found.correct], f"{folder}/{rank}.pt")
+    score = accuracy(_scores, batches(images, labels, 8), 7)
+    torch.save([score.top1, score.top5, score.mean_per_class, *score.interval, score.correct], f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_batch_size_and_processes_do_not_matter(tmp_path):
     (images, labels), whole = _pictures(), []
     for size in (1, 8, 41):
-        found = accuracy(_scores, batches(images, labels, size), 7)
-        whole.append([found.top1, found.top5, found.mean_per_class, *found.interval, found.correct])
+        score = accuracy(_scores, batches(images, labels, size), 7)
+        whole.append([score.top1, score.top5, score.mean_per_class, *score.interval, score.correct])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -80,8 +80,8 @@ def test_batch_size_and_processes_do_not_matter(tmp_path):
 
 
 def test_fewer_than_five_classes():
-    found = accuracy(lambda images: images, [{"image": torch.eye(3), "label": torch.tensor([0, 1, 0])}], 3)
-    assert (found.top1, found.top5) == (pytest.approx(2 / 3), 1.0)
+    result = accuracy(lambda images: images, [{"image": torch.eye(3), "label": torch.tensor([0, 1, 0])}], 3)
+    assert (result.top1, result.top5) == (pytest.approx(2 / 3), 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Class embeddings are found again by content, and by nothing less."""
+"""The cache finds class embeddings by their content alone."""
 
 from functools import partial
 

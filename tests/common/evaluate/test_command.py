@@ -45,21 +45,21 @@ def test_three_tasks_then_nothing_to_do(model, tmp_path, capsys, monkeypatch):
     assert evaluate(model, "--tasks", ALL) == 0
     printed = capsys.readouterr().out
     assert "peak memory: " in printed and "text to image R@1" in printed
-    found = results(tmp_path / "runs" / "evaluations")
-    by_task = {result["task"]: result for result in found.values()}
-    assert set(by_task) == set(ALL.split(",")) and len(found) == 3
+    written = results(tmp_path / "runs" / "evaluations")
+    by_task = {result["task"]: result for result in written.values()}
+    assert set(by_task) == set(ALL.split(",")) and len(written) == 3
     for task, samples in {"zeroshot": 12, "retrieval": 9, "linear-probe": 12}.items():
-        stated = by_task[task]["conditions"]
-        assert stated["samples"] == by_task[task]["metrics"]["samples"] == samples
-        assert (stated["dtype"], stated["scale"], stated["limit"]) == ("float32", "embedded", None)
-        assert stated["files"]["random.safetensors"] == stated["weights"]["image"]
-        assert {"revision", "clean", "torch", "date", "device"} <= stated.keys()
+        conditions = by_task[task]["conditions"]
+        assert conditions["samples"] == by_task[task]["metrics"]["samples"] == samples
+        assert (conditions["dtype"], conditions["scale"], conditions["limit"]) == ("float32", "embedded", None)
+        assert conditions["files"]["random.safetensors"] == conditions["weights"]["image"]
+        assert {"revision", "clean", "torch", "date", "device"} <= conditions.keys()
     assert {"templates_hash", "class_names_hash"} <= by_task["zeroshot"]["conditions"].keys()
     for name in ("zero_shot", "retrieval", "linear_probe"):
         monkeypatch.setattr(tasks, name, lambda *_: pytest.fail("computed again"))
     assert evaluate(model, "--tasks", ALL) == 0
     assert capsys.readouterr().out.count("done before") == 3
-    assert results(tmp_path / "runs" / "evaluations") == found
+    assert results(tmp_path / "runs" / "evaluations") == written
 
 
 def test_workers_and_batches_change_nothing(model, tmp_path):
@@ -86,10 +86,10 @@ def test_other_settings_make_another_file(model, tmp_path):
         ["--limit", "5"],
     ):
         assert evaluate(model, "--out", str(out), *others) == 0
-    found = results(out).values()
-    assert len(found) == 7, "one more for each setting but the repeated one"
-    assert {(len(r["split"]), r["metrics"]["samples"]) for r in found} == {(4, 12), (4, 5), (6, 6), (12, 6)}
-    assert len({result["conditions"]["templates_hash"] for result in found}) >= 3
+    written = results(out).values()
+    assert len(written) == 7, "one more for each setting but the repeated one"
+    assert {(len(r["split"]), r["metrics"]["samples"]) for r in written} == {(4, 12), (4, 5), (6, 6), (12, 6)}
+    assert len({result["conditions"]["templates_hash"] for result in written}) >= 3
     torch.manual_seed(1)
     other = CLIP.load(model)
     torch.nn.init.normal_(other.image_tower.proj)
@@ -125,7 +125,7 @@ def test_a_users_mistake_is_one_line(model, others, message, capsys):
 
 
 def test_help_and_mistakes_in_the_line_need_no_torch():
-    for arguments, code, said in (
+    for arguments, code, words in (
         (["--help"], 0, "--text-model"),
         (["--model", "m"], 2, "--data"),
         (["--model", "m", "--data", "embedded", "--tasks", "x"], 1, "linear-probe"),
@@ -133,5 +133,5 @@ def test_help_and_mistakes_in_the_line_need_no_torch():
         command = [sys.executable, "-X", "importtime", "-m", "common.cli", "evaluate", *arguments]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert answer.returncode == code
-        assert said in answer.stdout + answer.stderr.replace("import time:", "")
+        assert words in answer.stdout + answer.stderr.replace("import time:", "")
         assert " torch" not in answer.stderr

@@ -29,8 +29,8 @@ def test_minimises_what_scikit_learn_minimises(strength):
 
     reference = minimize(loss, np.zeros(9), method="BFGS", options={"gtol": 1e-7, "maxiter": 3000})
     probe = fit(features, labels, strength)
-    found = loss(torch.cat([probe.weight.flatten(), probe.bias]).numpy())
-    assert found == pytest.approx(reference.fun, rel=1e-6)
+    result = loss(torch.cat([probe.weight.flatten(), probe.bias]).numpy())
+    assert result == pytest.approx(reference.fun, rel=1e-6)
     np.testing.assert_allclose(probe.weight.numpy().ravel(), reference.x[:6], atol=2e-3)
     assert probe.gradient < 1e-5 and probe.classes.tolist() == [2, 5, 8]
     in_parts = fit(features, labels, strength, part=7)

@@ -73,15 +73,15 @@ def test_scores_equal_open_clips(wrapped):
     expected = theirs.encode_image(images, normalize=True) @ classes
     templates = [prompt("{}") for prompt in prompts]
     for _ in range(2):  # the second time from the cache
-        found = scorer(of(ours, ours), names, templates, Settings())(images)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        result = scorer(of(ours, ours), names, templates, Settings())(images)
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 def test_zero_shot_does_not_depend_on_the_batch_size():
     clip, source = CLIP.tiny().eval(), labelled(37)
-    found = [zero_shot(of(clip, clip), source, source.templates, Settings(batch_size=size)) for size in (1, 5, 64)]
-    assert found[0] == found[1] == found[2]
-    assert found[0]["samples"] == 37 and 0 <= found[0]["top1"] <= found[0]["top5"] == 1
+    result = [zero_shot(of(clip, clip), source, source.templates, Settings(batch_size=size)) for size in (1, 5, 64)]
+    assert result[0] == result[1] == result[2]
+    assert result[0]["samples"] == 37 and 0 <= result[0]["top1"] <= result[0]["top5"] == 1
     part = zero_shot(of(clip, clip), source, source.templates, Settings(batch_size=8, limit=13))
     assert part["samples"] == 13
 
@@ -118,12 +118,12 @@ def test_retrieval_of_pairs_that_belong_together():
     clip = CLIP.tiny().eval()
     captions = [[caption, f"{caption} on the cat"] for caption in TINY_CAPTIONS]
     source = Captioned("retrieval", captions, pictures(torch.randn(6, 3, 32, 32)))
-    found = retrieval(of(clip, clip), source, Settings(batch_size=4))
-    assert (found["samples"], found["texts"]) == (6, 12)
+    result = retrieval(of(clip, clip), source, Settings(batch_size=4))
+    assert (result["samples"], result["texts"]) == (6, 12)
     for side in ("image_to_text", "text_to_image"):
-        low, high = found[side]["interval"]
-        assert low <= found[side]["R@1"] <= high
-    assert found["text_to_image"]["R@10"] == 1, "of six pictures"
+        low, high = result[side]["interval"]
+        assert low <= result[side]["R@1"] <= high
+    assert result["text_to_image"]["R@10"] == 1, "of six pictures"
     assert retrieval(of(clip, clip), source, Settings(limit=4))["texts"] == 8
     short = Captioned("retrieval", captions[:5], source.loader)
     with pytest.raises(ValueError, match="6 pictures were read, but 5 have captions"):
@@ -133,12 +133,12 @@ def test_retrieval_of_pairs_that_belong_together():
 @pytest.mark.parametrize("with_val", [True, False])
 def test_probe_of_separable_features(with_val):
     training = {"train": labelled(80, seed=1)} | ({"val": labelled(24, seed=2)} if with_val else {})
-    found = linear_probe(of(Flat()), labelled(40, seed=3), training, [1, 8, "full"], 2, Settings(batch_size=7))
+    result = linear_probe(of(Flat()), labelled(40, seed=3), training, [1, 8, "full"], 2, Settings(batch_size=7))
     sizes = (80, 24) if with_val else (64, 16)
-    assert (found["samples"], found["train_samples"], found["val_samples"]) == (40, *sizes)
-    assert found["shots"]["full"]["top1"] == found["shots"]["8"]["mean_per_class"] == 1
-    assert len(found["shots"]["1"]["draws"]) == 2 and found["shots"]["1"]["deviation"] >= 0
-    assert found["shots"]["full"]["gradient"] < 1e-3
+    assert (result["samples"], result["train_samples"], result["val_samples"]) == (40, *sizes)
+    assert result["shots"]["full"]["top1"] == result["shots"]["8"]["mean_per_class"] == 1
+    assert len(result["shots"]["1"]["draws"]) == 2 and result["shots"]["1"]["deviation"] >= 0
+    assert result["shots"]["full"]["gradient"] < 1e-3
 
 
 def test_probe_refuses_more_shots_than_there_are():
