@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
+NEWER = install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint test smoke data data-check retrain reproduce speed report test-report screenshots
@@ -32,6 +33,11 @@ setup: $(READY) ## make the environment with everything the other targets need
 
 # The stamp is written last, so that an interrupted installation is done again.
 $(READY): setup.cfg pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; $(NEWER)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11; $(NEWER)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module; install it (Debian: apt-get install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -e '.[dev,embedded,data,export]'
 	touch $@

@@ -10,8 +10,11 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 
+from common.errors import leave_closed_pipe, sentence
 from common.recipes import own_error, resolve_configs
+from common.run_folder import check_path, option_value, take_options
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
@@ -19,7 +22,7 @@ COMMANDS = {
     **{name: f"common.deploy.{name}" for name in ("classify", "calibrate", "convert", "export", "doctor")},
 }
 """Our commands besides Lightning's. Each is a module with ``main(arguments) -> exit code``."""
-SIGTERM_EXIT_CODE = 128 + 15
+SIGTERM_EXIT_CODE, INTERRUPTED_EXIT_CODE = 128 + 15, 128 + 2
 
 USAGE = """\
 usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] [--KEY VALUE ...]
@@ -34,11 +37,15 @@ usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] 
                       directory by its name, such as waveclip/embedded.yaml
   --KEY VALUE         one changed setting, such as --trainer.max_steps 100 or --model.init_args.NAME VALUE
   --print_config      print the whole configuration and stop
-  --ckpt_path FILE    continue from, or evaluate, a checkpoint; what the recipe or the command line says
-                      wins over what the checkpoint remembers
+  --ckpt_path FILE    continue from, or evaluate, a checkpoint (last: the newest of this recipe); what the recipe
+                      or the command line says wins over what the checkpoint remembers
+  --name NAME         the run's folder is $EFFCLIP_RUNS/RECIPE/NAME; --resume NAME goes on with that run
+  --random-weights    evaluate without --ckpt_path a model that was given no weights
   --help              after any of these: all settings
 
 predict writes predictions.npz (every picture's key and embedding) into the run's folder
+
+A recipe may name any importable class: run only recipes that you trust, as you would a program.
 
 environment: EFFCLIP_RUNS (folder of run directories, default runs), EFFCLIP_DEBUG=1 (tracebacks)"""
 
@@ -46,8 +53,9 @@ environment: EFFCLIP_RUNS (folder of run directories, default runs), EFFCLIP_DEB
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command line `argv` (default: `sys.argv[1:]`) and return its exit code.
 
-    0: done.  1: this suite raised a ValueError, which is printed as one message.  2: wrong usage.  143: stopped by
-    SIGTERM. Any other exception passes through, and so does the SystemExit of `--help` or of a rejected setting.
+    0 done, 1 something that a user can mend (printed as one sentence), 2 wrong usage, 130 Ctrl-C, 141 the reader of a
+    pipe went away, 143 stopped by SIGTERM. Any other exception, and the SystemExit of `--help` or of a rejected
+    setting, passes through.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] and argv[0] in SUBCOMMANDS:
@@ -55,14 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if argv[:1] and argv[0] in COMMANDS:
         return _answered(lambda: importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]), f"effclip {argv[0]}")
     if argv[:1] and argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
+        return _answered(lambda: print(USAGE) or 0, "effclip")
     other = _other_lightning()
     if other is not None:
         return other.load()()
-    mistake = f"no subcommand {argv[0]!r}; it comes first on the line" if argv else "a subcommand is missing"
-    print(f"{USAGE}\n\nlightning: error: {mistake}", file=sys.stderr)
+    print(f"{USAGE}\n\nlightning: error: {_unknown(argv)}", file=sys.stderr)
     return 2
+
+
+def _unknown(argv: list[str]) -> str:
+    """What is wrong with a line that no subcommand begins."""
+    if not argv:
+        return "a subcommand is missing"
+    near = get_close_matches(argv[0], (*SUBCOMMANDS, *COMMANDS), 1)
+    guess = f"; did you mean {near[0]}?" if near else "; it comes first on the line"
+    return f"no subcommand {argv[0]!r}{guess}"
 
 
 def _other_lightning() -> importlib.metadata.EntryPoint | None:
@@ -72,19 +87,28 @@ def _other_lightning() -> importlib.metadata.EntryPoint | None:
 
 
 def _answered(call: Callable[[], int], name: str) -> int:
-    """The exit code of ``call``. A ValueError of this suite becomes one line after the command's name, and code 1."""
+    """The exit code of ``call``; what went wrong that a user can mend becomes one line, after the command's name."""
     try:
-        return call()
-    except ValueError as error:
-        ours = own_error(error)
-        if os.environ.get("EFFCLIP_DEBUG") or ours is None:
+        code = call()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return leave_closed_pipe()
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    except Exception as error:
+        text = own_error(error) if isinstance(error, ValueError) else None
+        text = text or sentence(error)
+        if os.environ.get("EFFCLIP_DEBUG") or text is None:
             raise
-        print(f"{name}: error: {ours}", file=sys.stderr)
+        print(f"{name}: error: {text}", file=sys.stderr)
         return 1
 
 
 def _train(argv: list[str]) -> int:
-    arguments = resolve_configs(argv)
+    options, arguments = take_options(resolve_configs(argv))
+    check_path(option_value(arguments, "--ckpt_path"))
     # A console script does not see the working directory. It goes last, so that it shadows no package.
     sys.path.append(os.getcwd())
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -92,10 +116,14 @@ def _train(argv: list[str]) -> int:
     from common.lightning_cli import RecipeCLI
 
     try:
-        RecipeCLI(arguments)
+        RecipeCLI(arguments, options)
     except SIGTERMException:
         # Lightning stops cleanly and would report success, but a scheduler must see that the run was stopped.
         return SIGTERM_EXIT_CODE
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own answer to Ctrl-C has code 1
+            raise stop.__context__ from None
+        raise
     return 0
 
 

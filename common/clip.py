@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.checkpoints import read_plain
+from common.network import LOCAL_WEIGHTS, downloads
 from common.tokenizer import Tokenizer, encode
 from common.tower import ImageTower, TextTower, resize_positions
 
@@ -284,7 +285,8 @@ def _tag_state_dict(name: str, tag: str, quick_gelu: bool) -> dict[str, Tensor]:
     """The weights of an open_clip tag, from its cache or over the network."""
     import open_clip
 
-    return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu).state_dict()
+    with downloads(f"the weights {tag!r} of {name}", LOCAL_WEIGHTS):
+        return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu).state_dict()
 
 
 def _our_key(key: str) -> str:

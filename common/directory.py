@@ -56,6 +56,12 @@ def is_directory(path: Path) -> bool:
     return (path / DESCRIPTION).is_file()
 
 
+def refuse_existing(folder: Path) -> None:
+    """ValueError: a folder that a new model directory would be written into holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder.absolute()} is there already; name a new folder")
+
+
 def write(
     folder: Path,
     model: nn.Module,
@@ -69,8 +75,7 @@ def write(
     model: of a registered type.  texts: for an image tower alone, the CLIP that gives the text tower.
     ValueError: the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder.absolute()} is there already; name a new folder")
+    refuse_existing(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if texts is None:
         model.save(folder / WEIGHTS, torch.float32)

@@ -1,35 +1,56 @@
-"""This suite's LightningCLI: models and data by class path, run folders, hyper-parameters from checkpoints."""
+"""This suite's LightningCLI: models and data by class path, run folders, checkpoints, and what every run is given."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from common import run_folder
+from common.checkpoint_io import SafeCheckpointIO
 from common.checkpoints import read_plain
-from common.paths import runs_directory
+from common.dev_run import DevRun, fit_validation
+from common.exact_resume import ExactResume
+from common.finite import StopOnNonFinite
+from common.keep_work import KeepWork
 from common.prediction_file import PredictionFile
+from common.progress_bar import RunProgress
+from common.run_folder import RunOptions
+from common.run_log import RunLogger
 from common.run_record import RunRecord
+from common.run_report import Sizes, closing_lines, quiet
+from common.settings import differences
+from common.throughput import Throughput
 
-# Names for which Lightning itself finds the checkpoint.
-SPECIAL_CHECKPOINTS = ("best", "last", "hpc")
+ALWAYS = (PredictionFile, DevRun, ExactResume, StopOnNonFinite, Throughput, KeepWork)
+"""The callbacks that every run gets; one that a recipe lists itself, with its settings, is not added again."""
 
 
 class RecipeCLI(LightningCLI):
     """Parse `arguments` (`["fit", "-c", "recipe.yaml", ...]`), build model, data and trainer, and run.
 
-    A recipe names model and data by `class_path`. Modules configure their own optimisers. Run directories go into
-    `$EFFCLIP_RUNS`. Every random generator is seeded, with 0 unless the recipe gives a seed. `predict` writes a file;
-    see ``PredictionFile``.
+    A recipe names model and data by `class_path`. Modules configure their own optimisers. Every random generator is
+    seeded, with 0 unless the recipe gives a seed. Every run gets the callbacks ``ALWAYS`` and ``SafeCheckpointIO``.
+
+    options: what the command line says of the run; see ``common.run_folder``.
 
     Raises:
-        ValueError: `--ckpt_path` is a web address, is missing, or is not a plain checkpoint.
+        ValueError: `--ckpt_path` is a web address, is missing, or is not a plain checkpoint; a requeued job's
+            checkpoint is another run's; `validate`, `test` or `predict` was given no weights; no checkpoint could be
+            written.
         SystemExit: a setting was rejected, with code 2 and its name on stderr.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._arguments = list(arguments)
+    def __init__(self, arguments: Sequence[str], options: RunOptions | None = None) -> None:
+        self._arguments, self.options = list(arguments), options or RunOptions()
+        self.checkpoint_io = SafeCheckpointIO()
+        quiet()
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -37,7 +58,6 @@ class RecipeCLI(LightningCLI):
             save_config_callback=RunRecord,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            trainer_defaults={"default_root_dir": str(runs_directory()), "callbacks": [PredictionFile()]},
             args=self._arguments,
         )
 
@@ -56,21 +76,42 @@ class RecipeCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Take the model arguments that the user did not give from the checkpoint's hyper-parameters.
+        """Find the run's root and its checkpoint; take model arguments that the user did not give from the latter.
 
         In the base class the checkpoint overrides even the command line. Here a model argument in a YAML file or on
         the command line keeps its value. All others, such as widths that the weights depend on, come from the
         checkpoint instead of the class's defaults.
         """
         subcommand = self.config.subcommand
-        path = self.config[subcommand].get("ckpt_path")
-        if not path or path in SPECIAL_CHECKPOINTS:
+        settings = self.config[subcommand]
+        self.root = run_folder.root(self.options, settings.trainer.default_root_dir)
+        typed_path = settings.get("ckpt_path")
+        path, asked = run_folder.continued(subcommand, self.options, self.root, typed_path)
+        settings.ckpt_path = path
+        if path is None:
+            if subcommand != "fit" and not self.options.random_weights:
+                _need_weights(subcommand, settings.model)
             return
-        remembered = _hyper_parameters(path)
+        if path != typed_path:
+            rank_zero_info(f"goes on from {path}" if subcommand == "fit" else f"weights of {path}")
+        checkpoint = {} if "://" in path or Path(path).is_dir() else read_plain(path)
+        self._take_arguments(path, checkpoint.get("hyper_parameters", {}))
+        if not asked:
+            self._refuse_another_run(path, checkpoint)
+
+    def _take_arguments(self, path: str, remembered: dict[str, Any]) -> None:
+        """Fill the model's arguments from those that a checkpoint remembers."""
+        subcommand = self.config.subcommand
+        remembered = {name: value for name, value in remembered.items() if name != "_instantiator"}
         typed = self.parser.parse_args(self._arguments, defaults=False)[subcommand].model
         class_path = remembered.pop("_class_path", typed.class_path)
         # Compare class names without their modules: a class may have moved since the checkpoint was written.
         if class_path.rpartition(".")[2] != typed.class_path.rpartition(".")[2]:
+            if subcommand == "fit":
+                raise ValueError(
+                    f"{path} was written by {class_path}, the configuration names {typed.class_path}; a training goes "
+                    "on from its own checkpoints alone"
+                )
             rank_zero_warn(
                 f"{path} was written by {class_path}, the configuration names {typed.class_path}: the "
                 "checkpoint's hyper-parameters are ignored, its weights are read."
@@ -84,20 +125,60 @@ class RecipeCLI(LightningCLI):
         model = {"class_path": typed.class_path, "init_args": missing}
         self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
 
+    def _refuse_another_run(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """ValueError: the record in a checkpoint that nobody asked for is another run's."""
+        states = checkpoint.get("callbacks", {})
+        record = next((state for key, state in states.items() if key.startswith("RunRecord")), None)
+        if record is None:
+            return
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
+        changed = [
+            line for part in ("model", "data") for line in differences({part: record[part]}, {part: config.get(part)})
+        ]
+        if changed:
+            raise ValueError(
+                f"{path} stands where this job goes on, but its record is another run's: {'; '.join(changed)}; begin "
+                "under another --name, or go on with that run by --ckpt_path"
+            )
 
-def _hyper_parameters(path: str) -> dict[str, Any]:
-    """The model arguments recorded in the local checkpoint at `path`; {} if it records none."""
-    if path.startswith(("http://", "https://")):
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """The trainer with what every run is given."""
+        listed = config.get("callbacks") or []
+        listed = listed if isinstance(listed, list) else [listed]
+        # A recipe says that there is a bar; this suite's counts the steps of the whole run.
+        listed = [RunProgress() if type(callback) is RichProgressBar else callback for callback in listed]
+        config["callbacks"] = [*listed, *(kind() for kind in ALWAYS if not any(type(c) is kind for c in listed))]
+        if config.get("enable_model_summary") is not False:
+            config["callbacks"].append(Sizes())
+        config["default_root_dir"] = str(self.root)
+        if config.get("logger") in (None, True):
+            config["logger"] = RunLogger(self.root)
+        plugins = config.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, self.checkpoint_io]
+        fit_validation(config)
+        return super()._instantiate_trainer(config, callbacks)
+
+    def after_fit(self) -> None:
+        """Say where everything is. ValueError: every checkpoint of the run failed."""
+        if self.checkpoint_io.failed and not self.checkpoint_io.saved:
+            raise ValueError(
+                f"none of {self.checkpoint_io.failed} checkpoints could be written below {self.root.absolute()}; make "
+                "room there, or name another folder by EFFCLIP_RUNS, and train again"
+            )
+        if self.checkpoint_io.failing:
+            rank_zero_warn("the last checkpoint could not be written; the newest below is of an earlier step")
+        if not self.trainer.fast_dev_run:
+            rank_zero_info("\n".join(closing_lines(self.trainer, self.model, self.options.recipe)))
+
+
+def _need_weights(subcommand: str, model: Any) -> None:
+    """ValueError: a model that is evaluated without a checkpoint starts from no weights of its own either."""
+    module, _, name = model.class_path.rpartition(".")
+    starts = getattr(getattr(import_module(module), name), "starts_from", {})
+    if all(model.init_args.get(name) == nothing for name, nothing in starts.items()):
         raise ValueError(
-            f"--ckpt_path {path} is a web address, and Lightning unpickles what it downloads, which can run "
-            "code; download the file yourself and give its local path"
+            f"{subcommand} without weights would measure random ones; give --ckpt_path FILE, or --ckpt_path last for "
+            "the newest of this recipe, or say --random-weights"
         )
-    if "://" in path:
-        return {}
-    if not Path(path).exists():
-        raise ValueError(f"no checkpoint at {Path(path).absolute()} (--ckpt_path {path})")
-    if Path(path).is_dir():  # a sharded checkpoint; Lightning opens it
-        return {}
-    hyper_parameters = dict(read_plain(path).get("hyper_parameters", {}))
-    hyper_parameters.pop("_instantiator", None)
-    return hyper_parameters

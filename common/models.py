@@ -18,6 +18,7 @@ from common.clip import MEAN, STD, read_record, read_state_dict, tag_quick_gelu
 from common.conditions import digest, state_digest
 from common.directory import TEXT, WEIGHTS, is_directory
 from common.directory import read as read_directory
+from common.network import LOCAL_WEIGHTS, downloads
 from common.packaged import packaged_model
 from common.text_model import TextModel
 
@@ -217,7 +218,11 @@ def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> 
             f"{'' if quick_gelu is None else f' and --quick-gelu says {activation[quick_gelu]}'}; name the matching "
             f"architecture, such as ViT-B-16 or ViT-B-16-quickgelu"
         )
-    model = open_clip.create_model(name, pretrained=weights if state is None else None, force_quick_gelu=trained)
+    if state is None:
+        with downloads(f"the weights {weights!r} of {name}", LOCAL_WEIGHTS):
+            model = open_clip.create_model(name, pretrained=weights, force_quick_gelu=trained)
+    else:
+        model = open_clip.create_model(name, force_quick_gelu=trained)
     if state is not None:
         try:
             model.load_state_dict(open_clip.convert.convert_state_dict(model, state))

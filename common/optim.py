@@ -18,6 +18,16 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def check_settings(learning_rate: float, weight_decay: float, warmup_steps: int) -> None:
+    """ValueError: a setting of the optimiser with which nothing can be trained."""
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate {learning_rate} must be positive and finite")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay {weight_decay} must not be negative; 0 leaves it out")
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps {warmup_steps} must not be negative; 0 leaves it out")
+
+
 def parameter_groups(
     module: nn.Module,
     learning_rate: float,

@@ -39,6 +39,7 @@ class ContrastivePretraining(LightningModule):
         self, learning_rate: float, weight_decay: float, warmup_steps: int, label_smoothing: float = 0.0
     ) -> None:
         super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1)")
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
@@ -64,8 +65,9 @@ class ContrastivePretraining(LightningModule):
         self.log("logit_scale", self.clip.logit_scale.exp())
         return loss
 
-    def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
-        """Keep the logit scale within CLIP's bounds."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, and keep the logit scale within CLIP's bounds, before any checkpoint of the step is written."""
+        super().optimizer_step(*arguments, **options)
         clamp_logit_scale(self.clip.logit_scale)
 
     def on_validation_epoch_start(self) -> None:

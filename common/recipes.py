@@ -5,14 +5,16 @@ Nothing here imports torch, so a mistyped path is answered at once.
 
 from __future__ import annotations
 
-import importlib.resources
+import importlib.util
 import re
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
 """The packages of this suite. ``PACKAGE/FILE.yaml`` names a recipe in one of them."""
+_EXAMPLE = "waveclip/embedded.yaml"
 
 
 def resolve_configs(argv: Sequence[str]) -> list[str]:
@@ -41,19 +43,28 @@ def _config_path(name: str) -> str:
         return name
     package = Path(name).parts[:1]
     if package and package[0] in PACKAGES:
-        packaged = importlib.resources.files(package[0]).joinpath(*Path(name).parts[1:])
+        packaged = _folder(package[0]).joinpath(*Path(name).parts[1:])
         if packaged.is_file():
             return str(packaged)
-    raise ValueError(
-        f"no config file at {Path(name).absolute()}; give a local YAML file, or a packaged one such as "
-        "waveclip/embedded.yaml"
-    )
+    near = get_close_matches(name, _packaged_recipes(), 1)
+    mend = f"did you mean {near[0]}?" if near else f"give a local YAML file, or a packaged one such as {_EXAMPLE}"
+    raise ValueError(f"no config file at {Path(name).absolute()}; {mend}")
+
+
+def _packaged_recipes() -> list[str]:
+    """The recipes and overlays of this suite, PACKAGE/FILE.yaml."""
+    return [f"{package}/{file.name}" for package in PACKAGES for file in sorted(_folder(package).glob("*.yaml"))]
+
+
+def _folder(package: str) -> Path:
+    """Where a package lies; it is not imported, which would import torch."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else Path(package)
 
 
 def recipe_variables() -> list[str]:
     """The environment variables that packaged recipes read, as ``${NAME}``: where their data and weights are."""
-    folders = (Path(str(importlib.resources.files(package))) for package in PACKAGES)
-    recipes = (file.read_text(encoding="utf-8") for folder in folders for file in folder.rglob("*.yaml"))
+    recipes = (file.read_text(encoding="utf-8") for package in PACKAGES for file in _folder(package).rglob("*.yaml"))
     return sorted({name for text in recipes for name in re.findall(r"\$\{(\w+)\}", text)})
 
 

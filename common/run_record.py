@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from common.conditions import conditions
+from common.settings import differences
 
 
 @runtime_checkable
@@ -27,6 +28,7 @@ class RunRecord(SaveConfigCallback):
     "attribution", "class_names", "templates": the data module's attributes of these names, where it has them; a
         training that is ``TunedForTemplate`` gives its own template.
     "metrics": those of the last validation.
+    "changed": the settings of a resumed run that are not those it began with, "NAME was VALUE, is VALUE".
     """
 
     record: dict[str, Any] | None = None
@@ -61,6 +63,11 @@ class RunRecord(SaveConfigCallback):
         return dict(self.record or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the record of the run that is resumed."""
-        if state_dict:
-            self.record = dict(state_dict)
+        """Continue the record of the run that is resumed, with the settings that it has from now on."""
+        if not state_dict:
+            return
+        now = {name: value for name, value in (self.record or {}).items() if name in ("model", "data", "seed")}
+        before = {name: state_dict.get(name) for name in now}
+        changed = differences(before, now)
+        earlier = list(state_dict.get("changed", []))
+        self.record = {**state_dict, **now, **({"changed": earlier + changed} if earlier or changed else {})}

@@ -51,6 +51,7 @@ class GuideMAE(LightningModule):
         warmup_steps: int = 200,
     ) -> None:
         super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
         self.save_hyperparameters()
         self.guide = Guide(image_size, patch_size, width, depth, heads, train=True)
         self.patch_size, self.patches = patch_size, self.guide.vit.patch_embed.num_patches

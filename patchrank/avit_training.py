@@ -56,6 +56,7 @@ class AViTTraining(FrozenCLIPTraining):
         warmup_steps: int = 100,
     ) -> None:
         super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
         for name, value in (("distribution_weight", distribution_weight), ("ponder_weight", ponder_weight)):
             if value < 0:
                 raise ValueError(f"{name} {value} is negative; 0 leaves the term out")

@@ -70,6 +70,7 @@ class RankPredictorTraining(FrozenCLIPTraining):
         warmup_steps: int = 100,
     ) -> None:
         super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
         self.save_hyperparameters()
         self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu).requires_grad_(False)
         tower = self.clip.image_tower

@@ -72,6 +72,7 @@ class PromptTuning(FrozenCLIPTraining):
         warmup_steps: int = 50,
     ) -> None:
         super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
         self.save_hyperparameters()
         clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu)
         ranker = None if predictor is None else load_predictor(predictor, clip.image_tower, prune_layer)

@@ -122,6 +122,7 @@ class WaveCLIPDistillation(LightningModule):
         fine_first_steps: int = 0,
     ) -> None:
         super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
         terms = {
             "distribution": distribution_weight,
             "contrastive": contrastive_weight,

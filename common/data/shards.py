@@ -69,8 +69,12 @@ class ShardLoader:
         # A generator, so that this runs at the first batch: a resumed trainer asks for an iterator too early,
         # before its counters stand where the run goes on.
         self.source.set_position(*(self._progress() if self._progress else (self._iterations, 0)))
+        state = torch.get_rng_state()
+        batches = iter(self._loader)  # draws a seed that nothing here uses
+        if self._iterations:  # a resumed run's generators are restored after its first iteration began
+            torch.set_rng_state(state)
         self._iterations += 1
-        yield from self._loader
+        yield from batches
 
     def state_dict(self) -> dict[str, int]:
         """What the order of the samples depends on; the place in it is the trainer's own count of batches.

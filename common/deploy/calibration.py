@@ -17,6 +17,7 @@ import numpy as np
 
 from common.deploy.early_exit import ThresholdSweep
 from common.evaluate.accuracy import wilson_interval
+from common.paths import written_whole
 
 _POINTS = 200
 """Points of the curve that a calibration keeps, besides the chosen one."""
@@ -181,8 +182,8 @@ class Calibration:
 
     def write(self, file: Path) -> None:
         """Write as JSON."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        with written_whole(file) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> Calibration:

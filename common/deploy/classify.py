@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments, read_labels, read_templates
+from common.paths import written_whole
 
 if TYPE_CHECKING:
     from common.deploy.model import Answer, Classification
@@ -141,8 +142,7 @@ def _writer(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield lambda row: write(row | {"picture": row["picture"].encode(errors="replace").decode()})
         sys.stdout.flush()
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with written_whole(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         yield _rows(file, jsonl=out.suffix == ".jsonl")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.arguments import read_labels, read_templates
+from common.paths import written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from common import directory
     from common.deploy.card import write_card
 
+    directory.refuse_existing(args.folder)
     calibration = None
     if source.suffix == ".ckpt":
         if args.text_model is not None:
@@ -57,12 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         model, texts, run, calibration = _from_weights(source, args.text_model)
     recorded_names, recorded_templates = run.pop("class_names", None), run.pop("templates", None)
-    described = directory.write(
-        args.folder, model, texts, names or recorded_names or (), templates or recorded_templates or (), run
-    )
-    if calibration is not None:  # it stays valid: the weights are the same in another file
-        replace(calibration, weights=described.weights).write(args.folder / directory.CALIBRATION)
-    write_card(args.folder)
+    with written_whole(args.folder) as folder:
+        described = directory.write(
+            folder, model, texts, names or recorded_names or (), templates or recorded_templates or (), run
+        )
+        if calibration is not None:  # it stays valid: the weights are the same in another file
+            replace(calibration, weights=described.weights).write(folder / directory.CALIBRATION)
+        write_card(folder)
     print(f"{args.folder}: {', '.join(sorted(path.name for path in args.folder.iterdir()))}")
     return 0
 
@@ -78,6 +81,7 @@ def from_checkpoint(path: Path) -> tuple[nn.Module, nn.Module | None, dict[str, 
     The CLIP is None for a model that has a text tower.
     ValueError: the file is no plain checkpoint, or its training is not registered.
     """
+    from common.checkpoint_io import first_non_finite
     from common.checkpoints import read_plain, restore, training_arguments
 
     contents = read_plain(path)
@@ -90,6 +94,9 @@ def from_checkpoint(path: Path) -> tuple[nn.Module, nn.Module | None, dict[str, 
             f"{path} is a checkpoint {what}; `lightning fit` writes what can be converted, from "
             f"{', '.join(sorted(trainings()))}"
         )
+    wrong = first_non_finite(checkpoint["state_dict"])
+    if wrong is not None:
+        raise ValueError(f"{path} holds weights that are not finite ({wrong}); take an earlier checkpoint of the run")
     module = restore(trainings()[name].load(), checkpoint)
     record = next((state for key, state in checkpoint.get("callbacks", {}).items() if key.startswith("RunRecord")), {})
     run = {"training": name, "arguments": training_arguments(checkpoint), "steps": checkpoint["global_step"], **record}

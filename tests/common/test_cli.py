@@ -193,7 +193,7 @@ def test_later_files_and_options_win(recipe, tmp_path, capsys):
     merged = yaml.safe_load(capsys.readouterr().out)
     assert merged["model"]["init_args"] == {"width": 9, "tau": 0.9, "stop_at": -1}
     assert merged["trainer"]["max_steps"] == 3
-    assert merged["trainer"]["default_root_dir"] == str(tmp_path / "runs")
+    assert merged["trainer"]["default_root_dir"] is None  # below EFFCLIP_RUNS, by recipe and name
     assert merged["seed_everything"] == 0
 
 

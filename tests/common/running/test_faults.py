@@ -1,0 +1,185 @@
+"""What can go wrong around a run is one sentence and an exit code, never a traceback; docs/faults.md lists it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from tests.common.running.command import STEPS, fit
+from tests.readme import ROOT
+
+HERE = "tests.common.running.trainings"
+TABLE = (ROOT / "docs" / "faults.md").read_text()
+ROWS = [row for row in TABLE.splitlines() if re.match(r"\| \d+ \|", row)]
+
+
+@pytest.fixture(scope="module")
+def trained(run, place):
+    """The checkpoint of a finished run."""
+    assert fit(run, place, "trained", 0).code == 0
+    return max((place / "trained").rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+
+
+@pytest.fixture
+def damaged(place, trained):
+    """A checkpoint of which half is missing."""
+    half = place / "half.ckpt"
+    half.write_bytes(trained.read_bytes()[: trained.stat().st_size // 2])
+    return half
+
+
+def test_the_table_has_twenty_faults_and_names_their_tests():
+    assert [int(row.split("|")[1]) for row in ROWS] == list(range(1, 21))
+    for row in ROWS:
+        for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", row.split("|")[4]):
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
+        assert "::" in row.split("|")[4], f"nothing tests: {row}"
+
+
+SENTENCES = {
+    "no GPU": (["--trainer.accelerator", "gpu"], "gpu"),
+    "no W&B": (["--trainer.logger", "lightning.pytorch.loggers.WandbLogger"], r"pip install 'efficient-clip\[wandb\]'"),
+    "no TensorBoard": (
+        ["--trainer.logger", "lightning.pytorch.loggers.TensorBoardLogger", "--trainer.logger.save_dir", "tb"],
+        r"pip install 'efficient-clip\[tensorboard\]'",
+    ),
+    "rate": (["--model.init_args.learning_rate", "-1"], r"learning_rate -1(\.0)? must be positive"),
+    "decay": (["--model.init_args.weight_decay", "-1"], r"weight_decay -1(\.0)? must not be negative"),
+    "warm-up": (["--model.init_args.warmup_steps", "-1"], "warmup_steps -1 must not be negative"),
+    "nothing to go on with": (["--resume", "nobody"], "no checkpoint below"),
+}
+
+
+@pytest.mark.parametrize("fault", SENTENCES)
+def test_a_wrong_setting_is_one_sentence(run, place, fault):
+    words, sentence = SENTENCES[fault]
+    ended = fit(run, place, "sentences", 0, *words)
+    assert ended.code == 1, ended.printed
+    (line,) = [text for text in ended.printed.splitlines() if text.startswith("lightning: error: ")]
+    assert re.search(sentence, line) and "Traceback" not in ended.printed
+
+
+def test_a_damaged_checkpoint_is_one_sentence(run, place, damaged):
+    empty = place / "empty.ckpt"
+    empty.touch()
+    for path in (damaged, empty):
+        ended = fit(run, place, "damaged", 0, "--ckpt_path", path)
+        assert ended.code == 1 and f"{path} is damaged, or no checkpoint" in ended.printed
+        assert "Traceback" not in ended.printed
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_shard_is_one_sentence_also_from_a_worker(run, place, workers):
+    whole = sorted((place / "shards").glob("*.tar"))
+    cut = place / f"cut{workers}"
+    cut.mkdir()
+    for shard in whole:
+        (cut / shard.name).write_bytes(shard.read_bytes()[:700])
+    pattern = f"{cut}/{{000..003}}.tar"
+    words = ["--data.init_args.train_shards", pattern, "--data.init_args.train_num_samples", "24"]
+    ended = fit(run, place, "cut", workers, *words)
+    assert ended.code == 1 and "Traceback" not in ended.printed
+    assert re.search(r"lightning: error: .*samples are damaged, above max_damaged", ended.printed)
+
+
+def test_a_small_tmpdir_costs_nothing(run, place):
+    assert fit(run, place, "tmpdir", 0, TMPDIR=str(place / "nowhere")).code == 0
+
+
+def test_nan_stops_at_its_step_and_leaves_finite_weights(run, place):
+    ended = fit(run, place, "nan", 0, "--model", f"{HERE}.Spoiled")
+    assert ended.code == 1 and "Traceback" not in ended.printed
+    assert re.search(r"step 5: the loss is nan .* at learning rate [\d.e-]+;", ended.printed)
+    newest = max((place / "nan").rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    checkpoint = torch.load(newest, weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values() if value.is_floating_point())
+
+
+def test_last_without_a_checkpoint_is_an_error(run, place):
+    ended = fit(run, place, "none", 0, "--ckpt_path", "last")
+    assert ended.code == 1 and "no checkpoint below" in ended.printed
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_random_weights_are_measured_only_when_asked_for(run, command):
+    line = [command, "-c", "tiny.yaml"]
+    ended = run(*line, EFFCLIP_RUNS="random")
+    assert ended.code == 1 and "would measure random ones" in ended.printed
+    if command == "validate":
+        assert run(*line, "--random-weights", EFFCLIP_RUNS="random").code == 0
+
+
+def test_what_is_typed_wins_over_the_checkpoint_in_the_optimiser_too(run, place, trained):
+    words = ["--model.init_args.learning_rate", "0.01", "--model.init_args.weight_decay", "0.05"]
+    ended = fit(run, place, "typed", 0, "--ckpt_path", trained, "--trainer.max_steps", 2 * STEPS, *words)
+    assert ended.code == 0, ended.printed
+    assert "learning rate was 0.001, is 0.01" in ended.printed and "weight_decay was 0.2, is 0.05" in ended.printed
+    newest = max((place / "typed").rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    checkpoint = torch.load(newest, weights_only=True)
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    assert {group["initial_lr"] for group in groups} == {0.01}
+    assert sorted({group["weight_decay"] for group in groups}) == [0.0, 0.05]
+    assert checkpoint["lr_schedulers"][0]["base_lrs"] == [0.01] * len(groups)
+    (record,) = [state for key, state in checkpoint["callbacks"].items() if key.startswith("RunRecord")]
+    assert record["model"]["init_args"]["learning_rate"] == 0.01
+    assert "model.init_args.learning_rate was 0.001, is 0.01" in record["changed"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--trainer.fast_dev_run", "true"], ["--trainer.overfit_batches", "1", "--trainer.max_epochs", "2"]],
+    ids=["fast_dev_run", "overfit_batches"],
+)
+def test_dry_runs_shorten_the_warm_up_with_a_note(run, place, words):
+    ended = fit(run, place, "dry", 0, "--model.init_args.warmup_steps", "7", "--trainer.max_steps", "-1", *words)
+    assert ended.code == 0, ended.printed
+    assert re.search(r"dry run of \d steps: warm-up \d instead of 7", ended.printed)
+
+
+def test_no_checkpoint_at_all_is_an_error_at_the_end(run, place):
+    (place / "refused").mkdir()
+    (place / "refused" / "tiny").write_text("a file where the run's folder belongs")
+    ended = fit(run, place, "refused", 0)
+    assert ended.code == 1 and "Traceback" not in ended.printed and "refused" in ended.printed
+
+
+def test_a_run_says_where_its_files_are_and_what_comes_next(run, place, trained):
+    (metrics,) = (place / "trained").rglob("metrics.jsonl")
+    steps = [yaml.safe_load(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == STEPS - 1
+    resumed = fit(run, place, "trained", 0, "--ckpt_path", "last", "--trainer.max_steps", STEPS + 1)
+    assert re.search(r"^checkpoint +\S+\.ckpt$", resumed.printed, re.M)
+    assert re.search(r"^metrics +\S+metrics\.csv$", resumed.printed, re.M)
+
+
+def shell(line, folder):
+    """The exit code of a shell's line, and what it printed on both streams."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "effclip": f"{sys.executable} -m common.cli"}
+    done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "sentence"),
+    [
+        ("$effclip fit -c waveclip/embeded.yaml", 1, "did you mean waveclip/embedded.yaml"),
+        ("$effclip fot -c waveclip/embedded.yaml", 2, "did you mean fit"),
+        ("$effclip fit -c waveclip/embedded.yaml --ckpt_path nowhere.ckpt", 1, "no checkpoint at"),
+        ("$effclip convert nowhere.ckpt model", 1, "no checkpoint at"),
+    ],
+)
+def test_a_typing_mistake_is_answered_before_anything_heavy_is_imported(line, code, sentence, tmp_path):
+    line = line.replace("$effclip", f"{sys.executable} -X importtime -m common.cli")
+    ended, printed = shell(line, tmp_path)
+    assert ended == code and sentence in printed
+    assert not re.search(r"\| +(torch|lightning|numpy)$", printed, re.M), "a heavy import"
+
+
+def test_a_closed_pipe_is_silent(tmp_path):
+    code, printed = shell("$effclip --help | true; exit ${PIPESTATUS[0]}", tmp_path)
+    assert code in (0, 141) and printed == ""

@@ -1,0 +1,31 @@
+"""`make` on a bare machine: one line says what is missing."""
+
+import subprocess
+
+import pytest
+
+from tests.readme import ROOT
+
+OLD = '#!/bin/sh\ncase "$*" in *version_info*) exit 1;; esac\n'
+WITHOUT_VENV = '#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\n'
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        (None, "is not there; install Python 3.11 or newer"),
+        (OLD, "is older than 3.11"),
+        (WITHOUT_VENV, "has no venv module; install it"),
+    ],
+)
+def test_what_is_missing_is_one_line(script, line, tmp_path):
+    python = tmp_path / "python3"
+    if script:
+        python.write_text(script)
+        python.chmod(0o755)
+    made = subprocess.run(
+        ["make", "setup", f"PYTHON={python}", f"VENV={tmp_path}/venv"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode != 0
+    told = [text for text in (made.stdout + made.stderr).splitlines() if "***" not in text]
+    assert len(told) == 1 and line in told[0] and str(python) in told[0]
