@@ -1,6 +1,6 @@
-"""Is a recipe's data all there? ``python -m common.data.check FILE.yaml`` (``make data-check CONFIG=FILE.yaml``).
+"""Check that a recipe's data is complete: ``python -m common.data.check FILE.yaml`` (``make data-check CONFIG=...``).
 
-Prints, for every split, the shards, the samples and how both agree with the manifest, and draws a sheet of
+The command prints the shards and samples of every split, compares both with the manifest, and draws a sheet of
 samples as the model sees them. The exit code is 1 when something is wrong.
 """
 
@@ -37,7 +37,7 @@ COLUMNS, ROWS, TILE, TEXT = 6, 4, 160, 44  # a sheet: tiles across and down, pix
 def load_data(configs: Sequence[str], overrides: Sequence[str] = ()) -> ShardDataModule:
     """The data module that recipes describe, later ones over earlier ones; ``overrides``: ``--data.KEY VALUE``.
 
-    ValueError: no recipe, no shards in it, or what the module's constructor says is missing.
+    ValueError: no recipe, a recipe without shards, or an error of the data module's constructor.
     """
     sections = []
     for config in configs:
@@ -58,8 +58,8 @@ def load_data(configs: Sequence[str], overrides: Sequence[str] = ()) -> ShardDat
 def compare(urls: Sequence[str], verify: bool | None = None) -> tuple[int, list[str], list[str]]:
     """(samples, remarks, problems) of shards against the manifests beside them.
 
-    verify: whether every byte is read (sha256, or the tar itself where no manifest names it); None: where it
-        is 2 GB or less.
+    verify: read every byte, and compare sha256 (where no manifest lists a shard, read the tar). None: verify splits
+        of at most 2 GB.
     """
     local = [Path(url) for url in urls if ":" not in url]
     remarks = [f"{len(urls) - len(local)} remote shards are not looked at"] if len(local) < len(urls) else []
@@ -67,20 +67,20 @@ def compare(urls: Sequence[str], verify: bool | None = None) -> tuple[int, list[
     local = [path for path in local if path.is_file()]
     if verify is None:
         verify = sum(path.stat().st_size for path in local) <= SMALL
-    found = manifests([str(path) for path in local])
-    for folder, about in found.items():
+    known = manifests([str(path) for path in local])
+    for folder, about in known.items():
         variant = f" ({about['variant']})" if "variant" in about else ""
         remarks.append(f"{folder}: {about.get('source')}{variant}, {about.get('date')}")
-    remarks += [f"{folder}: no {MANIFEST}" for folder in sorted({path.parent for path in local} - set(found))]
-    for folder, about in found.items():
+    remarks += [f"{folder}: no {MANIFEST}" for folder in sorted({path.parent for path in local} - set(known))]
+    for folder, about in known.items():
         unused = sorted(set(about["shards"]) - {path.name for path in local if path.parent == folder})
         remarks += [f"{folder}: {len(unused)} more shards in the manifest, first {unused[0]}"] if unused else []
         problems += [f"{folder / name} is missing" for name in unused if not (folder / name).is_file()]
     remarks.append("every byte read" if verify else "sizes compared, contents not read (--verify does)")
 
     def one(path: Path) -> tuple[int, str]:
-        entry = found.get(path.parent, {"shards": {}})["shards"].get(path.name)
-        return _against_entry(path, entry, verify) if entry else _without_entry(path, path.parent in found, verify)
+        entry = known.get(path.parent, {"shards": {}})["shards"].get(path.name)
+        return _against_entry(path, entry, verify) if entry else _without_entry(path, path.parent in known, verify)
 
     with ThreadPoolExecutor() as pool:
         results = list(track(pool.map(one, local), "comparing", len(local)))
@@ -106,7 +106,7 @@ def _without_entry(path: Path, listed: bool, verify: bool) -> tuple[int, str]:
 
 
 def draw_sheet(data: ShardDataModule, split: str, urls: Sequence[str], file: Path) -> list[str]:
-    """Write a PNG of samples from all over a split, as the model sees them; gives what could not be decoded."""
+    """Write a PNG of samples from all over a split, as the model sees them; returns the decoding errors."""
     decoder = data.decoder(split)
     sheet = Image.new("RGB", (COLUMNS * TILE, ROWS * (TILE + TEXT)), "white")
     draw, problems = ImageDraw.Draw(sheet), []
@@ -127,15 +127,15 @@ def draw_sheet(data: ShardDataModule, split: str, urls: Sequence[str], file: Pat
 
 
 def _spread(urls: Sequence[str], number: int) -> Iterator[dict[str, Any]]:
-    """At least ``number`` samples, where there are as many, a few from each of shards spread over the list."""
+    """At least ``number`` samples where the split has as many: a few from each of some shards spread over the list."""
     chosen = list(urls)[:: max(1, len(urls) // number)]
-    each = -(-number // max(1, len(chosen)))
+    per_shard = -(-number // max(1, len(chosen)))
     for url in chosen:
-        yield from islice(read_shard(Shard(url, None), Damage(limit=1.0)), each)
+        yield from islice(read_shard(Shard(url, None), Damage(limit=1.0)), per_shard)
 
 
 def check(data: ShardDataModule, folder: Path, verify: bool | None = None) -> bool:
-    """Print what there is of every split and draw its sheet into ``folder``; whether nothing is wrong."""
+    """Print a report of every split and draw its sheet into ``folder``; True where nothing is wrong."""
     sound = bool(data.splits)
     for split in data.splits:
         urls = data.shard_urls(split)
@@ -151,7 +151,7 @@ def check(data: ShardDataModule, folder: Path, verify: bool | None = None) -> bo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 all there, 1 something is missing or wrong, 2 wrong usage (SystemExit)."""
+    """Run the command line; 0: complete, 1: something is missing or wrong, 2: wrong usage (SystemExit)."""
     parser = argparse.ArgumentParser(
         prog="python -m common.data.check",
         description="Compare a recipe's shards with their manifests and draw a sheet of samples.",

@@ -56,7 +56,7 @@ class ClassificationSet(PictureSet):
         return self.picture(index), self.labels[index]
 
     def subset(self, indices: Sequence[int]) -> ClassificationSet:
-        """The same classes with these pictures alone, such as those of ``few_shot(dataset.labels, 16)``."""
+        """The same classes with only these pictures, such as those of ``few_shot(dataset.labels, 16)``."""
         part = copy(self)
         for name in ("pictures", "labels", "keys"):
             setattr(part, name, [getattr(self, name)[index] for index in indices])
@@ -70,10 +70,10 @@ def classification_set(
     protocol: str = "mlip",
     download: bool = False,
 ) -> ClassificationSet:
-    """A set of the catalogue, complete or not at all.
+    """A set of the catalogue; incomplete data is refused.
 
-    entry: its name, or an Entry, for which ``protocol`` is not asked.
-    root: the folder that holds the data sets, each in its own folder as ``Entry.get`` says.
+    entry: its name, or an Entry (``protocol`` then has no effect).
+    root: the folder of the data sets, laid out as ``Entry.get`` describes.
     split: "train", "val" (where there is one), "test", or several, as in "train+val".
     download: fetch the data with torchvision first, where its class can.
     ValueError: an unknown set or split; data missing, incomplete or not of this set, and what to download.
@@ -99,7 +99,7 @@ def classification_set(
         labels = [label for part in samples for label in part.labels]
         whole = Samples(pictures, labels, samples[0].names)
         return ClassificationSet(whole, root, names, entry.templates, entry.metric, f"{split}/")
-    # What torchvision and scipy raise over missing and damaged files.
+    # torchvision and scipy raise these for missing and damaged files.
     except (ValueError, RuntimeError, OSError, KeyError, MatReadError) as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{entry.title} ({split}) in {root}: {reason}. It needs {entry.get}") from error

@@ -1,4 +1,4 @@
-"""A user's picture files of any number: found, decoded ahead by threads, damaged ones told apart.
+"""A user's picture files: search of folders, and decoding ahead by threads, which reports damaged files.
 
 Shapes: H height, W width.
 """
@@ -20,12 +20,12 @@ from common.data.transforms import Transform
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What may be decoded, whatever a file is called: PIL would start other programs for some formats."""
+"""The formats that are decoded, whatever the suffix: PIL would start other programs for some others."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """name: path or number.  pixels: uint8 [H,W,3], or None and then ``error`` says why."""
+    """name: path or number.  pixels: uint8 [H,W,3], or None with the reason in ``error``."""
 
     name: str
     pixels: np.ndarray | None
@@ -33,10 +33,10 @@ class Picture:
 
 
 def files_below(folder: Path, links: bool = False) -> Iterator[Path]:
-    """Every file of a folder and of those below it, a folder's own files first, each in the order of their names.
+    """Every file in a folder, at any depth: the files directly in a folder first, in the order of their names.
 
     links: whether links to folders are followed.
-    ValueError: a folder that cannot be read, which ``os.walk`` and ``Path.rglob`` would pass over in silence.
+    ValueError: an unreadable folder, which ``os.walk`` and ``Path.rglob`` would silently skip.
     """
 
     def refuse(error: OSError) -> None:
@@ -48,10 +48,10 @@ def files_below(folder: Path, links: bool = False) -> Iterator[Path]:
 
 
 def find_pictures(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """Every picture file among ``paths`` and, by its suffix, in the folders among them, at any depth, sorted.
+    """The picture files among ``paths`` and, by suffix, in the folders among them, at any depth, sorted.
 
-    A file that is named itself is given whatever its suffix. Links to folders are not followed.
-    ValueError: a path that is not there, a folder without a picture, or one at any depth that cannot be read.
+    A file in ``paths`` is taken whatever its suffix. Links to folders are not followed.
+    ValueError: a missing path, a folder without a picture, or an unreadable folder at any depth.
     """
     for path in map(Path, paths):
         if path.is_file():
@@ -69,20 +69,20 @@ def find_pictures(paths: Sequence[str | Path]) -> Iterator[Path]:
 
 
 def decode(source: Path | Image.Image, name: str, transform: Transform) -> Picture:
-    """One picture, turned as its EXIF orientation says, through ``transform``."""
+    """One picture, turned by its EXIF orientation and transformed."""
     try:
         if isinstance(source, Image.Image):
             return Picture(name, transform(ImageOps.exif_transpose(source), Random(0)))
         with Image.open(source, formats=_FORMATS) as image:
             return Picture(name, transform(ImageOps.exif_transpose(image), Random(0)))
-    except Exception as error:  # whatever a decoder makes of damaged bytes
+    except Exception as error:  # decoders raise many kinds of errors on damaged bytes
         return Picture(name, None, f"{type(error).__name__}: {error}")
 
 
 def read_ahead(
     sources: Iterable[Path | Image.Image], transform: Transform, workers: int, ahead: int
 ) -> Iterator[Picture]:
-    """The pictures in order, decoded by ``workers`` threads, at most ``ahead`` of them waiting to be taken."""
+    """The pictures in order, decoded by ``workers`` threads; at most ``ahead`` of them wait in memory."""
     pool = ThreadPoolExecutor(workers)
     waiting: deque[Future[Picture]] = deque()
     try:

@@ -1,4 +1,4 @@
-"""What can be evaluated on, by name, task and split: labelled pictures, and pictures with captions.
+"""Find evaluation data by name, task and split: labelled pictures, and pictures with captions.
 
 Shapes: B images, S image size, M images in all.
 """
@@ -26,7 +26,7 @@ from common.zeroshot import Template
 Loader = Callable[[int, int, int], Iterable[Mapping[str, Any]]]
 """(S, batch size, worker processes) -> batches {"image": float [B,3,S,S], "key": list[str]}, perhaps with labels.
 
-Every picture comes once, normalised by CLIP's mean and deviation.
+A loader reads every picture once, normalised by CLIP's mean and deviation.
 """
 
 EMBEDDED: dict[str, tuple[str, ...]] = {
@@ -35,16 +35,16 @@ EMBEDDED: dict[str, tuple[str, ...]] = {
     "linear-probe": ("test",),
     "training": ("train", "val"),
 }
-"""The embedded benchmark's splits by task, the default one first; "training" is what a linear probe learns from."""
+"""The embedded benchmark's splits by task, the default first; "training" holds what a linear probe learns from."""
 EMBEDDED_TASKS = {f"embedded-{task}": task for task in TASKS}
-"""The few-shot tasks of ``common.data.embedded.tasks`` by the names under which they are found here."""
+"""The few-shot tasks of ``common.data.embedded.tasks`` by their names in this file."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where data lies that the suite does not draw itself.
+    """The paths of data that the suite does not generate itself.
 
-    root: the folder that holds the catalogue's sets.  captions: Karpathy's file, for retrieval.
+    root: the folder of the catalogue's sets.  captions: Karpathy's file, for retrieval.
     class_names: one name a line, for a user's own pictures (default: their folders' or the table's).
     """
 
@@ -58,8 +58,8 @@ class Labelled:
     """Pictures of classes; the batches carry "label": long [B], places in ``class_names``.
 
     templates: prompts for the names, see ``common.zeroshot.Template``.
-    metric: "accuracy" or "mean_per_class", the one that papers print.
-    scale: "paper" or "embedded".  version: what changes when the pictures do.
+    metric: "accuracy" or "mean_per_class", the one that papers report.
+    scale: "paper" or "embedded".  version: a hash that changes with the pictures.
     """
 
     split: str
@@ -99,8 +99,8 @@ def splits_of(name: str, task: str) -> tuple[str, ...]:
 def _tasks(name: str) -> dict[str, tuple[str, ...]]:
     if _own(name):
         return {"zeroshot": ("all",)}
-    of = PER_NAME if name in EMBEDDED_TASKS else _entry(name).splits
-    splits = sorted(of, key=("test", "val", "train").index)
+    splits = PER_NAME if name in EMBEDDED_TASKS else _entry(name).splits
+    splits = sorted(splits, key=("test", "val", "train").index)
     if name not in EMBEDDED_TASKS and _entry(name).task == "retrieval":
         return {"retrieval": tuple(splits)}
     tasks = {"zeroshot": tuple(splits), "linear-probe": ("test",)}
@@ -135,19 +135,19 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
     if name == "embedded":
         return _embedded_captions(split) if task == "retrieval" else _embedded_classes(split)
     if task != "retrieval":
-        found = labelled_set(name, split, place)
+        pictures = labelled_set(name, split, place)
         if name in EMBEDDED_TASKS:
-            return replace(_labelled(split, found), scale="embedded", version=tasks_version())
-        return _labelled(split, found)
+            return replace(_labelled(split, pictures), scale="embedded", version=tasks_version())
+        return _labelled(split, pictures)
     entry, root = _entry(name), _root(name, place)
     if place.captions is None:
         raise ValueError(f"{entry.title}: give --captions, the path of Karpathy's json file. It needs {entry.get}")
-    found = retrieval_set(entry, root, place.captions, split)
-    return Captioned(split, found.captions, partial(picture_loader, found), version=_version(found))
+    pictures = retrieval_set(entry, root, place.captions, split)
+    return Captioned(split, pictures.captions, partial(picture_loader, pictures), version=_version(pictures))
 
 
 def labelled_set(name: str, split: str, place: Place | None = None) -> ClassificationSet:
-    """The pictures themselves of a split, for whoever trains on them.
+    """The pictures of a split as a data set, for training.
 
     name: see ``splits_of``. ValueError: no such data or split, or data that is missing, and what to download.
     """
@@ -163,25 +163,26 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
 
 def _root(name: str, place: Place) -> str:
     if place.root is None:
-        of = _entry(name)
+        entry = _entry(name)
         raise ValueError(
-            f"{of.title}: give --root or set EFFCLIP_DATA to the folder with the data sets. It needs {of.get}"
+            f"{entry.title}: give --root or set EFFCLIP_DATA to the folder with the data sets. It needs {entry.get}"
         )
     return place.root
 
 
-def _labelled(split: str, found: PictureSet) -> Labelled:
-    loader = partial(picture_loader, found)
-    return Labelled(split, found.class_names, found.templates, found.metric, loader, version=_version(found))
+def _labelled(split: str, pictures: ClassificationSet) -> Labelled:
+    loader = partial(picture_loader, pictures)
+    names, templates, version = pictures.class_names, pictures.templates, _version(pictures)
+    return Labelled(split, names, templates, pictures.metric, loader, version=version)
 
 
-def _version(found: PictureSet) -> str:
-    """A hash of which pictures these are and of their labels."""
-    return sha256(repr((found.keys, found.labels)).encode()).hexdigest()[:16]
+def _version(pictures: PictureSet) -> str:
+    """A hash of the keys and labels."""
+    return sha256(repr((pictures.keys, pictures.labels)).encode()).hexdigest()[:16]
 
 
 class _Pictures(EmbeddedDataModule):
-    """The embedded benchmark without texts, at any picture size: drawn at it where it is one of VIEWS."""
+    """The embedded benchmark without texts, at any picture size; sizes in VIEWS are drawn, others resized."""
 
     def __init__(self, image_size: int, batch_size: int, workers: int) -> None:
         drawn = image_size if image_size in VIEWS else None
@@ -206,7 +207,7 @@ def _embedded_classes(split: str) -> Labelled:
 
 
 def _embedded_captions(split: str) -> Captioned:
-    """Pictures of the embedded benchmark with their one caption each, which no other picture has."""
+    """Pictures of the embedded benchmark, each with one caption that no other picture has."""
 
     def loader(image_size: int, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
         # Several readers would interleave their shards; one keeps the order.

@@ -1,4 +1,4 @@
-"""Pictures with names, and the loader that gives each of them exactly once.
+"""Sets of pictures, and the loader that reads every picture exactly once.
 
 Shapes: B pictures of a batch, S picture size, H height, W width.
 """
@@ -20,11 +20,11 @@ from common.data.transforms import Transform, eval_transform, to_batch
 
 
 class PictureSet(Dataset):
-    """Pictures that lie in files or in one array.
+    """Pictures in files or in one array.
 
-    pictures: paths, or uint8 [H,W] or [H,W,3].  root: where the paths begin.
-    labels: one a picture, or None.  keys: each picture's path below the root, or ``prefix`` and its number.
-    ValueError: no pictures, files that are not there, or a file that is listed twice.
+    pictures: paths, or uint8 [H,W] or [H,W,3].  root: the folder of the keys.
+    labels: one a picture, or None.  keys: a picture's path below the root, or ``prefix`` and its number.
+    ValueError: no pictures, missing files, or a file that is listed twice.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class _Prepared(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = {
-            "image": self.transform(self.pictures.picture(index), Random(0)),  # evaluation draws nothing
+            "image": self.transform(self.pictures.picture(index), Random(0)),  # deterministic in evaluation
             "key": self.pictures.keys[index],
         }
         return item if self.pictures.labels is None else item | {"label": self.pictures.labels[index]}
@@ -90,9 +90,9 @@ def loader(
 ) -> DataLoader:
     """Batches {"image": normalised float [B,3,S,S], "key": list[str]} and "label": long [B] where there are labels.
 
-    Every picture comes exactly once, in the order of the data set, by open_clip's evaluation transform.
+    The loader reads every picture exactly once, in the order of the data set, by open_clip's evaluation transform.
     image_size: S.  num_workers: processes; 0 reads in the calling one.
-    sampler: which pictures instead, as places in the data set.
+    sampler: indices of the pictures to read instead.
     """
     return DataLoader(
         _Prepared(dataset, eval_transform(image_size)),

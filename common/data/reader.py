@@ -1,8 +1,7 @@
-"""WebDataset shards -> batches, for one of several readers (a reader is one worker of one rank).
+"""WebDataset shards -> batches, for one of several readers. A reader is one worker of one rank.
 
-webdataset takes the tar files apart; which shards a reader gets, their order, the decoding and the
-accounting of damage are ours, because its own stages repeat one order every epoch, look for the rank inside
-the worker, and decode pickles.
+webdataset parses the tar files. This file assigns shards to readers, orders and decodes samples, and counts damage:
+webdataset's own stages repeat one order every epoch, look for the rank inside the worker, and decode pickles.
 
 Shapes: B samples, T tokens, H height, W width.
 """
@@ -39,11 +38,11 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 WANTED = (*PICTURES, "txt", "json", "cls")
 
 _log = logging.getLogger(__name__)
-_GRACE = 1000  # a fraction of damage is judged over at least this many samples, or at the end of a pass
+_GRACE = 1000  # the fraction of damage is compared with the limit after this many samples, and at the end of a pass
 
 
 class Shard(NamedTuple):
-    """A shard's path or URL and how many samples it holds (None: unknown)."""
+    """A shard's path or URL and its number of samples (None: unknown)."""
 
     url: str
     samples: int | None
@@ -68,14 +67,14 @@ def expand(pattern: str, allow_pipe: bool = False) -> list[str]:
 
 
 def count_samples(urls: Sequence[str]) -> list[Shard]:
-    """Each shard with its number of samples: from ``manifest.json`` beside it, else from the tar headers.
+    """Each shard with its number of samples, from ``manifest.json`` beside it, or else from the tar headers.
 
-    A remote shard has no manifest beside it; its number stays None.
+    The number of a remote shard stays None.
     """
     shards = []
-    found = manifests(urls)
+    known = manifests(urls)
     for url in urls:
-        entry = found.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name)
+        entry = known.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name)
         shards.append(Shard(url, entry["samples"] if entry else None if ":" in url else _count_headers(url)))
     return shards
 
@@ -91,7 +90,7 @@ def _count_headers(path: str) -> int:
     try:
         with tarfile.open(path) as tar:
             keys.update(base_plus_ext(member.name)[0] for member in tar if _wanted(member.name))
-    except tarfile.ReadError as error:  # a truncated shard: the reader will report what it misses
+    except tarfile.ReadError as error:  # a truncated shard: the reader will count the damage
         _log.warning("%s: %s", path, error)
     return len(keys)
 
@@ -101,13 +100,13 @@ def _wanted(name: str) -> bool:
 
 
 class Damage:
-    """Counts samples that could not be used and fails once they are more than a fraction of those seen."""
+    """Counts unusable samples, and fails once they exceed a fraction of the samples seen."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self.seen, self.bad, self.last = limit, 0, 0, ""
 
     def add(self, where: str, error: object, samples: int = 1) -> None:
-        """Count and log damage at ``where`` (a key or a shard). ValueError: more than the limit."""
+        """Count and log damage at ``where`` (a key or a shard). ValueError: more damage than the limit."""
         self.bad += samples
         self.last = f"{where}: {error}"
         if self.bad <= 10 or self.bad % 1000 == 0:
@@ -115,7 +114,7 @@ class Damage:
         self.check(_GRACE)
 
     def check(self, at_least: int = 1) -> None:
-        """ValueError: more damaged samples than the limit allows among those seen (at least so many)."""
+        """ValueError: the damaged fraction of the samples seen (counted as ``at_least`` or more) exceeds the limit."""
         if self.bad > self.limit * max(self.seen, at_least):
             raise ValueError(
                 f"{self.bad} of {self.seen} samples are damaged, above max_damaged={self.limit}; "
@@ -124,26 +123,26 @@ class Damage:
 
 
 def read_shard(shard: Shard, damage: Damage) -> Iterator[dict[str, Any]]:
-    """Undecoded samples of one shard: ``__key__`` and the bytes of the wanted members, nothing else.
+    """Undecoded samples of one shard: ``__key__`` and the bytes of the wanted members.
 
-    What is wrong with the tar file, and samples that the shard should hold and does not, count as damage.
+    Errors of the tar file, and samples that the shard should hold but lacks, count as damage.
     """
-    found = 0
+    read = 0
     try:
         for sample in tarfile_samples(iter([{"url": shard.url}]), select_files=_wanted):
-            found += 1
+            read += 1
             damage.seen += 1
             yield sample
         if not _ends_properly(shard.url):
             raise tarfile.ReadError("truncated between two members")
     except (OSError, tarfile.TarError, ValueError, EOFError) as error:
         damage.add(shard.url, error)
-    if shard.samples is not None and found < shard.samples:
-        damage.add(shard.url, f"holds {found} samples instead of {shard.samples}", shard.samples - found)
+    if shard.samples is not None and read < shard.samples:
+        damage.add(shard.url, f"holds {read} samples instead of {shard.samples}", shard.samples - read)
 
 
 def _ends_properly(url: str) -> bool:
-    # tarfile takes the file's end for the archive's, but a complete archive closes with 1024 zero bytes.
+    # tarfile accepts the end of the file as the end of the archive; a complete archive ends with 1024 zero bytes.
     if ":" in url or not url.endswith(".tar"):
         return True
     with open(url, "rb") as file:
@@ -152,7 +151,7 @@ def _ends_properly(url: str) -> bool:
 
 
 def shuffled(samples: Iterator[Any], size: int, rng: Random) -> Iterator[Any]:
-    """The same samples in an order that is random within a buffer of ``size``."""
+    """The samples in random order within a buffer of ``size``."""
     buffer: list[Any] = []
     for sample in samples:
         if len(buffer) < size:
@@ -166,7 +165,7 @@ def shuffled(samples: Iterator[Any], size: int, rng: Random) -> Iterator[Any]:
 
 
 def caption_id(caption: str) -> int:
-    """A signed 64-bit hash: equal captions have equal ids, also across ranks."""
+    """A signed 64-bit hash: equal captions have equal ids on all ranks."""
     return int.from_bytes(blake2b(caption.encode(), digest_size=8).digest(), "little", signed=True)
 
 
@@ -174,8 +173,8 @@ def caption_id(caption: str) -> int:
 class Decoder:
     """Bytes of one sample -> picture, token ids and label; formats: pictures, UTF-8 text, JSON.
 
-    captions: False leaves texts unread, so that pictures without one (labelled sets) are complete samples.
-    classes: how many there are, where every sample must have the label of one.
+    captions: False ignores texts, so that labelled pictures without a text are complete samples.
+    classes: the number of classes, where every sample must have a label.
     """
 
     transform: Transform
@@ -207,7 +206,7 @@ class Decoder:
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
-    """Decoded samples -> a batch; ``text`` is as wide as its longest caption: a causal tower ignores padding.
+    """Decoded samples -> a batch; ``text`` is as wide as the longest caption, because a causal tower ignores padding.
 
     "image": normalised float [B,3,H,W], "key": list of B strings; "text": long [B,T] and "caption_id": long [B]
     where captions are read; "label": long [B] where every sample has one.
@@ -226,14 +225,14 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
 
 
 class ShardDataset(IterableDataset):
-    """Batches of the shards that fall to this worker of this rank.
+    """Batches of the shards that belong to this worker of this rank.
 
-    Training (``batches`` given): each epoch permutes all shards by (seed, epoch), pads them by wrap-around
-    to a multiple of the readers, and every reader delivers exactly ``batches`` full batches, starting over
-    in its shards where they hold too few. A batch is the next ``batch_size`` samples of the undecoded stream;
-    a damaged one gives its place to a sound one of the same batch. So what a batch holds follows from its
-    number alone, and an epoch is continued after any batch without decoding what came before.
-    Evaluation (``batches`` None): every sample once, in order, the last batch as it comes.
+    Training (``batches`` given): each epoch permutes all shards by (seed, epoch) and pads them by wrap-around to a
+    multiple of the readers. Every reader delivers exactly ``batches`` full batches, and starts its shards over where
+    they hold too few samples. A batch is the next ``batch_size`` samples of the undecoded stream; a damaged sample is
+    replaced by an intact one of the same batch. The number of a batch thus determines its contents, and a resumed
+    epoch skips finished batches without decoding them.
+    Evaluation (``batches`` None): every sample once, in order; the last batch may be smaller.
     """
 
     def __init__(
@@ -256,9 +255,9 @@ class ShardDataset(IterableDataset):
         self._position = torch.zeros(2, dtype=torch.long).share_memory_()
 
     def set_position(self, epoch: int, done: int = 0) -> None:
-        """The epoch that the next iteration delivers, in this process and in all its workers.
+        """Set the epoch of the next iteration, in this process and in all its workers.
 
-        done: batches of that epoch, over all workers of this rank, that are left out because they were delivered.
+        done: finished batches of that epoch, over all workers of this rank, which are skipped.
         """
         self._position.copy_(torch.tensor([epoch, done]))
 
@@ -274,12 +273,14 @@ class ShardDataset(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         epoch, done = self._position.tolist()
-        # Workers deliver in turn, the first one first: it takes the part of the one whose turn it would be.
+        # 1. Resume: workers deliver in turn, the first one first, so it takes the share of the worker whose turn it is.
         worker = (worker + done) % workers
-        number = (done - worker + workers - 1) // workers  # batches that this part had delivered
+        number = (done - worker + workers - 1) // workers  # batches that this share had delivered
         damage = Damage(self.max_damaged)
+        # 2. Read past the samples of the finished batches, undecoded.
         raw = self._raw(epoch, worker, workers, damage)
         deque(islice(raw, number * self.batch_size), maxlen=0)
+        # 3. Decode one window of the stream per batch; training replaces damaged samples, evaluation drops them.
         while number != self.batches and (window := list(islice(raw, self.batch_size))):
             samples = [sample for entry in window if (sample := self._decode(entry, epoch, damage)) is not None]
             if self.batches is not None and len(samples) < len(window):
@@ -289,6 +290,7 @@ class ShardDataset(IterableDataset):
             if samples:
                 yield collate(samples)
             number += 1
+        # 4. Compare the damage of the whole pass with the limit.
         damage.check()
 
     def _decode(self, raw: dict[str, Any], epoch: int, damage: Damage) -> dict[str, Any] | None:

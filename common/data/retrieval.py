@@ -1,4 +1,4 @@
-"""Pictures with several captions each, for retrieval both ways.
+"""Pictures with several captions each, for retrieval in both directions.
 
 Shapes: M pictures.
 """
@@ -16,7 +16,7 @@ from common.data.pictures import PictureSet
 
 
 class RetrievalSet(PictureSet):
-    """M pictures, each once: item i is (PIL image in RGB, its captions).
+    """M different pictures: item i is (PIL image in RGB, its captions).
 
     captions: M lists of one or more strings.  keys: M names, unique. For batches see ``pictures.loader``.
     """
@@ -30,9 +30,9 @@ class RetrievalSet(PictureSet):
 
 
 def retrieval_set(entry: Entry | str, root: str | Path, karpathy_json: str | Path, split: str = "test") -> RetrievalSet:
-    """A retrieval set of the catalogue in Karpathy's split, complete or not at all.
+    """A retrieval set of the catalogue in Karpathy's split; incomplete data is refused.
 
-    entry: its name or an Entry.  root: the folder with the pictures, as ``Entry.get`` says.
+    entry: its name or an Entry.  root: the folder with the pictures, laid out as ``Entry.get`` describes.
     karpathy_json: Karpathy's file of captions, such as ``dataset_coco.json``.
     ValueError: an unknown set or split; a file that is missing or of another set; missing pictures.
     """

@@ -1,4 +1,4 @@
-"""The LightningDataModule over WebDataset shards that every pretraining of the suite uses.
+"""The LightningDataModule over WebDataset shards, which every pretraining of the suite uses.
 
 Shapes: B samples, T tokens, H height, W width.
 """
@@ -23,19 +23,18 @@ from common.zeroshot import fill
 
 
 def position(trainer: Trainer) -> tuple[int, int]:
-    """Where a run stands: (epoch, batches of it that are done).
+    """The place of a run: (epoch, finished batches of it).
 
-    Those whose optimiser step is done, over the whole run: what workers prefetched, and a batch that an
-    exception interrupted, are not among them.
+    A batch is finished after its optimiser step. Prefetched batches and an interrupted one do not count.
     """
     done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
     return divmod(done, trainer.num_training_batches)
 
 
 class ShardLoader:
-    """Iterates over a ShardDataset in worker processes, knows its length, and goes on where a trainer stopped.
+    """Iterates over a ShardDataset in worker processes, has a length, and continues where a trainer stopped.
 
-    progress: gives (epoch, batches of it that are done) when an iteration begins; without it iterations count.
+    progress: returns (epoch, finished batches of it) when an iteration begins; by default each iteration is an epoch.
     length: batches of one iteration over all workers; None (remote shards of unknown size): ``len`` fails.
 
     It wraps a DataLoader instead of being one, because Lightning may take a DataLoader apart and rebuild it.
@@ -73,23 +72,23 @@ class ShardLoader:
         yield from self._loader
 
     def state_dict(self) -> dict[str, int]:
-        """What the order of the samples depends on; the place in it is the trainer's own count of batches.
+        """The settings that determine the order of the samples; the trainer itself counts the batches.
 
-        Lightning keeps it in the checkpoint and gives it back to ``load_state_dict``.
+        Lightning saves them in the checkpoint and passes them to ``load_state_dict``.
         """
         source = self.source
         state = {"shards": len(source.shards), "batch_size": source.batch_size, "seed": source.seed}
         return {**state, "processes": source.world, "workers": self._loader.num_workers}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Warn where a run goes on in another order than it began in."""
+        """Warn where a resumed run continues in another order."""
         now = self.state_dict()
         changed = [
             f"{name} was {state[name]}, is {now[name]}" for name in now if state.get(name, now[name]) != now[name]
         ]
         if changed:
             rank_zero_warn(
-                f"{'; '.join(changed)}: this epoch goes on in another order, so some of its samples come twice "
+                f"{'; '.join(changed)}: this epoch continues in another order, so some of its samples come twice "
                 "and others not at all; from the next epoch on every sample comes once"
             )
 
@@ -173,10 +172,10 @@ class ShardDataModule(LightningDataModule):
         self._compare_with_manifest(self._urls.get("train", []))
 
     def _find(self, patterns: dict[str, str], allow_pipe: bool) -> dict[str, list[str]]:
-        found, missing = {}, []
+        urls, missing = {}, []
         for split, pattern in patterns.items():
             try:
-                found[split] = expand(pattern, allow_pipe)
+                urls[split] = expand(pattern, allow_pipe)
             except ValueError as error:
                 missing.append(f"  {split}_shards: {error}")
         if missing:
@@ -187,18 +186,18 @@ class ShardDataModule(LightningDataModule):
                 + "\n".join(missing)
                 + "\ndocs/data.md says how to get the usual sets and how to pack your own"
             )
-        return found
+        return urls
 
     def _compare_with_manifest(self, urls: list[str]) -> None:
-        found = manifests(urls)
-        wrong = {str(folder): about.get("variant") for folder, about in found.items()}
+        known = manifests(urls)
+        wrong = {str(folder): about.get("variant") for folder, about in known.items()}
         wrong = {folder: variant for folder, variant in wrong.items() if self.variant not in (None, variant)}
         if wrong:
             raise ValueError(
                 f"the recipe is about variant {self.variant!r}, but the manifests say {wrong}; give the right shards, "
                 "or --data.variant if their results shall stand under that name"
             )
-        entries = [found.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name) for url in urls]
+        entries = [known.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name) for url in urls]
         if not entries or None in entries:
             if self.variant is not None and urls:
                 rank_zero_warn(
@@ -276,7 +275,7 @@ class ShardDataModule(LightningDataModule):
         return ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
 
     def decoder(self, split: str, train: bool = False) -> Decoder:
-        """What makes a sample of a split's bytes; for training views or evaluation's."""
+        """The decoder of a split's samples, with training or evaluation transforms."""
         transform = self.picture_transform(train and self.augment)
         if self._set is None or split == "train":
             return Decoder(transform, self.tokenizer, self.captions)
@@ -337,8 +336,8 @@ class ShardDataModule(LightningDataModule):
 
 
 def _named(name: str) -> Entry:
-    """A set of the catalogue that states its class names. ValueError: no such set, or one that reads them of files."""
-    found = entry(name)
-    if found.class_names is None:
+    """A set of the catalogue with known class names. ValueError: no such set, or its names are in its files."""
+    result = entry(name)
+    if result.class_names is None:
         raise ValueError(f"classes {name!r}: that set has its class names in its files; imagenet's are known without")
-    return found
+    return result

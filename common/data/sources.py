@@ -1,8 +1,8 @@
 """Readers of the on-disk formats in which labelled pictures are published.
 
-A reader takes the root folder and an entry's options and lists pictures, labels and class names; it opens no
-picture. Whatever is missing or damaged is a ValueError (or an error of torchvision's that the caller turns
-into one) which names the place that was looked at.
+A reader takes the root folder and an entry's options, and lists pictures, labels and class names; it opens no
+picture. Missing or damaged data raises a ValueError, or an error of torchvision that the caller turns into one; the
+message names the path.
 
 Shapes: M pictures, C classes.
 """
@@ -33,8 +33,8 @@ from torchvision.datasets import ImageFolder
 class Samples:
     """M labelled pictures in the order of the data set.
 
-    pictures: a path each, or the pixels as uint8 [H,W] or [H,W,3] where the set is stored as one array.
-    labels: in [0, C).  names: the C class names as the data has them.
+    pictures: their paths, or their pixels as uint8 [H,W] or [H,W,3] where the set is stored as one array.
+    labels: in [0, C).  names: the C class names in the data.
     """
 
     pictures: Sequence[str | np.ndarray]
@@ -43,9 +43,9 @@ class Samples:
 
 
 def few_shot(labels: Sequence[int], shots: int, seed: int = 0) -> list[int]:
-    """Indices, ascending, of ``shots`` random samples of each class (all of them where a class has fewer).
+    """Ascending indices of ``shots`` random samples per class (all samples where a class has fewer).
 
-    Drawn class by class, so that the 2 shots of a seed contain its 1 shot, the 4 its 2, and so on.
+    For one seed, the 2 shots contain the 1 shot, the 4 shots the 2, and so on.
     ValueError: fewer than one shot.
     """
     if shots < 1:
@@ -61,7 +61,7 @@ def few_shot(labels: Sequence[int], shots: int, seed: int = 0) -> list[int]:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that are not there; each folder is listed once instead of asking for every file."""
+    """The paths that do not exist; each folder is listed once, which is faster than a test per file."""
     paths = list(paths)
     present: set[str] = set()
     for folder in {os.path.dirname(path) for path in paths}:
@@ -79,7 +79,7 @@ def first_there(root: Path, places: Sequence[str]) -> Path:
 
 
 def read_torchvision(root: Path, *, dataset: str, download: bool = False, **arguments: Any) -> Samples:
-    """A torchvision class that opens pictures one by one (by its ``loader``) or holds them as one array."""
+    """A set that torchvision reads: picture by picture (by its ``loader``), or as one array."""
     kind = getattr(torchvision.datasets, dataset)
     if "loader" in inspect.signature(kind).parameters:
         data = kind(root, download=download, loader=str, **arguments)  # a "picture" is then its path
@@ -88,7 +88,7 @@ def read_torchvision(root: Path, *, dataset: str, download: bool = False, **argu
     data = kind(root, download=download, **arguments)
     if hasattr(data, "data"):
         return Samples(data.data, data.targets, data.classes)
-    # The pets have neither, and no public way to a label that does not decode the picture.
+    # The pets have neither, and their public interface decodes a picture to read its label.
     return Samples([str(path) for path in data._images], data._labels, data.classes)
 
 
@@ -101,9 +101,9 @@ def read_folder(
     take: str = "all",
     seed: int = 0,
 ) -> Samples:
-    """One folder a class, labelled in the order of their names.
+    """One folder per class, labelled in the order of the folders' names.
 
-    folders: a class list of timm's whose ids the folders must be, such as "imagenet-1k".
+    folders: a class list of timm, such as "imagenet-1k"; its ids must be the folders.
     shots, take: "sampled" takes that many of each class at random, "rest" the others, "all" everything.
     """
     data = ImageFolder(str(first_there(root, pictures)), loader=str)
@@ -120,7 +120,7 @@ def read_folder(
 
 
 def read_lists(root: Path, *, file: Sequence[str], classes: Sequence[str], pictures: Sequence[str]) -> Samples:
-    """SUN397: a text file of pictures such as /a/arch/sun_x.jpg, whose folder is one of those in ``classes``.
+    """SUN397: a text file of pictures such as /a/arch/sun_x.jpg; ``classes`` lists their folders.
 
     A folder /a/apartment_building/outdoor is called "outdoor apartment_building".
     """
@@ -156,7 +156,7 @@ def read_split_json(root: Path, *, file: Sequence[str], pictures: Sequence[str],
 def read_idx(root: Path, *, dataset: str, folders: Sequence[str], prefix: str, download: bool = False) -> Samples:
     """Idx files of an MNIST-like set, with or without ``.gz``, each in the first of ``folders`` that has it.
 
-    dataset: torchvision's class, which knows the names of the classes.  prefix: how the files of the split begin.
+    dataset: torchvision's class, which has the class names.  prefix: the start of the split's file names.
     """
     kind = getattr(torchvision.datasets, dataset)
     if download:
@@ -216,6 +216,6 @@ READERS: dict[str, Callable[..., Samples]] = {
     "split_json": read_split_json,
     "idx": read_idx,
 }
-"""What an entry of the catalogue may name as its reader."""
+"""The readers by their names in the catalogue."""
 DOWNLOADS = ("torchvision", "idx")
-"""Readers that can fetch the data themselves when asked."""
+"""Readers that can download the data."""

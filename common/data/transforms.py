@@ -1,4 +1,4 @@
-"""Pictures -> uint8 arrays -> normalised tensors; all randomness comes from the generator that is handed in.
+"""Pictures -> uint8 arrays -> normalised tensors; all randomness comes from the generator argument.
 
 Shapes: B images, H height, W width.
 """
@@ -21,17 +21,17 @@ Transform = Callable[[Image.Image, Random], np.ndarray]
 
 
 def eval_transform(image_size: int) -> Transform:
-    """open_clip's evaluation picture: the shorter side to ``image_size`` (bicubic), then the central square.
+    """open_clip's evaluation transform: the shorter side to ``image_size`` (bicubic), then a central square crop.
 
-    The transform maps (image, rng) to uint8 [H,W,3] and leaves rng alone.
+    The transform maps (image, rng) to uint8 [H,W,3]; it does not use rng.
     """
     return partial(_resize_and_crop, image_size=image_size)
 
 
 def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), flip: bool = False) -> Transform:
-    """open_clip's training picture: a random box with ``scale`` of the area, resized bicubically to a square.
+    """open_clip's training transform: resize a random box with ``scale`` of the area to a square (bicubic).
 
-    flip: every second picture, by chance, is then mirrored.
+    flip: mirror with probability 1/2.
     The transform maps (image, rng) to uint8 [H,W,3].
     ValueError: ``scale`` is not an increasing pair within (0, 1].
     """
@@ -40,8 +40,8 @@ def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), fl
     return partial(_crop_and_resize, image_size=image_size, scale=scale, flip=flip)
 
 
-# Transforms are partial objects rather than closures: workers started by "spawn" receive them by pickling. They are
-# PIL's own operations, since torchvision, whose results they equal, takes such a worker as long to import as torch.
+# Transforms are partial objects rather than closures because "spawn" pickles them for workers. They use PIL alone and
+# equal torchvision's results: a worker would need as long to import torchvision as torch.
 def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.ndarray:
     width, height = (int(image_size * side / min(image.size)) for side in image.size)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
@@ -61,7 +61,7 @@ def _crop_and_resize(
 def random_box(width: int, height: int, scale: tuple[float, float], rng: Random) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a box: its area's share in ``scale``, width:height in [3/4, 4/3].
 
-    A picture too long for such a box (ten tries) gives its central part with the nearest aspect ratio.
+    After ten failed draws the box is the central part with the nearest aspect ratio.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -95,8 +95,8 @@ def random_view(
     """The central view turned by up to ``degrees``, enlarged by ``scale``, moved by up to ``shift`` pixels.
 
     Crop, rotation, scale and shift are one affine map, so that the picture is interpolated once; ``shift``
-    is in pixels of the given picture. What the view shows beyond the picture's border takes the colour of
-    its corner. Returns uint8 [H,W,3].
+    is in pixels of the given picture. Pixels beyond the border take the colour of the
+    corner. Returns uint8 [H,W,3].
     """
     image = image.convert("RGB")
     angle = math.radians(rng.uniform(-degrees, degrees))

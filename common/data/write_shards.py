@@ -1,8 +1,8 @@
 """Pictures with captions -> WebDataset shards: ``python -m common.data.write_shards --help``.
 
-Three sources: a folder of pictures, a table of paths and captions, and what img2dataset downloaded (already
-shards: they are verified where they stand and get their manifest). Which sample goes into which shard follows
-from the source alone, so a run that was killed is started again with the same command and goes on.
+There are three sources: a folder of pictures, a table of paths and captions, and a download of img2dataset (already
+shards: the command verifies them in place and writes their manifest). The source alone determines the shard of every
+sample, so the same command continues a killed run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_table(file: Path, path: str = "path", caption: str = "caption", label: 
         columns = (_read_parquet if file.suffix == ".parquet" else _read_text_table)(file, wanted)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
-    # A cell without a value is an empty text, so that it is refused as one and not taken for "no such column".
+    # A cell without a value becomes an empty text, which is refused later; None means "no such column".
     cells = ["" if value is None else value for column in columns for value in column]
     return [Row(*cells[place :: len(columns[0])]) for place in range(len(columns[0]))]
 
@@ -66,8 +66,8 @@ def _read_text_table(file: Path, wanted: Sequence[str]) -> list[list[str]]:
     with open(file, newline="", encoding="utf-8") as lines:
         rows = csv.DictReader(lines, delimiter="," if file.suffix == ".csv" else "\t")
         _check_columns(file, wanted, rows.fieldnames or [])
-        found = [[row[name] for name in wanted] for row in rows]
-    return [list(column) for column in zip(*found, strict=True)] or [[] for _ in wanted]
+        cells = [[row[name] for name in wanted] for row in rows]
+    return [list(column) for column in zip(*cells, strict=True)] or [[] for _ in wanted]
 
 
 def _read_parquet(file: Path, wanted: Sequence[str]) -> list[list[Any]]:
@@ -85,10 +85,10 @@ def _read_parquet(file: Path, wanted: Sequence[str]) -> list[list[Any]]:
 
 
 def read_folder(folder: Path, captions: Path | None = None) -> list[Row]:
-    """A row for every picture in a folder and below it, paths relative to the folder.
+    """A row for every picture in a folder, at any depth, with paths relative to the folder.
 
-    captions: a table with the columns path and caption; a picture that it does not name has no caption.
-    ValueError: no such folder, one below it that cannot be read, or a bad table.
+    captions: a table with the columns path and caption; a picture that it does not list has no caption.
+    ValueError: no such folder, an unreadable one below it, or a bad table.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder at {folder.absolute()}")
@@ -123,7 +123,7 @@ def sample_of(index: int, row: Row, root: Path) -> dict[str, Any]:
 
 
 def write_rows(path: Path, rows: Sequence[tuple[int, Row]], root: Path) -> tuple[Entry, list[Reject]]:
-    """Write one shard of numbered rows; gives its entry and what was left out."""
+    """Write one shard of numbered rows; returns its entry and the rejects."""
     rejected: list[Reject] = []
 
     def samples() -> Iterator[dict[str, Any]]:
@@ -147,12 +147,12 @@ def pack_rows(
     workers: int | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Write rows, in one fixed random order, as shards with their manifest; gives the manifest.
+    """Write rows, in one fixed random order, as shards with their manifest; returns the manifest.
 
     root: the folder that the rows' paths are relative to.
-    max_rejected: the share of rows that may be left out; which and why stands in ``rejected.tsv``.
-    facts: what else the manifest shall say.
-    ValueError: no rows, too many rejects, or a folder that holds something else.
+    max_rejected: the share of rows that may be rejected; ``rejected.tsv`` lists them with reasons.
+    facts: more entries of the manifest.
+    ValueError: no rows, too many rejects, or a folder with other shards.
     """
     if not rows:
         raise ValueError(f"{source} has no samples")
@@ -191,9 +191,9 @@ def _pack(folder, jobs, write, plan, total, max_rejected, workers, *, source, **
 
 
 def expected_samples(tar: Path) -> int:
-    """How many samples img2dataset says that it put into a shard.
+    """The number of samples in a shard by img2dataset's own record.
 
-    ValueError: it says nothing, because the shard is not finished.
+    ValueError: the record is missing, because the shard is not finished.
     """
     stats, table = tar.with_name(f"{tar.stem}_stats.json"), tar.with_suffix(".parquet")
     if stats.is_file():
@@ -204,13 +204,13 @@ def expected_samples(tar: Path) -> int:
 
 
 def verify_download(path: Path, expected: int) -> tuple[Entry, list[Reject]]:
-    """Read one of img2dataset's shards to its end; gives its entry and the samples that are incomplete.
+    """Read one of img2dataset's shards to its end; returns its entry and its incomplete samples.
 
-    ValueError: the shard is cut, or does not hold the expected number of samples.
+    ValueError: the shard is truncated, or its number of samples is not the expected one.
     """
-    damage, found, incomplete = Damage(limit=1.0), 0, []
+    damage, count, incomplete = Damage(limit=1.0), 0, []
     for sample in read_shard(Shard(str(path), None), damage):
-        found += 1
+        count += 1
         lacking = [
             part
             for part, names in (("picture", PICTURES), ("caption", ("txt",)))
@@ -218,21 +218,21 @@ def verify_download(path: Path, expected: int) -> tuple[Entry, list[Reject]]:
         ]
         if lacking:
             incomplete.append((f"{path.name}:{sample['__key__']}", f"no {' and no '.join(lacking)}"))
-    if damage.bad or found != expected:
+    if damage.bad or count != expected:
         raise ValueError(
-            f"{path} holds {found} samples, img2dataset says {expected}{'; ' + damage.last if damage.bad else ''}; "
+            f"{path} holds {count} samples, img2dataset says {expected}{'; ' + damage.last if damage.bad else ''}; "
             f"remove {path.stem}.tar and {path.stem}_stats.json and run img2dataset again"
         )
-    return {"samples": found, **digest(path)}, incomplete
+    return {"samples": count, **digest(path)}, incomplete
 
 
 def verify_downloads(
     folder: Path, *, source: str, max_rejected: float = 0.01, workers: int | None = None, **facts: Any
 ) -> dict[str, Any]:
-    """Verify img2dataset's shards in their folder and write their manifest; gives the manifest.
+    """Verify img2dataset's shards in their folder and write their manifest; returns the manifest.
 
-    max_rejected: the share of samples that may lack a picture or a caption; they stay in the shards, where
-        the loader counts and skips them.
+    max_rejected: the share of samples that may lack a picture or a caption; they stay in the shards, and the loader
+        counts and skips them.
     ValueError: no shards, an unfinished or damaged one, or too many incomplete samples.
     """
     tars = sorted(folder.glob("*.tar"))
@@ -292,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 a ValueError (printed as one message), 2 wrong usage (SystemExit)."""
+    """Run the command line; 0: done, 1: a ValueError, printed as one message, 2: wrong usage (SystemExit)."""
     args = _parser().parse_args(argv)
     facts = {"variant": args.variant} if args.variant else {}
     options = {"source": args.source or str(args.input), "max_rejected": args.max_rejected, "workers": args.workers}
