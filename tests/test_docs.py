@@ -122,3 +122,18 @@ def test_files_and_functions_stay_short():
         functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
         long += [f"{name}: {n.name}" for n in functions if n.end_lineno - n.lineno + 1 > 60]
     assert not long
+
+
+def test_files_that_text_names_are_there():
+    """In pages, code and recipes; a result file may wait for its run."""
+    name = re.compile(
+        r"(?<![\w/{.])(?:common|waveclip|mlip|patchrank|benchmarks|tests|docs)/[\w/-]+\.(?:py|yaml|md|tsv)\b"
+    )
+    texts = [*PAGES, *SOURCES, ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *ROOT.glob("*/*.yaml")]
+    lost = {
+        f"{path.relative_to(ROOT)}: {file}"
+        for path in texts
+        for file in name.findall(path.read_text())
+        if not (ROOT / file).is_file() and "results/" not in file and not path.is_relative_to(ROOT / "tests")
+    }
+    assert not lost

@@ -1,0 +1,34 @@
+"""The log of every evaluation on `test`: benchmarks/results/test-reads.jsonl, a line each.
+
+A number that was looked at before a choice is no test of that choice, so tables print how often their models were read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks import RESULTS
+from common.conditions import conditions, digest
+
+LOG = RESULTS / "test-reads.jsonl"
+
+
+def record(table: str, data: str, weights: Iterable[Path]) -> None:
+    """Log that a table now reads the test split of a data set with the models in these weights files."""
+    run = conditions("embedded")
+    models = {path.name: digest(path) for path in weights}
+    line = {"date": run["date"], "revision": run["revision"], "table": table, "data": data, "models": models}
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    with LOG.open("a") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def reads(weights: Path, data: str) -> int:
+    """How often the model in a weights file was evaluated on the test split of a data set."""
+    if not LOG.is_file():
+        return 0
+    lines = map(json.loads, LOG.read_text().splitlines())
+    known = digest(weights)
+    return sum(line["data"] == data and known in line["models"].values() for line in lines)

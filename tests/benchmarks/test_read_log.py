@@ -1,0 +1,31 @@
+"""Every evaluation on test leaves a line, and is counted by the model's contents."""
+
+import json
+
+import pytest
+
+from benchmarks import read_log
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(read_log, "LOG", tmp_path / "results" / "test-reads.jsonl")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"some weights")
+    return file
+
+
+def test_reads_are_counted_by_data_set_and_contents(weights):
+    assert read_log.reads(weights, "embedded") == 0
+    for table, data in (("table2", "embedded"), ("frontier", "embedded"), ("photos", "cifar10")):
+        read_log.record(table, data, [weights])
+    assert (read_log.reads(weights, "embedded"), read_log.reads(weights, "cifar10")) == (2, 1)
+    weights.write_bytes(b"other weights")
+    assert read_log.reads(weights, "embedded") == 0
+
+
+def test_a_line_says_when_what_and_with_which_model(weights):
+    read_log.record("table2", "embedded", [weights])
+    (line,) = map(json.loads, read_log.LOG.read_text().splitlines())
+    assert line.keys() == {"date", "revision", "table", "data", "models"}
+    assert list(line["models"]) == ["model.safetensors"]

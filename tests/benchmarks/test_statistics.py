@@ -1,0 +1,77 @@
+"""Intervals over training seeds and pictures, against closed formulas and by simulation."""
+
+import numpy as np
+import pytest
+
+from benchmarks.statistics import difference, holm, mean_interval
+
+
+def drawn(seeds, pictures, spread, rng):
+    """Right answers of models whose accuracy varies about 0.7 by ``spread`` between training seeds: bool [S,M]."""
+    accuracy = 0.7 + spread * rng.standard_normal(seeds)
+    return rng.random((seeds, pictures)) < accuracy[:, None]
+
+
+def test_one_seeds_interval_is_that_of_a_proportion():
+    right = np.arange(1000)[None] < 700
+    interval = mean_interval(right, resamples=4000)
+    half = 1.96 * (0.7 * 0.3 / 1000) ** 0.5
+    assert interval.middle == pytest.approx(0.7) and interval.seeds == 1
+    assert interval.low == pytest.approx(0.7 - half, abs=2e-3) and interval.high == pytest.approx(0.7 + half, abs=2e-3)
+
+
+def test_the_spread_between_seeds_widens_the_interval_as_the_variance_of_a_mean_does():
+    """Three constant seeds: resampled S - 1 = 2 at a time, the variance of the mean is the unbiased s² / 3."""
+    values = np.array([[0.6], [0.7], [0.8]]) * np.ones((3, 50))
+    interval = mean_interval(values, resamples=4000)
+    assert (interval.low, interval.high) == pytest.approx((0.6, 0.8), abs=1e-6)
+    drawn_pairs = [(a + b) / 2 for a in (0.6, 0.7, 0.8) for b in (0.6, 0.7, 0.8)]
+    assert np.var(drawn_pairs) == pytest.approx(np.var([0.6, 0.7, 0.8], ddof=1) / 3)
+
+
+def test_models_that_answer_alike_differ_by_nothing():
+    right = drawn(3, 500, 0.02, np.random.default_rng(0))
+    interval = difference(right, right, paired_seeds=True)
+    assert interval.ends == (0, 0, 0) and interval.p == 1
+
+
+def test_pairing_by_picture_removes_what_the_pictures_share():
+    """One model is the other with 2 % of its answers spoilt: the paired interval is far narrower than either's own."""
+    rng = np.random.default_rng(0)
+    first = rng.random((1, 5000)) < 0.7
+    second = first & (rng.random((1, 5000)) >= 0.02)
+    paired, alone = difference(first, second), mean_interval(first)
+    assert paired.high - paired.low < 0.4 * (alone.high - alone.low)
+    assert paired.low > 0 and paired.p < 0.01
+
+
+def test_about_95_of_100_intervals_of_one_seed_hold_the_truth():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for number in range(200):
+        interval = mean_interval(rng.random((1, 400)) < 0.7, resamples=400, seed=number)
+        hits += interval.low <= 0.7 <= interval.high
+    assert 0.90 <= hits / 200 <= 0.99
+
+
+def test_with_two_seeds_a_difference_is_drawn_from_one_each_time():
+    first, second = np.ones((2, 40)), np.stack([np.zeros(40), np.ones(40)])
+    interval = difference(first, second)
+    assert interval.ends == (0.5, 0, 1)
+
+
+def test_holm_multiplies_the_smallest_by_their_number_and_never_reverses_the_order():
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.06})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "paired", "message"),
+    [
+        (np.ones((1, 3)), np.ones((1, 4)), False, "3 and 4 pictures"),
+        (np.ones((3, 4)), np.ones((2, 4)), True, "3 and 2 training seeds"),
+        (np.ones(4), np.ones((1, 4)), False, "one row a training seed"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(first, second, paired, message):
+    with pytest.raises(ValueError, match=message):
+        difference(first, second, paired)
