@@ -10,17 +10,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from random import Random
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from common.data.account import Account, Unusable
+from common.data.images import open_picture
 from common.data.transforms import Transform
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""The formats that are decoded, whatever the suffix: PIL would start other programs for some others."""
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,67 @@ class Picture:
     error: str | None = None
 
 
-def files_below(folder: Path, links: bool = False) -> Iterator[Path]:
+def is_system_file(name: str | Path) -> bool:
+    """Whether a relative path is a file manager's or a tool's own: hidden (``._x.jpg``), or a folder such as @eaDir."""
+    parts = PurePosixPath(name).parts
+    return any(part.lower() in _SYSTEM or (part.startswith(".") and part not in (".", "..")) for part in parts)
+
+
+def files_below(folder: Path, account: Account | None = None) -> Iterator[Path]:
     """Every file in a folder, at any depth: the files directly in a folder first, in the order of their names.
 
-    links: whether links to folders are followed.
-    ValueError: an unreadable folder, which ``os.walk`` and ``Path.rglob`` would silently skip.
+    Links to folders are followed. System files are left out, and a folder that was reached before (by a link).
+    account: counts what is left out.
+    ValueError: an unreadable folder, which ``os.walk`` and ``Path.rglob`` would silently skip, or a link to a folder
+        above it.
     """
+    account = Account() if account is None else account
+    yield from _walk(folder, folder, [], set(), account)
 
-    def refuse(error: OSError) -> None:
+
+def _walk(root: Path, folder: Path, above: list[tuple], seen: set[tuple], account: Account) -> Iterator[Path]:
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
         raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}); make it readable") from error
+    place = (status.st_dev, status.st_ino)
+    if place in above:
+        raise ValueError(f"{folder} is a link to a folder above it, so its pictures have no end; remove the link")
+    if place in seen:
+        account.ignore("folder seen before", folder)
+        return
+    seen.add(place)
+    folders = []
+    for entry in entries:
+        path = Path(folder, entry.name)
+        if is_system_file(entry.name):
+            account.ignore("system file", path.relative_to(root))
+        elif entry.is_dir():
+            folders.append(path)
+        else:
+            yield path
+    for inner in folders:
+        yield from _walk(root, inner, [*above, place], seen, account)
 
-    for inner, folders, names in os.walk(folder, onerror=refuse, followlinks=links):
-        folders.sort()
-        yield from (Path(inner, name) for name in sorted(names))
+
+def pictures_below(folder: Path, account: Account, suffixes: Sequence[str] = SUFFIXES) -> Iterator[Path]:
+    """The picture files of ``files_below``, by their suffix; the account counts the other files."""
+    for file in files_below(folder, account):
+        if file.name.lower().endswith(tuple(suffixes)):
+            yield file
+        else:
+            account.ignore("kind that is not read", file.relative_to(folder))
 
 
-def find_pictures(paths: Sequence[str | Path]) -> Iterator[Path]:
+def find_pictures(paths: Sequence[str | Path], account: Account | None = None) -> Iterator[Path]:
     """The picture files among ``paths`` and, by suffix, in the folders among them, at any depth, sorted.
 
-    A file in ``paths`` is taken whatever its suffix. Links to folders are not followed.
+    A file in ``paths`` is taken whatever its suffix. Folders are searched as by ``files_below``.
+    account: counts the files that are left out.
     ValueError: a missing path, a folder without a picture, or an unreadable folder at any depth.
     """
+    account = Account() if account is None else account
     for path in map(Path, paths):
         if path.is_file():
             yield path
@@ -60,23 +101,19 @@ def find_pictures(paths: Sequence[str | Path]) -> Iterator[Path]:
         if not path.is_dir():
             raise ValueError(f"no picture and no folder at {path.absolute()}")
         empty = True
-        for file in files_below(path):
-            if file.name.lower().endswith(SUFFIXES):
-                empty = False
-                yield file
+        for file in pictures_below(path, account):
+            empty = False
+            yield file
         if empty:
-            raise ValueError(f"{path.absolute()} holds no picture ({', '.join(SUFFIXES)})")
+            raise ValueError(f"{path.absolute()} holds no picture ({', '.join(SUFFIXES)}){account.ignored_files()}")
 
 
 def decode(source: Path | Image.Image, name: str, transform: Transform) -> Picture:
-    """One picture, turned by its EXIF orientation and transformed."""
+    """One picture, opened by ``open_picture`` and transformed."""
     try:
-        if isinstance(source, Image.Image):
-            return Picture(name, transform(ImageOps.exif_transpose(source), Random(0)))
-        with Image.open(source, formats=_FORMATS) as image:
-            return Picture(name, transform(ImageOps.exif_transpose(image), Random(0)))
-    except Exception as error:  # decoders raise many kinds of errors on damaged bytes
-        return Picture(name, None, f"{type(error).__name__}: {error}")
+        return Picture(name, transform(open_picture(source), Random(0)))
+    except Exception as error:  # of the picture, or of a caller's transform
+        return Picture(name, None, str(error) if isinstance(error, Unusable) else f"{type(error).__name__}: {error}")
 
 
 def read_ahead(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from common.data.classification import ClassificationSet, classification_set, ow
 from common.data.embedded.module import TEMPLATES, VIEWS, EmbeddedDataModule, class_names, indices, recipe_hash, scene
 from common.data.embedded.tasks import PER_NAME, TASKS, embedded_task
 from common.data.embedded.tasks import version as tasks_version
-from common.data.pictures import PictureSet
 from common.data.pictures import loader as picture_loader
 from common.data.retrieval import retrieval_set
 from common.zeroshot import Template
@@ -143,7 +141,7 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
     if place.captions is None:
         raise ValueError(f"{entry.title}: give --captions, the path of Karpathy's json file. It needs {entry.get}")
     pictures = retrieval_set(entry, root, place.captions, split)
-    return Captioned(split, pictures.captions, partial(picture_loader, pictures), version=_version(pictures))
+    return Captioned(split, pictures.captions, partial(picture_loader, pictures), version=pictures.version)
 
 
 def labelled_set(name: str, split: str, place: Place | None = None) -> ClassificationSet:
@@ -172,13 +170,8 @@ def _root(name: str, place: Place) -> str:
 
 def _labelled(split: str, pictures: ClassificationSet) -> Labelled:
     loader = partial(picture_loader, pictures)
-    names, templates, version = pictures.class_names, pictures.templates, _version(pictures)
+    names, templates, version = pictures.class_names, pictures.templates, pictures.version
     return Labelled(split, names, templates, pictures.metric, loader, version=version)
-
-
-def _version(pictures: PictureSet) -> str:
-    """A hash of the keys and labels."""
-    return sha256(repr((pictures.keys, pictures.labels)).encode()).hexdigest()[:16]
 
 
 class _Pictures(EmbeddedDataModule):

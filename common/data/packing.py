@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from datetime import date
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -25,8 +25,8 @@ MANIFEST = "manifest.json"
 RECORDS = ".finished"  # folder of one record per finished shard, until the manifest replaces them
 
 Entry = dict[str, Any]
-Reject = tuple[str, str]
-"""(what was left out, the reason)."""
+Reject = tuple[str, str, str]
+"""(what was left out, why, the reason by which it is counted)."""
 
 
 def digest(path: Path) -> Entry:
@@ -80,6 +80,22 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{file} is not a manifest ({error!r}); remove it and write it again") from error
 
 
+def compare_digests(folder: Path, shards: Mapping[str, Entry]) -> None:
+    """Read shards again. ValueError: one is missing, or not the one that the manifest lists."""
+
+    def is_wrong(name: str) -> bool:
+        path = folder / name
+        return not path.is_file() or digest(path) != {key: shards[name][key] for key in ("bytes", "sha256")}
+
+    with ThreadPoolExecutor() as pool:
+        wrong = [name for name, bad in zip(shards, pool.map(is_wrong, shards), strict=True) if bad]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(shards)} shards in {folder} are missing or changed since {MANIFEST} was written, "
+            f"first {wrong[0]}; copy them again, or remove {MANIFEST} and run this command again"
+        )
+
+
 def pack(
     folder: Path,
     jobs: Mapping[str, Any],
@@ -116,9 +132,9 @@ def pack(
                 break
     finally:
         pool.shutdown(cancel_futures=True)
-    rejects = [(what, why) for name in jobs if name in records for what, why in records[name]["rejected"]]
+    rejects = [tuple(reject) for name in jobs if name in records for reject in records[name]["rejected"]]
     if rejected > most_rejected:
-        what, why = rejects[-1]
+        what, why, _ = rejects[-1]
         raise ValueError(
             f"{rejected} samples cannot be used, above the {most_rejected} that --max-rejected allows; "
             f"last {what}: {why}; mend the source, or raise --max-rejected"

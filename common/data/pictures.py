@@ -5,7 +5,9 @@ Shapes: B pictures of a batch, S picture size, H height, W width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.data.account import Unusable
+from common.data.images import open_picture
 from common.data.sources import missing_files
 from common.data.transforms import Transform, eval_transform, to_batch
 
@@ -37,6 +41,8 @@ class PictureSet(Dataset):
         if not len(pictures):
             raise ValueError(f"no pictures in {root}")
         self.pictures, self.labels = pictures, labels
+        # Pictures of an array are known by their content, wherever it lies.
+        self.root = str(root) if isinstance(pictures[0], str) else prefix
         if isinstance(pictures[0], str):
             missing = missing_files(pictures)
             if missing:
@@ -52,15 +58,26 @@ class PictureSet(Dataset):
         return len(self.pictures)
 
     def picture(self, index: int) -> Image.Image:
-        """A picture in RGB. ValueError: its file cannot be decoded."""
+        """A picture, upright and in RGB. ValueError: its file cannot be decoded."""
         stored = self.pictures[index]
         if not isinstance(stored, str):
             return Image.fromarray(np.asarray(stored)).convert("RGB")
         try:
-            with Image.open(stored) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            raise ValueError(f"{stored} is no picture that can be read ({error}); unpack it again") from error
+            return open_picture(Path(stored))
+        except Unusable as error:
+            raise ValueError(f"{stored} is no picture that can be read ({error}); replace or remove it") from error
+
+    @property
+    def version(self) -> str:
+        """A hash that changes with the pictures: of the pixels, or root, size and time of every file, and labels."""
+        result = sha256(repr((self.root, self.keys, self.labels)).encode())
+        for picture in self.pictures:
+            if isinstance(picture, str):
+                status = os.stat(picture)
+                result.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+            else:
+                result.update(np.ascontiguousarray(picture).tobytes())
+        return result.hexdigest()[:16]
 
 
 class _Prepared(Dataset):

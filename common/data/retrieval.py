@@ -5,7 +5,6 @@ Shapes: M pictures.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from PIL import Image
@@ -13,6 +12,9 @@ from PIL import Image
 from common.data import catalogue
 from common.data.catalogue import Entry
 from common.data.pictures import PictureSet
+from common.data.tables import read_json
+
+_KEYS = {"filename", "split", "sentences"}
 
 
 class RetrievalSet(PictureSet):
@@ -51,15 +53,20 @@ def retrieval_set(entry: Entry | str, root: str | Path, karpathy_json: str | Pat
 
 
 def _read(entry: Entry, root: Path, file: Path, split: str) -> RetrievalSet:
-    data = json.loads(file.read_text())
+    wanted = 'Karpathy\'s {"images": [{"filename", "split", "sentences": [{"raw"}]}, ...]}'
+    data = read_json(file, dict, wanted)
+    items = data.get("images")
+    if not isinstance(items, list) or not all(isinstance(item, dict) and item.keys() >= _KEYS for item in items):
+        keys = sorted(items[0]) if isinstance(items, list) and items and isinstance(items[0], dict) else sorted(data)
+        raise ValueError(f"this file has {', '.join(map(str, keys[:6]))}; it should be {wanted}")
     if data.get("dataset", entry.name) != entry.name:
         raise ValueError(f"these are the captions of {data['dataset']!r}")
     parts, count = entry.splits[split].options["parts"], entry.splits[split].count
-    items = [item for item in data["images"] if item["split"] in parts]
+    items = [item for item in items if item["split"] in parts]
     if len(items) != count:
         raise ValueError(f"{len(items)} pictures of {split!r} are listed where {count} belong")
     names = [f"{item['filepath']}/{item['filename']}" if item.get("filepath") else item["filename"] for item in items]
-    captions = [[sentence["raw"].strip() for sentence in item["sentences"]] for item in items]
+    captions = [[sentence["raw"].strip() for sentence in item["sentences"] or ()] for item in items]
     bare = [name for name, texts in zip(names, captions, strict=True) if not texts or not all(texts)]
     if bare:
         raise ValueError(f"{bare[0]} has no caption or an empty one")

@@ -6,17 +6,19 @@ Shapes: B samples, T tokens, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from common.clip import load_architecture
+from common.data.account import Account
 from common.data.catalogue import Entry, entry
-from common.data.reader import Decoder, Shard, ShardDataset, count_samples, expand, manifests
+from common.data.complete import compare_sizes, compare_with_headers
+from common.data.reader import Decoder, ShardDataset, count_samples, entry_of, expand, manifests
+from common.data.tar import Shard
 from common.data.transforms import Transform, eval_transform, train_transform
 from common.tokenizer import Tokenizer
 from common.zeroshot import fill
@@ -58,6 +60,11 @@ class ShardLoader:
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0 and dataset.batches is not None,
         )
+
+    @property
+    def account(self) -> Account:
+        """What became of the samples read so far, on this process."""
+        return self.source.account()
 
     def __len__(self) -> int:
         if self.length is None:
@@ -170,6 +177,7 @@ class ShardDataModule(LightningDataModule):
         patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
         self._urls = self._find({split: pattern for split, pattern in patterns.items() if pattern}, allow_pipe)
         self._compare_with_manifest(self._urls.get("train", []))
+        self._loaders: dict[str, ShardLoader] = {}
 
     def _find(self, patterns: dict[str, str], allow_pipe: bool) -> dict[str, list[str]]:
         urls, missing = {}, []
@@ -197,8 +205,9 @@ class ShardDataModule(LightningDataModule):
                 f"the recipe is about variant {self.variant!r}, but the manifests say {wrong}; give the right shards, "
                 "or --data.variant if their results shall stand under that name"
             )
-        entries = [known.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name) for url in urls]
+        entries = [entry_of(url, known) for url in urls]
         if not entries or None in entries:
+            compare_with_headers(urls, self.train_num_samples)
             if self.variant is not None and urls:
                 rank_zero_warn(
                     f"no manifest.json names all training shards, so that they are variant {self.variant!r} and hold "
@@ -252,14 +261,14 @@ class ShardDataModule(LightningDataModule):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         workers = max(1, self.num_workers)
         urls = self.shard_urls(split)
-        if len(urls) < world * workers:
+        compare_sizes(urls)
+        if train and len(urls) < world * workers:
             mend = f"use at most {len(urls) // world} workers" if len(urls) >= world else "write more, smaller shards"
             raise ValueError(
                 f"{len(urls)} shards of {split!r} cannot feed {world} processes x {workers} workers; {mend}"
             )
         batch_size = self.device_batch_size(world)
-        known = train and self.train_num_samples is not None
-        shards = [Shard(url, None) for url in urls] if known else count_samples(urls)
+        shards = self._shards(urls, train)
         dataset = ShardDataset(
             shards,
             self.decoder(split, train),
@@ -270,9 +279,25 @@ class ShardDataModule(LightningDataModule):
             seed=self.seed,
             shuffle_buffer=self.shuffle_buffer,
             max_damaged=self.max_damaged,
+            workers=workers,
         )
         length = dataset.batches * workers if train else self._eval_batches(dataset, workers)
-        return ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
+        loader = ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
+        self._loaders[split] = loader
+        return loader
+
+    def _shards(self, urls: Sequence[str], train: bool) -> list[Shard]:
+        """The shards with their numbers of samples; a stated total stands in for headers where no manifest does."""
+        known = manifests(urls)
+        if not train or self.train_num_samples is None or None not in (entry_of(url, known) for url in urls):
+            return count_samples(urls)
+        return [Shard(url, None, round(self.train_num_samples / len(urls))) for url in urls]
+
+    def teardown(self, stage: str) -> None:
+        """Print the account of every split that was read."""
+        for split, loader in self._loaders.items():
+            if loader.account.read:
+                rank_zero_info(f"{split} {loader.account}")
 
     def decoder(self, split: str, train: bool = False) -> Decoder:
         """The decoder of a split's samples, with training or evaluation transforms."""
@@ -315,8 +340,7 @@ class ShardDataModule(LightningDataModule):
     def _eval_batches(self, dataset: ShardDataset, workers: int) -> int | None:
         if any(shard.samples is None for shard in dataset.shards):
             return None
-        shares = (dataset.reader_shards(0, worker, workers) for worker in range(workers))
-        return sum(-(-sum(shard.samples for shard in share) // dataset.batch_size) for share in shares)
+        return sum(-(-dataset.reader_samples(worker, workers) // dataset.batch_size) for worker in range(workers))
 
     def train_dataloader(self) -> ShardLoader:
         """Shuffled, augmented batches; the same number on every rank."""

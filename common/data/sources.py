@@ -9,16 +9,15 @@ Shapes: M pictures, C classes.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import inspect
-import json
 import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,7 +25,10 @@ from typing import Any
 import numpy as np
 import torchvision
 from timm.data import ImageNetInfo
-from torchvision.datasets import ImageFolder
+
+from common.data.account import Account
+from common.data.files import is_system_file, pictures_below
+from common.data.tables import read_json, read_table, read_text, text_cell
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class Samples:
 
     pictures: their paths, or their pixels as uint8 [H,W] or [H,W,3] where the set is stored as one array.
     labels: in [0, C).  names: the C class names in the data.
+    account: the files that were ignored.
     """
 
     pictures: Sequence[str | np.ndarray]
     labels: list[int]
     names: list[str]
+    account: Account = field(default_factory=Account)
 
 
 def few_shot(labels: Sequence[int], shots: int, seed: int = 0) -> list[int]:
@@ -92,31 +96,61 @@ def read_torchvision(root: Path, *, dataset: str, download: bool = False, **argu
     return Samples([str(path) for path in data._images], data._labels, data.classes)
 
 
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts numbers in names by their value: c2 before c10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def class_folders(root: Path, account: Account) -> list[str]:
+    """The names of the class folders, numbers by value, others as text. ValueError: two names of one number."""
+    names = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    for name in [name for name in names if is_system_file(name)]:
+        names.remove(name)
+        account.ignore("system file", name)
+    if len({os.path.realpath(root / name) for name in names}) < len(names):
+        raise ValueError(f"two class folders of {root} are links to one folder; remove one of them")
+    if not names or not all(name.isdigit() for name in names):
+        return sorted(names)
+    if len({int(name) for name in names}) < len(names):
+        raise ValueError(f"two folders of {root} have one number, such as 1 and 01; rename one of them")
+    return sorted(names, key=int)
+
+
 def read_folder(
     root: Path,
     *,
     pictures: Sequence[str],
     folders: str | None = None,
+    some: bool = False,
     shots: int | None = None,
     take: str = "all",
     seed: int = 0,
 ) -> Samples:
-    """One folder per class, labelled in the order of the folders' names.
+    """One folder per class, labelled in the order of the folders' names; names that are numbers, by their value.
 
-    folders: a class list of timm, such as "imagenet-1k"; its ids must be the folders.
+    folders: a class list of timm, such as "imagenet-1k"; its ids must be the folders.  some: a part of them is enough.
     shots, take: "sampled" takes that many of each class at random, "rest" the others, "all" everything.
     """
-    data = ImageFolder(str(first_there(root, pictures)), loader=str)
-    if folders and data.classes != list(ImageNetInfo(folders).label_names()):
+    base, account = first_there(root, pictures), Account()
+    names = class_folders(base, account)
+    known = set(ImageNetInfo(folders).label_names()) if folders else set(names)
+    if not (set(names) <= known if some else set(names) == known):
         raise ValueError(
-            f"{data.root} has {len(data.classes)} folders ({', '.join(data.classes[:3])}, ...), "
-            f"which are not the classes of {folders}"
+            f"{base} has {len(names)} folders ({', '.join(names[:3])}, ...), which are not the classes of {folders}"
         )
-    samples = data.samples
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        files = [str(file) for file in pictures_below(base / name, account)]
+        if not files:
+            raise ValueError(f"the class folder {base / name} holds no picture{account.ignored_files()}; remove it")
+        paths += files
+        labels += [label] * len(files)
     if take != "all":
-        chosen = set(few_shot(data.targets, shots, seed))
-        samples = [sample for index, sample in enumerate(samples) if (index in chosen) == (take == "sampled")]
-    return Samples([path for path, _ in samples], [label for _, label in samples], data.classes)
+        chosen = set(few_shot(labels, shots, seed))
+        kept = [index for index in range(len(paths)) if (index in chosen) == (take == "sampled")]
+        paths, labels = [paths[index] for index in kept], [labels[index] for index in kept]
+    return Samples(paths, labels, names, account)
 
 
 def read_lists(root: Path, *, file: Sequence[str], classes: Sequence[str], pictures: Sequence[str]) -> Samples:
@@ -124,9 +158,9 @@ def read_lists(root: Path, *, file: Sequence[str], classes: Sequence[str], pictu
 
     A folder /a/apartment_building/outdoor is called "outdoor apartment_building".
     """
-    folders = first_there(root, classes).read_text().split()
+    folders = read_text(first_there(root, classes)).split()
     labels = {folder: label for label, folder in enumerate(folders)}
-    paths = first_there(root, file).read_text().split()
+    paths = ["/" + path.lstrip("/") for path in read_text(first_there(root, file)).split()]
     unknown = [path for path in paths if os.path.dirname(path) not in labels]
     if unknown:
         raise ValueError(f"{unknown[0]} in {first_there(root, file)} belongs to no class of {classes[0]}")
@@ -141,9 +175,18 @@ def read_lists(root: Path, *, file: Sequence[str], classes: Sequence[str], pictu
 def read_split_json(root: Path, *, file: Sequence[str], pictures: Sequence[str], split: str) -> Samples:
     """CoOp's ``split_zhou_*.json``: {split: [[path, label, class name], ...]}."""
     path = first_there(root, file)
-    data = json.loads(path.read_text())
-    names = {label: name for rows in data.values() for _, label, name in rows}
-    if split not in data or sorted(names) != list(range(len(names))):
+    wanted = 'CoOp\'s {"train": [[path, label, class name], ...], ...}'
+    data = read_json(path, dict, wanted)
+    rows = [row for part in data.values() if isinstance(part, list) for row in part]
+    wrong = [row for row in rows if not (isinstance(row, list) and [type(x) for x in row] == [str, int, str])]
+    if wrong or split not in data:
+        holds = f"holds rows such as {str(wrong[0])[:60]}" if wrong else f"has the keys {list(data)[:5]}, not {split!r}"
+        raise ValueError(f"{path} {holds}; it should be {wanted}")
+    names: dict[int, str] = {}
+    for _, label, name in rows:
+        if names.setdefault(label, name) != name:
+            raise ValueError(f"{path} calls the class {label} both {names[label]!r} and {name!r}")
+    if sorted(names) != list(range(len(names))):
         raise ValueError(f"{path} has the splits {list(data)} and {len(names)} labels up to {max(names, default=None)}")
     base = first_there(root, pictures)
     return Samples(
@@ -189,24 +232,27 @@ def read_csv(path: Path, names: list[str] | None) -> Samples:
     Paths are relative to the file. names: the classes in the order of the labels, needed for "label"; for
     "class" they are by default those that occur, sorted.
     """
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-    columns = set(rows[0]) if rows else set()
+    rows = list(read_table(path))
+    columns = set(rows[0].cells) if rows else set()
     if not {"path"} <= columns or not {"label", "class"} & columns:
         raise ValueError(f"{path} needs rows under a header with 'path' and 'label' or 'class', not {sorted(columns)}")
     column = "label" if "label" in columns else "class"
-    values = [row[column] for row in rows]
-    for line, row in enumerate(rows, 2):
-        if not row["path"] or not row[column]:
-            raise ValueError(f"line {line} of {path} has no path or no {column}")
+    values = [text_cell(path, row, column) for row in rows]
+    paths = [text_cell(path, row, "path") for row in rows]
+    for row, picture, value in zip(rows, paths, values, strict=True):
+        if not picture or not value:
+            raise ValueError(f"line {row.number} of {path} has no path or no {column}")
+        if "://" in picture:
+            raise ValueError(f"line {row.number} of {path}: {picture} is a URL; download the pictures first")
     if column == "label" and names is None:
         raise ValueError(f"{path} has numbers for labels; give a file with one class name a line")
     names = sorted(set(values)) if names is None else names
     order = {str(label) if column == "label" else name: label for label, name in enumerate(names)}
     strangers = sorted({str(value) for value in values if value not in order})
     if strangers:
-        raise ValueError(f"{path} uses {', '.join(strangers[:3])}, not among the {len(names)} classes")
-    return Samples([str(path.parent / row["path"]) for row in rows], [order[value] for value in values], names)
+        counted = f", which have the labels 0 to {len(names) - 1}" if column == "label" else ""
+        raise ValueError(f"{path} uses {', '.join(strangers[:3])}, not among the {len(names)} classes{counted}")
+    return Samples([str(path.parent / picture) for picture in paths], [order[value] for value in values], names)
 
 
 READERS: dict[str, Callable[..., Samples]] = {

@@ -40,11 +40,22 @@ def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), fl
     return partial(_crop_and_resize, image_size=image_size, scale=scale, flip=flip)
 
 
+_LONG = 20  # aspect ratio beyond which the evaluation crop is resized alone
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 # Transforms are partial objects rather than closures because "spawn" pickles them for workers. They use PIL alone and
 # equal torchvision's results: a worker would need as long to import torchvision as torch.
 def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.ndarray:
     width, height = (int(image_size * side / min(image.size)) for side in image.size)
-    image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    if max(width, height) > _LONG * image_size:  # the whole picture would need gigabytes: resize its centre alone
+        side, (x, y) = min(image.size), (length / 2 for length in image.size)
+        box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+        return np.asarray(_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+    image = _rgb(image).resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
 
@@ -52,7 +63,7 @@ def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.nda
 def _crop_and_resize(
     image: Image.Image, rng: Random, image_size: int, scale: tuple[float, float], flip: bool
 ) -> np.ndarray:
-    image = image.convert("RGB")
+    image = _rgb(image)
     box = random_box(*image.size, scale, rng)
     image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
     return np.asarray(ImageOps.mirror(image) if flip and rng.random() < 0.5 else image)

@@ -89,7 +89,8 @@ def test_damaged_pictures_say_what_is_wrong(tmp_path):
     found = {name: decode(tmp_path / name, name, TRANSFORM) for name in cases}
     assert found["whole.jpg"].error is None and found["whole.jpg"].pixels.shape == (8, 8, 3)
     for name in cases.keys() - {"whole.jpg"}:
-        assert found[name].pixels is None and "Error: " in found[name].error, name
+        assert found[name].pixels is None and found[name].error, name
+    assert found["text.jpg"].error.startswith("it is none of JPEG, PNG") and "truncated" in found["cut.jpg"].error
 
 
 def test_pictures_in_memory_and_their_names(tmp_path):

@@ -18,9 +18,12 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader
 
-from common.data.reader import Damage, Shard, ShardDataset, caption_id, expand, shuffled
+from common.data import tar
+from common.data.account import Account
+from common.data.reader import ShardDataset, caption_id, expand, shuffled
 from common.data.shards import ShardDataModule
 from common.data.smoke import jpeg, write_shards
+from common.data.tar import Shard
 from tests.common.data.processes import validated_by_two
 
 
@@ -115,7 +118,7 @@ def test_training_length_is_true_and_epochs_differ_but_repeat(tmp_path, module, 
 
 def test_a_reader_short_of_samples_starts_over_to_deliver_its_batches(tmp_path, module):
     pattern = write_shards(tmp_path / "train", 2, 4)
-    assert len(keys(module(pattern, train_num_samples=20).train_dataloader())) == 20
+    assert len(keys(module(pattern, train_num_samples=16).train_dataloader())) == 16
 
 
 def test_the_random_view_depends_on_epoch_and_key_alone(tmp_path, module):
@@ -242,19 +245,20 @@ def test_pipes_only_where_they_are_allowed(tmp_path, module):
 def test_shards_over_http_and_one_that_is_not_there(tmp_path, module, monkeypatch):
     write_shards(tmp_path / "val", 2, 4)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(tar, "_PAUSE", 0)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         try:
             place = f"http://127.0.0.1:{server.server_port}/val"
             found = keys(module(val=place + "/{000..001}.tar").val_dataloader())
-            with pytest.raises(ValueError, match=r"samples are damaged.*/val/002\.tar"):
+            with pytest.raises(ValueError, match=r"/val/002\.tar cannot be read \(curl: the server has no such file\)"):
                 list(module(val=place + "/{000..002}.tar").val_dataloader())
         finally:
             server.shutdown()
     assert found == [f"s{shard}-{sample}" for shard in range(2) for sample in range(4)]
 
 
-def test_fewer_shards_than_readers(tmp_path, module):
+def test_fewer_shards_than_readers_cannot_train(tmp_path, module):
     pattern = write_shards(tmp_path / "train", 3, 4)
     with pytest.raises(ValueError, match="cannot feed 1 processes x 4 workers; use at most 3 workers"):
         module(pattern, num_workers=4).train_dataloader()
@@ -332,10 +336,9 @@ def test_a_damaged_sample_is_skipped_and_logged_or_fails_the_run(tmp_path, modul
         list(module(pattern, max_damaged=0.1).train_dataloader())
 
 
-@pytest.mark.parametrize("manifest", [True, False])
 @pytest.mark.parametrize("size", [7 * 512, 7 * 512 + 100, 8 * 512 + 40], ids=["between", "in a header", "in a picture"])
-def test_a_truncated_shard(tmp_path, module, caplog, manifest, size):
-    pattern = write_shards(tmp_path / "val", 2, 8, manifest=manifest)
+def test_a_truncated_shard(tmp_path, module, caplog, size):
+    pattern = write_shards(tmp_path / "val", 2, 8)
     with open(tmp_path / "val" / "000.tar", "r+b") as file:
         file.truncate(os.path.getsize(file.name) // 2)
     found = keys(module(val=pattern, max_damaged=0.9).val_dataloader())
@@ -347,7 +350,7 @@ def test_a_truncated_shard(tmp_path, module, caplog, manifest, size):
 
 def test_shards_without_samples_do_not_loop_forever(tmp_path, module):
     pattern = write_shards(tmp_path / "train", 1, 0)
-    with pytest.raises(ValueError, match="no sample in 1 shards"):
+    with pytest.raises(ValueError, match="hold about 0 samples"):
         list(module(pattern, train_num_samples=8).train_dataloader())
 
 
@@ -366,12 +369,11 @@ def test_a_damaged_sample_does_not_move_the_others_in_training(tmp_path, module)
 
 
 def test_damage_is_judged_by_its_fraction():
-    damage = Damage(0.01)
-    damage.seen = 10
+    account = Account(0.01, delivered=10)
     for _ in range(10):
-        damage.add("key", "error")  # ten of the first thousand are still 1 %
-    with pytest.raises(ValueError, match="11 of 10"):
-        damage.add("key", "error")
+        account.reject("key", "error")  # ten of the first thousand are still 1 %
+    with pytest.raises(ValueError, match="11 of 21"):
+        account.reject("key", "error")
 
 
 # --- no pickle ---

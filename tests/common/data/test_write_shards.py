@@ -13,9 +13,10 @@ import pytest
 from pyarrow import parquet
 
 from common.data import write_shards
+from common.data.account import Account
 from common.data.packing import RECORDS, read_manifest, write_tar
-from common.data.reader import Damage, Shard, read_shard
 from common.data.smoke import jpeg
+from common.data.tar import Shard, read_shard
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def samples(folder):
     found = []
     for name, entry in sorted(manifest["shards"].items()):
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
-        damage = Damage(0.0)
+        damage = Account(0.0)
         found += list(read_shard(Shard(str(folder / name), entry["samples"]), damage))
         assert damage.bad == 0
     assert manifest["samples"] == len(found)
