@@ -184,8 +184,7 @@ def check(data: ShardDataModule, folder: Path, verify: bool | None = None) -> bo
         sheet = folder / f"{split}.png"
         problems += draw_sheet(data, split, [url for url in urls if is_remote(url) or Path(url).is_file()], sheet)
         print(f"{split}: {len(urls)} shards, {account.read or 'an unknown number of'} samples")
-        print(f"  {account}")
-        print(*(f"  {remark}" for remark in [*remarks, f"samples to look at: {sheet}"]), sep="\n")
+        print(*(f"  {remark}" for remark in [*remarks, str(account), f"samples to look at: {sheet}"]), sep="\n")
         print(*(f"  WRONG: {problem}\n" for problem in problems), sep="", end="")
         sound = sound and not problems
     print("all there" if sound else "something is wrong: see above" if data.splits else "the recipe names no shards")

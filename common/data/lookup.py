@@ -6,17 +6,20 @@ Shapes: B images, S image size, M images in all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.data import catalogue
+from common.data.account import Account
 from common.data.catalogue import Entry
 from common.data.classification import ClassificationSet, classification_set, own_set
 from common.data.embedded.module import TEMPLATES, VIEWS, EmbeddedDataModule, class_names, indices, recipe_hash, scene
 from common.data.embedded.tasks import PER_NAME, TASKS, embedded_task
 from common.data.embedded.tasks import version as tasks_version
+from common.data.exported import PREFIX, ExportedSet, exported_splits
 from common.data.pictures import loader as picture_loader
 from common.data.retrieval import retrieval_set
 from common.zeroshot import Template
@@ -58,6 +61,7 @@ class Labelled:
     templates: prompts for the names, see ``common.zeroshot.Template``.
     metric: "accuracy" or "mean_per_class", the one that papers report.
     scale: "paper" or "embedded".  version: a hash that changes with the pictures.
+    account: of the samples; its ``delivered`` stays 0 where the loader does not count them.
     """
 
     split: str
@@ -67,6 +71,7 @@ class Labelled:
     loader: Loader
     scale: str = "paper"
     version: str = ""
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,16 @@ class Captioned:
     loader: Loader
     scale: str = "paper"
     version: str = ""
+    account: Account = field(default_factory=Account)
+    account: Account = field(default_factory=Account)
 
 
 def splits_of(name: str, task: str) -> tuple[str, ...]:
     """The splits of a data set for a task, the default one first.
 
     name: "embedded", a few-shot task ("embedded-sketch"), one of the catalogue, perhaps with its protocol
-    ("dtd@coop"), or the path of a folder with one folder a class, or of a .csv or .tsv table (one that is called
-    like a set is ``./food101``).
+    ("dtd@coop"), "webdataset:FOLDER" of a set that CLIP_benchmark exported, or the path of a folder with one folder a
+    class, or of a .csv or .tsv table (one that is called like a set is ``./food101``).
     ValueError: no such data, or not for this task.
     """
     tasks = EMBEDDED if name == "embedded" else _tasks(name)
@@ -95,6 +102,10 @@ def splits_of(name: str, task: str) -> tuple[str, ...]:
 
 
 def _tasks(name: str) -> dict[str, tuple[str, ...]]:
+    if name.startswith(PREFIX):
+        splits = exported_splits(name)
+        training = tuple(split for split in ("train", "val") if split in splits)
+        return {"zeroshot": splits} | ({"linear-probe": splits[:1], "training": training} if "train" in splits else {})
     if _own(name):
         return {"zeroshot": ("all",)}
     splits = PER_NAME if name in EMBEDDED_TASKS else _entry(name).splits
@@ -107,7 +118,7 @@ def _tasks(name: str) -> dict[str, tuple[str, ...]]:
 
 def _own(name: str) -> bool:
     """Whether a user's own data is meant: a path, but not a folder that only has a known set's name."""
-    return name.partition("@")[0] not in (*catalogue.names(), *EMBEDDED_TASKS) and Path(name).exists()
+    return name.partition("@")[0] not in (*catalogue.names(), *EMBEDDED_TASKS) and Path(name).expanduser().exists()
 
 
 def _entry(name: str) -> Entry:
@@ -132,6 +143,12 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
         raise ValueError(f"{name} has no split {split!r} for {task}; it has {list(splits)}")
     if name == "embedded":
         return _embedded_captions(split) if task == "retrieval" else _embedded_classes(split)
+    if name.startswith(PREFIX):
+        exported = ExportedSet(name, split)
+        names, templates = exported.class_names, exported.templates
+        return Labelled(
+            split, names, templates, "accuracy", exported.loader, version=exported.version, account=exported.account
+        )
     if task != "retrieval":
         pictures = labelled_set(name, split, place)
         if name in EMBEDDED_TASKS:
@@ -152,6 +169,8 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
     place = place or Place()
     if name == "embedded":
         raise ValueError("embedded lies in shards, which EmbeddedDataModule reads; embedded-plain has its like")
+    if name.startswith(PREFIX):
+        raise ValueError(f"{name} lies in shards; ShardDataModule with captions: false trains on shards")
     if name in EMBEDDED_TASKS:
         return embedded_task(EMBEDDED_TASKS[name], split)
     if _own(name):
@@ -171,7 +190,7 @@ def _root(name: str, place: Place) -> str:
 def _labelled(split: str, pictures: ClassificationSet) -> Labelled:
     loader = partial(picture_loader, pictures)
     names, templates, version = pictures.class_names, pictures.templates, pictures.version
-    return Labelled(split, names, templates, pictures.metric, loader, version=version)
+    return Labelled(split, names, templates, pictures.metric, loader, version=version, account=copy(pictures.account))
 
 
 class _Pictures(EmbeddedDataModule):

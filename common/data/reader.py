@@ -35,6 +35,9 @@ from common.data.transforms import Transform, to_batch
 from common.tokenizer import Tokenizer
 
 
+_ROWS = 256  # one row of counts for each worker of a loader
+
+
 def expand(pattern: str, allow_pipe: bool = False) -> list[str]:
     """Paths and URLs of a pattern with ``{000..059}`` braces and ``${VARIABLES}``.
 
@@ -211,14 +214,13 @@ class ShardDataset(IterableDataset):
         seed: int = 0,
         shuffle_buffer: int = 1000,
         max_damaged: float = 0.01,
-        workers: int = 1,
     ) -> None:
         self.shards, self.decoder, self.batch_size, self.batches = list(shards), decoder, batch_size, batches
         self.rank, self.world, self.seed = rank, world, seed
         self.shuffle_buffer, self.max_damaged = shuffle_buffer, max_damaged
         # Shared memory: workers that outlive an epoch see the next one's number, under fork and spawn alike.
         self._position = torch.zeros(2, dtype=torch.long).share_memory_()
-        self._counts = torch.zeros(max(1, workers), len(Account().counts()), dtype=torch.long).share_memory_()
+        self._counts = torch.zeros(_ROWS, len(Account().counts()), dtype=torch.long).share_memory_()
 
     def account(self) -> Account:
         """The account of all that the workers of this rank delivered and rejected so far."""
@@ -258,8 +260,8 @@ class ShardDataset(IterableDataset):
         # 1. Resume: workers deliver in turn, the first one first, so it takes the share of the worker whose turn it is.
         worker = (worker + done) % workers
         number = (done - worker + workers - 1) // workers  # batches that this share had delivered
-        account, before = Account(self.max_damaged), self._counts[info.id if info else 0].clone()
-        counts = self._counts[info.id if info else 0]
+        counts = self._counts[info.id % _ROWS if info else 0]
+        account, before = Account(self.max_damaged), counts.clone()
         # 2. Read past the samples of the finished batches, undecoded.
         raw = self._raw(epoch, worker, workers, account)
         deque(islice(raw, number * self.batch_size), maxlen=0)

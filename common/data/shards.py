@@ -279,7 +279,6 @@ class ShardDataModule(LightningDataModule):
             seed=self.seed,
             shuffle_buffer=self.shuffle_buffer,
             max_damaged=self.max_damaged,
-            workers=workers,
         )
         length = dataset.batches * workers if train else self._eval_batches(dataset, workers)
         loader = ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)

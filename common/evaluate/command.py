@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         required=True,
-        help="embedded, a set of the catalogue (food101, or dtd@coop by that protocol), a folder with one folder a "
-        "class, or a .csv or .tsv with path and class",
+        help="embedded, a set of the catalogue (food101, or dtd@coop by that protocol), webdataset:FOLDER of a set "
+        "that CLIP_benchmark exported, a folder with one folder a class, or a .csv or .tsv with path and class",
     )
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--captions", help="Karpathy's json file, for retrieval on flickr30k or coco")
@@ -115,15 +115,21 @@ class Plan:
 
 
 def _plan(task: str, of: Labelled | Captioned, model: Model, said: argparse.Namespace, settings: Settings) -> Plan:
+    from common.data.images import ORIENTATION
+    from common.data.lookup import source, splits_of
+
     templates: tuple[Template, ...] = ()
     depends = {
         "weights": model.weights,
         "data_version": of.version,
+        "orientation": ORIENTATION,
         "dtype": settings.dtype,
         "limit": settings.limit,
     }
     if task == "linear-probe":
         depends |= {"weights": {"image": model.weights["image"]}, "shots": said.shots, "seeds": said.seeds}
+        parts = {part: source(said.data, "training", part, said.place) for part in splits_of(said.data, "training")}
+        depends["training_versions"] = {part: training.version for part, training in parts.items()}
     else:
         model.text_encoder()  # refuses an image tower alone
     if task == "retrieval":
@@ -159,12 +165,15 @@ def _finish(plan: Plan, model: Model, said: argparse.Namespace, settings: Settin
         files=model.files,
     )
     metrics = _run(plan, model, said, settings)
-    result = plan.named | {"metrics": metrics, "conditions": at_start | {"samples": metrics["samples"]}}
+    account = plan.of.account
+    account.delivered = account.delivered or metrics["samples"]
+    after = {"samples": metrics["samples"], "account": account.to_dict()}
+    result = plan.named | {"metrics": metrics, "conditions": at_start | after}
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}")
     unfinished.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     unfinished.replace(file)
-    print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}\n  {file}")
+    print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}\n  {account}\n  {file}")
 
 
 def _run(plan: Plan, model: Model, said: argparse.Namespace, settings: Settings) -> dict[str, Any]:
