@@ -72,14 +72,15 @@ def compare(urls: Sequence[str], verify: bool | None = None) -> tuple[Account, l
         verify = sum(path.stat().st_size for path in local) <= SMALL
     known = manifests([str(path) for path in local])
     how = "every byte read" if verify else "sizes compared, contents not read (--verify does)"
-    remarks = [how] if local else []
-    remarks += [f"{folder}: no {MANIFEST}" for folder in sorted({path.parent for path in local} - set(known))]
+    remarks = [f"{folder}: no {MANIFEST}" for folder in sorted({path.parent for path in local} - set(known))]
     for folder, about in known.items():
         variant = f" ({about['variant']})" if "variant" in about else ""
         remarks.append(f"{folder}: {about.get('source')}{variant}, {about.get('date')}")
         unused = sorted(set(about["shards"]) - {path.name for path in local if path.parent == folder})
         remarks += [f"{folder}: {len(unused)} more shards in the manifest, first {unused[0]}"] if unused else []
         problems += [f"{folder / name} is missing" for name in unused if not (folder / name).is_file()]
+
+    remarks += [how] if local else []
 
     def check_one(url: str) -> tuple[Account, str]:
         if is_remote(url):

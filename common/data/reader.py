@@ -34,7 +34,6 @@ from common.data.tar import PICTURES, Shard, count_headers, is_remote, read_shar
 from common.data.transforms import Transform, to_batch
 from common.tokenizer import Tokenizer
 
-
 _ROWS = 256  # one row of counts for each worker of a loader
 
 
