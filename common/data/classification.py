@@ -47,7 +47,7 @@ class ClassificationSet(PictureSet):
         metric: str = "accuracy",
         prefix: str = "",
     ) -> None:
-        super().__init__(samples.pictures, root, samples.labels, prefix)
+        super().__init__(samples.pictures, root, samples.labels, prefix, samples.border)
         if metric not in METRICS:
             raise ValueError(f"the metrics are {METRICS}, not {metric!r}")
         if len(class_names) != len(samples.names) or not 0 <= min(self.labels) <= max(self.labels) < len(class_names):
@@ -103,7 +103,7 @@ def classification_set(
             raise ValueError(f"{len(samples[0].names)} classes instead of {entry.num_classes}")
         pictures = [picture for part in samples for picture in part.pictures] if len(parts) > 1 else samples[0].pictures
         labels = [label for part in samples for label in part.labels]
-        whole = Samples(pictures, labels, samples[0].names, samples[0].account)
+        whole = Samples(pictures, labels, samples[0].names, samples[0].account, samples[0].border)
         for part in samples[1:]:
             whole.account.add(part.account)
         return ClassificationSet(whole, root, names, entry.templates, entry.metric, f"{split}/")

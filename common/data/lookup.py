@@ -112,8 +112,11 @@ def _tasks(name: str) -> dict[str, tuple[str, ...]]:
     splits = sorted(splits, key=("test", "val", "train").index)
     if name not in EMBEDDED_TASKS and _entry(name).task == "retrieval":
         return {"retrieval": tuple(splits)}
-    tasks = {"zeroshot": tuple(splits), "linear-probe": ("test",)}
-    return tasks | {"training": tuple(split for split in ("train", "val") if split in splits)}
+    tasks = {"zeroshot": tuple(splits)}
+    if "train" not in splits:
+        return tasks
+    training = tuple(split for split in ("train", "val") if split in splits)
+    return tasks | {"linear-probe": ("test",), "training": training}
 
 
 def _own(name: str) -> bool:

@@ -28,6 +28,7 @@ class PictureSet(Dataset):
 
     pictures: paths, or uint8 [H,W] or [H,W,3].  root: the folder of the keys.
     labels: one a picture, or None.  keys: a picture's path below the root, or ``prefix`` and its number.
+    border: pixels at each edge of a file's picture that are cut off.
     ValueError: no pictures, missing files, or a file that is listed twice.
     """
 
@@ -37,10 +38,11 @@ class PictureSet(Dataset):
         root: str | Path,
         labels: list[int] | None = None,
         prefix: str = "",
+        border: int = 0,
     ) -> None:
         if not len(pictures):
             raise ValueError(f"no pictures in {root}")
-        self.pictures, self.labels = pictures, labels
+        self.pictures, self.labels, self.border = pictures, labels, border
         # Pictures of an array are known by their content, wherever it lies.
         self.root = str(root) if isinstance(pictures[0], str) else prefix
         if isinstance(pictures[0], str):
@@ -63,9 +65,11 @@ class PictureSet(Dataset):
         if not isinstance(stored, str):
             return Image.fromarray(np.asarray(stored)).convert("RGB")
         try:
-            return open_picture(Path(stored))
+            image = open_picture(Path(stored))
         except Unusable as error:
             raise ValueError(f"{stored} is no picture that can be read ({error}); replace or remove it") from error
+        edge = self.border
+        return image.crop((edge, edge, image.width - edge, image.height - edge)) if edge else image
 
     @property
     def version(self) -> str:

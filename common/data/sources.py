@@ -29,6 +29,7 @@ from timm.data import ImageNetInfo
 from common.data.account import Account
 from common.data.files import is_system_file, pictures_below
 from common.data.tables import read_json, read_table, read_text, text_cell
+from common.zeroshot import IMAGENET_NAMES
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,14 @@ class Samples:
 
     pictures: their paths, or their pixels as uint8 [H,W] or [H,W,3] where the set is stored as one array.
     labels: in [0, C).  names: the C class names in the data.
-    account: the files that were ignored.
+    account: the files that were ignored.  border: pixels at each edge that are no part of a picture.
     """
 
     pictures: Sequence[str | np.ndarray]
     labels: list[int]
     names: list[str]
     account: Account = field(default_factory=Account)
+    border: int = 0
 
 
 def few_shot(labels: Sequence[int], shots: int, seed: int = 0) -> list[int]:
@@ -90,6 +92,8 @@ def read_torchvision(root: Path, *, dataset: str, download: bool = False, **argu
         samples = [data[index] for index in range(len(data))]
         return Samples([path for path, _ in samples], [int(label) for _, label in samples], list(data.classes))
     data = kind(root, download=download, **arguments)
+    if hasattr(data, "data") and data.data.ndim == 4 and data.data.shape[1] == 3:  # STL-10: colours first
+        return Samples(data.data.transpose(0, 2, 3, 1), data.labels.tolist(), list(data.classes))
     if hasattr(data, "data"):
         return Samples(data.data, data.targets, data.classes)
     # The pets have neither, and their public interface decodes a picture to read its label.
@@ -128,13 +132,14 @@ def read_folder(
 ) -> Samples:
     """One folder per class, labelled in the order of the folders' names; names that are numbers, by their value.
 
-    folders: a class list of timm, such as "imagenet-1k"; its ids must be the folders.  some: a part of them is enough.
+    folders: a class list of timm, such as "imagenet-1k"; its ids must be the folders.
+    some: a part of ImageNet's ids is enough; the class names are then ImageNet's.
     shots, take: "sampled" takes that many of each class at random, "rest" the others, "all" everything.
     """
     base, account = first_there(root, pictures), Account()
     names = class_folders(base, account)
-    known = set(ImageNetInfo(folders).label_names()) if folders else set(names)
-    if not (set(names) <= known if some else set(names) == known):
+    known = ImageNetInfo(folders).label_names() if folders else names
+    if not (set(names) <= set(known) if some else set(names) == set(known)):
         raise ValueError(
             f"{base} has {len(names)} folders ({', '.join(names[:3])}, ...), which are not the classes of {folders}"
         )
@@ -150,6 +155,9 @@ def read_folder(
         chosen = set(few_shot(labels, shots, seed))
         kept = [index for index in range(len(paths)) if (index in chosen) == (take == "sampled")]
         paths, labels = [paths[index] for index in kept], [labels[index] for index in kept]
+    if some:
+        words = dict(zip(known, IMAGENET_NAMES, strict=True))
+        names = [words[name] for name in names]
     return Samples(paths, labels, names, account)
 
 
@@ -194,6 +202,44 @@ def read_split_json(root: Path, *, file: Sequence[str], pictures: Sequence[str],
         [label for _, label, _ in data[split]],
         [names[label] for label in range(len(names))],
     )
+
+
+def read_cub(root: Path, *, folders: Sequence[str], training: bool) -> Samples:
+    """CUB-200-2011: text files of (number, value) lines, which name pictures, classes and the pictures of a split."""
+    base = first_there(root, folders)
+
+    def column(name: str) -> dict[str, str]:
+        lines = [line.split(maxsplit=1) for line in read_text(first_there(base, [name])).splitlines() if line.strip()]
+        short = [line for line in lines if len(line) != 2]
+        if short:
+            raise ValueError(f"{base / name} has the line {short[0][0]!r}; every line should be a number and a value")
+        return {number: value.strip() for number, value in lines}
+
+    paths, classes, numbers, split = map(
+        column, ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt")
+    )
+    order = {number: label for label, number in enumerate(classes)}
+    chosen = [picture for picture, flag in split.items() if (flag == "1") == training]
+    unknown = [picture for picture in chosen if picture not in paths or numbers.get(picture) not in order]
+    if unknown:
+        raise ValueError(f"picture {unknown[0]} in {base} has no path or no class")
+    return Samples(
+        [str(base / "images" / paths[picture]) for picture in chosen],
+        [order[numbers[picture]] for picture in chosen],
+        [name.partition(".")[2] or name for name in classes.values()],  # 001.Black_footed_Albatross
+    )
+
+
+def read_objectnet(root: Path, *, folders: Sequence[str]) -> Samples:
+    """ObjectNet's classes that ImageNet has too; its pictures have a red border of two pixels, which is no part."""
+    base, account = first_there(root, folders), Account()
+    labels_of = read_json(first_there(base, ["mappings/folder_to_objectnet_label.json"]), dict)
+    shared = read_json(first_there(base, ["mappings/objectnet_to_imagenet_1k.json"]), dict)
+    names = sorted(folder for folder, label in labels_of.items() if label in shared)
+    files = [[str(file) for file in pictures_below(base / "images" / name, account)] for name in names]
+    labels = [label for label, members in enumerate(files) for _ in members]
+    classes = [labels_of[name].lower() for name in names]
+    return Samples([file for members in files for file in members], labels, classes, account, border=2)
 
 
 def read_idx(root: Path, *, dataset: str, folders: Sequence[str], prefix: str, download: bool = False) -> Samples:
@@ -261,6 +307,8 @@ READERS: dict[str, Callable[..., Samples]] = {
     "lists": read_lists,
     "split_json": read_split_json,
     "idx": read_idx,
+    "cub": read_cub,
+    "objectnet": read_objectnet,
 }
 """The readers by their names in the catalogue."""
 DOWNLOADS = ("torchvision", "idx")
