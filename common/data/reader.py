@@ -132,10 +132,16 @@ class Decoder:
         picture = next((sample[extension] for extension in PICTURES if extension in sample), None)
         if picture is None or (self.captions and "txt" not in sample):
             members = sorted(name for name in sample if not name.startswith("__"))
-            dots = "; a member's name may have one dot, before its kind" if any("." in name for name in members) else ""
+            mend = ""
+            if any("." in name for name in members):
+                mend = "; a member's name may have one dot, before its kind"
+            elif "__link__" in sample:
+                mend = f"; {sample['__link__']} is a link, pack with tar --hard-dereference"
+            elif picture is not None and "cls" in sample:
+                mend = "; captions: false reads pictures with labels alone"
             raise Unusable(
                 "no picture" if picture is None else "no caption",
-                f"needs a picture{' and a txt' if self.captions else ''}, has {members}{dots}",
+                f"needs a picture{' and a txt' if self.captions else ''}, has {members}{mend}",
             )
         out: dict[str, Any] = {"key": sample["__key__"]}
         if self.captions:

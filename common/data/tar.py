@@ -24,6 +24,7 @@ from common.data.files import is_system_file
 _log = logging.getLogger(__name__)
 PICTURES = ("jpg", "jpeg", "png", "webp")
 WANTED = (*PICTURES, "txt", "json", "cls")
+LINK = "link in a tar"
 _TRIES, _PAUSE = 3, 1.0  # attempts to read a remote shard, seconds between them
 _CURL = {6: "unknown host", 7: "no connection", 18: "the transfer ended early", 22: "the server has no such file"}
 
@@ -71,7 +72,8 @@ class _Header(tarfile.TarInfo):
 def samples(stream: Any, contents: bool = True) -> Iterator[dict[str, Any] | Unusable | Ignored]:
     """Undecoded samples of a tar stream, and what is wrong with it, in the order of its members.
 
-    A sample is {"__key__": key, extension: bytes}, with the wanted members alone. Archives that were joined to one
+    A sample is {"__key__": key, extension: bytes}, with the wanted members alone; "__link__" names one that is a link.
+    Archives that were joined to one
     file are read one after the other.
     contents: False reads headers alone; members are then empty.
     tarfile.ReadError and the decompressors' errors: the archive is damaged or not closed.
@@ -86,6 +88,8 @@ def samples(stream: Any, contents: bool = True) -> Iterator[dict[str, Any] | Unu
                 continue
             reason = _not_read(member)
             if reason:
+                if reason == LINK and sample and base_plus_ext(member.name)[0] == sample["__key__"]:
+                    sample["__link__"] = member.name
                 yield Ignored(reason, member.name)
                 continue
             key, extension = base_plus_ext(member.name)
@@ -108,7 +112,7 @@ def _not_read(member: tarfile.TarInfo) -> str:
     key, extension = base_plus_ext(member.name)
     if key is None or extension.rsplit(".", 1)[-1].lower() not in WANTED:
         return "kind that is not read"
-    return "" if member.isreg() else "link in a tar"
+    return "" if member.isreg() else LINK
 
 
 def _finished(sample: dict[str, Any], seen: set[str]) -> dict[str, Any] | Unusable:
