@@ -73,8 +73,7 @@ def samples(stream: Any, contents: bool = True) -> Iterator[dict[str, Any] | Unu
     """Undecoded samples of a tar stream, and what is wrong with it, in the order of its members.
 
     A sample is {"__key__": key, extension: bytes}, with the wanted members alone; "__link__" names one that is a link.
-    Archives that were joined to one
-    file are read one after the other.
+    Archives that were joined to one file are read one after the other.
     contents: False reads headers alone; members are then empty.
     tarfile.ReadError and the decompressors' errors: the archive is damaged or not closed.
     """

@@ -308,6 +308,72 @@ def test_the_global_batch_is_divided_among_the_devices(tmp_path, module):
     assert module(pattern, batch_size=None).device_batch_size(3) == 256
 
 
+def test_fewer_shards_than_readers_still_evaluate_every_sample_once(tmp_path, module):
+    pattern = write_shards(tmp_path / "val", 2, 7)
+    read = []
+    for rank in range(3):
+        loader = module(val=pattern, rank=rank, world=3, num_workers=2).val_dataloader()
+        batches = list(loader)
+        assert len(batches) == len(loader) > 0
+        read += keys(batches)
+    assert sorted(read) == sorted(f"s{shard}-{sample}" for shard in range(2) for sample in range(7))
+
+
+def test_shards_that_were_cut_after_packing_are_refused_at_the_start(tmp_path, module):
+    pattern = write_shards(tmp_path / "train", 3, 4, manifest=True)
+    with open(tmp_path / "train" / "001.tar", "r+b") as file:
+        file.truncate(2048)
+    for options in ({}, {"train_num_samples": 12}):
+        with pytest.raises(ValueError, match=r"1 of 3 shards were cut .*001\.tar has 2048 bytes"):
+            module(pattern, **options).train_dataloader()
+
+
+def test_a_stated_number_that_the_headers_contradict(tmp_path, module):
+    pattern = write_shards(tmp_path / "train", 3, 8)
+    with pytest.raises(ValueError, match="train_num_samples is 240, but the 3 shards hold about 24 samples"):
+        module(pattern, train_num_samples=240)
+    assert module(pattern, train_num_samples=25).train_num_samples == 25
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{folder}/*.tar", r"is a glob \(of 2 files\); name the shards by their numbers"),
+        ("{folder}", "is a folder; name its shards"),
+        ("{folder}/000.tar::{folder}/001.tar", "joins shards by '::'"),
+        ("$NOT_SET/000.tar", "set the environment variable NOT_SET"),
+        ("{folder}/2024-01-01T12:00:00.tar", "1 of 1 shards"),
+    ],
+)
+def test_patterns_that_name_no_shards(tmp_path, pattern, message):
+    write_shards(tmp_path / "train", 2, 1)
+    with pytest.raises(ValueError, match=message):
+        expand(pattern.replace("{folder}", f"{tmp_path}/train"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_account_of_a_loader(tmp_path, module, workers):
+    pattern = write_shards(tmp_path / "val", 4, 6, txt=lambda n: b"" if n in (3, 9, 20) else b"a cat")
+    loader = module(val=pattern, num_workers=workers, max_damaged=0.5).val_dataloader()
+    list(loader)
+    assert loader.account.to_dict() == {
+        "read": 24,
+        "delivered": 21,
+        "rejected": {"unusable caption": 3},
+        "ignored": {},
+    }
+
+
+@pytest.mark.parametrize("label", [b'"cat"', b"[1, 2]", b"{}", b"3.7", b"true", b"null"])
+def test_a_label_that_is_no_number_does_not_matter_to_captions(tmp_path, module, label):
+    pattern = write_shards(tmp_path / "val", 1, 4, json=lambda n: b'{"label": ' + label + b"}")
+    (batch,) = module(val=pattern).val_dataloader()
+    assert len(batch["key"]) == 4 and "label" not in batch
+    if label != b"null":
+        with pytest.raises(ValueError, match="needs a whole number as label"):
+            list(module(val=pattern, captions=False).val_dataloader())
+
+
 # --- damage ---
 
 
