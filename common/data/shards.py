@@ -292,6 +292,10 @@ class ShardDataModule(LightningDataModule):
             return count_samples(urls)
         return [Shard(url, None, round(self.train_num_samples / len(urls))) for url in urls]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The account of every split that was read, which Lightning saves in the checkpoint."""
+        return {"accounts": {split: loader.account.to_dict() for split, loader in self._loaders.items()}}
+
     def teardown(self, stage: str) -> None:
         """Print the account of every split that was read."""
         for split, loader in self._loaders.items():

@@ -52,6 +52,20 @@ def module(architecture):
     return make
 
 
+class Counting(lightning.LightningModule):
+    """A model that takes any batch and learns nothing of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(torch.ones(1)).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
 def keys(batches):
     return [key for batch in batches for key in batch["key"]]
 
@@ -362,6 +376,19 @@ def test_the_account_of_a_loader(tmp_path, module, workers):
         "rejected": {"unusable caption": 3},
         "ignored": {},
     }
+
+
+def test_a_training_prints_its_account_and_saves_it_in_the_checkpoint(tmp_path, module, caplog):
+    pattern = write_shards(tmp_path / "train", 4, 4, txt=lambda n: b"" if n == 3 else b"a cat")
+    data = module(pattern, max_damaged=0.5)
+    trainer = lightning.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_progress_bar=False)
+    with caplog.at_level(logging.INFO):
+        trainer.fit(Counting(), data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    account = {"read": 16, "delivered": 15, "rejected": {"unusable caption": 1}, "ignored": {}}
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=False)["ShardDataModule"]
+    assert saved == {"accounts": {"train": account}}
+    assert "train samples: 16 read, 15 delivered, 1 rejected (1 unusable caption)" in caplog.text
 
 
 @pytest.mark.parametrize("label", [b'"cat"', b"[1, 2]", b"{}", b"3.7", b"true", b"null"])
