@@ -13,14 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from webdataset.gopen import gopen
-
 from common.data.account import Account
 from common.data.complete import compare_sizes
 from common.data.reader import Decoder, ShardDataset, count_samples
 from common.data.shards import ShardLoader
 from common.data.tables import read_text
-from common.data.tar import is_remote
+from common.data.tar import is_remote, open_url
 from common.data.transforms import eval_transform
 from common.tokenizer import Tokenizer
 
@@ -58,7 +56,7 @@ class ExportedSet:
         path = f"{self.folder}/{name}"
         try:
             if is_remote(path):
-                with closing(gopen(path, "rb")) as stream:
+                with closing(open_url(path)) as stream:
                     text = stream.read().decode("utf-8-sig")
             else:
                 text = read_text(Path(path))

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from webdataset.gopen import gopen
+from webdataset.gopen import Pipe, gopen
 from webdataset.tariterators import base_plus_ext
 
 from common.data.account import Account, Unusable
@@ -26,6 +26,7 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 WANTED = (*PICTURES, "txt", "json", "cls")
 LINK = "link in a tar"
 _TRIES, _PAUSE = 3, 1.0  # attempts to read a remote shard, seconds between them
+_CURL_COMMAND = ("curl", "--connect-timeout", "30", "--fail", "--silent", "--location")
 _CURL = {6: "unknown host", 7: "no connection", 18: "the transfer ended early", 22: "the server has no such file"}
 
 
@@ -47,6 +48,13 @@ class Ignored(NamedTuple):
 def is_remote(url: str) -> bool:
     """Whether a shard is a URL (``word://...``) or a command (``pipe:...``); a path may have colons in it."""
     return re.match(r"[A-Za-z][\w+.-]*://|pipe:", url) is not None
+
+
+def open_url(url: str) -> BinaryIO:
+    """The bytes of a path, a URL or a command."""
+    if url.startswith(("http://", "https://")):  # webdataset's own command would try for a minute
+        return Pipe([*_CURL_COMMAND, url], mode="rb", bufsize=8192, ignore_status=[141, 23])  # closed by us
+    return gopen(url, "rb") if is_remote(url) else open(url, "rb")
 
 
 class _Header(tarfile.TarInfo):
@@ -163,7 +171,7 @@ def _items(shard: Shard) -> Iterator[dict[str, Any] | Unusable | Ignored]:
     done = tries = 0
     while True:
         try:
-            with closing(gopen(shard.url, "rb") if is_remote(shard.url) else open(shard.url, "rb")) as stream:
+            with closing(open_url(shard.url)) as stream:
                 for item in islice(samples(stream), done, None):
                     done, tries = done + 1, 0
                     yield item

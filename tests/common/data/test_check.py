@@ -111,7 +111,7 @@ def test_remote_shards_are_read(tmp_path, recipe, capsys, monkeypatch):
     content = (tmp_path / "train" / "000.tar").read_bytes()
     served = {"http://host/0.tar": content, "http://host/1.tar": content[: len(content) // 2]}
     monkeypatch.setattr(tar, "_PAUSE", 0)
-    monkeypatch.setattr(tar, "gopen", lambda url, mode: io.BytesIO(served[url]))
+    monkeypatch.setattr(tar, "open_url", lambda url: io.BytesIO(served[url]))
     file = Path(recipe())
     text = yaml.safe_load(file.read_text())
     text["data"]["init_args"] |= {"train_shards": "http://host/0.tar", "train_num_samples": None, "val_shards": None}

@@ -134,7 +134,7 @@ def test_a_broken_connection_is_opened_again_and_goes_on(tmp_path, monkeypatch):
     content = write(tmp_path / "0.tar", pairs(0, 40)).read_bytes()
     sizes = iter([25_000, 40_000, 10**9])
     monkeypatch.setattr(tar, "_PAUSE", 0)
-    monkeypatch.setattr(tar, "gopen", lambda url, mode: Connection(content, next(sizes)))
+    monkeypatch.setattr(tar, "open_url", lambda url: Connection(content, next(sizes)))
     keys, account = read("http://host/0.tar")
     assert keys == [str(n) for n in range(40)] and account.bad == 0
 
@@ -142,7 +142,7 @@ def test_a_broken_connection_is_opened_again_and_goes_on(tmp_path, monkeypatch):
 def test_a_dead_connection_stops_the_run(monkeypatch):
     tries = []
     monkeypatch.setattr(tar, "_PAUSE", 0)
-    monkeypatch.setattr(tar, "gopen", lambda url, mode: Connection(b"", tries.append(url) or 0))
+    monkeypatch.setattr(tar, "open_url", lambda url: Connection(b"", tries.append(url) or 0))
     with pytest.raises(ValueError, match=r"http://host/0\.tar cannot be read \(connection reset\), tried 3 times"):
         read("http://host/0.tar")
     assert len(tries) == 3
