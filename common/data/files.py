@@ -6,11 +6,12 @@ Shapes: H height, W width.
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -21,7 +22,11 @@ from common.data.images import open_picture
 from common.data.transforms import Transform
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
+_SYSTEM = re.compile(
+    r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:__macosx|@eadir|\$recycle\.bin|system volume information|lost\+found|thumbs\.db"
+    r"|desktop\.ini)(?:/|$))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,9 @@ class Picture:
     error: str | None = None
 
 
-def is_system_file(name: str | Path) -> bool:
+def is_system_file(name: str) -> bool:
     """Whether a relative path is a file manager's or a tool's own: hidden (``._x.jpg``), or a folder such as @eaDir."""
-    parts = PurePosixPath(name).parts
-    return any(part.lower() in _SYSTEM or (part.startswith(".") and part not in (".", "..")) for part in parts)
+    return _SYSTEM.search(name) is not None
 
 
 def files_below(folder: Path, account: Account | None = None) -> Iterator[Path]:

@@ -93,13 +93,13 @@ def samples(stream: Any, contents: bool = True) -> Iterator[dict[str, Any] | Unu
             tar.members = []  # tarfile would keep the headers of all
             if member.isdir():
                 continue
-            reason = _not_read(member)
+            key, extension = base_plus_ext(member.name)
+            reason = _not_read(member, extension)
             if reason:
-                if reason == LINK and sample and base_plus_ext(member.name)[0] == sample["__key__"]:
+                if reason == LINK and sample and key == sample["__key__"]:
                     sample["__link__"] = member.name
                 yield Ignored(reason, member.name)
                 continue
-            key, extension = base_plus_ext(member.name)
             extension = extension.lower()
             if sample and key != sample["__key__"]:
                 yield _finished(sample, seen)
@@ -112,12 +112,11 @@ def samples(stream: Any, contents: bool = True) -> Iterator[dict[str, Any] | Unu
         yield _finished(sample, seen)
 
 
-def _not_read(member: tarfile.TarInfo) -> str:
+def _not_read(member: tarfile.TarInfo, extension: str | None) -> str:
     """Why a member is no part of a sample, empty where it is one."""
     if is_system_file(member.name):
         return "system file"
-    key, extension = base_plus_ext(member.name)
-    if key is None or extension.rsplit(".", 1)[-1].lower() not in WANTED:
+    if extension is None or extension.rsplit(".", 1)[-1].lower() not in WANTED:
         return "kind that is not read"
     return "" if member.isreg() else LINK
 
