@@ -74,8 +74,20 @@ def own_error(error: BaseException | None) -> BaseException | None:
     The parser wraps the errors of a model's or data module's constructor, so the cause may be ours.
     """
     while error is not None and not _raised_here(error):
+        message = _worker_message(str(error))
+        if message is not None:
+            return ValueError(message)
         error = error.__cause__
     return error
+
+
+def _worker_message(text: str) -> str | None:
+    """The message of a ValueError that this suite raised in a DataLoader's worker; torch wraps it in a traceback."""
+    files = re.findall(r'^\s*File "(.+?)"', text, re.MULTILINE)
+    if not text.startswith("Caught ValueError in DataLoader worker process") or not files:
+        return None
+    ours = Path(files[-1]).is_relative_to(Path(__file__).parent.parent)
+    return text.rpartition("\nValueError: ")[2].strip() if ours else None
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -24,6 +24,15 @@ def _encode(text: str) -> tuple[int, ...]:
     return tuple(_byte_pair_encoder().encode(text))
 
 
+def is_empty(text: str) -> bool:
+    """Whether CLIP's cleaning (entities, control characters) leaves nothing of a text that can be seen."""
+    if text.isprintable() and "&" not in text:
+        return not text.strip()
+    from open_clip.tokenizer import basic_clean
+
+    return not any(letter.isprintable() and not letter.isspace() for letter in basic_clean(text))
+
+
 def encode(text: str) -> list[int]:
     """The full-vocabulary ids of a text, framed by start-of-text and end-of-text."""
     bpe = _byte_pair_encoder()
@@ -45,7 +54,7 @@ class Tokenizer:
 
     def ids(self, text: str, truncate: bool = False) -> list[int]:
         """The unpadded ids of a text. ValueError: it is empty, too long (unless ``truncate``), or has unknown words."""
-        if not text.strip():
+        if is_empty(text):
             raise ValueError("an empty text has nothing to tokenise; give it words or leave the sample out")
         ids = encode(text)
         if len(ids) > self.context_length:

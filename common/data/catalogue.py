@@ -1,11 +1,11 @@
-"""The catalogue of evaluation sets: one YAML file a set, in the folder ``catalogue`` beside this file.
+"""The catalogue of evaluation sets: one YAML file per set, in the folder ``catalogue`` beside this file.
 
-A file's top level describes the set as MLIP's Table 11 uses it (protocol "mlip"): the published splits, and
-mean accuracy per class where that table says so. A section ``coop`` holds what differs in the protocol of
-CoOp and its followers, Patch Ranking among them: the ``split_zhou_*.json`` files, plain accuracy, one prompt.
-A set without that section is the same under both names.
+The top level of a file describes the set under the protocol "mlip", which is MLIP's Table 11: the published
+splits, and mean accuracy per class where that table uses it. The section ``coop`` holds the differences under the
+protocol of CoOp and its followers (Patch Ranking among them): the ``split_zhou_*.json`` files, plain accuracy, one
+prompt. A set without that section is the same under both protocols.
 
-The wording of the prompts is this project's own, ImageNet's apart, which come from open_clip.
+ImageNet's prompts come from open_clip; this project wrote the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TASKS = ("classification", "retrieval")
 
 @dataclass(frozen=True)
 class Split:
-    """One split: how many pictures it must have, and what the reader needs to find it."""
+    """One split: the number of its pictures, and the reader's arguments for it."""
 
     count: int
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -35,16 +35,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Entry:
-    """All that is known about one evaluation set under one protocol.
+    """One evaluation set under one protocol.
 
-    name: its key in the catalogue.  title: as it is written in tables.  task: one of TASKS.
+    name: its key in the catalogue.  title: its name in tables.  task: one of TASKS.
     reader: a key of ``common.data.sources.READERS``, or "karpathy" for retrieval; options: its arguments.
     splits: by name; "train" and "val" never share a picture.
     metric: one of METRICS, None for retrieval.  num_classes: 0 for retrieval.
-    class_names: in the order of the labels; None: what the data itself says, underscores as spaces.
-    rename: better words for some of those names.
+    class_names: in the order of the labels; None: the names in the data, with spaces for underscores.
+    rename: better words for some of the names in the data.
     templates: prompts with ``{}`` in place of the name.
-    get: what to download, and where under the root it belongs.
+    get: what to download, and its place under the root.
     """
 
     name: str
@@ -63,15 +63,15 @@ class Entry:
 
 
 def names(task: str | None = None) -> list[str]:
-    """Keys of the sets of one task, or of all, in alphabetical order. ValueError: no such task."""
+    """The names of all sets, or of one task's, in alphabetical order. ValueError: no such task."""
     if task is not None and task not in TASKS:
         raise ValueError(f"there are sets for {TASKS}, not for {task!r}")
-    found = sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
-    return [name for name in found if task is None or entry(name).task == task]
+    result = sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
+    return [name for name in result if task is None or entry(name).task == task]
 
 
 def entry(name: str, protocol: str = "mlip") -> Entry:
-    """The set called ``name`` under a protocol. ValueError: no such set or protocol, with those there are."""
+    """The set ``name`` under a protocol. ValueError: no such set or protocol; the message lists them."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"the protocols are {PROTOCOLS}, not {protocol!r}")
     if name not in names():
@@ -94,7 +94,7 @@ def _folder() -> Traversable:
 
 
 def _words(written: list[str] | str | None, imagenet: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The words of a YAML list; the single word "imagenet" stands for open_clip's."""
+    """The words of a YAML list; the word "imagenet" in place of a list means open_clip's."""
     if written == "imagenet":
         return imagenet
     return None if written is None else tuple(written)

@@ -1,6 +1,6 @@
-"""Is a recipe's data all there? ``python -m common.data.check FILE.yaml`` (``make data-check CONFIG=FILE.yaml``).
+"""Check that a recipe's data is complete: ``python -m common.data.check FILE.yaml`` (``make data-check CONFIG=...``).
 
-Prints, for every split, the shards, the samples and how both agree with the manifest, and draws a sheet of
+The command prints the shards and samples of every split, compares both with the manifest, and draws a sheet of
 samples as the model sees them. The exit code is 1 when something is wrong.
 """
 
@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -24,9 +25,11 @@ from lightning import LightningDataModule
 from PIL import Image, ImageDraw
 from rich.progress import track
 
+from common.data.account import Account
 from common.data.packing import MANIFEST, digest
-from common.data.reader import Damage, Shard, manifests, read_shard
+from common.data.reader import entry_of, manifests
 from common.data.shards import ShardDataModule
+from common.data.tar import Shard, is_remote, read_shard
 from common.paths import runs_directory
 from common.recipes import own_error, resolve_configs
 
@@ -37,7 +40,7 @@ COLUMNS, ROWS, TILE, TEXT = 6, 4, 160, 44  # a sheet: tiles across and down, pix
 def load_data(configs: Sequence[str], overrides: Sequence[str] = ()) -> ShardDataModule:
     """The data module that recipes describe, later ones over earlier ones; ``overrides``: ``--data.KEY VALUE``.
 
-    ValueError: no recipe, no shards in it, or what the module's constructor says is missing.
+    ValueError: no recipe, a recipe without shards, or an error of the data module's constructor.
     """
     sections = []
     for config in configs:
@@ -55,58 +58,96 @@ def load_data(configs: Sequence[str], overrides: Sequence[str] = ()) -> ShardDat
     return data
 
 
-def compare(urls: Sequence[str], verify: bool | None = None) -> tuple[int, list[str], list[str]]:
-    """(samples, remarks, problems) of shards against the manifests beside them.
+def compare(urls: Sequence[str], verify: bool | None = None) -> tuple[Account, list[str], list[str]]:
+    """(account, remarks, problems) of shards, against the manifests beside the local ones.
 
-    verify: whether every byte is read (sha256, or the tar itself where no manifest names it); None: where it
-        is 2 GB or less.
+    verify: read every byte, and compare sha256 (where no manifest lists a shard, read the tar). None: verify splits
+        of at most 2 GB; of remote shards, so many as come to 2 GB, and the first sample of the others.
     """
-    local = [Path(url) for url in urls if ":" not in url]
-    remarks = [f"{len(urls) - len(local)} remote shards are not looked at"] if len(local) < len(urls) else []
+    local = [Path(url) for url in urls if not is_remote(url)]
     problems = [f"{path} is missing" for path in local if not path.is_file()]
     local = [path for path in local if path.is_file()]
+    remote = _Remote(verify)
     if verify is None:
         verify = sum(path.stat().st_size for path in local) <= SMALL
-    found = manifests([str(path) for path in local])
-    for folder, about in found.items():
+    known = manifests([str(path) for path in local])
+    how = "every byte read" if verify else "sizes compared, contents not read (--verify does)"
+    remarks = [f"{folder}: no {MANIFEST}" for folder in sorted({path.parent for path in local} - set(known))]
+    for folder, about in known.items():
         variant = f" ({about['variant']})" if "variant" in about else ""
         remarks.append(f"{folder}: {about.get('source')}{variant}, {about.get('date')}")
-    remarks += [f"{folder}: no {MANIFEST}" for folder in sorted({path.parent for path in local} - set(found))]
-    for folder, about in found.items():
         unused = sorted(set(about["shards"]) - {path.name for path in local if path.parent == folder})
         remarks += [f"{folder}: {len(unused)} more shards in the manifest, first {unused[0]}"] if unused else []
         problems += [f"{folder / name} is missing" for name in unused if not (folder / name).is_file()]
-    remarks.append("every byte read" if verify else "sizes compared, contents not read (--verify does)")
 
-    def one(path: Path) -> tuple[int, str]:
-        entry = found.get(path.parent, {"shards": {}})["shards"].get(path.name)
-        return _against_entry(path, entry, verify) if entry else _without_entry(path, path.parent in found, verify)
+    remarks += [how] if local else []
 
+    def check_one(url: str) -> tuple[Account, str]:
+        if is_remote(url):
+            return remote.check(url)
+        path = Path(url)
+        entry = entry_of(url, known)
+        return _against_entry(path, entry, verify) if entry else _without_entry(path, path.parent in known, verify)
+
+    there = [*map(str, local), *(url for url in urls if is_remote(url))]
     with ThreadPoolExecutor() as pool:
-        results = list(track(pool.map(one, local), "comparing", len(local)))
-    problems += [problem for _, problem in results if problem]
-    return sum(samples for samples, _ in results), remarks, problems
+        results = list(track(pool.map(check_one, there), "comparing", len(there)))
+    account = Account()
+    for part, problem in results:
+        account.add(part)
+        problems += [problem] if problem else []
+    remarks += remote.remarks()
+    return account, remarks, problems
 
 
-def _against_entry(path: Path, entry: dict[str, Any], verify: bool) -> tuple[int, str]:
-    size = path.stat().st_size
+def _against_entry(path: Path, entry: dict[str, Any], verify: bool) -> tuple[Account, str]:
+    size, account = path.stat().st_size, Account(delivered=entry["samples"])
     if size != entry.get("bytes", size):
-        return entry["samples"], f"{path} has {size} bytes, the manifest says {entry['bytes']}"
+        return account, f"{path} has {size} bytes, the manifest says {entry['bytes']}"
     if verify and digest(path)["sha256"] != entry["sha256"]:
-        return entry["samples"], f"{path}: its sha256 is not the manifest's, so its contents have changed"
-    return entry["samples"], ""
+        return account, f"{path}: its sha256 is not the manifest's, so its contents have changed"
+    return account, ""
 
 
-def _without_entry(path: Path, listed: bool, verify: bool) -> tuple[int, str]:
-    damage = Damage(limit=1.0)
-    samples = sum(1 for _ in read_shard(Shard(str(path), None), damage)) if verify else 0
-    if damage.bad:
-        return samples, f"damaged: {damage.last}"
-    return samples, f"{path} is not in the manifest beside it" if listed else ""
+def _without_entry(path: Path, listed: bool, verify: bool) -> tuple[Account, str]:
+    account = Account()
+    account.delivered = sum(1 for _ in read_shard(Shard(str(path), None), account)) if verify else 0
+    if account.bad:
+        return account, f"damaged: {account.last}"
+    return account, f"{path} is not in the manifest beside it" if listed else ""
+
+
+class _Remote:
+    """Checks remote shards one after another: in full up to SMALL bytes, then by their first sample alone."""
+
+    def __init__(self, verify: bool | None) -> None:
+        self.left = {None: SMALL, False: 0, True: sys.maxsize}[verify]
+        self.opened = self.read = 0
+
+    def check(self, url: str) -> tuple[Account, str]:
+        account, whole = Account(), self.left > 0
+        self.opened += 1
+        try:
+            for sample in islice(read_shard(Shard(url, None), account), None if whole else 1):
+                account.delivered += 1
+                self.left -= sum(len(value) for value in sample.values())
+        except ValueError as error:
+            return account, str(error)
+        self.read += whole
+        if not account.read:
+            return account, f"{url} holds no sample"
+        return account, f"damaged: {account.last}" if account.bad else ""
+
+    def remarks(self) -> list[str]:
+        """What was read of the remote shards."""
+        if not self.opened:
+            return []
+        rest = self.opened - self.read
+        return [f"{self.read} remote shards read to their end" + (f", {rest} not (--verify does)" if rest else "")]
 
 
 def draw_sheet(data: ShardDataModule, split: str, urls: Sequence[str], file: Path) -> list[str]:
-    """Write a PNG of samples from all over a split, as the model sees them; gives what could not be decoded."""
+    """Write a PNG of samples from all over a split, as the model sees them; returns the decoding errors."""
     decoder = data.decoder(split)
     sheet = Image.new("RGB", (COLUMNS * TILE, ROWS * (TILE + TEXT)), "white")
     draw, problems = ImageDraw.Draw(sheet), []
@@ -114,7 +155,7 @@ def draw_sheet(data: ShardDataModule, split: str, urls: Sequence[str], file: Pat
         x, y = place % COLUMNS * TILE, place // COLUMNS * (TILE + TEXT)
         try:
             sample = decoder(raw, Random(0))
-        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except ValueError as error:
             problems.append(f"sample {raw['__key__']}: {error}")
             continue
         sheet.paste(Image.fromarray(np.asarray(sample["image"])).resize((TILE - 4, TILE - 4)), (x + 2, y + 2))
@@ -127,23 +168,24 @@ def draw_sheet(data: ShardDataModule, split: str, urls: Sequence[str], file: Pat
 
 
 def _spread(urls: Sequence[str], number: int) -> Iterator[dict[str, Any]]:
-    """At least ``number`` samples, where there are as many, a few from each of shards spread over the list."""
+    """At least ``number`` samples where the split has as many: a few from each of some shards spread over the list."""
     chosen = list(urls)[:: max(1, len(urls) // number)]
-    each = -(-number // max(1, len(chosen)))
+    per_shard = -(-number // max(1, len(chosen)))
     for url in chosen:
-        yield from islice(read_shard(Shard(url, None), Damage(limit=1.0)), each)
+        with suppress(ValueError):  # a remote shard that cannot be read, which the comparison reports
+            yield from islice(read_shard(Shard(url, None), Account()), per_shard)
 
 
 def check(data: ShardDataModule, folder: Path, verify: bool | None = None) -> bool:
-    """Print what there is of every split and draw its sheet into ``folder``; whether nothing is wrong."""
+    """Print a report of every split and draw its sheet into ``folder``; True where nothing is wrong."""
     sound = bool(data.splits)
     for split in data.splits:
         urls = data.shard_urls(split)
-        samples, remarks, problems = compare(urls, verify)
+        account, remarks, problems = compare(urls, verify)
         sheet = folder / f"{split}.png"
-        problems += draw_sheet(data, split, [url for url in urls if ":" in url or Path(url).is_file()], sheet)
-        print(f"{split}: {len(urls)} shards, {samples or 'an unknown number of'} samples")
-        print(*(f"  {remark}" for remark in [*remarks, f"samples to look at: {sheet}"]), sep="\n")
+        problems += draw_sheet(data, split, [url for url in urls if is_remote(url) or Path(url).is_file()], sheet)
+        print(f"{split}: {len(urls)} shards, {account.read or 'an unknown number of'} samples")
+        print(*(f"  {remark}" for remark in [*remarks, str(account), f"samples to look at: {sheet}"]), sep="\n")
         print(*(f"  WRONG: {problem}\n" for problem in problems), sep="", end="")
         sound = sound and not problems
     print("all there" if sound else "something is wrong: see above" if data.splits else "the recipe names no shards")
@@ -151,7 +193,7 @@ def check(data: ShardDataModule, folder: Path, verify: bool | None = None) -> bo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 all there, 1 something is missing or wrong, 2 wrong usage (SystemExit)."""
+    """Run the command line; 0: complete, 1: something is missing or wrong, 2: wrong usage (SystemExit)."""
     parser = argparse.ArgumentParser(
         prog="python -m common.data.check",
         description="Compare a recipe's shards with their manifests and draw a sheet of samples.",

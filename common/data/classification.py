@@ -5,6 +5,8 @@ Shapes: B pictures of a batch, M pictures in all, C classes.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -15,12 +17,15 @@ from scipy.io.matlab import MatReadError
 
 from common.data import catalogue
 from common.data.catalogue import METRICS, Entry
-from common.data.files import files_below
+from common.data.files import is_system_file
 from common.data.pictures import PictureSet, loader
-from common.data.sources import DOWNLOADS, READERS, Samples, few_shot, read_csv, read_folder
-from common.zeroshot import PHOTO
+from common.data.sources import DOWNLOADS, READERS, Samples, few_shot, natural, read_csv, read_folder
+from common.data.tables import SEPARATORS, read_text
+from common.zeroshot import IMAGENET_NAMES, PHOTO
 
 __all__ = ["ClassificationSet", "classification_set", "few_shot", "loader", "own_set"]
+
+_log = logging.getLogger(__name__)
 
 
 class ClassificationSet(PictureSet):
@@ -42,7 +47,7 @@ class ClassificationSet(PictureSet):
         metric: str = "accuracy",
         prefix: str = "",
     ) -> None:
-        super().__init__(samples.pictures, root, samples.labels, prefix)
+        super().__init__(samples.pictures, root, samples.labels, prefix, samples.border)
         if metric not in METRICS:
             raise ValueError(f"the metrics are {METRICS}, not {metric!r}")
         if len(class_names) != len(samples.names) or not 0 <= min(self.labels) <= max(self.labels) < len(class_names):
@@ -51,12 +56,13 @@ class ClassificationSet(PictureSet):
                 f"(labels {min(self.labels)} to {max(self.labels)}); give one name a class, in their order"
             )
         self.class_names, self.templates, self.metric = list(class_names), tuple(templates), metric
+        self.account = samples.account
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.picture(index), self.labels[index]
 
     def subset(self, indices: Sequence[int]) -> ClassificationSet:
-        """The same classes with these pictures alone, such as those of ``few_shot(dataset.labels, 16)``."""
+        """The same classes with only these pictures, such as those of ``few_shot(dataset.labels, 16)``."""
         part = copy(self)
         for name in ("pictures", "labels", "keys"):
             setattr(part, name, [getattr(self, name)[index] for index in indices])
@@ -70,10 +76,10 @@ def classification_set(
     protocol: str = "mlip",
     download: bool = False,
 ) -> ClassificationSet:
-    """A set of the catalogue, complete or not at all.
+    """A set of the catalogue; incomplete data is refused.
 
-    entry: its name, or an Entry, for which ``protocol`` is not asked.
-    root: the folder that holds the data sets, each in its own folder as ``Entry.get`` says.
+    entry: its name, or an Entry (``protocol`` then has no effect).
+    root: the folder of the data sets, laid out as ``Entry.get`` describes.
     split: "train", "val" (where there is one), "test", or several, as in "train+val".
     download: fetch the data with torchvision first, where its class can.
     ValueError: an unknown set or split; data missing, incomplete or not of this set, and what to download.
@@ -97,9 +103,11 @@ def classification_set(
             raise ValueError(f"{len(samples[0].names)} classes instead of {entry.num_classes}")
         pictures = [picture for part in samples for picture in part.pictures] if len(parts) > 1 else samples[0].pictures
         labels = [label for part in samples for label in part.labels]
-        whole = Samples(pictures, labels, samples[0].names)
+        whole = Samples(pictures, labels, samples[0].names, samples[0].account, samples[0].border)
+        for part in samples[1:]:
+            whole.account.add(part.account)
         return ClassificationSet(whole, root, names, entry.templates, entry.metric, f"{split}/")
-    # What torchvision and scipy raise over missing and damaged files.
+    # torchvision and scipy raise these for missing and damaged files.
     except (ValueError, RuntimeError, OSError, KeyError, MatReadError) as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{entry.title} ({split}) in {root}: {reason}. It needs {entry.get}") from error
@@ -135,24 +143,56 @@ def own_set(
     ValueError: nothing there, a folder that cannot be read, or names, labels and pictures that do not belong together.
     """
     path = Path(path).expanduser().absolute()
-    names = None
-    if class_names is not None:
-        file = Path(class_names).expanduser()
-        if not file.is_file():
-            raise ValueError(f"there is no class-name file {file.absolute()}")
-        names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    if path.is_dir():
-        for _ in files_below(path, links=True):
-            pass  # only to refuse what cannot be read: torchvision passes over it
-        try:
-            samples = read_folder(path, pictures=["."])
-        except OSError as error:
-            raise ValueError(f"{path} should hold one folder a class, with pictures in each: {error}") from error
-        return ClassificationSet(samples, path, names or list(map(readable, samples.names)), templates, metric)
-    if not path.is_file() or path.suffix not in (".csv", ".tsv"):
+    names = None if class_names is None else _names_of(Path(class_names).expanduser().absolute())
+    if not path.is_dir() and (not path.is_file() or path.suffix.lower() not in SEPARATORS):
         raise ValueError(f"{path} is neither a folder of class folders nor a .csv or .tsv file")
-    samples = read_csv(path, names)
-    return ClassificationSet(samples, path.parent, names or list(map(readable, samples.names)), templates, metric)
+    if path.is_dir():
+        samples = _read_folders(path)
+        if names is not None:
+            _check_order(path, samples.names, names)
+    else:
+        samples = read_csv(path, names)
+    names = names or [readable(name) for name in samples.names]
+    check_different(names, str(class_names or path))
+    return ClassificationSet(samples, path if path.is_dir() else path.parent, names, templates, metric)
+
+
+def _read_folders(path: Path) -> Samples:
+    samples = read_folder(path, pictures=["."])
+    if not samples.names:
+        raise ValueError(f"{path} should hold one folder a class, with pictures in each; it holds no folder")
+    loose = [file.name for file in path.iterdir() if file.is_file() and not is_system_file(file.name)]
+    for name in sorted(loose):
+        samples.account.ignore("kind that is not read", name)
+    return samples
+
+
+def _names_of(file: Path) -> list[str]:
+    if not file.is_file():
+        raise ValueError(f"there is no class-name file {file}")
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def _check_order(path: Path, folders: Sequence[str], names: Sequence[str]) -> None:
+    """Say how folders of numbers are ordered. ValueError: the order that the names are written in is not sure."""
+    prose = [readable(name) for name in folders]
+    if sorted(prose) == sorted(names) and prose != list(names):
+        raise ValueError(f"the class-name file lists the folders of {path} in another order; leave it out, or sort it")
+    if all(name.isdigit() for name in folders):
+        _log.warning("%s: folders %s to %s are in the order of their numbers", path, folders[0], folders[-1])
+    elif list(folders) != sorted(folders, key=natural):
+        first = next(name for name, other in zip(folders, sorted(folders, key=natural), strict=True) if name != other)
+        raise ValueError(
+            f"whether the names are in the order of text or of numbers is not sure for the folders of {path} "
+            f"({first} is out of order); pad the numbers with zeros, or give a table with path and class"
+        )
+
+
+def check_different(names: Sequence[str], where: str) -> None:
+    """ValueError: a name stands there twice. ImageNet's 1,000 names may: two of its classes are called missile."""
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice and len(names) != len(IMAGENET_NAMES):
+        raise ValueError(f"{where} names two classes {twice[0]!r}; merge them or give them different names")
 
 
 def readable(name: str) -> str:

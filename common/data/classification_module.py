@@ -1,4 +1,4 @@
-"""Labelled pictures as Lightning trains on them: all, or a few of each class, with prompts of their class or alone.
+"""A LightningDataModule over labelled pictures: all or a few per class, with prompts of their class or without texts.
 
 Shapes: B pictures of a batch, T text tokens, S picture size, C classes.
 """
@@ -30,10 +30,10 @@ from common.zeroshot import Template, fill
 
 
 class TrainingView(Dataset):
-    """Pictures by a transform, each with its label and, given a tokenizer, a caption drawn from its class's prompts.
+    """Transformed pictures with labels and, given a tokenizer, a caption drawn from the prompts of the class.
 
-    Item (epoch, index) is a sample as ``common.data.reader.collate`` takes it. What is drawn for it follows from
-    (seed, epoch, key). ``caption_id`` is one for all prompts of a class, since each of them fits all of its pictures.
+    Item (epoch, index) is a sample as ``common.data.reader.collate`` takes it. (seed, epoch, key)
+    determines its crop and caption. All prompts of a class share one ``caption_id``: each fits all its pictures.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class TrainingView(Dataset):
         self._ids = None
         if tokenizer is not None:
             prompts = [[fill(template, name) for template in pictures.templates] for name in pictures.class_names]
-            self._ids = [[tokenizer.ids(prompt) for prompt in of_class] for of_class in prompts]
-            self._caption_ids = [caption_id(of_class[0]) for of_class in prompts]
+            self._ids = [[tokenizer.ids(prompt) for prompt in texts] for texts in prompts]
+            self._caption_ids = [caption_id(texts[0]) for texts in prompts]
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -60,9 +60,9 @@ class TrainingView(Dataset):
 
 
 class EpochLoader:
-    """Full batches of one process's share of a view, permuted by (seed, epoch); goes on where a trainer stopped.
+    """Full batches of one process's share of a view, permuted by (seed, epoch); it continues where a trainer stopped.
 
-    progress: gives (epoch, batches of it that are done) when an iteration begins.
+    progress: returns (epoch, finished batches of it) when an iteration begins.
 
     It wraps a DataLoader instead of being one, because Lightning may take a DataLoader apart and rebuild it.
     """
@@ -91,9 +91,9 @@ class EpochLoader:
         """The places, (epoch, index), of every batch of an epoch."""
         order = list(range(len(self._view)))
         Random(f"{self._view.seed}/{epoch}").shuffle(order)
-        own = order[self.rank :: self.world]
+        share = order[self.rank :: self.world]
         starts = range(0, len(self) * self.batch_size, self.batch_size)
-        return [[(epoch, index) for index in own[start : start + self.batch_size]] for start in starts]
+        return [[(epoch, index) for index in share[start : start + self.batch_size]] for start in starts]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         # A generator, so that this runs at the first batch, when a resumed trainer's counters stand right.
@@ -108,7 +108,7 @@ class EpochLoader:
 
 
 class ClassificationDataModule(LightningDataModule):
-    """Labelled pictures of one data set to train on, all or some shots of each class; its val and test splits whole.
+    """The training pictures of one data set, all or some shots per class, and its whole val and test splits.
 
     Args:
         name: A set of the catalogue that has training pictures, perhaps with its protocol (fashion_mnist, dtd@coop),
@@ -162,8 +162,8 @@ class ClassificationDataModule(LightningDataModule):
         self.architecture = load_architecture(architecture)
         self.image_size, text = self.architecture["vision_cfg"]["image_size"], self.architecture["text_cfg"]
         self.name, self._place = name, Place(root or os.environ.get("EFFCLIP_DATA"))
-        own = splits_of(name, "training")
-        self.splits = ("train", *(("val",) if held_out is not None or "val" in own else ()), "test")
+        splits = splits_of(name, "training")
+        self.splits = ("train", *(("val",) if held_out is not None or "val" in splits else ()), "test")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.augment = augment
         self.training, self._held = labelled_set(name, "train", self._place), None
@@ -253,7 +253,7 @@ class ClassificationDataModule(LightningDataModule):
 
 
 def _split(pictures: ClassificationSet, held_out: int, seed: str) -> tuple[ClassificationSet, ClassificationSet]:
-    """All but ``held_out`` random pictures, and those. ValueError: one of the two parts would be empty."""
+    """(the other pictures, ``held_out`` random ones). ValueError: one of the two parts would be empty."""
     if not 0 < held_out < len(pictures):
         raise ValueError(f"held_out {held_out} of {len(pictures)} training pictures leaves none on one side")
     order = list(range(len(pictures)))

@@ -1,4 +1,4 @@
-"""A user's picture files of any number: found, decoded ahead by threads, damaged ones told apart.
+"""A user's picture files: search of folders, and decoding ahead by threads, which reports damaged files.
 
 Shapes: H height, W width.
 """
@@ -6,6 +6,7 @@ Shapes: H height, W width.
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,45 +15,89 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from common.data.account import Account, Unusable
+from common.data.images import open_picture
 from common.data.transforms import Transform
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What may be decoded, whatever a file is called: PIL would start other programs for some formats."""
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_SYSTEM = re.compile(
+    r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:__macosx|@eadir|\$recycle\.bin|system volume information|lost\+found|thumbs\.db"
+    r"|desktop\.ini)(?:/|$))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """name: path or number.  pixels: uint8 [H,W,3], or None and then ``error`` says why."""
+    """name: path or number.  pixels: uint8 [H,W,3], or None with the reason in ``error``."""
 
     name: str
     pixels: np.ndarray | None
     error: str | None = None
 
 
-def files_below(folder: Path, links: bool = False) -> Iterator[Path]:
-    """Every file of a folder and of those below it, a folder's own files first, each in the order of their names.
+def is_system_file(name: str) -> bool:
+    """Whether a relative path is a file manager's or a tool's own: hidden (``._x.jpg``), or a folder such as @eaDir."""
+    return _SYSTEM.search(name) is not None
 
-    links: whether links to folders are followed.
-    ValueError: a folder that cannot be read, which ``os.walk`` and ``Path.rglob`` would pass over in silence.
+
+def files_below(folder: Path, account: Account | None = None) -> Iterator[Path]:
+    """Every file in a folder, at any depth: the files directly in a folder first, in the order of their names.
+
+    Links to folders are followed. System files are left out, and a folder that was reached before (by a link).
+    account: counts what is left out.
+    ValueError: an unreadable folder, which ``os.walk`` and ``Path.rglob`` would silently skip, or a link to a folder
+        above it.
     """
+    account = Account() if account is None else account
+    yield from _walk(folder, folder, [], set(), account)
 
-    def refuse(error: OSError) -> None:
+
+def _walk(root: Path, folder: Path, above: list[tuple], seen: set[tuple], account: Account) -> Iterator[Path]:
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
         raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}); make it readable") from error
+    place = (status.st_dev, status.st_ino)
+    if place in above:
+        raise ValueError(f"{folder} is a link to a folder above it, so its pictures have no end; remove the link")
+    if place in seen:
+        account.ignore("folder seen before", folder)
+        return
+    seen.add(place)
+    folders = []
+    for entry in entries:
+        path = Path(folder, entry.name)
+        if is_system_file(entry.name):
+            account.ignore("system file", path.relative_to(root))
+        elif entry.is_dir():
+            folders.append(path)
+        else:
+            yield path
+    for inner in folders:
+        yield from _walk(root, inner, [*above, place], seen, account)
 
-    for inner, folders, names in os.walk(folder, onerror=refuse, followlinks=links):
-        folders.sort()
-        yield from (Path(inner, name) for name in sorted(names))
+
+def pictures_below(folder: Path, account: Account, suffixes: Sequence[str] = SUFFIXES) -> Iterator[Path]:
+    """The picture files of ``files_below``, by their suffix; the account counts the other files."""
+    for file in files_below(folder, account):
+        if file.name.lower().endswith(tuple(suffixes)):
+            yield file
+        else:
+            account.ignore("kind that is not read", file.relative_to(folder))
 
 
-def find_pictures(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """Every picture file among ``paths`` and, by its suffix, in the folders among them, at any depth, sorted.
+def find_pictures(paths: Sequence[str | Path], account: Account | None = None) -> Iterator[Path]:
+    """The picture files among ``paths`` and, by suffix, in the folders among them, at any depth, sorted.
 
-    A file that is named itself is given whatever its suffix. Links to folders are not followed.
-    ValueError: a path that is not there, a folder without a picture, or one at any depth that cannot be read.
+    A file in ``paths`` is taken whatever its suffix. Folders are searched as by ``files_below``.
+    account: counts the files that are left out.
+    ValueError: a missing path, a folder without a picture, or an unreadable folder at any depth.
     """
+    account = Account() if account is None else account
     for path in map(Path, paths):
         if path.is_file():
             yield path
@@ -60,29 +105,25 @@ def find_pictures(paths: Sequence[str | Path]) -> Iterator[Path]:
         if not path.is_dir():
             raise ValueError(f"no picture and no folder at {path.absolute()}")
         empty = True
-        for file in files_below(path):
-            if file.name.lower().endswith(SUFFIXES):
-                empty = False
-                yield file
+        for file in pictures_below(path, account):
+            empty = False
+            yield file
         if empty:
-            raise ValueError(f"{path.absolute()} holds no picture ({', '.join(SUFFIXES)})")
+            raise ValueError(f"{path.absolute()} holds no picture ({', '.join(SUFFIXES)}){account.ignored_files()}")
 
 
 def decode(source: Path | Image.Image, name: str, transform: Transform) -> Picture:
-    """One picture, turned as its EXIF orientation says, through ``transform``."""
+    """One picture, opened by ``open_picture`` and transformed."""
     try:
-        if isinstance(source, Image.Image):
-            return Picture(name, transform(ImageOps.exif_transpose(source), Random(0)))
-        with Image.open(source, formats=_FORMATS) as image:
-            return Picture(name, transform(ImageOps.exif_transpose(image), Random(0)))
-    except Exception as error:  # whatever a decoder makes of damaged bytes
-        return Picture(name, None, f"{type(error).__name__}: {error}")
+        return Picture(name, transform(open_picture(source), Random(0)))
+    except Exception as error:  # of the picture, or of a caller's transform
+        return Picture(name, None, str(error) if isinstance(error, Unusable) else f"{type(error).__name__}: {error}")
 
 
 def read_ahead(
     sources: Iterable[Path | Image.Image], transform: Transform, workers: int, ahead: int
 ) -> Iterator[Picture]:
-    """The pictures in order, decoded by ``workers`` threads, at most ``ahead`` of them waiting to be taken."""
+    """The pictures in order, decoded by ``workers`` threads; at most ``ahead`` of them wait in memory."""
     pool = ThreadPoolExecutor(workers)
     waiting: deque[Future[Picture]] = deque()
     try:

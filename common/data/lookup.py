@@ -1,4 +1,4 @@
-"""What can be evaluated on, by name, task and split: labelled pictures, and pictures with captions.
+"""Find evaluation data by name, task and split: labelled pictures, and pictures with captions.
 
 Shapes: B images, S image size, M images in all.
 """
@@ -6,19 +6,20 @@ Shapes: B images, S image size, M images in all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from common.data import catalogue
+from common.data.account import Account
 from common.data.catalogue import Entry
 from common.data.classification import ClassificationSet, classification_set, own_set
 from common.data.embedded.module import TEMPLATES, VIEWS, EmbeddedDataModule, class_names, indices, recipe_hash, scene
 from common.data.embedded.tasks import PER_NAME, TASKS, embedded_task
 from common.data.embedded.tasks import version as tasks_version
-from common.data.pictures import PictureSet
+from common.data.exported import PREFIX, ExportedSet, exported_splits
 from common.data.pictures import loader as picture_loader
 from common.data.retrieval import retrieval_set
 from common.zeroshot import Template
@@ -26,7 +27,7 @@ from common.zeroshot import Template
 Loader = Callable[[int, int, int], Iterable[Mapping[str, Any]]]
 """(S, batch size, worker processes) -> batches {"image": float [B,3,S,S], "key": list[str]}, perhaps with labels.
 
-Every picture comes once, normalised by CLIP's mean and deviation.
+A loader reads every picture once, normalised by CLIP's mean and deviation.
 """
 
 EMBEDDED: dict[str, tuple[str, ...]] = {
@@ -35,16 +36,16 @@ EMBEDDED: dict[str, tuple[str, ...]] = {
     "linear-probe": ("test",),
     "training": ("train", "val"),
 }
-"""The embedded benchmark's splits by task, the default one first; "training" is what a linear probe learns from."""
+"""The embedded benchmark's splits by task, the default first; "training" holds what a linear probe learns from."""
 EMBEDDED_TASKS = {f"embedded-{task}": task for task in TASKS}
-"""The few-shot tasks of ``common.data.embedded.tasks`` by the names under which they are found here."""
+"""The few-shot tasks of ``common.data.embedded.tasks`` by their names in this file."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where data lies that the suite does not draw itself.
+    """The paths of data that the suite does not generate itself.
 
-    root: the folder that holds the catalogue's sets.  captions: Karpathy's file, for retrieval.
+    root: the folder of the catalogue's sets.  captions: Karpathy's file, for retrieval.
     class_names: one name a line, for a user's own pictures (default: their folders' or the table's).
     """
 
@@ -58,8 +59,9 @@ class Labelled:
     """Pictures of classes; the batches carry "label": long [B], places in ``class_names``.
 
     templates: prompts for the names, see ``common.zeroshot.Template``.
-    metric: "accuracy" or "mean_per_class", the one that papers print.
-    scale: "paper" or "embedded".  version: what changes when the pictures do.
+    metric: "accuracy" or "mean_per_class", the one that papers report.
+    scale: "paper" or "embedded".  version: a hash that changes with the pictures.
+    account: of the samples; its ``delivered`` stays 0 where the loader does not count them.
     """
 
     split: str
@@ -69,6 +71,7 @@ class Labelled:
     loader: Loader
     scale: str = "paper"
     version: str = ""
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,16 @@ class Captioned:
     loader: Loader
     scale: str = "paper"
     version: str = ""
+    account: Account = field(default_factory=Account)
+    account: Account = field(default_factory=Account)
 
 
 def splits_of(name: str, task: str) -> tuple[str, ...]:
     """The splits of a data set for a task, the default one first.
 
     name: "embedded", a few-shot task ("embedded-sketch"), one of the catalogue, perhaps with its protocol
-    ("dtd@coop"), or the path of a folder with one folder a class, or of a .csv or .tsv table (one that is called
-    like a set is ``./food101``).
+    ("dtd@coop"), "webdataset:FOLDER" of a set that CLIP_benchmark exported, or the path of a folder with one folder a
+    class, or of a .csv or .tsv table (one that is called like a set is ``./food101``).
     ValueError: no such data, or not for this task.
     """
     tasks = EMBEDDED if name == "embedded" else _tasks(name)
@@ -97,19 +102,26 @@ def splits_of(name: str, task: str) -> tuple[str, ...]:
 
 
 def _tasks(name: str) -> dict[str, tuple[str, ...]]:
+    if name.startswith(PREFIX):
+        splits = exported_splits(name)
+        training = tuple(split for split in ("train", "val") if split in splits)
+        return {"zeroshot": splits} | ({"linear-probe": splits[:1], "training": training} if "train" in splits else {})
     if _own(name):
         return {"zeroshot": ("all",)}
-    of = PER_NAME if name in EMBEDDED_TASKS else _entry(name).splits
-    splits = sorted(of, key=("test", "val", "train").index)
+    splits = PER_NAME if name in EMBEDDED_TASKS else _entry(name).splits
+    splits = sorted(splits, key=("test", "val", "train").index)
     if name not in EMBEDDED_TASKS and _entry(name).task == "retrieval":
         return {"retrieval": tuple(splits)}
-    tasks = {"zeroshot": tuple(splits), "linear-probe": ("test",)}
-    return tasks | {"training": tuple(split for split in ("train", "val") if split in splits)}
+    tasks = {"zeroshot": tuple(splits)}
+    if "train" not in splits:
+        return tasks
+    training = tuple(split for split in ("train", "val") if split in splits)
+    return tasks | {"linear-probe": ("test",), "training": training}
 
 
 def _own(name: str) -> bool:
     """Whether a user's own data is meant: a path, but not a folder that only has a known set's name."""
-    return name.partition("@")[0] not in (*catalogue.names(), *EMBEDDED_TASKS) and Path(name).exists()
+    return name.partition("@")[0] not in (*catalogue.names(), *EMBEDDED_TASKS) and Path(name).expanduser().exists()
 
 
 def _entry(name: str) -> Entry:
@@ -134,26 +146,34 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
         raise ValueError(f"{name} has no split {split!r} for {task}; it has {list(splits)}")
     if name == "embedded":
         return _embedded_captions(split) if task == "retrieval" else _embedded_classes(split)
+    if name.startswith(PREFIX):
+        exported = ExportedSet(name, split)
+        names, templates = exported.class_names, exported.templates
+        return Labelled(
+            split, names, templates, "accuracy", exported.loader, version=exported.version, account=exported.account
+        )
     if task != "retrieval":
-        found = labelled_set(name, split, place)
+        pictures = labelled_set(name, split, place)
         if name in EMBEDDED_TASKS:
-            return replace(_labelled(split, found), scale="embedded", version=tasks_version())
-        return _labelled(split, found)
+            return replace(_labelled(split, pictures), scale="embedded", version=tasks_version())
+        return _labelled(split, pictures)
     entry, root = _entry(name), _root(name, place)
     if place.captions is None:
         raise ValueError(f"{entry.title}: give --captions, the path of Karpathy's json file. It needs {entry.get}")
-    found = retrieval_set(entry, root, place.captions, split)
-    return Captioned(split, found.captions, partial(picture_loader, found), version=_version(found))
+    pictures = retrieval_set(entry, root, place.captions, split)
+    return Captioned(split, pictures.captions, partial(picture_loader, pictures), version=pictures.version)
 
 
 def labelled_set(name: str, split: str, place: Place | None = None) -> ClassificationSet:
-    """The pictures themselves of a split, for whoever trains on them.
+    """The pictures of a split as a data set, for training.
 
     name: see ``splits_of``. ValueError: no such data or split, or data that is missing, and what to download.
     """
     place = place or Place()
     if name == "embedded":
         raise ValueError("embedded lies in shards, which EmbeddedDataModule reads; embedded-plain has its like")
+    if name.startswith(PREFIX):
+        raise ValueError(f"{name} lies in shards; ShardDataModule with captions: false trains on shards")
     if name in EMBEDDED_TASKS:
         return embedded_task(EMBEDDED_TASKS[name], split)
     if _own(name):
@@ -163,25 +183,21 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
 
 def _root(name: str, place: Place) -> str:
     if place.root is None:
-        of = _entry(name)
+        entry = _entry(name)
         raise ValueError(
-            f"{of.title}: give --root or set EFFCLIP_DATA to the folder with the data sets. It needs {of.get}"
+            f"{entry.title}: give --root or set EFFCLIP_DATA to the folder with the data sets. It needs {entry.get}"
         )
     return place.root
 
 
-def _labelled(split: str, found: PictureSet) -> Labelled:
-    loader = partial(picture_loader, found)
-    return Labelled(split, found.class_names, found.templates, found.metric, loader, version=_version(found))
-
-
-def _version(found: PictureSet) -> str:
-    """A hash of which pictures these are and of their labels."""
-    return sha256(repr((found.keys, found.labels)).encode()).hexdigest()[:16]
+def _labelled(split: str, pictures: ClassificationSet) -> Labelled:
+    loader = partial(picture_loader, pictures)
+    names, templates, version = pictures.class_names, pictures.templates, pictures.version
+    return Labelled(split, names, templates, pictures.metric, loader, version=version, account=copy(pictures.account))
 
 
 class _Pictures(EmbeddedDataModule):
-    """The embedded benchmark without texts, at any picture size: drawn at it where it is one of VIEWS."""
+    """The embedded benchmark without texts, at any picture size; sizes in VIEWS are drawn, others resized."""
 
     def __init__(self, image_size: int, batch_size: int, workers: int) -> None:
         drawn = image_size if image_size in VIEWS else None
@@ -206,7 +222,7 @@ def _embedded_classes(split: str) -> Labelled:
 
 
 def _embedded_captions(split: str) -> Captioned:
-    """Pictures of the embedded benchmark with their one caption each, which no other picture has."""
+    """Pictures of the embedded benchmark, each with one caption that no other picture has."""
 
     def loader(image_size: int, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
         # Several readers would interleave their shards; one keeps the order.

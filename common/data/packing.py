@@ -1,7 +1,7 @@
-"""Shards and their manifest on disk: each written by one process, complete or not at all.
+"""Write shards and their manifest. One process writes each file, which gets its name only once it is complete.
 
 A manifest is {"source", "date", ..., "samples", "shards": {name: {"samples", "bytes", "sha256"}}}, in
-``manifest.json`` beside the shards. It is written last, so where it stands the set is complete.
+``manifest.json`` beside the shards. It is written last: a folder with a manifest is complete.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from datetime import date
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -24,11 +24,11 @@ from webdataset import TarWriter
 from common.paths import written_whole
 
 MANIFEST = "manifest.json"
-RECORDS = ".finished"  # one record per finished shard, until the manifest takes their place
+RECORDS = ".finished"  # folder of one record per finished shard, until the manifest replaces them
 
 Entry = dict[str, Any]
-Reject = tuple[str, str]
-"""What was left out, and why."""
+Reject = tuple[str, str, str]
+"""(what was left out, why, the reason by which it is counted)."""
 
 
 def digest(path: Path) -> Entry:
@@ -38,7 +38,7 @@ def digest(path: Path) -> Entry:
 
 
 def write_tar(path: Path, samples: Iterable[dict[str, Any]]) -> Entry:
-    """Write a shard, which has its name only once it is whole; gives its entry in the manifest.
+    """Write a shard, which gets its name only once it is complete; returns its entry for the manifest.
 
     samples: ``__key__`` and the bytes of each member. Equal samples give equal files.
     """
@@ -58,14 +58,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_manifest(folder: Path, shards: Mapping[str, Entry], source: str, **facts: Any) -> None:
-    """Write ``manifest.json``; ``source`` and ``facts`` say what the samples are."""
+    """Write ``manifest.json``; ``source`` and ``facts`` describe the samples."""
     samples = sum(entry["samples"] for entry in shards.values())
     about = {"source": source, "date": date.today().isoformat(), **facts}
     write_json(folder / MANIFEST, {**about, "samples": samples, "shards": dict(shards)})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder, None where there is none. ValueError: it cannot be read."""
+    """The manifest of a folder, or None. ValueError: it cannot be read."""
     file = folder / MANIFEST
     if not file.is_file():
         return None
@@ -74,6 +74,22 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return {**manifest, "shards": dict(manifest["shards"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a manifest ({error!r}); remove it and write it again") from error
+
+
+def compare_digests(folder: Path, shards: Mapping[str, Entry]) -> None:
+    """Read shards again. ValueError: one is missing, or not the one that the manifest lists."""
+
+    def is_wrong(name: str) -> bool:
+        path = folder / name
+        return not path.is_file() or digest(path) != {key: shards[name][key] for key in ("bytes", "sha256")}
+
+    with ThreadPoolExecutor() as pool:
+        wrong = [name for name, bad in zip(shards, pool.map(is_wrong, shards), strict=True) if bad]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(shards)} shards in {folder} are missing or changed since {MANIFEST} was written, "
+            f"first {wrong[0]}; copy them again, or remove {MANIFEST} and run this command again"
+        )
 
 
 def pack(
@@ -85,13 +101,13 @@ def pack(
     most_rejected: int,
     workers: int | None = None,
 ) -> tuple[dict[str, Entry], list[Reject]]:
-    """Run ``write(folder / name, job)`` for every job in worker processes; gives all entries and rejects.
+    """Run ``write(folder / name, job)`` for every job in worker processes; returns all entries and rejects.
 
-    A finished shard leaves a record, and is passed over when a killed run is started again. The records go
-    when the caller has written the manifest (``forget_records``).
+    Every finished shard leaves a record, so that a restarted run skips it. The caller removes the records after it
+    has written the manifest (``forget_records``).
 
     plan: a hash of all jobs; records of another plan are refused.
-    ValueError: those, or more than ``most_rejected`` rejects (the run stops there).
+    ValueError: records of another plan, or more than ``most_rejected`` rejects (the run stops there).
     """
     (folder / RECORDS).mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tar.*"):
@@ -112,9 +128,9 @@ def pack(
                 break
     finally:
         pool.shutdown(cancel_futures=True)
-    rejects = [(what, why) for name in jobs if name in records for what, why in records[name]["rejected"]]
+    rejects = [tuple(reject) for name in jobs if name in records for reject in records[name]["rejected"]]
     if rejected > most_rejected:
-        what, why = rejects[-1]
+        what, why, _ = rejects[-1]
         raise ValueError(
             f"{rejected} samples cannot be used, above the {most_rejected} that --max-rejected allows; "
             f"last {what}: {why}; mend the source, or raise --max-rejected"
@@ -123,7 +139,7 @@ def pack(
 
 
 def forget_records(folder: Path) -> None:
-    """Remove the records of finished shards, which the manifest has replaced."""
+    """Remove the records of finished shards; the manifest has replaced them."""
     shutil.rmtree(folder / RECORDS, ignore_errors=True)
 
 
@@ -149,7 +165,7 @@ def _finish(write: Callable, folder: Path, name: str, job: Any, plan: str) -> di
 
 
 def _end_with_parent() -> None:
-    # A pool's workers outlive a parent that was killed, waiting for work for ever.
+    # The workers of a pool would outlive a killed parent and wait for work for ever.
     def wait() -> None:
         connection.wait([parent_process().sentinel])
         os._exit(1)

@@ -1,11 +1,13 @@
-"""Pictures with names, and the loader that gives each of them exactly once.
+"""Sets of pictures, and the loader that reads every picture exactly once.
 
 Shapes: B pictures of a batch, S picture size, H height, W width.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,16 +17,19 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.data.account import Unusable
+from common.data.images import open_picture
 from common.data.sources import missing_files
 from common.data.transforms import Transform, eval_transform, to_batch
 
 
 class PictureSet(Dataset):
-    """Pictures that lie in files or in one array.
+    """Pictures in files or in one array.
 
-    pictures: paths, or uint8 [H,W] or [H,W,3].  root: where the paths begin.
-    labels: one a picture, or None.  keys: each picture's path below the root, or ``prefix`` and its number.
-    ValueError: no pictures, files that are not there, or a file that is listed twice.
+    pictures: paths, or uint8 [H,W] or [H,W,3].  root: the folder of the keys.
+    labels: one a picture, or None.  keys: a picture's path below the root, or ``prefix`` and its number.
+    border: pixels at each edge of a file's picture that are cut off.
+    ValueError: no pictures, missing files, or a file that is listed twice.
     """
 
     def __init__(
@@ -33,10 +38,13 @@ class PictureSet(Dataset):
         root: str | Path,
         labels: list[int] | None = None,
         prefix: str = "",
+        border: int = 0,
     ) -> None:
         if not len(pictures):
             raise ValueError(f"no pictures in {root}")
-        self.pictures, self.labels = pictures, labels
+        self.pictures, self.labels, self.border = pictures, labels, border
+        # Pictures of an array are known by their content, wherever it lies.
+        self.root = str(root) if isinstance(pictures[0], str) else prefix
         if isinstance(pictures[0], str):
             missing = missing_files(pictures)
             if missing:
@@ -52,15 +60,28 @@ class PictureSet(Dataset):
         return len(self.pictures)
 
     def picture(self, index: int) -> Image.Image:
-        """A picture in RGB. ValueError: its file cannot be decoded."""
+        """A picture, upright and in RGB. ValueError: its file cannot be decoded."""
         stored = self.pictures[index]
         if not isinstance(stored, str):
             return Image.fromarray(np.asarray(stored)).convert("RGB")
         try:
-            with Image.open(stored) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            raise ValueError(f"{stored} is no picture that can be read ({error}); unpack it again") from error
+            image = open_picture(Path(stored))
+        except Unusable as error:
+            raise ValueError(f"{stored} is no picture that can be read ({error}); replace or remove it") from error
+        edge = self.border
+        return image.crop((edge, edge, image.width - edge, image.height - edge)) if edge else image
+
+    @property
+    def version(self) -> str:
+        """A hash that changes with the pictures: of the pixels, or root, size and time of every file, and labels."""
+        result = sha256(repr((self.root, self.keys, self.labels)).encode())
+        for picture in self.pictures:
+            if isinstance(picture, str):
+                status = os.stat(picture)
+                result.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+            else:
+                result.update(np.ascontiguousarray(picture).tobytes())
+        return result.hexdigest()[:16]
 
 
 class _Prepared(Dataset):
@@ -72,7 +93,7 @@ class _Prepared(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = {
-            "image": self.transform(self.pictures.picture(index), Random(0)),  # evaluation draws nothing
+            "image": self.transform(self.pictures.picture(index), Random(0)),  # deterministic in evaluation
             "key": self.pictures.keys[index],
         }
         return item if self.pictures.labels is None else item | {"label": self.pictures.labels[index]}
@@ -90,9 +111,9 @@ def loader(
 ) -> DataLoader:
     """Batches {"image": normalised float [B,3,S,S], "key": list[str]} and "label": long [B] where there are labels.
 
-    Every picture comes exactly once, in the order of the data set, by open_clip's evaluation transform.
+    The loader reads every picture exactly once, in the order of the data set, by open_clip's evaluation transform.
     image_size: S.  num_workers: processes; 0 reads in the calling one.
-    sampler: which pictures instead, as places in the data set.
+    sampler: indices of the pictures to read instead.
     """
     return DataLoader(
         _Prepared(dataset, eval_transform(image_size)),

@@ -1,52 +1,40 @@
-"""WebDataset shards -> batches, for one of several readers (a reader is one worker of one rank).
+"""WebDataset shards -> batches, for one of several readers. A reader is one worker of one rank.
 
-webdataset takes the tar files apart; which shards a reader gets, their order, the decoding and the
-accounting of damage are ours, because its own stages repeat one order every epoch, look for the rank inside
-the worker, and decode pickles.
+webdataset parses the tar files. This file assigns shards to readers, orders and decodes samples, and counts damage:
+webdataset's own stages repeat one order every epoch, look for the rank inside the worker, and decode pickles.
 
 Shapes: B samples, T tokens, H height, W width.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import os
 import re
-import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from hashlib import blake2b
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from braceexpand import braceexpand
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.tariterators import base_plus_ext, tarfile_samples
 
+from common.data.account import Account, Unusable
+from common.data.images import SHARD_FORMATS, open_picture
 from common.data.packing import read_manifest
+from common.data.tar import PICTURES, Shard, count_headers, is_remote, read_shard
 from common.data.transforms import Transform, to_batch
 from common.tokenizer import Tokenizer
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-WANTED = (*PICTURES, "txt", "json", "cls")
-
-_log = logging.getLogger(__name__)
-_GRACE = 1000  # a fraction of damage is judged over at least this many samples, or at the end of a pass
-
-
-class Shard(NamedTuple):
-    """A shard's path or URL and how many samples it holds (None: unknown)."""
-
-    url: str
-    samples: int | None
+_ROWS = 256  # one row of counts for each worker of a loader
 
 
 def expand(pattern: str, allow_pipe: bool = False) -> list[str]:
@@ -54,105 +42,58 @@ def expand(pattern: str, allow_pipe: bool = False) -> list[str]:
 
     ValueError: a variable is not set, a ``pipe:`` command was not allowed, or local files do not exist.
     """
-    unset = [name for name in re.findall(r"\$\{(\w+)\}", pattern) if name not in os.environ]
-    if unset:
+    unset = [name for name in re.findall(r"\$\{?(\w+)\}?", pattern) if name not in os.environ]
+    if unset and not pattern.startswith("pipe:"):
         raise ValueError(f"{pattern!r}: set the environment variable {unset[0]} to the folder of the shards")
     urls = list(braceexpand(os.path.expanduser(os.path.expandvars(pattern))))
     if not allow_pipe and any(url.startswith("pipe:") for url in urls):
         raise ValueError(f"{pattern!r} runs a shell command; set allow_pipe: true if you trust this configuration")
-    missing = [url for url in urls if ":" not in url and not Path(url).is_file()]
+    missing = [url for url in urls if not is_remote(url) and not Path(url).is_file()]
     if missing:
-        where = Path(missing[0]).absolute()
-        raise ValueError(f"{len(missing)} of {len(urls)} shards of {pattern!r} are missing, first {where}")
+        raise ValueError(f"{_missing(missing, urls, pattern)}")
     return urls
 
 
-def count_samples(urls: Sequence[str]) -> list[Shard]:
-    """Each shard with its number of samples: from ``manifest.json`` beside it, else from the tar headers.
+def _missing(missing: Sequence[str], urls: Sequence[str], pattern: str) -> str:
+    first = Path(missing[0]).absolute()
+    if first.is_dir():
+        return f"{pattern!r} is a folder; name its shards, as in {first}/{{00000..00099}}.tar"
+    if any(sign in missing[0] for sign in "*?"):
+        return (
+            f"{pattern!r} is a glob (of {len(glob(missing[0]))} files); name the shards by their numbers, as in "
+            "{00000..00099}.tar, so that a lost one is missed"
+        )
+    if "::" in missing[0]:
+        return f"{pattern!r} joins shards by '::'; name them by braces, as in {{a,b}}.tar"
+    return f"{len(missing)} of {len(urls)} shards of {pattern!r} are missing, first {first}"
 
-    A remote shard has no manifest beside it; its number stays None.
+
+def count_samples(urls: Sequence[str]) -> list[Shard]:
+    """Each shard with its number of samples, from ``manifest.json`` beside it, or else from the tar headers.
+
+    The number of a remote shard stays None.
     """
     shards = []
-    found = manifests(urls)
+    known = manifests(urls)
     for url in urls:
-        entry = found.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name)
-        shards.append(Shard(url, entry["samples"] if entry else None if ":" in url else _count_headers(url)))
+        entry = entry_of(url, known)
+        shards.append(Shard(url, entry["samples"] if entry else None if is_remote(url) else count_headers(url)))
     return shards
+
+
+def entry_of(url: str, known: dict[Path, dict[str, Any]]) -> dict[str, Any] | None:
+    """A shard's entry in the manifest beside it, None where there is none."""
+    return known.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name)
 
 
 def manifests(urls: Sequence[str]) -> dict[Path, dict[str, Any]]:
     """The manifest of every folder of local shards that has one."""
-    folders = {Path(url).parent for url in urls if ":" not in url}
+    folders = {Path(url).parent for url in urls if not is_remote(url)}
     return {folder: manifest for folder in sorted(folders) if (manifest := read_manifest(folder)) is not None}
 
 
-def _count_headers(path: str) -> int:
-    keys = set()
-    try:
-        with tarfile.open(path) as tar:
-            keys.update(base_plus_ext(member.name)[0] for member in tar if _wanted(member.name))
-    except tarfile.ReadError as error:  # a truncated shard: the reader will report what it misses
-        _log.warning("%s: %s", path, error)
-    return len(keys)
-
-
-def _wanted(name: str) -> bool:
-    return name.rsplit(".", 1)[-1].lower() in WANTED
-
-
-class Damage:
-    """Counts samples that could not be used and fails once they are more than a fraction of those seen."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit, self.seen, self.bad, self.last = limit, 0, 0, ""
-
-    def add(self, where: str, error: object, samples: int = 1) -> None:
-        """Count and log damage at ``where`` (a key or a shard). ValueError: more than the limit."""
-        self.bad += samples
-        self.last = f"{where}: {error}"
-        if self.bad <= 10 or self.bad % 1000 == 0:
-            _log.warning("skipped %s (%d so far)", self.last, self.bad)
-        self.check(_GRACE)
-
-    def check(self, at_least: int = 1) -> None:
-        """ValueError: more damaged samples than the limit allows among those seen (at least so many)."""
-        if self.bad > self.limit * max(self.seen, at_least):
-            raise ValueError(
-                f"{self.bad} of {self.seen} samples are damaged, above max_damaged={self.limit}; "
-                f"last {self.last}; write the shards again, or raise max_damaged"
-            )
-
-
-def read_shard(shard: Shard, damage: Damage) -> Iterator[dict[str, Any]]:
-    """Undecoded samples of one shard: ``__key__`` and the bytes of the wanted members, nothing else.
-
-    What is wrong with the tar file, and samples that the shard should hold and does not, count as damage.
-    """
-    found = 0
-    try:
-        for sample in tarfile_samples(iter([{"url": shard.url}]), select_files=_wanted):
-            found += 1
-            damage.seen += 1
-            yield sample
-        if not _ends_properly(shard.url):
-            raise tarfile.ReadError("truncated between two members")
-    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
-        damage.add(shard.url, error)
-    if shard.samples is not None and found < shard.samples:
-        damage.add(shard.url, f"holds {found} samples instead of {shard.samples}", shard.samples - found)
-
-
-def _ends_properly(url: str) -> bool:
-    # tarfile takes the file's end for the archive's, but a complete archive closes with 1024 zero bytes.
-    if ":" in url or not url.endswith(".tar"):
-        return True
-    with open(url, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))
-        return file.read() == bytes(1024)
-
-
 def shuffled(samples: Iterator[Any], size: int, rng: Random) -> Iterator[Any]:
-    """The same samples in an order that is random within a buffer of ``size``."""
+    """The samples in random order within a buffer of ``size``."""
     buffer: list[Any] = []
     for sample in samples:
         if len(buffer) < size:
@@ -166,7 +107,7 @@ def shuffled(samples: Iterator[Any], size: int, rng: Random) -> Iterator[Any]:
 
 
 def caption_id(caption: str) -> int:
-    """A signed 64-bit hash: equal captions have equal ids, also across ranks."""
+    """A signed 64-bit hash: equal captions have equal ids on all ranks."""
     return int.from_bytes(blake2b(caption.encode(), digest_size=8).digest(), "little", signed=True)
 
 
@@ -174,8 +115,8 @@ def caption_id(caption: str) -> int:
 class Decoder:
     """Bytes of one sample -> picture, token ids and label; formats: pictures, UTF-8 text, JSON.
 
-    captions: False leaves texts unread, so that pictures without one (labelled sets) are complete samples.
-    classes: how many there are, where every sample must have the label of one.
+    captions: False ignores texts, so that labelled pictures without a text are complete samples.
+    classes: the number of classes, where every sample must have a label.
     """
 
     transform: Transform
@@ -186,28 +127,55 @@ class Decoder:
     def __call__(self, sample: dict[str, Any], rng: Random) -> dict[str, Any]:
         """{"image": uint8 [H,W,3], "key", "ids" and "caption_id" with captions, "label" where there is one}.
 
-        ValueError, OSError: a member is missing, damaged or empty.
+        Unusable: a member is missing, damaged or empty.
         """
         picture = next((sample[extension] for extension in PICTURES if extension in sample), None)
         if picture is None or (self.captions and "txt" not in sample):
             members = sorted(name for name in sample if not name.startswith("__"))
-            raise ValueError(f"needs a picture{' and a txt' if self.captions else ''}, has {members}")
+            mend = ""
+            if any("." in name for name in members):
+                mend = "; a member's name may have one dot, before its kind"
+            elif "__link__" in sample:
+                mend = f"; {sample['__link__']} is a link, pack with tar --hard-dereference"
+            elif picture is not None and "cls" in sample:
+                mend = "; captions: false reads pictures with labels alone"
+            raise Unusable(
+                "no picture" if picture is None else "no caption",
+                f"needs a picture{' and a txt' if self.captions else ''}, has {members}{mend}",
+            )
         out: dict[str, Any] = {"key": sample["__key__"]}
         if self.captions:
-            caption = sample["txt"].decode("utf-8").strip()
-            out["ids"] = self.tokenizer.ids(caption, truncate=True)  # refuses an empty caption
+            try:
+                caption = sample["txt"].decode("utf-8-sig").strip()
+                out["ids"] = self.tokenizer.ids(caption, truncate=True)  # refuses an empty caption
+            except ValueError as error:
+                raise Unusable("unusable caption", error) from error
             out["caption_id"] = caption_id(caption)
-        with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "WEBP")) as image:
-            out["image"] = self.transform(image, rng)
-        facts = json.loads(sample["json"]) if "json" in sample else {}
-        label = sample["cls"] if "cls" in sample else facts.get("label") if isinstance(facts, dict) else None
-        if self.classes is not None and not (label is not None and 0 <= int(label) < self.classes):
-            raise ValueError(f"needs a label (cls, or json's label) below {self.classes}, has {label}")
-        return out if label is None else {**out, "label": int(label)}
+        out["image"] = self.transform(open_picture(BytesIO(picture), SHARD_FORMATS), rng)
+        label = self._label(sample)
+        return out if label is None else {**out, "label": label}
+
+    def _label(self, sample: dict[str, Any]) -> int | None:
+        """The label in cls or json; None where there is none, or with captions where it is no whole number."""
+        if "cls" in sample:
+            value: Any = sample["cls"].decode("utf-8", "replace").strip()
+        else:
+            try:
+                facts = json.loads(sample.get("json", b"{}"))
+            except ValueError as error:
+                raise Unusable("unusable label", f"its json cannot be read: {error}") from error
+            value = facts.get("label") if isinstance(facts, dict) else None
+        whole = type(value) is int or (isinstance(value, str) and re.fullmatch(r"-?\d+", value.strip()) is not None)
+        label = int(value) if whole else None
+        if self.classes is not None and (label is None or not 0 <= label < self.classes):
+            raise Unusable("unusable label", f"needs a label (cls, or json's label) below {self.classes}, has {value}")
+        if label is None and value is not None and not self.captions:
+            raise Unusable("unusable label", f"needs a whole number as label (cls, or json's label), has {value!r}")
+        return label
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
-    """Decoded samples -> a batch; ``text`` is as wide as its longest caption: a causal tower ignores padding.
+    """Decoded samples -> a batch; ``text`` is as wide as the longest caption, because a causal tower ignores padding.
 
     "image": normalised float [B,3,H,W], "key": list of B strings; "text": long [B,T] and "caption_id": long [B]
     where captions are read; "label": long [B] where every sample has one.
@@ -226,14 +194,17 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
 
 
 class ShardDataset(IterableDataset):
-    """Batches of the shards that fall to this worker of this rank.
+    """Batches of the shards that belong to this worker of this rank.
 
-    Training (``batches`` given): each epoch permutes all shards by (seed, epoch), pads them by wrap-around
-    to a multiple of the readers, and every reader delivers exactly ``batches`` full batches, starting over
-    in its shards where they hold too few. A batch is the next ``batch_size`` samples of the undecoded stream;
-    a damaged one gives its place to a sound one of the same batch. So what a batch holds follows from its
-    number alone, and an epoch is continued after any batch without decoding what came before.
-    Evaluation (``batches`` None): every sample once, in order, the last batch as it comes.
+    Training (``batches`` given): each epoch permutes all shards by (seed, epoch) and pads them by wrap-around to a
+    multiple of the readers. Every reader delivers exactly ``batches`` full batches, and starts its shards over where
+    they hold too few samples. A batch is the next ``batch_size`` samples of the undecoded stream; a damaged sample is
+    replaced by an intact one of the same batch. The number of a batch thus determines its contents, and a resumed
+    epoch skips finished batches without decoding them.
+    Evaluation (``batches`` None): every sample once, in order; the last batch may be smaller. Where there are fewer
+    shards than readers, each reader takes every n-th sample of all of them.
+
+    account(): what became of the samples so far, over all workers of this rank.
     """
 
     def __init__(
@@ -254,11 +225,16 @@ class ShardDataset(IterableDataset):
         self.shuffle_buffer, self.max_damaged = shuffle_buffer, max_damaged
         # Shared memory: workers that outlive an epoch see the next one's number, under fork and spawn alike.
         self._position = torch.zeros(2, dtype=torch.long).share_memory_()
+        self._counts = torch.zeros(_ROWS, len(Account().counts()), dtype=torch.long).share_memory_()
+
+    def account(self) -> Account:
+        """The account of all that the workers of this rank delivered and rejected so far."""
+        return Account.from_counts(self._counts.sum(0).tolist())
 
     def set_position(self, epoch: int, done: int = 0) -> None:
-        """The epoch that the next iteration delivers, in this process and in all its workers.
+        """Set the epoch of the next iteration, in this process and in all its workers.
 
-        done: batches of that epoch, over all workers of this rank, that are left out because they were delivered.
+        done: finished batches of that epoch, over all workers of this rank, which are skipped.
         """
         self._position.copy_(torch.tensor([epoch, done]))
 
@@ -268,46 +244,68 @@ class ShardDataset(IterableDataset):
         if self.batches is not None:
             Random(f"{self.seed}/{epoch}").shuffle(shards)
             shards += shards[: -len(shards) % (self.world * workers)]
+        elif self._strided(workers):
+            return shards
         return shards[self.rank :: self.world][worker::workers]
+
+    def _strided(self, workers: int) -> bool:
+        return self.batches is None and len(self.shards) < self.world * workers
+
+    def reader_samples(self, worker: int, workers: int) -> int:
+        """How many samples one worker of this rank evaluates, where the number in every shard is known."""
+        samples = sum(shard.samples for shard in self.reader_shards(0, worker, workers))
+        if not self._strided(workers):
+            return samples
+        return len(range(self.rank + self.world * worker, samples, self.world * workers))
 
     def __iter__(self) -> Iterator[dict[str, Tensor | list[str]]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         epoch, done = self._position.tolist()
-        # Workers deliver in turn, the first one first: it takes the part of the one whose turn it would be.
+        # 1. Resume: workers deliver in turn, the first one first, so it takes the share of the worker whose turn it is.
         worker = (worker + done) % workers
-        number = (done - worker + workers - 1) // workers  # batches that this part had delivered
-        damage = Damage(self.max_damaged)
-        raw = self._raw(epoch, worker, workers, damage)
+        number = (done - worker + workers - 1) // workers  # batches that this share had delivered
+        counts = self._counts[info.id % _ROWS if info else 0]
+        account, before = Account(self.max_damaged), counts.clone()
+        # 2. Read past the samples of the finished batches, undecoded.
+        raw = self._raw(epoch, worker, workers, account)
         deque(islice(raw, number * self.batch_size), maxlen=0)
+        # 3. Decode one window of the stream per batch; training replaces damaged samples, evaluation drops them.
         while number != self.batches and (window := list(islice(raw, self.batch_size))):
-            samples = [sample for entry in window if (sample := self._decode(entry, epoch, damage)) is not None]
+            samples = [sample for entry in window if (sample := self._decode(entry, epoch, account)) is not None]
+            counts.copy_(before + torch.tensor(account.counts()))
             if self.batches is not None and len(samples) < len(window):
                 if not samples:
-                    raise ValueError(f"all {len(window)} samples of a batch are damaged, last {damage.last}")
+                    raise ValueError(f"all {len(window)} samples of a batch are damaged, last {account.last}")
                 samples = [samples[place % len(samples)] for place in range(len(window))]
             if samples:
                 yield collate(samples)
             number += 1
-        damage.check()
+        # 4. Compare the damage of the whole pass with the limit.
+        counts.copy_(before + torch.tensor(account.counts()))
+        account.check()
 
-    def _decode(self, raw: dict[str, Any], epoch: int, damage: Damage) -> dict[str, Any] | None:
+    def _decode(self, raw: dict[str, Any], epoch: int, account: Account) -> dict[str, Any] | None:
         try:
-            return self.decoder(raw, Random(f"{self.seed}/{epoch}/{raw['__key__']}"))
-        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            damage.add(raw["__key__"], error)
+            sample = self.decoder(raw, Random(f"{self.seed}/{epoch}/{raw['__key__']}"))
+        except Unusable as error:
+            account.reject(raw["__key__"], error)
             return None
+        account.delivered += 1
+        return sample
 
-    def _raw(self, epoch: int, worker: int, workers: int, damage: Damage) -> Iterator[dict[str, Any]]:
+    def _raw(self, epoch: int, worker: int, workers: int, account: Account) -> Iterator[dict[str, Any]]:
         shards = self.reader_shards(epoch, worker, workers)
         rng = Random(f"{self.seed}/{epoch}/{self.rank}/{worker}")
         while True:
-            before = damage.seen
-            stream = (sample for shard in shards for sample in read_shard(shard, damage))
+            before = account.seen
+            stream = (sample for shard in shards for sample in read_shard(shard, account))
             if self.batches is None:
-                yield from stream
+                strided = self._strided(workers)
+                first, step = (self.rank + self.world * worker, self.world * workers) if strided else (0, 1)
+                yield from islice(stream, first, None, step)
                 return
             yield from shuffled(stream, self.shuffle_buffer, rng)
-            damage.check()
-            if damage.seen == before:
+            account.check()
+            if account.seen == before:
                 raise ValueError(f"no sample in {len(shards)} shards, first {shards[0].url}")

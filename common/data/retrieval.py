@@ -1,11 +1,10 @@
-"""Pictures with several captions each, for retrieval both ways.
+"""Pictures with several captions each, for retrieval in both directions.
 
 Shapes: M pictures.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from PIL import Image
@@ -13,10 +12,13 @@ from PIL import Image
 from common.data import catalogue
 from common.data.catalogue import Entry
 from common.data.pictures import PictureSet
+from common.data.tables import read_json
+
+_KEYS = {"filename", "split", "sentences"}
 
 
 class RetrievalSet(PictureSet):
-    """M pictures, each once: item i is (PIL image in RGB, its captions).
+    """M different pictures: item i is (PIL image in RGB, its captions).
 
     captions: M lists of one or more strings.  keys: M names, unique. For batches see ``pictures.loader``.
     """
@@ -30,9 +32,9 @@ class RetrievalSet(PictureSet):
 
 
 def retrieval_set(entry: Entry | str, root: str | Path, karpathy_json: str | Path, split: str = "test") -> RetrievalSet:
-    """A retrieval set of the catalogue in Karpathy's split, complete or not at all.
+    """A retrieval set of the catalogue in Karpathy's split; incomplete data is refused.
 
-    entry: its name or an Entry.  root: the folder with the pictures, as ``Entry.get`` says.
+    entry: its name or an Entry.  root: the folder with the pictures, laid out as ``Entry.get`` describes.
     karpathy_json: Karpathy's file of captions, such as ``dataset_coco.json``.
     ValueError: an unknown set or split; a file that is missing or of another set; missing pictures.
     """
@@ -51,15 +53,20 @@ def retrieval_set(entry: Entry | str, root: str | Path, karpathy_json: str | Pat
 
 
 def _read(entry: Entry, root: Path, file: Path, split: str) -> RetrievalSet:
-    data = json.loads(file.read_text())
+    wanted = 'Karpathy\'s {"images": [{"filename", "split", "sentences": [{"raw"}]}, ...]}'
+    data = read_json(file, dict, wanted)
+    items = data.get("images")
+    if not isinstance(items, list) or not all(isinstance(item, dict) and item.keys() >= _KEYS for item in items):
+        keys = sorted(items[0]) if isinstance(items, list) and items and isinstance(items[0], dict) else sorted(data)
+        raise ValueError(f"this file has {', '.join(map(str, keys[:6]))}; it should be {wanted}")
     if data.get("dataset", entry.name) != entry.name:
         raise ValueError(f"these are the captions of {data['dataset']!r}")
     parts, count = entry.splits[split].options["parts"], entry.splits[split].count
-    items = [item for item in data["images"] if item["split"] in parts]
+    items = [item for item in items if item["split"] in parts]
     if len(items) != count:
         raise ValueError(f"{len(items)} pictures of {split!r} are listed where {count} belong")
     names = [f"{item['filepath']}/{item['filename']}" if item.get("filepath") else item["filename"] for item in items]
-    captions = [[sentence["raw"].strip() for sentence in item["sentences"]] for item in items]
+    captions = [[sentence["raw"].strip() for sentence in item["sentences"] or ()] for item in items]
     bare = [name for name, texts in zip(names, captions, strict=True) if not texts or not all(texts)]
     if bare:
         raise ValueError(f"{bare[0]} has no caption or an empty one")

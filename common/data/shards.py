@@ -1,4 +1,4 @@
-"""The LightningDataModule over WebDataset shards that every pretraining of the suite uses.
+"""The LightningDataModule over WebDataset shards, which every pretraining of the suite uses.
 
 Shapes: B samples, T tokens, H height, W width.
 """
@@ -6,36 +6,37 @@ Shapes: B samples, T tokens, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from common.clip import load_architecture
+from common.data.account import Account
 from common.data.catalogue import Entry, entry
-from common.data.reader import Decoder, Shard, ShardDataset, count_samples, expand, manifests
+from common.data.complete import compare_sizes, compare_with_headers
+from common.data.reader import Decoder, ShardDataset, count_samples, entry_of, expand, manifests
+from common.data.tar import Shard
 from common.data.transforms import Transform, eval_transform, train_transform
 from common.tokenizer import Tokenizer
 from common.zeroshot import fill
 
 
 def position(trainer: Trainer) -> tuple[int, int]:
-    """Where a run stands: (epoch, batches of it that are done).
+    """The place of a run: (epoch, finished batches of it).
 
-    Those whose optimiser step is done, over the whole run: what workers prefetched, and a batch that an
-    exception interrupted, are not among them.
+    A batch is finished after its optimiser step. Prefetched batches and an interrupted one do not count.
     """
     done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
     return divmod(done, trainer.num_training_batches)
 
 
 class ShardLoader:
-    """Iterates over a ShardDataset in worker processes, knows its length, and goes on where a trainer stopped.
+    """Iterates over a ShardDataset in worker processes, has a length, and continues where a trainer stopped.
 
-    progress: gives (epoch, batches of it that are done) when an iteration begins; without it iterations count.
+    progress: returns (epoch, finished batches of it) when an iteration begins; by default each iteration is an epoch.
     length: batches of one iteration over all workers; None (remote shards of unknown size): ``len`` fails.
 
     It wraps a DataLoader instead of being one, because Lightning may take a DataLoader apart and rebuild it.
@@ -60,6 +61,11 @@ class ShardLoader:
             persistent_workers=num_workers > 0 and dataset.batches is not None,
         )
 
+    @property
+    def account(self) -> Account:
+        """What became of the samples read so far, on this process."""
+        return self.source.account()
+
     def __len__(self) -> int:
         if self.length is None:
             raise TypeError("the number of samples in these shards is unknown")
@@ -77,23 +83,23 @@ class ShardLoader:
         yield from batches
 
     def state_dict(self) -> dict[str, int]:
-        """What the order of the samples depends on; the place in it is the trainer's own count of batches.
+        """The settings that determine the order of the samples; the trainer itself counts the batches.
 
-        Lightning keeps it in the checkpoint and gives it back to ``load_state_dict``.
+        Lightning saves them in the checkpoint and passes them to ``load_state_dict``.
         """
         source = self.source
         state = {"shards": len(source.shards), "batch_size": source.batch_size, "seed": source.seed}
         return {**state, "processes": source.world, "workers": self._loader.num_workers}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Warn where a run goes on in another order than it began in."""
+        """Warn where a resumed run continues in another order."""
         now = self.state_dict()
         changed = [
             f"{name} was {state[name]}, is {now[name]}" for name in now if state.get(name, now[name]) != now[name]
         ]
         if changed:
             rank_zero_warn(
-                f"{'; '.join(changed)}: this epoch goes on in another order, so some of its samples come twice "
+                f"{'; '.join(changed)}: this epoch continues in another order, so some of its samples come twice "
                 "and others not at all; from the next epoch on every sample comes once"
             )
 
@@ -175,12 +181,13 @@ class ShardDataModule(LightningDataModule):
         patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
         self._urls = self._find({split: pattern for split, pattern in patterns.items() if pattern}, allow_pipe)
         self._compare_with_manifest(self._urls.get("train", []))
+        self._loaders: dict[str, ShardLoader] = {}
 
     def _find(self, patterns: dict[str, str], allow_pipe: bool) -> dict[str, list[str]]:
-        found, missing = {}, []
+        urls, missing = {}, []
         for split, pattern in patterns.items():
             try:
-                found[split] = expand(pattern, allow_pipe)
+                urls[split] = expand(pattern, allow_pipe)
             except ValueError as error:
                 missing.append(f"  {split}_shards: {error}")
         if missing:
@@ -191,19 +198,20 @@ class ShardDataModule(LightningDataModule):
                 + "\n".join(missing)
                 + "\ndocs/data.md says how to get the usual sets and how to pack your own"
             )
-        return found
+        return urls
 
     def _compare_with_manifest(self, urls: list[str]) -> None:
-        found = manifests(urls)
-        wrong = {str(folder): about.get("variant") for folder, about in found.items()}
+        known = manifests(urls)
+        wrong = {str(folder): about.get("variant") for folder, about in known.items()}
         wrong = {folder: variant for folder, variant in wrong.items() if self.variant not in (None, variant)}
         if wrong:
             raise ValueError(
                 f"the recipe is about variant {self.variant!r}, but the manifests say {wrong}; give the right shards, "
                 "or --data.variant if their results shall stand under that name"
             )
-        entries = [found.get(Path(url).parent, {"shards": {}})["shards"].get(Path(url).name) for url in urls]
+        entries = [entry_of(url, known) for url in urls]
         if not entries or None in entries:
+            compare_with_headers(urls, self.train_num_samples)
             if self.variant is not None and urls:
                 rank_zero_warn(
                     f"no manifest.json names all training shards, so that they are variant {self.variant!r} and hold "
@@ -257,14 +265,14 @@ class ShardDataModule(LightningDataModule):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         workers = max(1, self.num_workers)
         urls = self.shard_urls(split)
-        if len(urls) < world * workers:
+        compare_sizes(urls)
+        if train and len(urls) < world * workers:
             mend = f"use at most {len(urls) // world} workers" if len(urls) >= world else "write more, smaller shards"
             raise ValueError(
                 f"{len(urls)} shards of {split!r} cannot feed {world} processes x {workers} workers; {mend}"
             )
         batch_size = self.device_batch_size(world)
-        known = train and self.train_num_samples is not None
-        shards = [Shard(url, None) for url in urls] if known else count_samples(urls)
+        shards = self._shards(urls, train)
         dataset = ShardDataset(
             shards,
             self.decoder(split, train),
@@ -277,10 +285,29 @@ class ShardDataModule(LightningDataModule):
             max_damaged=self.max_damaged,
         )
         length = dataset.batches * workers if train else self._eval_batches(dataset, workers)
-        return ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
+        loader = ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
+        self._loaders[split] = loader
+        return loader
+
+    def _shards(self, urls: Sequence[str], train: bool) -> list[Shard]:
+        """The shards with their numbers of samples; a stated total stands in for headers where no manifest does."""
+        known = manifests(urls)
+        if not train or self.train_num_samples is None or None not in (entry_of(url, known) for url in urls):
+            return count_samples(urls)
+        return [Shard(url, None, round(self.train_num_samples / len(urls))) for url in urls]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The account of every split that was read, which Lightning saves in the checkpoint."""
+        return {"accounts": {split: loader.account.to_dict() for split, loader in self._loaders.items()}}
+
+    def teardown(self, stage: str) -> None:
+        """Print the account of every split that was read."""
+        for split, loader in self._loaders.items():
+            if loader.account.read:
+                rank_zero_info(f"{split} {loader.account}")
 
     def decoder(self, split: str, train: bool = False) -> Decoder:
-        """What makes a sample of a split's bytes; for training views or evaluation's."""
+        """The decoder of a split's samples, with training or evaluation transforms."""
         transform = self.picture_transform(train and self.augment)
         if self._set is None or split == "train":
             return Decoder(transform, self.tokenizer, self.captions)
@@ -320,8 +347,7 @@ class ShardDataModule(LightningDataModule):
     def _eval_batches(self, dataset: ShardDataset, workers: int) -> int | None:
         if any(shard.samples is None for shard in dataset.shards):
             return None
-        shares = (dataset.reader_shards(0, worker, workers) for worker in range(workers))
-        return sum(-(-sum(shard.samples for shard in share) // dataset.batch_size) for share in shares)
+        return sum(-(-dataset.reader_samples(worker, workers) // dataset.batch_size) for worker in range(workers))
 
     def train_dataloader(self) -> ShardLoader:
         """Shuffled, augmented batches; the same number on every rank."""
@@ -341,8 +367,8 @@ class ShardDataModule(LightningDataModule):
 
 
 def _named(name: str) -> Entry:
-    """A set of the catalogue that states its class names. ValueError: no such set, or one that reads them of files."""
-    found = entry(name)
-    if found.class_names is None:
+    """A set of the catalogue with known class names. ValueError: no such set, or its names are in its files."""
+    result = entry(name)
+    if result.class_names is None:
         raise ValueError(f"classes {name!r}: that set has its class names in its files; imagenet's are known without")
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""Noise pictures with numbered captions: data for runs that only show that a recipe runs."""
+"""Noise pictures with numbered captions, for runs that only test that a recipe runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARDS, SAMPLES, CLASSES = 2, 16, 4
 
 
 def jpeg(seed: int, size: int = 12) -> bytes:
-    """A square picture of seeded noise as a JPEG file's bytes."""
+    """The bytes of a JPEG: a square picture of seeded noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=95)
@@ -28,10 +28,10 @@ def jpeg(seed: int, size: int = 12) -> bytes:
 def write_shards(
     folder: Path, shards: int, samples: int, manifest: bool = False, **members: Callable[[int], bytes | None]
 ) -> str:
-    """Write ``shards`` tar files of ``samples`` noise pictures with captions; gives their brace pattern.
+    """Write ``shards`` tar files of ``samples`` noise pictures with captions; returns their brace pattern.
 
-    members: what another extension, or ``jpg`` and ``txt`` themselves, hold for the n-th sample (None:
-        it has no such member). Keys are ``s<shard>-<sample>``.
+    members: functions of n that give the n-th sample's bytes for an extension, also for ``jpg`` and ``txt`` (None:
+        no such member). Keys are ``s<shard>-<sample>``.
     manifest: write ``manifest.json`` beside them.
     """
 

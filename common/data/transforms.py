@@ -1,4 +1,4 @@
-"""Pictures -> uint8 arrays -> normalised tensors; all randomness comes from the generator that is handed in.
+"""Pictures -> uint8 arrays -> normalised tensors; all randomness comes from the generator argument.
 
 Shapes: B images, H height, W width.
 """
@@ -21,17 +21,17 @@ Transform = Callable[[Image.Image, Random], np.ndarray]
 
 
 def eval_transform(image_size: int) -> Transform:
-    """open_clip's evaluation picture: the shorter side to ``image_size`` (bicubic), then the central square.
+    """open_clip's evaluation transform: the shorter side to ``image_size`` (bicubic), then a central square crop.
 
-    The transform maps (image, rng) to uint8 [H,W,3] and leaves rng alone.
+    The transform maps (image, rng) to uint8 [H,W,3]; it does not use rng.
     """
     return partial(_resize_and_crop, image_size=image_size)
 
 
 def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), flip: bool = False) -> Transform:
-    """open_clip's training picture: a random box with ``scale`` of the area, resized bicubically to a square.
+    """open_clip's training transform: resize a random box with ``scale`` of the area to a square (bicubic).
 
-    flip: every second picture, by chance, is then mirrored.
+    flip: mirror with probability 1/2.
     The transform maps (image, rng) to uint8 [H,W,3].
     ValueError: ``scale`` is not an increasing pair within (0, 1].
     """
@@ -40,11 +40,22 @@ def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), fl
     return partial(_crop_and_resize, image_size=image_size, scale=scale, flip=flip)
 
 
-# Transforms are partial objects rather than closures: workers started by "spawn" receive them by pickling. They are
-# PIL's own operations, since torchvision, whose results they equal, takes such a worker as long to import as torch.
+_LONG = 20  # aspect ratio beyond which the evaluation crop is resized alone
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+# Transforms are partial objects rather than closures because "spawn" pickles them for workers. They use PIL alone and
+# equal torchvision's results: a worker would need as long to import torchvision as torch.
 def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.ndarray:
     width, height = (int(image_size * side / min(image.size)) for side in image.size)
-    image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    if max(width, height) > _LONG * image_size:  # the whole picture would need gigabytes: resize its centre alone
+        side, (x, y) = min(image.size), (length / 2 for length in image.size)
+        box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+        return np.asarray(_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+    image = _rgb(image).resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
 
@@ -52,7 +63,7 @@ def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.nda
 def _crop_and_resize(
     image: Image.Image, rng: Random, image_size: int, scale: tuple[float, float], flip: bool
 ) -> np.ndarray:
-    image = image.convert("RGB")
+    image = _rgb(image)
     box = random_box(*image.size, scale, rng)
     image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
     return np.asarray(ImageOps.mirror(image) if flip and rng.random() < 0.5 else image)
@@ -61,7 +72,7 @@ def _crop_and_resize(
 def random_box(width: int, height: int, scale: tuple[float, float], rng: Random) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a box: its area's share in ``scale``, width:height in [3/4, 4/3].
 
-    A picture too long for such a box (ten tries) gives its central part with the nearest aspect ratio.
+    After ten failed draws the box is the central part with the nearest aspect ratio.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -95,8 +106,8 @@ def random_view(
     """The central view turned by up to ``degrees``, enlarged by ``scale``, moved by up to ``shift`` pixels.
 
     Crop, rotation, scale and shift are one affine map, so that the picture is interpolated once; ``shift``
-    is in pixels of the given picture. What the view shows beyond the picture's border takes the colour of
-    its corner. Returns uint8 [H,W,3].
+    is in pixels of the given picture. Pixels beyond the border take the colour of the
+    corner. Returns uint8 [H,W,3].
     """
     image = image.convert("RGB")
     angle = math.radians(rng.uniform(-degrees, degrees))

@@ -1,8 +1,8 @@
 """Pictures with captions -> WebDataset shards: ``python -m common.data.write_shards --help``.
 
-Three sources: a folder of pictures, a table of paths and captions, and what img2dataset downloaded (already
-shards: they are verified where they stand and get their manifest). Which sample goes into which shard follows
-from the source alone, so a run that was killed is started again with the same command and goes on.
+There are three sources: a folder of pictures, a table of paths and captions, and a download of img2dataset (already
+shards: the command verifies them in place and writes their manifest). The source alone determines the shard of every
+sample, so the same command continues a killed run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import csv
 import hashlib
 import io
 import json
+import math
+import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,24 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from common.data.account import Account, Unusable
 from common.data.files import files_below
-from common.data.packing import Entry, Reject, digest, forget_records, pack, read_manifest, write_manifest, write_tar
-from common.data.reader import PICTURES, Damage, Shard, read_shard
+from common.data.images import SHARD_FORMATS, open_picture
+from common.data.packing import (
+    MANIFEST,
+    Entry,
+    Reject,
+    compare_digests,
+    digest,
+    forget_records,
+    pack,
+    read_manifest,
+    write_manifest,
+    write_tar,
+)
+from common.data.tables import read_json, read_table, text_cell
+from common.data.tar import PICTURES, Shard, read_shard
+from common.tokenizer import is_empty
 
 REJECTED = "rejected.tsv"
 
@@ -37,68 +53,49 @@ class Row(NamedTuple):
     label: Any = None
 
 
-def read_table(file: Path, path: str = "path", caption: str = "caption", label: str | None = None) -> list[Row]:
+def read_rows(file: Path, path: str = "path", caption: str = "caption", label: str | None = None) -> list[Row]:
     """The rows of a .csv, .tsv or .parquet file with these column names.
 
-    ValueError: the file is missing, unreadable or of another kind, or has no such column.
+    ValueError: the file is missing, unreadable or of another kind, has no such column, or a cell holds no text.
     """
-    wanted = [path, caption] + ([label] if label else [])
     if not file.is_file():
         raise ValueError(f"no table at {file.absolute()}")
-    try:
-        columns = (_read_parquet if file.suffix == ".parquet" else _read_text_table)(file, wanted)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    # A cell without a value is an empty text, so that it is refused as one and not taken for "no such column".
-    cells = ["" if value is None else value for column in columns for value in column]
-    return [Row(*cells[place :: len(columns[0])]) for place in range(len(columns[0]))]
+    return [
+        Row(text_cell(file, line, path), text_cell(file, line, caption), None if label is None else line.cells[label])
+        for line in read_table(file, [path, caption] + ([label] if label else []))
+    ]
 
 
-def _check_columns(file: Path, wanted: Sequence[str], there: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in there]
-    if missing:
-        raise ValueError(f"{file} has no column {missing[0]!r}; it has {list(there)}; name it with --*-column")
+def read_folder(folder: Path, captions: Path | None = None, account: Account | None = None) -> list[Row]:
+    """A row for every picture in a folder, at any depth, with paths relative to the folder.
 
-
-def _read_text_table(file: Path, wanted: Sequence[str]) -> list[list[str]]:
-    if file.suffix not in (".csv", ".tsv"):
-        raise ValueError(f"{file} is not a .csv, .tsv or .parquet file")
-    with open(file, newline="", encoding="utf-8") as lines:
-        rows = csv.DictReader(lines, delimiter="," if file.suffix == ".csv" else "\t")
-        _check_columns(file, wanted, rows.fieldnames or [])
-        found = [[row[name] for name in wanted] for row in rows]
-    return [list(column) for column in zip(*found, strict=True)] or [[] for _ in wanted]
-
-
-def _read_parquet(file: Path, wanted: Sequence[str]) -> list[list[Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(f"reading {file} needs pyarrow: pip install 'efficient-clip[data]'") from error
-    try:
-        _check_columns(file, wanted, parquet.read_schema(file).names)
-        table = parquet.read_table(file, columns=list(wanted))
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    return [table[name].to_pylist() for name in wanted]
-
-
-def read_folder(folder: Path, captions: Path | None = None) -> list[Row]:
-    """A row for every picture in a folder and below it, paths relative to the folder.
-
-    captions: a table with the columns path and caption; a picture that it does not name has no caption.
-    ValueError: no such folder, one below it that cannot be read, or a bad table.
+    captions: a table with the columns path and caption; a picture that it does not list has no caption.
+    account: counts the files that are left out.
+    ValueError: no such folder, an unreadable one below it, or a bad table.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder at {folder.absolute()}")
-    pictures = sorted(p for p in files_below(folder) if p.suffix[1:].lower() in PICTURES)
-    paths = [picture.relative_to(folder).as_posix() for picture in pictures]
+    account = Account() if account is None else account
+    paths, texts = [], []
+    for file in files_below(folder, account):
+        name = file.relative_to(folder).as_posix()
+        suffix = file.suffix[1:].lower()
+        if suffix in PICTURES:
+            paths.append(name)
+        elif suffix == "txt" and captions is None:
+            texts.append(name)
+        elif captions is None or file.resolve() != captions.resolve():
+            account.ignore("kind that is not read", name)
     if captions is None:
-        return [Row(path, None) for path in paths]
-    rows = read_table(captions)
-    named = {Path(row.path).as_posix() for row in rows}
-    return rows + [Row(path, "") for path in paths if path not in named]
+        named = {path.rpartition(".")[0] for path in paths}
+        for text in texts:
+            if text.rpartition(".")[0] not in named:
+                account.ignore("caption without a picture", text)
+        return [Row(path, None) for path in sorted(paths)]
+    rows = read_rows(captions)
+    # A table may name pictures by absolute paths, or as ./x.jpg.
+    named = {os.path.normpath(folder / row.path) for row in rows}
+    return rows + [Row(path, "") for path in sorted(paths) if os.path.normpath(folder / path) not in named]
 
 
 def sample_of(index: int, row: Row, root: Path) -> dict[str, Any]:
@@ -106,32 +103,50 @@ def sample_of(index: int, row: Row, root: Path) -> dict[str, Any]:
 
     ValueError, OSError: picture or caption are missing, damaged or empty, or the label is no whole number.
     """
+    if "://" in row.path:
+        raise Unusable("no picture", f"{row.path} is a URL; download the pictures first, for instance with img2dataset")
     picture = root / row.path
-    caption = (picture.with_suffix(".txt").read_text("utf-8") if row.caption is None else row.caption).strip()
-    if not caption:
-        raise ValueError("empty caption")
+    try:
+        caption = (picture.with_suffix(".txt").read_text("utf-8-sig") if row.caption is None else row.caption).strip()
+    except (OSError, ValueError) as error:
+        raise Unusable("no caption" if isinstance(error, OSError) else "unusable caption", error) from error
+    if is_empty(caption):
+        raise Unusable("no caption", "empty caption")
     facts: dict[str, Any] = {"path": row.path}
     if row.label is not None:
-        facts["label"] = int(str(row.label))
-    content = picture.read_bytes()
-    with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
+        facts["label"] = _label(row.label)
+    try:
+        content = picture.read_bytes()
+    except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
+        raise Unusable("no picture", error) from error
+    open_picture(io.BytesIO(content), SHARD_FORMATS)
+    with Image.open(io.BytesIO(content), formats=SHARD_FORMATS) as image:
         extension = {"PNG": "png", "WEBP": "webp"}.get(image.format, "jpg")
-        image.draft("RGB", (1, 1))  # a JPEG is read to its end, but at an eighth of its size
-        image.load()
     members = {extension: content, "txt": caption.encode(), "json": json.dumps(facts).encode()}
     return {"__key__": f"{index:09d}", **members}
 
 
+def _label(value: Any) -> int:
+    """A table's label; pandas writes whole numbers as 3.0 where some are missing."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number.is_integer():
+        raise Unusable("unusable label", f"the label {value!r} is no whole number")
+    return int(number)
+
+
 def write_rows(path: Path, rows: Sequence[tuple[int, Row]], root: Path) -> tuple[Entry, list[Reject]]:
-    """Write one shard of numbered rows; gives its entry and what was left out."""
+    """Write one shard of numbered rows; returns its entry and the rejects."""
     rejected: list[Reject] = []
 
     def samples() -> Iterator[dict[str, Any]]:
         for index, row in rows:
             try:
                 yield sample_of(index, row, root)
-            except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-                rejected.append((row.path, str(error)))
+            except Unusable as error:
+                rejected.append((row.path, str(error), error.reason))
 
     return write_tar(path, samples()), rejected
 
@@ -147,12 +162,12 @@ def pack_rows(
     workers: int | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Write rows, in one fixed random order, as shards with their manifest; gives the manifest.
+    """Write rows, in one fixed random order, as shards with their manifest; returns the manifest.
 
     root: the folder that the rows' paths are relative to.
-    max_rejected: the share of rows that may be left out; which and why stands in ``rejected.tsv``.
-    facts: what else the manifest shall say.
-    ValueError: no rows, too many rejects, or a folder that holds something else.
+    max_rejected: the share of rows that may be rejected; ``rejected.tsv`` lists them with reasons.
+    facts: more entries of the manifest.
+    ValueError: no rows, too many rejects, or a folder with other shards.
     """
     if not rows:
         raise ValueError(f"{source} has no samples")
@@ -169,7 +184,7 @@ def pack_rows(
     return _pack(out, jobs, write, plan.hexdigest(), len(rows), max_rejected, workers, source=source, **facts)
 
 
-def _pack(folder, jobs, write, plan, total, max_rejected, workers, *, source, **facts) -> dict[str, Any]:
+def _pack(folder, jobs, write, plan, total, max_rejected, workers, *, source, account=None, **facts) -> dict[str, Any]:
     if not 0 <= max_rejected < 1:
         raise ValueError(f"--max-rejected {max_rejected} must be a fraction in [0, 1)")
     manifest = read_manifest(folder)
@@ -177,62 +192,73 @@ def _pack(folder, jobs, write, plan, total, max_rejected, workers, *, source, **
         entries, rejected = pack(
             folder, jobs, write, plan=plan, most_rejected=int(max_rejected * total), workers=workers
         )
+        account = Account() if account is None else account
+        account.delivered = total - len(rejected)
+        for what, _, reason in rejected:
+            account.rejected[reason] += 1
+            account.examples.setdefault(reason, what)
         with open(folder / REJECTED, "w", encoding="utf-8") as file:
-            csv.writer(file, delimiter="\t").writerows([("what", "why"), *rejected])
-        write_manifest(folder, entries, source, **facts, rejected=len(rejected), plan=plan)
+            rows = [(what, why) for what, why, _ in rejected]
+            csv.writer(file, delimiter="\t").writerows([("what", "why"), *rows])
+        write_manifest(folder, entries, source, **facts, rejected=len(rejected), account=account.to_dict(), plan=plan)
         manifest = read_manifest(folder)
+        print(account)
     elif manifest.get("plan") != plan:
         raise ValueError(
             f"{folder} already holds shards of {manifest.get('source')!r}, of other samples; choose another folder, or "
             "remove its manifest.json where they have changed or are to be replaced"
         )
+    else:
+        compare_digests(folder, manifest["shards"])
+        print(f"packed before, on {manifest['date']}; every byte read again and equal to {MANIFEST}")
     forget_records(folder)
     return manifest
 
 
 def expected_samples(tar: Path) -> int:
-    """How many samples img2dataset says that it put into a shard.
+    """The number of samples in a shard by img2dataset's own record.
 
-    ValueError: it says nothing, because the shard is not finished.
+    ValueError: the record is missing, because the shard is not finished.
     """
     stats, table = tar.with_name(f"{tar.stem}_stats.json"), tar.with_suffix(".parquet")
     if stats.is_file():
-        return int(json.loads(stats.read_text())["successes"])
+        successes = read_json(stats, dict, "img2dataset's statistics").get("successes")
+        if not isinstance(successes, int):
+            raise ValueError(f"{stats} has no number of successes; remove {tar.stem}* and run img2dataset again")
+        return successes
     if table.is_file():
-        return Counter(_read_parquet(table, ["status"])[0])["success"]
+        return sum(line.cells["status"] == "success" for line in read_table(table, ["status"]))
     raise ValueError(f"{tar} has neither {stats.name} nor {table.name}: run img2dataset again, which finishes it")
 
 
 def verify_download(path: Path, expected: int) -> tuple[Entry, list[Reject]]:
-    """Read one of img2dataset's shards to its end; gives its entry and the samples that are incomplete.
+    """Read one of img2dataset's shards to its end; returns its entry and its incomplete samples.
 
-    ValueError: the shard is cut, or does not hold the expected number of samples.
+    ValueError: the shard is truncated, or its number of samples is not the expected one.
     """
-    damage, found, incomplete = Damage(limit=1.0), 0, []
-    for sample in read_shard(Shard(str(path), None), damage):
-        found += 1
-        lacking = [
-            part
-            for part, names in (("picture", PICTURES), ("caption", ("txt",)))
-            if not any(sample.get(name, b"").strip() for name in names)
-        ]
+    account, count, incomplete = Account(), 0, []
+    for sample in read_shard(Shard(str(path), None), account):
+        count += 1
+        text = sample.get("txt", b"").decode("utf-8-sig", "replace")
+        lacking = ["no picture"] if not any(sample.get(name) for name in PICTURES) else []
+        lacking += ["no caption"] if is_empty(text) else []
         if lacking:
-            incomplete.append((f"{path.name}:{sample['__key__']}", f"no {' and no '.join(lacking)}"))
-    if damage.bad or found != expected:
+            incomplete.append((f"{path.name}:{sample['__key__']}", " and ".join(lacking), lacking[0]))
+    if account.bad or count != expected:
         raise ValueError(
-            f"{path} holds {found} samples, img2dataset says {expected}{'; ' + damage.last if damage.bad else ''}; "
+            f"{path} holds {count} samples, img2dataset says {expected}{'; ' + account.last if account.bad else ''}; "
             f"remove {path.stem}.tar and {path.stem}_stats.json and run img2dataset again"
         )
-    return {"samples": found, **digest(path)}, incomplete
+    return {"samples": count, **digest(path)}, incomplete
 
 
 def verify_downloads(
     folder: Path, *, source: str, max_rejected: float = 0.01, workers: int | None = None, **facts: Any
 ) -> dict[str, Any]:
-    """Verify img2dataset's shards in their folder and write their manifest; gives the manifest.
+    """Verify img2dataset's shards in their folder and write their manifest; returns the manifest.
 
-    max_rejected: the share of samples that may lack a picture or a caption; they stay in the shards, where
-        the loader counts and skips them.
+    max_rejected: the share of samples that may lack a picture or a caption; they stay in the shards, and the loader
+        counts and skips them.
     ValueError: no shards, an unfinished or damaged one, or too many incomplete samples.
     """
     tars = sorted(folder.glob("*.tar"))
@@ -240,10 +266,23 @@ def verify_downloads(
     if not tars or lost:
         missing = f"{lost[0]}.tar is missing, its statistics are there" if lost else "there are no shards"
         raise ValueError(f"{folder.absolute()}: {missing}; run img2dataset with --output_format webdataset")
+    _say_gaps(tars)
     jobs = {tar.name: expected_samples(tar) for tar in tars}
     plan = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()
     total = sum(jobs.values())
     return _pack(folder, jobs, verify_download, plan, total, max_rejected, workers, source=source, **facts)
+
+
+def _say_gaps(tars: Sequence[Path]) -> None:
+    """Warn of numbers that are missing among those of the shards."""
+    numbers = {int(tar.stem) for tar in tars if tar.stem.isdigit()}
+    gaps = sorted(set(range(max(numbers, default=-1))) - numbers)
+    if gaps:
+        print(
+            f"warning: {len(gaps)} numbers are missing among the shards, first {gaps[0]:05d}; if they were lost, run "
+            "img2dataset again, and do not name them in the recipe's braces",
+            file=sys.stderr,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -292,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 a ValueError (printed as one message), 2 wrong usage (SystemExit)."""
+    """Run the command line; 0: done, 1: a ValueError, printed as one message, 2: wrong usage (SystemExit)."""
     args = _parser().parse_args(argv)
     facts = {"variant": args.variant} if args.variant else {}
     options = {"source": args.source or str(args.input), "max_rejected": args.max_rejected, "workers": args.workers}
@@ -302,10 +341,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             out = args.out
             if args.kind == "folder":
-                root, rows = args.input, read_folder(args.input, args.captions)
+                account = Account()
+                root, rows = args.input, read_folder(args.input, args.captions, account)
+                facts["account"] = account
             else:
                 root = args.root or args.input.parent
-                rows = read_table(args.input, args.path_column, args.caption_column, args.label_column)
+                rows = read_rows(args.input, args.path_column, args.caption_column, args.label_column)
             manifest = pack_rows(rows, root, out, samples_per_shard=args.samples_per_shard, **options, **facts)
     except ValueError as error:
         print(f"write_shards: error: {error}", file=sys.stderr)

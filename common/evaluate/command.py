@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         required=True,
-        help="embedded, a set of the catalogue (food101; dtd@coop takes the coop protocol), a folder with one folder a "
-        "class, or a .csv or .tsv with columns path and class",
+        help="embedded, a set of the catalogue (food101; dtd@coop takes the coop protocol), webdataset:FOLDER of a set "
+        "that CLIP_benchmark exported, a folder with one folder a class, or a .csv or .tsv with columns path and class",
     )
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--captions", help="Karpathy's json file, for retrieval on flickr30k or coco")
@@ -118,15 +118,21 @@ class Plan:
 
 
 def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Namespace, settings: Settings) -> Plan:
+    from common.data.images import ORIENTATION
+    from common.data.lookup import source, splits_of
+
     templates: tuple[Template, ...] = ()
     depends = {
         "weights": model.weights,
         "data_version": data.version,
+        "orientation": ORIENTATION,
         "dtype": settings.dtype,
         "limit": settings.limit,
     }
     if task == "linear-probe":
         depends |= {"weights": {"image": model.weights["image"]}, "shots": args.shots, "seeds": args.seeds}
+        parts = {part: source(args.data, "training", part, args.place) for part in splits_of(args.data, "training")}
+        depends["training_versions"] = {part: training.version for part, training in parts.items()}
     else:
         model.text_encoder()  # ValueError for a model without a text tower
     if task == "retrieval":
@@ -162,10 +168,13 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
         files=model.files,
     )
     metrics = _run(plan, model, args, settings)
-    result = plan.named | {"metrics": metrics, "conditions": at_start | {"samples": metrics["samples"]}}
+    account = plan.data.account
+    account.delivered = account.delivered or metrics["samples"]
+    after = {"samples": metrics["samples"], "account": account.to_dict()}
+    result = plan.named | {"metrics": metrics, "conditions": at_start | after}
     with written_whole(file) as temporary:
         temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}\n  {file}")
+    print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}\n  {account}\n  {file}")
 
 
 def _run(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Whether a recipe's data is there: said by the constructor before anything else fails, and by data-check in detail."""
 
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import yaml
 from PIL import Image
 
 from common.cli import main as lightning
+from common.data import tar
 from common.data.check import main
 from common.data.embedded import module as embedded
 from common.data.shards import ShardDataModule
@@ -103,6 +105,21 @@ def test_damage_is_found_and_named(tmp_path, recipe, capsys):
     assert "WRONG: damaged: " in (text := said()) and "no manifest.json" in text
     shard.unlink()
     assert (text := said()).startswith("data-check: error: the data of this recipe") and "1 of 3 shards" in text
+
+
+def test_remote_shards_are_read(tmp_path, recipe, capsys, monkeypatch):
+    content = (tmp_path / "train" / "000.tar").read_bytes()
+    served = {"http://host/0.tar": content, "http://host/1.tar": content[: len(content) // 2]}
+    monkeypatch.setattr(tar, "_PAUSE", 0)
+    monkeypatch.setattr(tar, "open_url", lambda url: io.BytesIO(served[url]))
+    file = Path(recipe())
+    text = yaml.safe_load(file.read_text())
+    text["data"]["init_args"] |= {"train_shards": "http://host/0.tar", "train_num_samples": None, "val_shards": None}
+    file.write_text(yaml.safe_dump(text))
+    assert main([str(file)]) == 0 and "1 remote shards read to their end" in capsys.readouterr().out
+    for url, message in (("http://host/1.tar", "truncated"), ("http://host/2.tar", "cannot be read")):
+        assert main([str(file), f"--data.train_shards={url}"]) == 1
+        assert f"WRONG: {url} cannot be read" in (printed := capsys.readouterr().out) and message in printed
 
 
 def test_samples_that_cannot_be_decoded_are_found(tmp_path, recipe, capsys):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from common.data.classification import own_set
-from common.data.files import decode, find_pictures, read_ahead
+from common.data.files import decode, find_pictures, is_system_file, read_ahead
 from common.data.smoke import jpeg
 from common.data.transforms import eval_transform
 from common.data.write_shards import read_folder
@@ -35,6 +35,23 @@ def test_pictures_are_found_at_any_depth_in_order(folder):
     found = [path.relative_to(folder).as_posix() for path in find_pictures([folder])]
     assert found == ["a.JPEG", "b.jpg", "sub/c.png", "sub/deep/d.webp"]
     assert list(find_pictures([folder / "notes.txt", folder / "b.jpg"])) == [folder / "notes.txt", folder / "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "system"),
+    [
+        ("._a.jpg", True),
+        ("x/.git/a.jpg", True),
+        ("__MACOSX/a.jpg", True),
+        ("x/Thumbs.db", True),
+        ("./a.jpg", False),
+        ("../x/a.jpg", False),
+        ("a.b.jpg", False),
+        ("lost+found things/a.jpg", False),
+    ],
+)
+def test_files_of_a_system(name, system):
+    assert is_system_file(name) == system
 
 
 def test_what_is_not_there_is_named(folder):
@@ -89,7 +106,8 @@ def test_damaged_pictures_say_what_is_wrong(tmp_path):
     found = {name: decode(tmp_path / name, name, TRANSFORM) for name in cases}
     assert found["whole.jpg"].error is None and found["whole.jpg"].pixels.shape == (8, 8, 3)
     for name in cases.keys() - {"whole.jpg"}:
-        assert found[name].pixels is None and "Error: " in found[name].error, name
+        assert found[name].pixels is None and found[name].error, name
+    assert found["text.jpg"].error.startswith("it is none of JPEG, PNG") and "truncated" in found["cut.jpg"].error
 
 
 def test_pictures_in_memory_and_their_names(tmp_path):

@@ -89,6 +89,78 @@ def test_mistakes_are_explained(folder, tmp_path):
     refused("line 2 of", table)
 
 
+def test_folders_that_are_numbers_are_in_the_order_of_their_values(tmp_path, caplog):
+    for number in range(12):
+        paint(tmp_path / f"own/{number}/a.png", 10 * number)
+    write_text(tmp_path / "names.txt", *(f"class {letter}" for letter in "abcdefghijkl"))
+    result = own_set(tmp_path / "own", tmp_path / "names.txt")
+    assert grays(result) == [(10 * number, number) for number in range(12)] and result.class_names[2] == "class c"
+    assert "0 to 11 are in the order of their numbers" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("folders", "names", "message"),
+    [
+        (["1", "01"], "ab", "two folders of .* have one number"),
+        (["c2", "c10"], "ab", r"the order of text or of numbers is not sure .*\(c10 is out of order\)"),
+        (["cat", "dog"], ["dog", "cat"], "lists the folders of .* in another order"),
+        (["cat", "dog"], ["pet", "pet"], "names two classes 'pet'"),
+        (["cat", "cat "], None, "names two classes 'cat'"),
+    ],
+)
+def test_names_that_may_not_fit_their_folders_are_refused(folders, names, message, tmp_path):
+    for folder in folders:
+        paint(tmp_path / f"own/{folder}/a.png", 1)
+    if names:
+        write_text(tmp_path / "names.txt", *names)
+    with pytest.raises(ValueError, match=message):
+        own_set(tmp_path / "own", tmp_path / "names.txt" if names else None)
+
+
+def test_files_of_file_managers_are_counted_and_are_no_pictures(folder):
+    for name in (".ipynb_checkpoints/1-checkpoint.png", "@eaDir/1.png", "__MACOSX/1.png", "a_dog/._1.png"):
+        paint(folder / name, 9)
+    (folder / "a_dog" / "1.heic").write_bytes(b"another kind")
+    result = own_set(folder)
+    assert result.class_names == ["a dog", "b cat"] and len(result) == 4
+    assert result.account.ignored == {"system file": 4, "kind that is not read": 1}
+    assert result.account.examples["kind that is not read"] == "1.heic"
+
+
+def test_links_are_followed_and_loops_refused(folder, tmp_path):
+    paint(tmp_path / "elsewhere/5.png", 5)
+    (folder / "c_bird").symlink_to(tmp_path / "elsewhere")
+    assert grays(own_set(folder))[-1] == (5, 2)
+    (folder / "a_dog" / "up").symlink_to(folder)
+    with pytest.raises(ValueError, match="is a link to a folder above it"):
+        own_set(folder)
+    (folder / "a_dog" / "up").unlink()
+    (folder / "d_again").symlink_to(folder / "a_dog")
+    with pytest.raises(ValueError, match="links to one folder"):
+        own_set(folder)
+
+
+def test_a_class_without_a_picture_is_refused(folder):
+    (folder / "empty").mkdir()
+    (folder / "empty" / "a.heic").write_bytes(b"another kind")
+    with pytest.raises(ValueError, match=r"empty holds no picture, 1 files ignored .*first a\.heic"):
+        own_set(folder)
+
+
+def test_spaces_around_a_class_do_not_make_another(folder, tmp_path):
+    write_text(tmp_path / "table.csv", "path,class", "own/a_dog/1.png,dog ", "own/a_dog/2.png,dog")
+    assert own_set(tmp_path / "table.csv").class_names == ["dog"]
+
+
+def test_another_picture_or_another_root_is_another_version(folder, tmp_path):
+    before = own_set(folder).version
+    assert own_set(folder).version == before
+    paint(folder / "a_dog/1.png", 200)
+    changed = own_set(folder).version
+    folder.rename(tmp_path / "moved")
+    assert len({before, changed, own_set(tmp_path / "moved").version}) == 3
+
+
 def test_few_shots_are_seeded_and_nested():
     labels = [index % 5 for index in range(100)] + [5, 5, 5]
     drawn = {shots: few_shot(labels, shots, seed=1) for shots in (1, 2, 4, 8, 16)}

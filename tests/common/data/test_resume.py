@@ -110,5 +110,5 @@ def test_a_changed_order_is_said(tmp_path, fit):
     folder = tmp_path / "checkpoints"
     with pytest.raises(Killed):
         fit(0, Recorder(folder, kill=5))
-    with pytest.warns(UserWarning, match="batch_size was 4, is 3: this epoch goes on in another order"):
+    with pytest.warns(UserWarning, match="batch_size was 4, is 3: this epoch continues in another order"):
         fit(0, Recorder(), folder / "4.ckpt", batch_size=3)

@@ -13,9 +13,10 @@ import pytest
 from pyarrow import parquet
 
 from common.data import write_shards
+from common.data.account import Account
 from common.data.packing import RECORDS, read_manifest, write_tar
-from common.data.reader import Damage, Shard, read_shard
 from common.data.smoke import jpeg
+from common.data.tar import Shard, read_shard
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def samples(folder):
     found = []
     for name, entry in sorted(manifest["shards"].items()):
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
-        damage = Damage(0.0)
+        damage = Account(0.0)
         found += list(read_shard(Shard(str(folder / name), entry["samples"]), damage))
         assert damage.bad == 0
     assert manifest["samples"] == len(found)
@@ -90,7 +91,8 @@ def test_a_folder_with_a_captions_table_counts_the_pictures_it_does_not_name(tmp
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".parquet"])
 def test_tables(tmp_path, pictures, kind):
     paths = sorted(path for path in pictures.rglob("*.jpg") if path.is_file())
-    rows = [(str(path.relative_to(pictures)), f'says "{path.stem}",\nindeed', n) for n, path in enumerate(paths)]
+    words = "says {}, indeed" if kind == ".tsv" else 'says "{}",\nindeed'
+    rows = [(str(path.relative_to(pictures)), words.format(path.stem), n) for n, path in enumerate(paths)]
     file = tmp_path / f"pairs{kind}"
     if kind == ".parquet":
         columns = dict(zip(("file", "words", "cls"), map(list, zip(*rows, strict=True)), strict=True))
@@ -157,6 +159,49 @@ def test_wrong_tables_are_explained(tmp_path, pictures, capsys, monkeypatch):
     assert "--samples-per-shard 0" in message("folder", pictures, out, "--samples-per-shard", 0)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install 'efficient-clip[data]'" in message("table", tmp_path / "bad.parquet", out)
+
+
+def test_files_that_are_no_samples_are_counted(tmp_path, pictures, capsys):
+    for name in ("a.heic", "b.gif", "._img.01.jpg", "lonely.txt"):
+        (pictures / name).write_bytes(b"x")
+    assert run("folder", pictures, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "13 read, 13 delivered, 0 rejected, 4 files ignored" in printed and "first a.heic" in printed
+    assert read_manifest(tmp_path / "out")["account"]["ignored"] == {
+        "caption without a picture": 1,
+        "kind that is not read": 2,
+        "system file": 1,
+    }
+
+
+@pytest.mark.parametrize("caption", ["&nbsp;", "\0\0", "\u200b", " \ufeff "])
+def test_a_caption_that_cleans_to_nothing_is_no_caption(tmp_path, pictures, caption):
+    (pictures / "img.01.txt").write_text(caption, "utf-8")
+    assert run("folder", pictures, tmp_path / "out", "--max-rejected", 0.1) == 0
+    assert read_manifest(tmp_path / "out")["account"]["rejected"] == {"no caption": 1}
+
+
+def test_a_captions_table_may_name_pictures_by_absolute_paths(tmp_path, pictures):
+    paths = [path for path in sorted(pictures.rglob("*.jpg")) if path.is_file()]
+    names = [path if n % 2 else f"./{path.relative_to(pictures)}" for n, path in enumerate(paths)]
+    captions = table(tmp_path / "captions.csv", [(name, "a caption") for name in names], ("path", "caption"))
+    assert run("folder", pictures, tmp_path / "out", "--captions", captions) == 0
+    assert len(samples(tmp_path / "out")) == 13
+
+
+def test_labels_as_pandas_writes_them(tmp_path, pictures):
+    file = table(tmp_path / "pairs.csv", [(path.name, "a", "3.0") for path in sorted(pictures.glob("img*.jpg"))])
+    assert run("table", file, tmp_path / "out", "--root", pictures, "--label-column", "label") == 0
+    assert {json.loads(sample["json"])["label"] for sample in samples(tmp_path / "out")} == {3}
+
+
+def test_the_same_command_reads_finished_shards_again(tmp_path, pictures, capsys):
+    assert run("folder", pictures, tmp_path / "out") == 0 and run("folder", pictures, tmp_path / "out") == 0
+    assert "every byte read again and equal to manifest.json" in capsys.readouterr().out
+    shard = tmp_path / "out" / "00000.tar"
+    shard.write_bytes(shard.read_bytes()[:-600])
+    assert run("folder", pictures, tmp_path / "out") == 1
+    assert "1 of 1 shards in" in (error := capsys.readouterr().err) and "00000.tar" in error
 
 
 # --- kill and resume ---
@@ -256,3 +301,17 @@ def test_incomplete_samples_of_a_download_are_counted(download, capsys):
     assert run("img2dataset", download, "--max-rejected", 0.5) == 0
     assert read_manifest(download)["rejected"] == 5
     assert "00000.tar:3\tno caption" in (download / "rejected.tsv").read_text()
+
+
+def test_gaps_in_the_numbers_of_a_download_are_said(download, capsys):
+    for file in download.glob("00001*"):
+        file.rename(download / file.name.replace("00001", "00003"))
+    assert run("img2dataset", download) == 0
+    assert "2 numbers are missing among the shards, first 00001" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "it is empty"), ('{"count": 5}', "no number of successes")])
+def test_statistics_that_say_nothing(download, capsys, content, message):
+    (download / "00000_stats.json").write_text(content)
+    assert run("img2dataset", download) == 1
+    assert "00000_stats.json" in (error := capsys.readouterr().err) and message in error
