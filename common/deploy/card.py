@@ -10,12 +10,12 @@ from common.deploy.model import Deployed, load
 from common.directory import CARD, Description, read
 
 
-def write_card(folder: Path) -> None:
-    """Write README.md of a model directory."""
-    (folder / CARD).write_text(card(read(folder), load(folder, device="cpu"), folder))
+def write_card(folder: Path, name: str) -> None:
+    """Write README.md of a model directory, which users will know by ``name``."""
+    (folder / CARD).write_text(card(read(folder), load(folder, device="cpu"), name))
 
 
-def card(described: Description, deployed: Deployed, folder: Path) -> str:
+def card(described: Description, deployed: Deployed, name: str) -> str:
     """The text of the card: type, cost, training, licence and attribution, use."""
     run, vision = described.run, described.architecture["vision_cfg"]
     vocabulary = described.architecture["text_cfg"].get("vocabulary")
@@ -29,10 +29,10 @@ def card(described: Description, deployed: Deployed, folder: Path) -> str:
         **_training(run),
         "weights": ", ".join(f"{name} {digest}" for name, digest in described.files.items()),
     }
-    lines = [f"# {folder.resolve().name}", "", "| | |", "|---|---|"]
+    lines = [f"# {name}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
     lines += ["", "## Licence and attribution", "", *_licence(run), "", "## Use", "", "```bash"]
-    lines += [f"effclip classify PICTURES --model {shlex.quote(folder.name)}", "```", ""]
+    lines += [f"effclip classify PICTURES --model {shlex.quote(name)}", "```", ""]
     if run.get("card"):
         lines += ["## The card of the weights it was made from", "", run["card"].strip(), ""]
     return "\n".join(lines)

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if calibration is not None:  # it stays valid: the weights are the same in another file
             replace(calibration, weights=described.weights).write(folder / directory.CALIBRATION)
-        write_card(folder)
+        write_card(folder, args.folder.resolve().name)
     print(f"{args.folder}: {', '.join(sorted(path.name for path in args.folder.iterdir()))}")
     return 0
 

@@ -1,5 +1,6 @@
 """Parameter groups, and the schedule's values at the points that matter."""
 
+import importlib.metadata
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from common.clip import CLIP
-from common.optim import configure, parameter_groups, scheduled, warmup_cosine
+from common.optim import check_settings, configure, parameter_groups, scheduled, warmup_cosine
 
 
 def test_matrices_decay_and_the_rest_does_not():
@@ -79,3 +80,24 @@ def test_a_schedule_needs_a_length_beyond_its_warmup():
             configure(groups, 0, unknown)
     with pytest.raises(ValueError, match="warmup_steps 10 is not below the run's 10 steps"):
         configure(groups, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ((-1.0, 0.1, 0), "learning_rate -1.0 must be positive"),
+        ((0.0, 0.1, 0), "learning_rate 0.0 must be positive"),
+        ((math.nan, 0.1, 0), "learning_rate nan must be positive"),
+        ((1e-3, -1.0, 0), "weight_decay -1.0 must not be negative"),
+        ((1e-3, 0.1, -1), "warmup_steps -1 must not be negative"),
+    ],
+)
+def test_settings_with_which_nothing_can_be_trained_are_refused(settings, text):
+    with pytest.raises(ValueError, match=text):
+        check_settings(*settings)
+
+
+def test_every_training_checks_them_before_it_builds_anything():
+    for point in importlib.metadata.entry_points(group="effclip.trainings"):
+        with pytest.raises(ValueError, match=r"learning_rate -1\.0 must be positive"):
+            point.load()(learning_rate=-1.0)

@@ -4,6 +4,7 @@ import resource
 from contextlib import contextmanager
 
 import pytest
+import torch
 from PIL import Image
 
 from common.cli import main
@@ -53,3 +54,14 @@ def test_what_is_written_whole_is_there_or_not(tmp_path):
     with files_of_at_most(10), pytest.raises(OSError, match="File too large"), written_whole(tmp_path / "a") as part:
         part.write_bytes(bytes(100))
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_not_converted(tmp_path, capsys):
+    content = {
+        "state_dict": {"clip.logit_scale": torch.tensor(float("nan"))},
+        "global_step": 3,
+        "hyper_parameters": {"_class_path": "common.pretraining.CLIPPretraining"},
+    }
+    torch.save(content, tmp_path / "nan.ckpt")
+    assert main(["convert", str(tmp_path / "nan.ckpt"), str(tmp_path / "model")]) == 1
+    assert "nan.ckpt holds weights that are not finite (clip.logit_scale); take an earlier" in capsys.readouterr().err
