@@ -13,7 +13,7 @@ A maker is a module of ``benchmarks``, or an object in one (``module:object``), 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -200,19 +200,20 @@ ACTIONS = (
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of that name. ValueError: there is none."""
-    for entry in BENCHMARKS:
-        if entry.name == name:
-            return entry
-    raise ValueError(f"no benchmark {name!r}; there are {', '.join(entry.name for entry in BENCHMARKS)}")
+    """The entry of a benchmark. ValueError: there is none of that name."""
+    return _named(name, BENCHMARKS, "benchmark")
 
 
 def action(name: str) -> Action:
-    """The action of that name. ValueError: there is none."""
-    for entry in ACTIONS:
-        if entry.name == name:
-            return entry
-    raise ValueError(f"no action {name!r}; there are {', '.join(entry.name for entry in ACTIONS)}")
+    """The entry of an action. ValueError: there is none of that name."""
+    return _named(name, ACTIONS, "action")
+
+
+def _named(name: str, entries: Sequence[Any], kind: str) -> Any:
+    by_name = {entry.name: entry for entry in entries}
+    if name not in by_name:
+        raise ValueError(f"no {kind} {name!r}; there are {', '.join(by_name)}")
+    return by_name[name]
 
 
 def listing(prefix: str = "") -> str:

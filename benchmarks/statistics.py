@@ -45,8 +45,8 @@ def mean_interval(
 ) -> Interval:
     """The mean of values [S,M], such as right answers, with its interval. ValueError: not two axes, or an empty one."""
     values = _checked(values)
-    draws = _draws(values, _chosen(len(values), resamples, seed), resamples, seed)
-    return Interval(values.mean(dtype=np.float64), *_ends(draws, confidence), len(values))
+    draws = _draws(values, chosen_seeds(len(values), resamples, seed), resamples, seed)
+    return Interval(values.mean(dtype=np.float64), *ends(draws, confidence), len(values))
 
 
 def difference(
@@ -67,13 +67,13 @@ def difference(
         raise ValueError(f"{first.shape[1]} and {second.shape[1]} pictures: a difference needs the same ones")
     if paired_seeds and len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} training seeds cannot be paired")
-    chosen = _chosen(len(first), resamples, seed)
-    others = chosen if paired_seeds else _chosen(len(second), resamples, seed + 1)
+    chosen = chosen_seeds(len(first), resamples, seed)
+    others = chosen if paired_seeds else chosen_seeds(len(second), resamples, seed + 1)
     draws = _draws(first, chosen, resamples, seed) - _draws(second, others, resamples, seed)
     middle = first.mean(dtype=np.float64) - second.mean(dtype=np.float64)
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
     p = min(1.0, 2 * (int(tail) + 1) / (resamples + 1))
-    return Interval(middle, *_ends(draws, confidence), min(len(first), len(second)), p)
+    return Interval(middle, *ends(draws, confidence), min(len(first), len(second)), p)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -100,12 +100,13 @@ def _draws(values: np.ndarray, chosen: np.ndarray, resamples: int, seed: int) ->
     return np.take_along_axis(by_seed, chosen, axis=1).mean(axis=1)
 
 
-def _chosen(seeds: int, resamples: int, seed: int) -> np.ndarray:
+def chosen_seeds(seeds: int, resamples: int, seed: int) -> np.ndarray:
     """The training seeds of every resample, [R,S-1], or the only one."""
     return np.random.default_rng((seed, 1)).integers(0, seeds, (resamples, max(1, seeds - 1)))
 
 
-def _ends(draws: np.ndarray, confidence: float) -> tuple[float, float]:
+def ends(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The middle ``confidence`` of the draws: its lower and upper end."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -5,14 +5,11 @@ Shapes: B images, S image size, E joint dim.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from common import optim
 from common.clip import CLIP
 from patchrank.avit import AViTTower, Halting, distribution_loss, ponder_loss
 from patchrank.frozen_clip import FrozenCLIPTraining
@@ -37,9 +34,6 @@ class AViTTraining(FrozenCLIPTraining):
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
     """
-
-    starts_from: ClassVar[dict[str, Any]] = {"weights": None}
-    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
 
     def __init__(
         self,
@@ -102,18 +96,9 @@ class AViTTraining(FrozenCLIPTraining):
             metric.update(values)
             self.log(name, metric, prog_bar=True)
 
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        """As validation, on the test split."""
-        self.validation_step(batch, batch_idx)
-
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
         """The keys of a batch and the normalised embeddings [B,E] of its images."""
         return {"key": batch["key"], "embedding": self.model.encode_image(batch["image"])}
-
-    def configure_optimizers(self) -> dict:
-        """AdamW, per-step warm-up and cosine over the trainer's whole run."""
-        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)
-        return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
 
     def deployable(self) -> tuple[AViTTower, CLIP]:
         """The tower whose tokens halt, and the CLIP whose text tower goes with it."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 
+from common import optim
+
 
 class FrozenCLIPTraining(LightningModule):
-    """A training whose checkpoints hold the trained parameters alone; the arguments name the frozen CLIP again."""
+    """A training whose checkpoints hold the trained parameters alone; the arguments name the frozen CLIP again.
+
+    A subclass sets ``learning_rate``, ``weight_decay`` and ``warmup_steps``.
+    """
+
+    starts_from: ClassVar[dict[str, Any]] = {"weights": None}
+    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out, unless they are random and nothing else would bring them back."""
@@ -21,6 +29,15 @@ class FrozenCLIPTraining(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the frozen weights, so that loading stays strict."""
         checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        """As validation, on the test split."""
+        self.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> dict:
+        """AdamW, per-step warm-up and cosine over the trainer's whole run."""
+        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)
+        return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
 
 
 def class_prompts(trainer: Trainer) -> Sequence[str]:

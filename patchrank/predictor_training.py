@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from common import optim
 from common.clip import CLIP
 from common.zeroshot import embed_prompts
 from patchrank.frozen_clip import FrozenCLIPTraining, class_prompts
@@ -48,9 +47,6 @@ class RankPredictorTraining(FrozenCLIPTraining):
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
     """
-
-    starts_from: ClassVar[dict[str, Any]] = {"weights": None}
-    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
 
     def __init__(
         self,
@@ -147,11 +143,6 @@ class RankPredictorTraining(FrozenCLIPTraining):
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
         """The keys of a batch and the predicted scores [B,N] of its images."""
         return {"key": batch["key"], "scores": self(batch["image"])}
-
-    def configure_optimizers(self) -> dict:
-        """AdamW, per-step warm-up and cosine over the trainer's whole run."""
-        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)
-        return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
 
     def deployable(self) -> tuple[PatchRankTower, CLIP]:
         """The image tower that prunes by this predictor, and the CLIP whose text tower goes with it."""

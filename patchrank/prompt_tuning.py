@@ -5,8 +5,6 @@ Shapes: B images, S image size, C classes, T text tokens, L prompted layers, P p
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -49,9 +47,6 @@ class PromptTuning(FrozenCLIPTraining):
         weight_decay: of prompts and couplings, except biases.
         warmup_steps: steps of linear warm-up before the cosine.
     """
-
-    starts_from: ClassVar[dict[str, Any]] = {"weights": None}
-    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
 
     def __init__(
         self,
@@ -134,10 +129,6 @@ class PromptTuning(FrozenCLIPTraining):
         guess = similarity(self(batch["image"]), self._classes).argmax(1)
         self.top1.update((guess == batch["label"]).float())
         self.log("val_top1", self.top1, prog_bar=True)
-
-    def test_step(self, batch: dict, batch_idx: int) -> None:
-        """The same on the test split."""
-        self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict:
         """The keys of a batch and the normalised embeddings [B,E] of its images."""

@@ -15,11 +15,11 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.cells import accuracy, points, table
+from benchmarks.cells import accuracy, accuracy_of, points, table
 from benchmarks.embedded import PART, batches
 from benchmarks.mlip.models import BASELINE, COMPARED, MODEL, TITLES, models, needing, not_run
 from common.data.embedded.module import EmbeddedDataModule
-from common.evaluate.accuracy import paired_difference, wilson_interval
+from common.evaluate.accuracy import paired_difference
 from common.reduction import ReducedTower, ReductionContext
 from common.zeroshot import embed_prompts, similarity
 from mlip.model import MLIP
@@ -92,8 +92,7 @@ def removal(clip: MLIP, loader: Iterable[Mapping[str, Any]], prompts: list[str])
 
 
 def _accuracy(right: Tensor) -> dict[str, Any]:
-    correct = int(right.sum())
-    return {"accuracy": correct / len(right), "interval": wilson_interval(correct, len(right)), "pictures": len(right)}
+    return accuracy_of(right) | {"pictures": len(right)}
 
 
 def run(smoke: bool = False) -> dict[str, Any]:

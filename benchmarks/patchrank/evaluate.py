@@ -45,7 +45,6 @@ from patchrank.golden_cache import Rankings, ranked
 from patchrank.losses import kendall_tau, pruned_overlap
 from patchrank.predictor import RankPredictor, load_predictor, save_predictor
 from patchrank.prompted import PromptedCLIP
-from patchrank.prompts import Prompts
 from patchrank.scores import keep_count
 from patchrank.tower import PatchRankTower
 
@@ -187,24 +186,6 @@ def evaluate_prompts(weights: Path, task: Task, kind: str, keep: float, seed: in
     val = evaluate_towers({str(keep): tower}, task.pictures("val", 1000), size, classes)
     result = {"val": val, "test": evaluate_towers(towers, task.pictures("test"), size, classes)}
     return result | (_losses("prompts", task, seed) if committed else {})
-
-
-def committed_answers(task: Task, count: int) -> dict[str, Tensor]:
-    """Right answers, bool [count], of the committed predictor on the first pictures of test, at keep .6.
-
-    Without tuning and with the committed prompts, by the names of the runs that trained them.
-    """
-    clip, name = task.clip(), task.name.lower()
-    predictor = load_predictor(COMMITTED / f"{name}.safetensors", clip.image_tower, PRUNE_LAYER).eval()
-    pictures, size = task.pictures("test", count), clip.image_tower.image_size
-    right = {}
-    tuned = Prompts.load(COMMITTED / f"{name}_prompts.safetensors")
-    untuned = ("predictor", None, task.module.class_prompts)
-    for run, prompts, texts in (untuned, (f"coupled-{KEEP}", tuned, task.tuned_prompts)):
-        model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor, KEEP, PRUNE_LAYER, prompts))
-        classes = embed_prompts(model, texts)
-        right |= answers({f"{name}-{run}-seed0": plain(model.tower)}, pictures, size, classes)
-    return right
 
 
 def _losses(kind: str, task: Task, seed: int) -> dict[str, list[float]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,18 +99,24 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw(result: dict[str, Any]) -> Figure:
-    entries = result["shown"]
-    figure = Figure(figsize=(1.5 * len(entries) + 0.8, 6.2), layout="constrained")
-    grid = figure.subplots(1 + len(SCORES), len(entries))
+    rows = {}
+    for name, title in SCORES.items():
+        scores = [torch.tensor(values) for values in result["scores"][name]]
+        rows[title] = [values.view(round(len(values) ** 0.5), -1).numpy() for values in scores]
+    return sheet(result["shown"], rows, 1.55)
+
+
+def sheet(entries: list[dict[str, str]], rows: Mapping[str, Sequence[np.ndarray]], row_height: float = 1.6) -> Figure:
+    """The pictures of ``shown`` in a row, and below them one titled row after another of an image for each picture."""
+    figure = Figure(figsize=(1.5 * len(entries) + 0.8, row_height * (1 + len(rows))), layout="constrained")
+    grid = figure.subplots(1 + len(rows), len(entries))
     for column, entry in enumerate(entries):
         grid[0][column].imshow(opened(entry))
         grid[0][column].set_title(entry["name"], fontsize=8)
-        for row, (name, title) in enumerate(SCORES.items(), 1):
-            scores = torch.tensor(result["scores"][name][column])
-            side = round(len(scores) ** 0.5)
-            grid[row][column].imshow(scores.view(side, side), cmap="viridis")
-            if not column:
-                grid[row][column].set_ylabel(title, fontsize=8)
+    for axes, (title, images) in zip(grid[1:], rows.items(), strict=True):
+        axes[0].set_ylabel(title, fontsize=8)
+        for panel, image in zip(axes, images, strict=True):
+            panel.imshow(image)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     return figure

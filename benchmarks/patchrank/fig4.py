@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from benchmarks.cells import table
-from benchmarks.patchrank.fig3 import SHOWN, opened, shown
+from benchmarks.patchrank.fig3 import SHOWN, opened, sheet, shown
 from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import FOR_ALL, PLAIN, PRUNE_LAYER, search
 from common.conditions import conditions, digest
@@ -81,22 +81,18 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw(result: dict[str, Any]) -> Figure:
-    entries, side = result["shown"], result["grid"]
-    figure = Figure(figsize=(1.5 * len(entries) + 0.8, 1.6 * (1 + len(result["kept"]))), layout="constrained")
-    grid = figure.subplots(1 + len(result["kept"]), len(entries))
-    for column, entry in enumerate(entries):
-        picture = opened(entry)
-        grid[0][column].imshow(picture)
-        grid[0][column].set_title(entry["name"], fontsize=8)
-        for row, (name, kept) in enumerate(result["kept"].items(), 1):
-            # Dropped patches fade to a sixth of their contrast with white.
-            mask = np.zeros(side * side, dtype=bool)
-            mask[kept[column]] = True
-            patch = picture.shape[0] // side
-            pixels = mask.reshape(side, side).repeat(patch, 0).repeat(patch, 1)[..., None]
-            grid[row][column].imshow(np.where(pixels, picture, 255 - (255 - picture) // 6))
-            if not column:
-                grid[row][column].set_ylabel(name, fontsize=8)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-    return figure
+    pictures = [opened(entry) for entry in result["shown"]]
+    rows = {
+        name: [_faded(picture, places, result["grid"]) for picture, places in zip(pictures, kept, strict=True)]
+        for name, kept in result["kept"].items()
+    }
+    return sheet(result["shown"], rows)
+
+
+def _faded(picture: np.ndarray, kept: list[int], grid: int) -> np.ndarray:
+    """The picture [H,W,3] with its dropped patches at a sixth of their contrast with white."""
+    mask = np.zeros(grid * grid, dtype=bool)
+    mask[kept] = True
+    patch = picture.shape[0] // grid
+    pixels = mask.reshape(grid, grid).repeat(patch, 0).repeat(patch, 1)[..., None]
+    return np.where(pixels, picture, 255 - (255 - picture) // 6)

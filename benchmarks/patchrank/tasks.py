@@ -19,12 +19,12 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks import WEIGHTS
+from benchmarks.cells import accuracy_of
 from benchmarks.embedded import TEACHER
 from common.clip import CLIP
 from common.data.classification import ClassificationSet
 from common.data.classification_module import ClassificationDataModule
 from common.data.pictures import loader
-from common.evaluate.accuracy import wilson_interval
 from common.zeroshot import fill, similarity
 from patchrank.scores import keep_count
 
@@ -144,10 +144,8 @@ def answers(
 
 def stored(correct: Tensor, gmacs: float) -> dict[str, Any]:
     """What a result file stores of right answers, bool [M]: their bits, the accuracy, and the GMACs of a picture."""
-    right, pictures = int(correct.sum()), len(correct)
     packed = base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode()
-    interval = wilson_interval(right, pictures)
-    return {"accuracy": right / pictures, "interval": interval, "pictures": pictures, "gmacs": gmacs, "correct": packed}
+    return accuracy_of(correct) | {"pictures": len(correct), "gmacs": gmacs, "correct": packed}
 
 
 def restored(entry: Mapping[str, Any]) -> Tensor:

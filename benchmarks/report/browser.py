@@ -1,4 +1,4 @@
-"""Drives a headless Chromium by its DevTools protocol, to test and photograph the report page.
+"""Drives a headless Chromium by its DevTools protocol, to photograph and test the report page.
 
 It needs no driver and no package: each message is JSON that ends with a zero byte, written to the browser's file
 descriptor 3 and read from its 4.
@@ -23,8 +23,6 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE = 120.0
 """Seconds to wait for an answer; on a busy machine the browser starts slowly."""
-KEYS = {"Tab": 9, "Enter": 13, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
-"""The keys of ``Tab.press`` with their codes."""
 _FLAGS = (
     "--headless",
     "--remote-debugging-pipe",
@@ -155,32 +153,6 @@ class Tab:
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']['exception']['description']}")
         return answer["result"].get("value")
-
-    def press(self, key: str, times: int = 1) -> None:
-        """Press a key as a person does; see KEYS."""
-        written = {"text": "\r"} if key == "Enter" else {}  # buttons act on what a key writes
-        for _ in range(times):
-            for kind, more in (("keyDown" if written else "rawKeyDown", written), ("keyUp", {})):
-                named = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
-                self.call("Input.dispatchKeyEvent", type=kind, **named, **more)
-
-    def accessible(self, role: str) -> list[dict[str, Any]]:
-        """Name, value and description of the elements with a role, as assistive technology reads them."""
-        nodes = self.call("Accessibility.getFullAXTree")["nodes"]
-        shown = [node for node in nodes if not node["ignored"] and node.get("role", {}).get("value") == role]
-        parts = ("name", "value", "description")
-        return [{part: node.get(part, {}).get("value", "") for part in parts} for node in shown]
-
-    def troubles(self) -> list[str]:
-        """The page's logged errors and exceptions, and the network addresses that it requested."""
-        params: dict[str, list[Any]] = {}
-        for event in self.browser.events:
-            if event.get("sessionId") == self.session:
-                params.setdefault(event["method"], []).append(event["params"])
-        errors = [param["entry"]["text"] for param in params.get("Log.entryAdded", [])]
-        errors += [str(param) for param in params.get("Runtime.exceptionThrown", [])]
-        requested = [param["request"]["url"] for param in params.get("Network.requestWillBeSent", [])]
-        return errors + [url for url in requested if not url.startswith(("file:", "data:"))]
 
     def screenshot(self, file: Path) -> None:
         """Write the visible part of the page as PNG."""

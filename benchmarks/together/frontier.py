@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from common.conditions import conditions, digest
 from common.contrastive import scaled_cosines
 from common.data.embedded.module import EmbeddedDataModule
 from common.deploy.early_exit import threshold_for
-from common.deploy.paths import path_costs
+from common.deploy.paths import path_costs, probabilities
 from common.evaluate.accuracy import paired_difference
 from common.stages import stages_of
 from common.zeroshot import embed_prompts
@@ -243,19 +244,9 @@ def seconds_per_image(
         if isinstance(model, WaveTower | ReducedWaveTower):
             call = ProgressiveClassifier(model, classes, scale, MarginGate(row["threshold"])).eval()
         else:
-            call = _Classifier(model, classes, scale)
+            call = partial(probabilities, model, classes=classes, scale=scale)
         calls[number] = lambda call=call: [call(part) for part in parts]
     return [duration / len(images) for duration in seconds(calls, rounds).values()]
-
-
-@dataclass(frozen=True)
-class _Classifier:
-    model: nn.Module
-    classes: Tensor
-    scale: Tensor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return scaled_cosines(self.model.encode_image(images), self.classes, self.scale).softmax(-1)
 
 
 def mark_dominated(rows: Sequence[dict[str, Any]]) -> None:

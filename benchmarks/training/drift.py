@@ -1,6 +1,6 @@
-"""Recomputes stored numbers, to notice when code drifts: a recipe's first losses, and answers on some test images.
+"""Recomputes a recipe's first losses, to notice when code drifts.
 
-Model, seeds, optimiser and schedule of the first losses are the recipe's. Their images are those of ``val`` in the
+Model, seeds, optimiser and schedule are the recipe's. The images are those of ``val`` in the
 training view, because packing ``train`` takes longer than the check, or other data that is quickly made.
 """
 
@@ -12,14 +12,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 from benchmarks import ROOT, read_recipe
-from benchmarks.embedded import PART, batches, models
 from benchmarks.training.export import training_class
-from benchmarks.waveclip.observed import counts, observe
 from common.data.embedded.module import EmbeddedDataModule
 from common.tower import BF16_PRODUCTS
 
 STEPS = 3
-PARTS = 4
 
 
 class _ValAsTrain(EmbeddedDataModule):
@@ -99,9 +96,3 @@ def _rooted(arguments: dict[str, Any]) -> dict[str, Any]:
         name: str(ROOT / value) if isinstance(value, str) and (ROOT / value).is_file() else value
         for name, value in arguments.items()
     }
-
-
-def part_counts(parts: int = PARTS) -> dict[str, list[int]]:
-    """Correct answers of the committed weights on the first ``parts`` × 500 test images, by part."""
-    prompts = EmbeddedDataModule().class_prompts
-    return counts(observe(*models(), batches("test", parts * PART), prompts))

@@ -9,13 +9,14 @@ interval of the accuracy difference to the reference stays above an allowance; t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import NormalDist
 
 import numpy as np
 
-from benchmarks.statistics import CONFIDENCE, RESAMPLES, Interval, picture_weights
+from benchmarks.statistics import CONFIDENCE, RESAMPLES, Interval, chosen_seeds, ends, picture_weights
 
 ALLOWANCE = 0.005
 """How far below the reference an operating point may lie: half a point."""
@@ -74,15 +75,15 @@ def saving(
     # One row a resample, one column a seed: refined share and difference, with the threshold chosen anew.
     draws = np.empty((resamples, len(val), 2))
     weights = zip(
-        _rows(picture_weights(len(val[0].first), resamples, seed)),
-        _rows(picture_weights(len(test[0].first), resamples, seed + 1)),
+        chain.from_iterable(picture_weights(len(val[0].first), resamples, seed)),
+        chain.from_iterable(picture_weights(len(test[0].first), resamples, seed + 1)),
         strict=True,
     )
     for row, (on_val, on_test) in enumerate(weights):
         for column, (gate, exits) in enumerate(zip(points, test, strict=True)):
             draws[row, column] = _measure(exits, gate.choose(on_val)[0], on_test)
-    chosen = np.random.default_rng((seed, 1)).integers(0, len(val), (resamples, max(1, len(val) - 1)))
-    drawn = np.take_along_axis(draws, chosen[..., None], axis=1).mean(axis=1)
+    chosen = chosen_seeds(len(val), resamples, seed)[..., None]
+    drawn = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
 
     refined, differences = (np.array(column) for column in zip(*measured, strict=True))
     return Saving(
@@ -136,10 +137,4 @@ def _saved(refined: np.ndarray | float, costs: tuple[float, float], dense: float
 
 
 def _interval(middle: float, draws: np.ndarray, seeds: int) -> Interval:
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(middle), float(low), float(high), seeds)
-
-
-def _rows(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    for part in parts:
-        yield from part
+    return Interval(float(middle), *ends(draws), seeds)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -150,7 +149,3 @@ def lines(calibration: Calibration) -> list[str]:
         f"accuracy {100 * point.accuracy:.2f} %; on those {100 * least:.2f} to {100 * most:.2f} %",
         f"the paths cost {', '.join(f'{cost:.4g}' for cost in calibration.costs)}",
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

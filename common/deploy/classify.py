@@ -164,7 +164,3 @@ def _rows(file: IO[str], jsonl: bool) -> Callable[[dict[str, Any]], None]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +118,3 @@ def _from_weights(
     run = {"weights": {path.name: loaded.weights["image"]}, "card": card}
     run |= {"class_names": deployed.class_names, "templates": list(deployed.templates)}
     return loaded.images, None if texts is loaded.images else texts, run, deployed.calibration
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -196,7 +196,3 @@ def catalogue_set(entry: Entry, root: Path) -> Finding:
     except ValueError as error:
         return Finding(entry.name, f"not there: {str(error)[:150]}")
     return Finding(entry.name, f"{len(dataset):,} pictures")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +179,3 @@ def lines(report: dict[str, Any]) -> list[str]:
         for batch, (model, exported) in rates.items():
             text.append(f"{'to ' + path:<16}{batch:>6}{model:>10.0f}{exported:>14.0f}")
     return text + [f"left out: {reason}" for reason in report["left_out"]]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

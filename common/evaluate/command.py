@@ -239,7 +239,3 @@ def _shots(text: str) -> list[int | str]:
     if wrong:
         raise ValueError(f"--shots {text}: {wrong[0]!r} is neither a number of samples of each class nor full")
     return [word if word == "full" else int(word) for word in words]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,6 +9,7 @@ from benchmarks import RESULTS
 from benchmarks.report.browser import Browser
 from benchmarks.report.page import build
 from tests.benchmarks.samples import write_results
+from tests.browser.tab import accessible, press, troubles
 
 WIDTHS = {"small phone": 320, "phone": 390, "tablet": 768, "desktop": 1280}
 PAGES = ("sample", "committed")
@@ -65,7 +66,7 @@ def test_keys_drive_the_slider_and_it_shows_what_the_json_says(browser, pages):
     tab.value("document.getElementById('threshold').focus()")
     last, seen = len(result["sweep"]["threshold"]) - 1, []
     for key, times in (("Home", 1), ("ArrowRight", 7), ("PageUp", 3), ("ArrowLeft", 2), ("End", 1), ("PageDown", 4)):
-        tab.press(key, times)
+        press(tab, key, times)
         seen.append(slider_at(tab))
         assert texts(tab, *READINGS) == expected(result, seen[-1]), f"after {key}"
     assert seen[0] == 0 and seen[1] == 7 and seen[4] == last and len(set(seen)) == len(seen)
@@ -80,7 +81,7 @@ def test_the_point_and_the_pictures_move_along(browser, pages):
     x, y = (list(map(float, drawing[axis].split())) for axis in "xy")
     sweep = result["sweep"]
     for key in ("Home", "PageUp", "End", "PageDown"):
-        tab.press(key)
+        press(tab, key)
         step = slider_at(tab)
         point = tab.value("['cx', 'cy'].map((name) => Number(document.getElementById('point').getAttribute(name)))")
         values = sweep["gmacs"][step], 100 * sweep["right"][step] / result["pictures"]
@@ -123,7 +124,7 @@ def test_the_committed_results_have_the_slider_or_its_command(browser, pages):
 @pytest.mark.parametrize("name", PAGES)
 def test_it_asks_nobody_and_complains_of_nothing(browser, pages, name):
     tab = browser.open(pages[0][name])
-    assert tab.troubles() == []
+    assert troubles(tab) == []
     assert tab.value("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
 
 
@@ -151,32 +152,32 @@ def focused(tab):
 
 def test_the_keyboard_reaches_everything(browser, pages):
     tab = browser.open(pages[0]["sample"])
-    tab.press("Tab")
+    press(tab, "Tab")
     assert focused(tab) == "skip"
     assert tab.value("document.activeElement.getBoundingClientRect().left") >= 0, "shown while it is focused"
-    tab.press("Enter")
+    press(tab, "Enter")
     assert tab.value("location.hash") == "#glance" and focused(tab) == "glance"
     reached = []
     while "threshold" not in reached and len(reached) < 20:
-        tab.press("Tab")
+        press(tab, "Tab")
         reached.append(focused(tab))
     assert reached[-1] == "threshold", "the slider is the next thing that can be moved"
     outline = tab.value("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid", "and shows that it has the focus"
     tab.value("document.querySelector('details:not([open]) summary').focus()")
-    tab.press("Enter")
+    press(tab, "Enter")
     assert tab.value("document.activeElement.parentElement.open")
 
 
 def test_it_speaks_to_those_who_do_not_see_it(browser, pages):
     tab = browser.open(pages[0]["sample"])
-    (slider,) = tab.accessible("slider")
+    (slider,) = accessible(tab, "slider")
     assert slider["name"].startswith("Threshold of the margin") and "Arrow keys" in slider["description"]
     spoken = tab.value("document.getElementById('threshold').getAttribute('aria-valuetext')")
     assert all(part in spoken for part in texts(tab, "shown", "refined", "accuracy", "gmacs"))
-    images = tab.accessible("image")
+    images = accessible(tab, "image")
     assert len(images) > 7 and all(image["name"] for image in images), "every picture has a text"
-    assert all(region["name"] for region in tab.accessible("region"))
+    assert all(region["name"] for region in accessible(tab, "region"))
     levels = tab.value("[...document.querySelectorAll('h1, h2, h3')].map((each) => Number(each.tagName[1]))")
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels)), "no level is left out"

@@ -65,7 +65,7 @@ def build(folder: Path) -> str:
     sections = {
         "glance": ("At a glance", _glance(results)),
         "threshold-section": ("Turn the threshold", _made_of(results, SLIDER, slider.section)),
-        **{_slug(paper): (paper, _paper(paper, results)) for paper in PAPERS},
+        **{paper.lower().replace(" ", "-"): (paper, _paper(paper, results)) for paper in PAPERS},
         "patches": ("Which patches stay", _made_of(results, PATCHES, gallery.section)),
         "beyond": ("Beyond the papers", "".join(_article(entry, results) for entry in others)),
         "speed-section": ("Speed", "".join(_article(entry, results) for entry in speed)),
@@ -82,10 +82,6 @@ def build(folder: Path) -> str:
     for name, part in parts.items():
         page = page.replace(f"<!-- {name} -->", part)
     return page
-
-
-def _slug(title: str) -> str:
-    return title.lower().replace(" ", "-")
 
 
 def _made_of(results: Results, name: str, section: Any) -> str:

@@ -12,8 +12,6 @@ import hashlib
 import io
 import json
 import math
-import os
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -37,7 +35,7 @@ from common.data.embedded.scenes import (
 from common.data.packing import Entry, write_manifest, write_tar
 from common.data.shards import ShardDataModule
 from common.data.transforms import Transform, center_view, random_view
-from common.paths import runs_directory
+from common.paths import runs_directory, written_whole
 
 SHIFT = 3.0
 """How far the training crop moves, in pixels of a view of 48."""
@@ -123,21 +121,18 @@ def pack(split: str, root: Path | None = None, view: int = VIEW) -> Path:
     if folder.exists():
         return folder
     pictures, per_shard = indices(split), SPLITS[split][1]
-    unfinished = folder.with_name(f".{split}-{os.getpid()}")
-    unfinished.mkdir(parents=True)
     parts = [pictures[start : start + per_shard] for start in range(0, len(pictures), per_shard)]
-    jobs = [(split, unfinished / f"{number:03d}.tar", part, view) for number, part in enumerate(parts)]
     try:
-        with ProcessPoolExecutor() as pool:
-            entries = list(track(pool.map(_write_shard, jobs), f"packing {split} ({len(pictures)})", len(jobs)))
-        shards = {job[1].name: entry for job, entry in zip(jobs, entries, strict=True)}
-        write_manifest(unfinished, shards, "Twemoji, CC-BY 4.0")
-        unfinished.rename(folder)
+        with written_whole(folder) as unfinished:
+            unfinished.mkdir()
+            jobs = [(split, unfinished / f"{number:03d}.tar", part, view) for number, part in enumerate(parts)]
+            with ProcessPoolExecutor() as pool:
+                entries = list(track(pool.map(_write_shard, jobs), f"packing {split} ({len(pictures)})", len(jobs)))
+            shards = {job[1].name: entry for job, entry in zip(jobs, entries, strict=True)}
+            write_manifest(unfinished, shards, "Twemoji, CC-BY 4.0")
     except OSError:
         if not folder.exists():  # otherwise another process was faster, and its shards are equal
             raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

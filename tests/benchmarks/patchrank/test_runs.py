@@ -12,7 +12,7 @@ from benchmarks.patchrank import table1 as patchrank_table1
 from benchmarks.patchrank.evaluate import evaluate_avit, evaluate_baselines, evaluate_predictor, evaluate_prompts
 from benchmarks.patchrank.rows import BASELINES, ROWS
 from benchmarks.patchrank.runs import KINDS, items, results
-from benchmarks.patchrank.tasks import FASHION, KEEPS, STYLES, TASKS, Task, restored, stored
+from benchmarks.patchrank.tasks import FASHION, KEEPS, PRUNE_LAYER, STYLES, TASKS, Task, answers, restored, stored
 from benchmarks.printed import paper_numbers
 from benchmarks.registry import benchmark
 from benchmarks.training.run import options
@@ -22,9 +22,9 @@ from common.data import catalogue
 from common.evaluate.accuracy import paired_difference
 from common.testing import tiny_architecture
 from common.tokenizer import encode
-from common.zeroshot import fill
+from common.zeroshot import embed_prompts, fill
 from patchrank.avit import AViTTower
-from patchrank.predictor import RankPredictor
+from patchrank.predictor import RankPredictor, load_predictor
 from patchrank.prompted import PromptedCLIP
 from patchrank.prompts import Prompts
 from patchrank.tower import PatchRankTower
@@ -236,6 +236,24 @@ def test_committed_weights_give_the_stored_answers():
     known, committed = results(), patchrank_evaluate.COMMITTED
     for task in STYLES:
         made = (committed / f"{task.name}_prompts.safetensors").is_file()  # not before the first real run
-        for name, right in patchrank_evaluate.committed_answers(task, 500).items() if made else ():
+        for name, right in committed_answers(task, 500).items() if made else ():
             expected = restored(known[name]["test"]["0.6"])[:500]
             assert abs(int(right.sum()) - int(expected.sum())) <= 1, name
+
+
+def committed_answers(task, count):
+    """Right answers of the committed predictor on the first pictures of test, at keep 0.6.
+
+    Without tuning and with the committed prompts, by the names of the runs that trained them.
+    """
+    folder, clip, name = patchrank_evaluate.COMMITTED, task.clip(), task.name.lower()
+    predictor = load_predictor(folder / f"{name}.safetensors", clip.image_tower, PRUNE_LAYER).eval()
+    pictures, size = task.pictures("test", count), clip.image_tower.image_size
+    right = {}
+    tuned = Prompts.load(folder / f"{name}_prompts.safetensors")
+    untuned = ("predictor", None, task.module.class_prompts)
+    for run, prompts, texts in (untuned, ("coupled-0.6", tuned, task.tuned_prompts)):
+        model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor, 0.6, PRUNE_LAYER, prompts))
+        encoders = {f"{name}-{run}-seed0": patchrank_evaluate.plain(model.tower)}
+        right |= answers(encoders, pictures, size, embed_prompts(model, texts))
+    return right

@@ -5,14 +5,18 @@ import json
 import pytest
 
 from benchmarks import RESULTS
-from benchmarks.embedded import PART, STUDENT, TEACHER
+from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models
 from benchmarks.mlip.ablations import ROWS, runs
-from benchmarks.training.drift import PARTS, first_losses, part_counts
+from benchmarks.training.drift import first_losses
 from benchmarks.training.retrain import RUNS, evaluate
+from benchmarks.waveclip.observed import counts, observe
 from common.clip import read_record
 from common.conditions import digest
+from common.data.embedded.module import EmbeddedDataModule
 from common.tower import BF16_PRODUCTS
 
+PARTS = 4
+"""How many parts of test are answered again."""
 COMMITTED = [run for run in [*RUNS, *runs(ROWS)] if run.output and run.output.is_file()]
 SCORED = [
     run for run in COMMITTED if run.output not in (TEACHER, STUDENT) and "architecture" in read_record(run.output)
@@ -23,9 +27,10 @@ SCORED = [
 def test_committed_weights_give_the_stored_accuracy():
     stored = json.loads((RESULTS / "table2.json").read_text())["embedded"]
     assert stored["conditions"]["weights"] == {path.name: digest(path) for path in (TEACHER, STUDENT)}
-    for name, found in part_counts().items():
+    answers = observe(*models(), batches("test", PARTS * PART), EmbeddedDataModule().class_prompts)
+    for name, by_part in counts(answers).items():
         expected = sum(stored["counts"][name][:PARTS])
-        assert abs(sum(found) - expected) <= 0.001 * PARTS * PART, f"{name}: {sum(found)}, stored {expected}"
+        assert abs(sum(by_part) - expected) <= 0.001 * PARTS * PART, f"{name}: {sum(by_part)}, stored {expected}"
 
 
 def test_other_committed_weights_give_the_stored_accuracy():
