@@ -163,6 +163,11 @@ BENCHMARKS = (
         "frontier", "the three methods and their compositions: accuracy against cost and time", "together.frontier"
     ),
     Benchmark(
+        "embedded-reference",
+        "what the embedded benchmark measures: its teacher beside chance, colours alone and grey pictures",
+        "together.embedded_reference",
+    ),
+    Benchmark(
         "embedded-models", "zero-shot, retrieval and linear probe of the embedded models", "together.embedded_models"
     ),
     Benchmark(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from common import optim
 from common.clip import CLIP
 from common.zeroshot import embed_prompts
 from patchrank.frozen_clip import FrozenCLIPTraining, class_prompts

@@ -75,7 +75,7 @@ class Table:
             names={split: len(class_names(split)) for split in ("seen", "unseen")},
             rule=RULE,
             pictures={
-                **{split: SPLITS[split][0] for split in ("train", "retrieval")},
+                **{split: SPLITS[1][split][0] for split in ("train", "retrieval")},
                 "test": ablations.PICTURES,
                 "unseen": ablations.HELD_OUT,
             },

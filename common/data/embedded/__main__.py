@@ -1,6 +1,20 @@
-"""`make data`: pack every split that is not there yet."""
+"""`make data`: pack every split that is not there yet. `--revision 2`: those of the scenes of shape."""
+
+import argparse
+import sys
 
 from common.data.embedded.module import SPLITS, pack
 
-for split in SPLITS:
-    print(pack(split))
+
+def main() -> int:
+    """Run the command line; returns 0."""
+    parser = argparse.ArgumentParser(prog="python -m common.data.embedded", description=__doc__)
+    parser.add_argument("--revision", type=int, default=1, choices=SPLITS, help="of the scenes (default %(default)s)")
+    revision = parser.parse_args().revision
+    for split in SPLITS[revision]:
+        print(pack(split, revision=revision))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

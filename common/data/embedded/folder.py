@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 a mistake."""
     parser = argparse.ArgumentParser(prog="python -m common.data.embedded.folder", description=write_folder.__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--split", default="test", help=f"one of {', '.join(SPLITS)} (default %(default)s)")
+    parser.add_argument("--split", default="test", help=f"one of {', '.join(SPLITS[1])} (default %(default)s)")
     parser.add_argument("--pictures", type=int, default=200, help="how many (default %(default)s)")
     said = parser.parse_args(arguments)
     try:

@@ -1,9 +1,10 @@
 """The embedded benchmark: Twemoji pictures with captions, a real image-text data set that needs pip alone.
 
-Its splits are fixed sequences of random scenes (``common.data.embedded.scenes``), drawn and packed into shards when
-they are first asked for, and read by the same loader as any other shards.
+Its splits are fixed sequences of random scenes, drawn and packed into shards when they are first asked for, and read by
+the same loader as any other shards. Revision 1 (``scenes``) shows emoji in their own colours, from which most names
+follow; revision 2 (``shapes``) shows them in random ones. Committed weights and results are revision 1's.
 
-Labels number the names of ``class_names("all")``: first the seen ones, then the held-out ones.
+Labels number the names of a revision's ``class_names("all")``: first the seen ones, then the held-out ones.
 """
 
 from __future__ import annotations
@@ -16,116 +17,147 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from random import Random
+from types import ModuleType
 
 from rich.progress import track
 
-from common.data.embedded.scenes import (
-    PHRASES,
-    RECIPE,
-    TEMPLATES,
-    VIEW,
-    VIEWS,
-    Scene,
-    canvas_size,
-    class_names,
-    draw_scene,
-    name_table,
-    prompt,
-)
+from common.data.embedded import scenes, shapes
+from common.data.embedded.scenes import ATTRIBUTION, VIEWS, class_names
+from common.data.embedded.twemoji import PHRASES, TEMPLATES, VIEW, canvas_size, prompt
 from common.data.packing import Entry, write_manifest, write_tar
 from common.data.shards import ShardDataModule
 from common.data.transforms import Transform, center_view, random_view
 from common.paths import runs_directory, written_whole
 
+__all__ = [  # the names in capitals and ``class_names`` are revision 1's
+    "ATTRIBUTION",
+    "SPLITS",
+    "TEMPLATES",
+    "VIEW",
+    "VIEWS",
+    "EmbeddedDataModule",
+    "class_names",
+    "indices",
+    "pack",
+    "prompt",
+    "recipe_hash",
+    "sample",
+    "scene",
+    "scenes_of",
+]
+
 SHIFT = 3.0
 """How far the training crop moves, in pixels of a view of 48."""
-SPLITS = {  # pictures, pictures per shard
-    "train": (60_000, 1000),
-    "val": (4000, 500),
-    "test": (20_608, 500),  # 32 of each seen name
-    "unseen": (4000, 500),
-    "retrieval": (2000, 500),
+SPLITS = {
+    1: {
+        "train": (60_000, 1000),
+        "val": (4000, 500),
+        "test": (20_608, 500),  # 32 of each seen name
+        "unseen": (4000, 500),
+        "retrieval": (2000, 500),
+    },
+    2: {
+        "train": (60_000, 1000),
+        "val": (20_000, 500),
+        "test": (20_000, 500),
+        "unseen": (4000, 500),
+        "retrieval": (2000, 500),
+    },
 }
-ATTRIBUTION = (
-    "Trained on the embedded benchmark. Its pictures are drawn from Twemoji artwork, copyright Twitter, "
-    "Inc and other contributors, licensed under CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/) "
-    "and changed: scaled, turned and placed on backgrounds. Names are Unicode CLDR short names (Unicode "
-    "License v3)."
-)
-"""What the card of every model trained on these pictures must say."""
+"""(pictures, pictures per shard) of every split, by revision."""
+_SCENES = {1: scenes, 2: shapes}
+
+
+def scenes_of(revision: int) -> ModuleType:
+    """The module that draws the scenes of a revision. ValueError: no such revision."""
+    if revision not in _SCENES:
+        raise ValueError(
+            f"revision {revision}: the embedded benchmark has the revisions {' and '.join(map(str, _SCENES))}"
+        )
+    return _SCENES[revision]
+
+
+def _seed(split: str, revision: int) -> str:
+    """What a split's randomness starts from: another string in every revision, so that its test pictures are unseen."""
+    return split if revision == 1 else f"{split}, revision {revision}"
 
 
 @cache
-def _order(split: str, cycle: int) -> list[int]:
-    labels = list(_labels(split))
-    Random(f"{split}/order/{cycle}").shuffle(labels)
+def _order(split: str, cycle: int, revision: int = 1) -> list[int]:
+    labels = list(_labels(split, revision))
+    Random(f"{_seed(split, revision)}/order/{cycle}").shuffle(labels)
     return labels
 
 
-def _labels(split: str) -> range:
-    seen = len(class_names("seen"))
-    return range(seen, len(class_names("all"))) if split == "unseen" else range(seen)
+def _labels(split: str, revision: int) -> range:
+    seen, both = (len(scenes_of(revision).class_names(names)) for names in ("seen", "all"))
+    return range(seen, both) if split == "unseen" else range(seen)
 
 
-def scene(split: str, index: int) -> tuple[Scene, str]:
+def scene(split: str, index: int, revision: int = 1) -> tuple[scenes.Scene | shapes.Scene, str]:
     """Picture ``index`` of a split and its caption; each cycle of pictures shows every name once."""
-    rng = Random(f"{split}/{index}")
-    labels = _labels(split)
+    rng, drawing = Random(f"{_seed(split, revision)}/{index}"), scenes_of(revision)
+    labels = _labels(split, revision)
     cycle, place = divmod(index, len(labels))
-    drawn = draw_scene(rng, _order(split, cycle)[place], labels)
-    mentions = [split == "retrieval" or rng.random() < RECIPE["mention"] for _ in range(4)]
-    return drawn, drawn.caption(*mentions)
+    drawn = drawing.draw_scene(rng, _order(split, cycle, revision)[place], labels)
+    return drawn, drawn.caption() if split == "retrieval" else drawn.caption(*drawing.draw_mentions(rng))
 
 
-def indices(split: str) -> list[int]:
+def indices(split: str, revision: int = 1) -> list[int]:
     """The pictures of a split; "retrieval" leaves out those whose caption an earlier one has."""
-    if split not in SPLITS:
-        raise ValueError(f"the embedded benchmark has the splits {list(SPLITS)}, not {split!r}")
-    pictures = SPLITS[split][0]
+    scenes_of(revision)
+    splits = SPLITS[revision]
+    if split not in splits:
+        raise ValueError(f"the embedded benchmark has the splits {list(splits)}, not {split!r}")
+    pictures = splits[split][0]
     if split != "retrieval":
         return list(range(pictures))
     first: dict[str, int] = {}
     index = 0
     while len(first) < pictures:
-        first.setdefault(scene(split, index)[1], index)
+        first.setdefault(scene(split, index, revision)[1], index)
         index += 1
     return list(first.values())
 
 
-def recipe_hash(view: int = VIEW) -> str:
+def recipe_hash(view: int = VIEW, revision: int = 1) -> str:
     """Names the packed data: equal exactly when recipe, pixels of the view, splits and names are."""
-    text = json.dumps([RECIPE | {"canvas": canvas_size(view)}, SPLITS, PHRASES, name_table()])
+    drawing = scenes_of(revision)
+    recipe = drawing.RECIPE | {"canvas": canvas_size(view)}
+    text = json.dumps([recipe, SPLITS[revision], PHRASES, drawing.name_table()])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _sample(split: str, index: int, view: int) -> dict[str, str | bytes]:
-    drawn, caption = scene(split, index)
-    jpeg = io.BytesIO()
-    drawn.render(view).save(jpeg, "JPEG", quality=RECIPE["quality"], subsampling=0)
+def sample(split: str, index: int, view: int = VIEW, revision: int = 1) -> dict[str, str | bytes]:
+    """Picture ``index`` of a split as its shard holds it: key, JPEG of the whole canvas, caption, and facts as JSON."""
+    drawn, caption = scene(split, index, revision)
+    jpeg, quality = io.BytesIO(), scenes_of(revision).RECIPE["quality"]
+    drawn.render(view).save(jpeg, "JPEG", quality=quality, subsampling=0)
     facts = json.dumps(drawn.facts())
     key = f"{split}-{index:06d}"
     return {"__key__": key, "jpg": jpeg.getvalue(), "txt": caption.encode(), "json": facts.encode()}
 
 
-def _write_shard(job: tuple[str, Path, list[int], int]) -> Entry:
-    split, path, pictures, view = job
-    return write_tar(path, (_sample(split, index, view) for index in pictures))
+def _write_shard(job: tuple[str, Path, list[int], int, int]) -> Entry:
+    split, path, pictures, view, revision = job
+    return write_tar(path, (sample(split, index, view, revision) for index in pictures))
 
 
-def pack(split: str, root: Path | None = None, view: int = VIEW) -> Path:
+def pack(split: str, root: Path | None = None, view: int = VIEW, revision: int = 1) -> Path:
     """The folder of a split's shards; a missing one is written first, complete or not at all.
 
-    view: pixels at which the scenes are drawn, one of VIEWS.
+    view: pixels at which the scenes are drawn, one of the revision's VIEWS.
     """
-    folder = (root or runs_directory() / "data") / f"embedded-{recipe_hash(view)}" / split
+    folder = (root or runs_directory() / "data") / f"embedded-{recipe_hash(view, revision)}" / split
     if folder.exists():
         return folder
-    pictures, per_shard = indices(split), SPLITS[split][1]
+    pictures, per_shard = indices(split, revision), SPLITS[revision][split][1]
     parts = [pictures[start : start + per_shard] for start in range(0, len(pictures), per_shard)]
     try:
         with written_whole(folder) as unfinished:
             unfinished.mkdir()
-            jobs = [(split, unfinished / f"{number:03d}.tar", part, view) for number, part in enumerate(parts)]
+            files = [unfinished / f"{number:03d}.tar" for number in range(len(parts))]
+            jobs = [(split, file, part, view, revision) for file, part in zip(files, parts, strict=True)]
             with ProcessPoolExecutor() as pool:
                 entries = list(track(pool.map(_write_shard, jobs), f"packing {split} ({len(pictures)})", len(jobs)))
             shards = {job[1].name: entry for job, entry in zip(jobs, entries, strict=True)}
@@ -147,10 +179,11 @@ class EmbeddedDataModule(ShardDataModule):
         max_damaged: Fraction of damaged samples that is tolerated.
         root: Folder for the packed shards; default: ``data`` in $EFFCLIP_RUNS.
         captions: Whether batches have captions; False saves their encoding where labels are enough.
-        image_size: 48 or 96, the pixels at which the scenes are drawn and given. Default: drawn at 48 and resized
-            to the architecture's size. ValueError: another size.
+        image_size: 48 or 96 (revision 2 also: 24), the pixels at which the scenes are drawn and given. Default: drawn
+            at 48 and resized to the architecture's size. ValueError: another size.
         train_fraction: Share of the training shards that is read, the first ones.
         augment: Whether training pictures are random views; False shows their centre, as evaluation does.
+        revision: 1 or 2, see above; the architecture's vocabulary must be that of its names. ValueError: another one.
     """
 
     def __init__(
@@ -165,9 +198,11 @@ class EmbeddedDataModule(ShardDataModule):
         image_size: int | None = None,
         train_fraction: float = 1.0,
         augment: bool = True,
+        revision: int = 1,
     ) -> None:
-        if image_size not in (None, *VIEWS):
-            raise ValueError(f"image_size {image_size}: the embedded pictures are drawn at one of {VIEWS} pixels")
+        views = scenes_of(revision).VIEWS
+        if image_size not in (None, *views):
+            raise ValueError(f"image_size {image_size}: the embedded pictures are drawn at one of {views} pixels")
         if not 0 < train_fraction <= 1:
             raise ValueError(f"train_fraction {train_fraction} is not in (0, 1]")
         super().__init__(
@@ -182,36 +217,37 @@ class EmbeddedDataModule(ShardDataModule):
             augment=augment,
         )
         self.root, self.train_fraction = Path(root) if root else None, train_fraction
-        self.view = image_size or VIEW
+        self.view, self.revision = image_size or VIEW, revision
+        self.attribution = scenes_of(revision).ATTRIBUTION
 
     def prepare_data(self) -> None:
         """Pack what the trainer is about to read."""
         task = self.trainer.state.fn.value if self.trainer else "fit"
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(task, ("test",)):
-            pack(split, self.root, self.view)
+            pack(split, self.root, self.view, self.revision)
 
     @property
     def splits(self) -> list[str]:
         """All splits; each is packed when its shards are asked for."""
-        return list(SPLITS)
+        return list(SPLITS[self.revision])
 
     def shard_urls(self, split: str) -> list[str]:
         """Paths of a split's shards, packed now where they are missing. ValueError: no such split."""
-        paths = sorted(pack(split, self.root, self.view).glob("*.tar"))
+        paths = sorted(pack(split, self.root, self.view, self.revision).glob("*.tar"))
         part = math.ceil(self.train_fraction * len(paths)) if split == "train" else len(paths)
         return [str(path) for path in paths[:part]]
 
-    attribution, templates, scale = ATTRIBUTION, TEMPLATES, "embedded"
+    templates, scale = TEMPLATES, "embedded"
 
     @property
     def class_names(self) -> list[str]:
         """The seen names, in the order of the labels."""
-        return class_names("seen")
+        return scenes_of(self.revision).class_names("seen")
 
     @property
     def class_prompts(self) -> list[str]:
         """The caption of each seen class, in the order of the labels: what zero-shot validation classifies by."""
-        return [prompt(name) for name in class_names("seen")]
+        return [prompt(name) for name in self.class_names]
 
     def picture_transform(self, train: bool) -> Transform:
         """Random view of the stored canvas for training, its centre otherwise."""

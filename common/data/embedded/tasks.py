@@ -3,7 +3,7 @@
 Three tasks have names of their own, all of them seen in pretraining, and one shift of style each, such that a CLIP of
 plain pictures still knows about half of theirs: pencil lines, turned hues, blur. A fourth, "plain", is every seen name
 in the benchmark's own style, for what is trained once on much data and carried over. Pictures are
-``common.data.embedded.scenes``, drawn when they are asked for, the same ones every time.
+``common.data.embedded.scenes`` (revision 1), drawn when they are asked for, the same ones every time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from PIL import Image, ImageFilter, ImageOps
 
 from common.data.classification import ClassificationSet
 from common.data.embedded.module import recipe_hash
-from common.data.embedded.scenes import CANVAS, TEMPLATES, VIEW, class_names, draw_scene
+from common.data.embedded.scenes import CANVAS, VIEW, class_names, draw_scene
+from common.data.embedded.twemoji import TEMPLATES
 from common.data.sources import Samples
 
 NAMES = 100

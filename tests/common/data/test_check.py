@@ -130,7 +130,7 @@ def test_samples_that_cannot_be_decoded_are_found(tmp_path, recipe, capsys):
 
 def test_the_embedded_recipe_and_a_damaged_copy(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(embedded, "SPLITS", {"train": (40, 10), "val": (14, 5), "retrieval": (4, 2)})
+    monkeypatch.setitem(embedded.SPLITS, 1, {"train": (40, 10), "val": (14, 5), "retrieval": (4, 2)})
     assert main(["common/embedded_clip.yaml", f"--data.root={tmp_path / 'data'}"]) == 0
     assert "train: 4 shards, 40 samples" in capsys.readouterr().out
     shutil.copytree(tmp_path / "data", tmp_path / "copy")

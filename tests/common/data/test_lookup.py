@@ -16,7 +16,7 @@ from tests.common.data.miniature import small as small_entry
 def small(monkeypatch, tmp_path):
     """The benchmark with a few pictures a split."""
     sizes = {"train": (40, 10), "val": (14, 5), "test": (12, 6), "unseen": (6, 3), "retrieval": (9, 3)}
-    monkeypatch.setattr(embedded, "SPLITS", sizes)
+    monkeypatch.setitem(embedded.SPLITS, 1, sizes)
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
 
 

@@ -66,7 +66,7 @@ def test_a_budget_from_calibration_to_classification(model, labelled, capsys):
 
 def test_held_out_pictures_cost_what_was_foretold(tmp_path, monkeypatch):
     """The embedded model, calibrated on val: the mean cost of test pictures, really run, lies in the interval."""
-    monkeypatch.setattr(embedded, "SPLITS", {"val": (400, 200), "test": (400, 200)})
+    monkeypatch.setitem(embedded.SPLITS, 1, {"val": (400, 200), "test": (400, 200)})
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     deployed = load(device="cpu")
     val, (first, last) = source("embedded", "zeroshot", "val"), deployed.costs
@@ -85,7 +85,7 @@ def test_held_out_pictures_cost_what_was_foretold(tmp_path, monkeypatch):
 
 
 def test_the_default_model_keeps_its_calibration_with_the_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(embedded, "SPLITS", {"val": (60, 30)})
+    monkeypatch.setitem(embedded.SPLITS, 1, {"val": (60, 30)})
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     assert main(["calibrate", "--data", "embedded", "--accuracy", "0.05", "--limit", "50", "--device", "cpu"]) == 0
     deployed = load(device="cpu")

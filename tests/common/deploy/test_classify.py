@@ -106,7 +106,7 @@ def test_a_mistake_leaves_the_rows_of_an_earlier_run(model, folder, tmp_path, ca
 
 
 def test_the_default_model_knows_emoji_and_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(embedded, "SPLITS", {"test": (40, 20)})
+    monkeypatch.setitem(embedded.SPLITS, 1, {"test": (40, 20)})
     assert write_folder([str(tmp_path / "emoji"), "--pictures", "40"]) == 0
     assert main(["classify", str(tmp_path / "emoji")]) == 0
     printed = capsys.readouterr()

@@ -23,9 +23,9 @@ from common.data.embedded.scenes import (
     class_names,
     draw_scene,
     name_table,
-    prompt,
     vocabulary,
 )
+from common.data.embedded.twemoji import prompt
 from common.tokenizer import Tokenizer
 
 
@@ -33,7 +33,7 @@ from common.tokenizer import Tokenizer
 def small(monkeypatch, tmp_path):
     """The benchmark with a few dozen pictures a split; gives the folder for its shards."""
     sizes = {"train": (40, 10), "val": (14, 5), "test": (12, 6), "unseen": (6, 3), "retrieval": (9, 3)}
-    monkeypatch.setattr(embedded, "SPLITS", sizes)
+    monkeypatch.setitem(embedded.SPLITS, 1, sizes)
     return tmp_path
 
 
@@ -185,9 +185,9 @@ def test_sizes_of_the_splits():
 
 
 def test_retrieval_has_one_picture_per_full_caption(monkeypatch):
-    monkeypatch.setattr(embedded, "SPLITS", {"retrieval": (40, 10)})
+    monkeypatch.setitem(embedded.SPLITS, 1, {"retrieval": (40, 10)})
     clash = scene("retrieval", 0)
-    monkeypatch.setattr(embedded, "scene", lambda split, i: clash if i in (3, 5) else scene(split, i))
+    monkeypatch.setattr(embedded, "scene", lambda split, i, _: clash if i in (3, 5) else scene(split, i))
     chosen = indices("retrieval")
     captions = [scene("retrieval", index)[1] for index in chosen]
     assert len(set(captions)) == 40 and not {3, 5} & set(chosen)
@@ -215,6 +215,19 @@ def test_an_interrupted_packing_leaves_nothing(small, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pack("val", small / "c")
     assert [path for path in (small / "c").rglob("*") if path.is_file() or path.name.startswith(".val")] == []
+
+
+def test_the_recipe_of_committed_weights_is_packed_where_it_was():
+    """Weights and results of revision 1 rest on exactly these pictures."""
+    assert embedded.recipe_hash() == "b826e6208df7" and embedded.recipe_hash(96) == "8284890503b5"
+
+
+def test_another_revision_has_a_mend():
+    for call in (lambda: scene("val", 0, 3), lambda: indices("val", 3), lambda: pack("val", revision=3)):
+        with pytest.raises(ValueError, match="revision 3: the embedded benchmark has the revisions 1 and 2"):
+            call()
+    with pytest.raises(ValueError, match="revision 0"):
+        EmbeddedDataModule(revision=0)
 
 
 def test_another_recipe_is_packed_elsewhere(monkeypatch):

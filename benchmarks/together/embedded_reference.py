@@ -1,0 +1,197 @@
+"""The reference ladder of the embedded benchmark: how many names colours alone tell, beside what the teacher tells.
+
+An MLP on a histogram knows nothing about places. Where it comes near the teacher, the benchmark measures colours. All
+numbers are val's: revision 2's test pictures wait for its trained models (benchmarks/protocol.md).
+
+Shapes: M pictures, H height, W width, K bins of a histogram.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks import WEIGHTS, cells
+from benchmarks.embedded import TEACHER
+from benchmarks.statistics import mean_interval
+from common.clip import CLIP
+from common.conditions import conditions, digest
+from common.data.embedded.module import SPLITS, VIEW, prompt, sample, scenes_of
+from common.data.transforms import center_view, to_batch
+from common.zeroshot import embed_prompts
+
+CHANCE, RGB, GREY = "chance", "RGB histogram, MLP", "grey histogram, MLP"
+HALF, FULL, FULL_IN_GREY = "half-resolution tower", "teacher", "teacher, grey pictures"
+ROWS = (CHANCE, RGB, GREY, HALF, FULL, FULL_IN_GREY)
+TRAINED_ON, EPOCHS, WIDTH, BATCH = 20_000, 30, 512, 256
+"""Pictures of train that a histogram's MLP learns from, its epochs, hidden units and batch size."""
+BINS, _LEVELS = 216, 6  # six levels of each channel, or 216 of the luminance
+
+
+class Tower(NamedTuple):
+    """A CLIP on the ladder: its row, weights, the command that trains it, and whether it sees pictures in grey."""
+
+    row: str
+    weights: Path
+    command: str
+    in_grey: bool = False
+
+
+_SHAPES = WEIGHTS / "shapes_clip.safetensors", "lightning fit -c common/shapes_clip.yaml"
+_SHAPES_HALF = WEIGHTS / "shapes_clip_half.safetensors", "lightning fit -c common/shapes_clip_half.yaml"
+_TEACHER = TEACHER, "make retrain ONLY=teacher"
+TOWERS = {
+    1: (Tower(FULL, *_TEACHER), Tower(FULL_IN_GREY, *_TEACHER, in_grey=True)),
+    2: (Tower(HALF, *_SHAPES_HALF), Tower(FULL, *_SHAPES), Tower(FULL_IN_GREY, *_SHAPES, in_grey=True)),
+}
+"""The CLIPs by revision. Those of revision 2 are measured as soon as their weights are there."""
+
+
+def pictures(split: str, count: int, revision: int, view: int = VIEW) -> tuple[list[np.ndarray], Tensor]:
+    """The first pictures of a split as evaluation shows them, uint8 [H,W,3] each, and their labels [M].
+
+    They are drawn here, the same as in the shards, so that no whole split is packed.
+    """
+    drawn = [sample(split, index, view, revision) for index in range(count)]
+    images = [Image.open(io.BytesIO(picture["jpg"])) for picture in drawn]
+    shown = [center_view(image, Random(0), image_size=view, view=view) for image in images]
+    return shown, torch.tensor([json.loads(picture["json"])["label"] for picture in drawn])
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    """A picture's luminance in all three channels, uint8 [H,W,3]."""
+    return np.asarray(Image.fromarray(picture).convert("L").convert("RGB"))
+
+
+def colour_histogram(picture: np.ndarray) -> np.ndarray:
+    """Square roots of the shares of 216 colours, [K], of a picture uint8 [H,W,3]."""
+    red, green, blue = np.moveaxis(picture.astype(int) * _LEVELS // 256, -1, 0)
+    return _root_shares((red * _LEVELS + green) * _LEVELS + blue)
+
+
+def grey_histogram(picture: np.ndarray) -> np.ndarray:
+    """Square roots of the shares of 216 luminances, [K], of a picture uint8 [H,W,3]."""
+    return _root_shares(grey(picture)[..., 0].astype(int) * BINS // 256)
+
+
+def _root_shares(bins: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.bincount(bins.ravel(), minlength=BINS) / bins.size)
+
+
+def train_mlp(features: Tensor, labels: Tensor, epochs: int = EPOCHS) -> nn.Module:
+    """A classifier with one hidden layer, trained on features [M,K] with labels [M] by cross-entropy."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hidden = [nn.LayerNorm(features.shape[1]), nn.Linear(features.shape[1], WIDTH), nn.ReLU(), nn.Dropout(0.3)]
+        mlp = nn.Sequential(*hidden, nn.Linear(WIDTH, int(labels.max()) + 1))
+        optimizer = torch.optim.AdamW(mlp.parameters(), weight_decay=0.01)
+        steps = epochs * -(-len(labels) // BATCH)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+        for _ in range(epochs):
+            for part in torch.randperm(len(labels)).split(BATCH):
+                loss = nn.functional.cross_entropy(mlp(features[part]), labels[part])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return mlp.eval()
+
+
+@torch.no_grad()
+def named_right(clip: CLIP, shown: Sequence[np.ndarray], labels: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Whether a CLIP names each picture rightly among the prompts of all classes, bool [M]."""
+    classes = embed_prompts(clip, prompts)
+    batches = (to_batch(shown[start : start + BATCH]) for start in range(0, len(shown), BATCH))
+    return torch.cat([(clip.encode_image(images) @ classes.T).argmax(-1) for images in batches]) == labels
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """The ladders of both revisions on val. smoke: few pictures."""
+    trained_on = 300 if smoke else TRAINED_ON
+    weights = {tower.weights for towers in TOWERS.values() for tower in towers if tower.weights.is_file()}
+    run_conditions = conditions(
+        "embedded",
+        seeds=1,
+        dtype="float32",
+        weights={path.name: digest(path) for path in sorted(weights)},
+        trained_on=trained_on,
+        reported_on="val",
+    )
+    ladders = [ladder(revision, 100 if smoke else SPLITS[revision]["val"][0], trained_on) for revision in TOWERS]
+    return {"name": "embedded-reference", "conditions": run_conditions, "ladders": ladders}
+
+
+def ladder(revision: int, count: int, trained_on: int) -> dict[str, Any]:
+    """The rows of a revision, measured on the first ``count`` pictures of val; a CLIP without weights has a command."""
+    names = scenes_of(revision).class_names("seen")
+    shown, labels = pictures("val", count, revision)
+    known = pictures("train", trained_on, revision)
+    rows: list[dict[str, Any]] = [{"row": CHANCE, "accuracy": 1 / len(names)}]
+    for row, features in ((RGB, colour_histogram), (GREY, grey_histogram)):
+        rows.append(_measured(row, _mlp_right(features, known, (shown, labels))))
+    for tower in TOWERS[revision]:
+        if not tower.weights.is_file():
+            rows.append({"row": tower.row, "command": tower.command})
+            continue
+        clip = CLIP.load(tower.weights).eval()
+        size = clip.image_tower.image_size
+        seen = shown if size == VIEW else pictures("val", count, revision, size)[0]
+        seen = [grey(picture) for picture in seen] if tower.in_grey else seen
+        rows.append(_measured(tower.row, named_right(clip, seen, labels, [prompt(name) for name in names])))
+    return {"revision": revision, "names": len(names), "pictures": count, "rows": rows}
+
+
+Labelled = tuple[Sequence[np.ndarray], Tensor]
+
+
+def _mlp_right(features: Callable[[np.ndarray], np.ndarray], known: Labelled, shown: Labelled) -> Tensor:
+    """Whether an MLP on the features of ``known`` names each picture of ``shown`` rightly, bool [M]."""
+    train, val = (torch.from_numpy(np.stack([features(p) for p in images])).float() for images, _ in (known, shown))
+    return train_mlp(train, known[1])(val).argmax(-1) == shown[1]
+
+
+def _measured(row: str, correct: Tensor) -> dict[str, Any]:
+    middle, low, high = mean_interval(correct[None].numpy()).ends
+    return {"row": row, "accuracy": middle, "interval": [low, high]}
+
+
+def missing(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """The rows that were not run, with the command that trains their model."""
+    for block in result["ladders"]:
+        for row in block["rows"]:
+            if "command" in row:
+                yield f"revision {block['revision']}: {row['row']}", row["command"]
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {}}."""
+    ladders, run_conditions = result["ladders"], result["conditions"]
+    columns = [{row["row"]: _cell(row) for row in block["rows"]} for block in ladders]
+    head = ["top-1 on val, % [95 %]", *(f"revision {block['revision']}, {block['names']} names" for block in ladders)]
+    lines = cells.table(head, [[row, *(column.get(row, "–") for column in columns)] for row in ROWS])
+    counts = " and ".join(f"{block['pictures']:,}" for block in ladders)
+    note = (
+        f"Embedded scale. These are numbers of val ({counts} pictures); nothing here reads test. Each histogram has "
+        f"{BINS} bins; its MLP with {WIDTH} hidden units learned from "
+        f"{run_conditions['trained_on']:,} labelled pictures of train. A CLIP is zero-shot, and nothing was trained on "
+        "grey pictures. Intervals resample the pictures; there is one training seed, so they leave the spread between "
+        f"trainings out. {run_conditions['dtype']} on {run_conditions['device']}, torch {run_conditions['torch']}."
+    )
+    return {"md": f"{lines}\n\n{note}\n", "figures": {}}
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if "command" in row:
+        return f"not run: `{row['command']}`"
+    if "interval" not in row:
+        return f"{100 * row['accuracy']:.1f}"
+    return cells.accuracy(row["accuracy"], row["interval"])
