@@ -72,7 +72,7 @@ def test_only_strict_makes_a_damaged_picture_a_failure(model, folder, capsys):
     assert main(line) == 0
     assert main([*line, "--strict"]) == 1
     assert main(["classify", folder + "/a", "--model", model, "--strict"]) == 0
-    assert "UnidentifiedImageError" in capsys.readouterr().out
+    assert "it is none of JPEG, PNG" in capsys.readouterr().out
 
 
 def test_labels_from_the_line_or_a_file(model, folder, tmp_path, capsys):
