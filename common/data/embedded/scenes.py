@@ -80,7 +80,7 @@ def class_names(split: str = "seen") -> list[str]:
     """Names of "seen", "unseen" or "all" (seen then unseen) emoji; a label is a place in the list of all."""
     if split not in ("seen", "unseen", "all"):
         raise ValueError(f"names are 'seen', 'unseen' or 'all', not {split!r}")
-    return [name for _, name, of in name_table() if split in (of, "all")]
+    return [name for _, name, part in name_table() if split in (part, "all")]
 
 
 prompt = with_article
