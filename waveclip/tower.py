@@ -150,15 +150,15 @@ class WaveTower(BlockTower):
     def stages(self) -> list[Stage]:
         """One graph a level; the cache and the bands to come pass between the graphs as flat tensors."""
         layers = range(len(self.transformer.resblocks))
-        found, inputs = [], ("images",)
+        stages, inputs = [], ("images",)
         for step in range(self.steps):
             later = range(step + 1, self.steps)
             names = [f"{part}_{layer}" for layer in layers for part in ("key", "value")] if later else []
             # A graph's inputs and outputs must not share a name, so each says which level it comes from.
             state = tuple(f"{name}_of_level_{step}" for name in [*names, *(f"band_{other}" for other in later)])
-            found.append(Stage(f"level_{step}", Level(self, step), inputs, ("embedding", *state)))
+            stages.append(Stage(f"level_{step}", Level(self, step), inputs, ("embedding", *state)))
             inputs = state
-        return found
+        return stages
 
     def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
         """Write a self-describing safetensors file. architecture: that of the CLIP whose image tower this copies."""

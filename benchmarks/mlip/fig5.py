@@ -37,8 +37,8 @@ def _measure(pictures: int | None) -> dict[str, Any]:
     for batch in track(batches("retrieval", pictures), "embedding retrieval"):
         for name, clip in clips.items():
             images[name].append(clip.encode_image(batch["image"]))
-    found = {name: answers(torch.cat(images[name]), embed_prompts(clip, captions)) for name, clip in clips.items()}
-    return {"pictures": len(captions), "captions": captions[:SHOWN], "found": found}
+    results = {name: answers(torch.cat(images[name]), embed_prompts(clip, captions)) for name, clip in clips.items()}
+    return {"pictures": len(captions), "captions": captions[:SHOWN], "found": results}
 
 
 def answers(images: Tensor, texts: Tensor) -> dict[str, Any]:

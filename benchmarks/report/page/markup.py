@@ -72,17 +72,17 @@ def figure(path: Path, alt: str) -> str:
     return f"<figure>{scrolling(shown, alt)}</figure>"
 
 
-def conditions(stated: dict[str, Any]) -> str:
+def conditions(values: dict[str, Any]) -> str:
     """What a result says of how it came about, as a list of terms."""
-    terms = "".join(f"<dt>{text(name)}</dt><dd>{text(_said(value))}</dd>" for name, value in stated.items())
+    terms = "".join(f"<dt>{text(name)}</dt><dd>{text(_in_words(value))}</dd>" for name, value in values.items())
     return f'<dl class="conditions">{terms}</dl>'
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_said(each)}" for name, each in value.items())
+        return ", ".join(f"{name}: {_in_words(part)}" for name, part in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_said, value))
+        return ", ".join(map(_in_words, value))
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

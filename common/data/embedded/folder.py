@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--split", default="test", help=f"one of {', '.join(SPLITS[1])} (default %(default)s)")
     parser.add_argument("--pictures", type=int, default=200, help="how many (default %(default)s)")
-    said = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        write_folder(said.folder, said.split, said.pictures)
+        write_folder(args.folder, args.split, args.pictures)
     except ValueError as error:
         print(f"embedded_folder: error: {error}", file=sys.stderr)
         return 1
