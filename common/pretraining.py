@@ -16,6 +16,7 @@ from common import optim
 from common.clip import CLIP
 from common.contrastive import clamp_logit_scale, info_nce
 from common.retrieval import PairRecall
+from common.two_pass import in_parts
 from common.zeroshot import embed_prompts, similarity
 
 
@@ -36,14 +37,21 @@ class ContrastivePretraining(LightningModule):
     clip: CLIP
 
     def __init__(
-        self, learning_rate: float, weight_decay: float, warmup_steps: int, label_smoothing: float = 0.0
+        self,
+        learning_rate: float,
+        weight_decay: float,
+        warmup_steps: int,
+        label_smoothing: float = 0.0,
+        parts: int = 1,
     ) -> None:
         super().__init__()
         optim.check_settings(learning_rate, weight_decay, warmup_steps)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1)")
+        if parts < 1:
+            raise ValueError(f"parts {parts} is not positive; 1 passes the batch through the towers at once")
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.parts = label_smoothing, parts
         self.validation_top1, self.validation_recall = MeanMetric(), PairRecall()
         self._classes: Tensor | None = None
 
@@ -132,6 +140,8 @@ class CLIPPretraining(ContrastivePretraining):
         weight_decay: weight decay of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
+        parts: number of parts in which a batch passes through the towers. More than 1 is for batches larger than
+            memory: the same loss and gradient, for one more forward pass; see ``common.two_pass``.
     """
 
     starts_from: ClassVar[dict[str, Any]] = {"weights": None}
@@ -147,13 +157,14 @@ class CLIPPretraining(ContrastivePretraining):
         weight_decay: float = 0.2,
         warmup_steps: int = 2000,
         label_smoothing: float = 0.0,
+        parts: int = 1,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing)
+        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, parts)
         self.save_hyperparameters()
         self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, image_size=image_size)
 
     def loss(self, batch: dict) -> Tensor:
         """InfoNCE of one batch; pairs with equal captions are positives of each other."""
-        image, text = self(batch["image"], batch["text"])
+        image, text = in_parts(self, self.parts, batch["image"], batch["text"])
         scale = self.clip.logit_scale.exp()
         return info_nce(image, text, scale, same=batch["caption_id"], label_smoothing=self.label_smoothing)

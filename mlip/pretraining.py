@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from common.clip import CLIP, load_architecture
 from common.contrastive import info_nce
 from common.pretraining import ContrastivePretraining
+from common.two_pass import in_parts
 from mlip.alignment import caption_mask, late_interaction, one_to_many, one_to_one
 from mlip.fourier import Spectrum
 from mlip.guide import Guide
 from mlip.model import MLIP
 from mlip.neighbours import NearestCaptions
+from mlip.tower import MLIPFeatures
 
 Matching = Literal["one_to_many", "one_to_one", "filip"]
 """How the tokens of an image and a caption are aligned; filip compares all pairs of the batch."""
@@ -58,6 +60,8 @@ class MLIPPretraining(ContrastivePretraining):
             (DeCLIP; 0.2 there).
         neighbour_queue: number of earlier captions that neighbours are chosen from.
         label_smoothing: share of each contrastive target spread over all candidates, in [0, 1).
+        parts: number of parts in which a batch passes through the towers, for batches larger than memory; see
+            ``common.two_pass``. Embeddings and tokens of all pairs stay in memory.
         learning_rate: peak rate of AdamW; the paper does not state it.
         weight_decay: of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
@@ -90,11 +94,12 @@ class MLIPPretraining(ContrastivePretraining):
         neighbour_weight: float = 0.0,
         neighbour_queue: int = 65_536,
         label_smoothing: float = 0.0,
+        parts: int = 1,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
         warmup_steps: int = 2000,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing)
+        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, parts)
         self.save_hyperparameters()
         self.weights = {
             "frequency": frequency_weight,
@@ -146,8 +151,14 @@ class MLIPPretraining(ContrastivePretraining):
         if parts > 1:
             raise ValueError(
                 f"accumulate_grad_batches {parts} would not make a batch {parts} times as large: each part would have "
-                "its own negatives alone; lower the global batch, or use more devices"
+                f"its own negatives alone; make the batch {parts} times as large and set the model's parts to {parts}"
             )
+
+    def _embed(self, images: Tensor, ids: Tensor) -> tuple[Tensor | None, ...]:
+        """The fields of ``MLIPFeatures`` of images [B,3,S,S]; of ids [B,T] the embedding [B,E], tokens [B,T,E]."""
+        with_tokens = bool(self.weights["frequency_token"] or self.weights["spatial_token"])
+        text = self.clip.text_tower(ids, return_tokens=with_tokens)
+        return *self.clip.image_tower(images), *(text if with_tokens else (text, None))
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """The terms of one batch by name, each a scalar without its weight; terms of weight 0 are left out.
@@ -155,11 +166,8 @@ class MLIPPretraining(ContrastivePretraining):
         Instance terms are equation 12, token terms equation 15 (one_to_many) or 17 (one_to_one).
         """
         weights, clip = self.weights, self.clip
-        features = clip.image_tower(batch["image"])
-        with_tokens = bool(weights["frequency_token"] or weights["spatial_token"])
-        text = clip.text_tower(batch["text"], return_tokens=with_tokens)
-        text, tokens = text if with_tokens else (text, None)
-        text = F.normalize(text, dim=-1)
+        *features, text, tokens = in_parts(self._embed, self.parts, batch["image"], batch["text"])
+        features, text = MLIPFeatures(*features), F.normalize(text, dim=-1)
         shared = {"same": batch["caption_id"], "label_smoothing": self.label_smoothing}
         terms = {}
         for domain in ("frequency", "spatial"):

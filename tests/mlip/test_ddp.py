@@ -17,6 +17,7 @@ ROWS = {
     "mlip": {"label_smoothing": 0.1},
     "filip": {"frequency_matching": "filip", "spatial_matching": "filip"},
     "neighbours": {"neighbour_weight": 0.5, "neighbour_queue": 9},
+    "in two parts": {"neighbour_weight": 0.5, "neighbour_queue": 9, "spatial_matching": "filip", "parts": 2},
     "spatial alone": {"frequency_weight": 0.0, "frequency_token_weight": 0.0},
 }
 STEPS = 2  # the second batch finds the first one in the queue
@@ -78,7 +79,7 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", ROWS)
 def test_two_processes_equal_one_with_the_joined_batch(ranks, name):
     result, architecture = ranks
-    expected = gradients(architecture, ROWS[name], slice(None), lambda loss: loss)
+    expected = gradients(architecture, {**ROWS[name], "parts": 1}, slice(None), lambda loss: loss)
     for rank in range(2):
         for step in range(STEPS):
             assert result[rank][name][step].keys() == expected[step].keys()
