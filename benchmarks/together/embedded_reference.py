@@ -25,7 +25,7 @@ from benchmarks.embedded import TEACHER
 from benchmarks.statistics import mean_interval
 from common.clip import CLIP
 from common.conditions import conditions, digest
-from common.data.embedded.module import SPLITS, VIEW, prompt, sample, scenes_of
+from common.data.embedded.module import SPLITS, VIEW, prompt, samples, scenes_of
 from common.data.transforms import center_view, to_batch
 from common.zeroshot import embed_prompts
 
@@ -57,14 +57,13 @@ TOWERS = {
 
 
 def pictures(split: str, count: int, revision: int, view: int = VIEW) -> tuple[list[np.ndarray], Tensor]:
-    """The first pictures of a split as evaluation shows them, uint8 [H,W,3] each, and their labels [M].
-
-    They are drawn here, the same as in the shards, so that no whole split is packed.
-    """
-    drawn = [sample(split, index, view, revision) for index in range(count)]
-    images = [Image.open(io.BytesIO(picture["jpg"])) for picture in drawn]
-    shown = [center_view(image, Random(0), image_size=view, view=view) for image in images]
-    return shown, torch.tensor([json.loads(picture["json"])["label"] for picture in drawn])
+    """The first pictures of a split as evaluation shows them, uint8 [H,W,3] each, and their labels [M]."""
+    shown, labels = [], []
+    for sample in samples(split, count, view, revision):
+        image = Image.open(io.BytesIO(sample["jpg"]))
+        shown.append(center_view(image, Random(0), image_size=view, view=view))
+        labels.append(json.loads(sample["json"])["label"])
+    return shown, torch.tensor(labels)
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
@@ -181,10 +180,10 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     counts = " and ".join(f"{block['pictures']:,}" for block in ladders)
     note = (
         f"Embedded scale. These are numbers of val ({counts} pictures); nothing here reads test. Each histogram has "
-        f"{BINS} bins; its MLP with {WIDTH} hidden units learned from "
-        f"{run_conditions['trained_on']:,} labelled pictures of train. A CLIP is zero-shot, and nothing was trained on "
-        "grey pictures. Intervals resample the pictures; there is one training seed, so they leave the spread between "
-        f"trainings out. {run_conditions['dtype']} on {run_conditions['device']}, torch {run_conditions['torch']}."
+        f"{BINS} bins; its MLP with {WIDTH} hidden units learned from {run_conditions['trained_on']:,} labelled "
+        "pictures of train. A CLIP is zero-shot, and nothing was trained on grey pictures. Intervals resample the "
+        "pictures; there is one training seed, so they leave the spread between trainings out. "
+        f"{run_conditions['dtype']} on {run_conditions['device']}, torch {run_conditions['torch']}."
     )
     return {"md": f"{lines}\n\n{note}\n", "figures": {}}
 

@@ -13,8 +13,10 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -25,6 +27,7 @@ from common.data.embedded import scenes, shapes
 from common.data.embedded.scenes import ATTRIBUTION, VIEWS, class_names
 from common.data.embedded.twemoji import PHRASES, TEMPLATES, VIEW, canvas_size, prompt
 from common.data.packing import Entry, write_manifest, write_tar
+from common.data.reader import Damage, count_samples, read_shard
 from common.data.shards import ShardDataModule
 from common.data.transforms import Transform, center_view, random_view
 from common.paths import runs_directory, written_whole
@@ -42,6 +45,7 @@ __all__ = [  # the names in capitals and ``class_names`` are revision 1's
     "prompt",
     "recipe_hash",
     "sample",
+    "samples",
     "scene",
     "scenes_of",
 ]
@@ -143,12 +147,16 @@ def _write_shard(job: tuple[str, Path, list[int], int, int]) -> Entry:
     return write_tar(path, (sample(split, index, view, revision) for index in pictures))
 
 
+def _folder(split: str, root: Path | None, view: int, revision: int) -> Path:
+    return (root or runs_directory() / "data") / f"embedded-{recipe_hash(view, revision)}" / split
+
+
 def pack(split: str, root: Path | None = None, view: int = VIEW, revision: int = 1) -> Path:
     """The folder of a split's shards; a missing one is written first, complete or not at all.
 
     view: pixels at which the scenes are drawn, one of the revision's VIEWS.
     """
-    folder = (root or runs_directory() / "data") / f"embedded-{recipe_hash(view, revision)}" / split
+    folder = _folder(split, root, view, revision)
     if folder.exists():
         return folder
     pictures, per_shard = indices(split, revision), SPLITS[revision][split][1]
@@ -166,6 +174,15 @@ def pack(split: str, root: Path | None = None, view: int = VIEW, revision: int =
         if not folder.exists():  # otherwise another process was faster, and its shards are equal
             raise
     return folder
+
+
+def samples(split: str, count: int, view: int = VIEW, revision: int = 1) -> Iterator[Mapping[str, str | bytes]]:
+    """The first ``count`` pictures of a split, as ``sample`` gives them: read from its shards where it is packed."""
+    folder = _folder(split, None, view, revision)
+    if not folder.exists():
+        return (sample(split, index, view, revision) for index in indices(split, revision)[:count])
+    shards = count_samples([str(path) for path in sorted(folder.glob("*.tar"))])
+    return islice(chain.from_iterable(read_shard(shard, Damage(0.0)) for shard in shards), count)
 
 
 class EmbeddedDataModule(ShardDataModule):

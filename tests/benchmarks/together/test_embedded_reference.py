@@ -1,0 +1,129 @@
+"""The reference ladder: what a histogram sees, and that colours tell names in revision 1 alone."""
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.together import embedded_reference
+from benchmarks.together.embedded_reference import (
+    FULL,
+    FULL_IN_GREY,
+    HALF,
+    TOWERS,
+    Tower,
+    colour_histogram,
+    grey,
+    grey_histogram,
+    ladder,
+    missing,
+    named_right,
+    pictures,
+    render,
+    train_mlp,
+)
+from common.clip import CLIP
+from common.data.embedded.module import EmbeddedDataModule, scenes_of
+from common.data.transforms import to_batch
+
+NAMES = 20
+"""Names of the small experiments below."""
+
+
+def flat(red, green, blue, side=8):
+    """A picture of one colour."""
+    return np.full((side, side, 3), (red, green, blue), np.uint8)
+
+
+def drawn(revision, split, count):
+    """Features of scenes of a revision's first names, and their labels."""
+    draw, labels = scenes_of(revision).draw_scene, range(NAMES)
+    scenes = [draw(Random(f"{split}/{index}"), index % NAMES, labels) for index in range(count)]
+    features = np.stack([colour_histogram(np.asarray(scene.render())) for scene in scenes])
+    return torch.from_numpy(features).float(), torch.arange(count) % NAMES
+
+
+@pytest.mark.parametrize("features", [colour_histogram, grey_histogram])
+def test_a_histogram_knows_nothing_about_places(features):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    moved = picture.reshape(64, 3)[np.random.default_rng(1).permutation(64)].reshape(8, 8, 3)
+    assert np.array_equal(features(picture), features(moved))
+    assert np.square(features(picture)).sum() == pytest.approx(1)
+
+
+def test_a_histogram_counts_six_levels_of_each_channel():
+    shares = [colour_histogram(flat(*colour)) for colour in ((0, 0, 0), (255, 130, 0))]
+    assert [len(values) for values in shares] == [216, 216]
+    assert [values.argmax() for values in shares] == [0, (5 * 6 + 3) * 6]
+
+
+def test_grey_pictures_keep_luminance_alone():
+    picture = flat(200, 100, 50)
+    assert np.array_equal(grey(picture), flat(124, 124, 124)), "0.299 R + 0.587 G + 0.114 B"
+    assert np.array_equal(grey_histogram(picture), grey_histogram(grey(picture)))
+
+
+def test_an_mlp_learns_what_its_features_tell():
+    labels = torch.arange(400) % 4
+    features = torch.nn.functional.one_hot(labels, 16) + 0.1 * torch.randn(400, 16, generator=torch.manual_seed(0))
+    assert (train_mlp(features, labels, epochs=10)(features).argmax(-1) == labels).float().mean() > 0.95
+
+
+def test_colours_tell_the_names_of_revision_1_and_not_those_of_revision_2():
+    """Twenty names, 800 pictures to learn from: chance is 5 %."""
+    accuracies = {}
+    for revision in (1, 2):
+        (known, labels), (asked, answers) = drawn(revision, "train", 800), drawn(revision, "val", 200)
+        accuracies[revision] = (train_mlp(known, labels)(asked).argmax(-1) == answers).float().mean()
+    assert accuracies[1] > 0.7 and accuracies[2] < 0.35
+
+
+@pytest.mark.parametrize("revision", [1, 2])
+def test_pictures_are_those_that_evaluation_reads_from_shards(monkeypatch, tmp_path, revision):
+    """Both before the split is packed and after."""
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    monkeypatch.setitem(embedded_reference.SPLITS, revision, {"val": (6, 3)})
+    data = EmbeddedDataModule(batch_size=4, num_workers=0, captions=False, revision=revision)
+    drawn_here = pictures("val", 4, revision)
+    batch = next(iter(data.dataloader("val", train=False)))
+    for shown, labels in (drawn_here, pictures("val", 4, revision)):
+        assert torch.equal(to_batch(shown), batch["image"]) and torch.equal(labels, batch["label"])
+
+
+def test_a_clip_is_right_where_its_own_answer_is_the_label():
+    torch.manual_seed(0)
+    clip, prompts = CLIP.tiny().eval(), ["a red cat", "a green dog", "a blue bird"]
+    size = clip.image_tower.image_size
+    shown = list(np.random.default_rng(0).integers(0, 256, (6, size, size, 3), dtype=np.uint8))
+    texts = clip.encode_text(clip.tokenizer(prompts))
+    answers = (clip.encode_image(to_batch(shown)) @ texts.T).argmax(-1)
+    assert named_right(clip, shown, answers, prompts).all()
+    assert not named_right(clip, shown, (answers + 1) % 3, prompts).any()
+
+
+def test_a_tower_without_weights_is_not_run_and_says_how_it_is_trained(monkeypatch, tmp_path):
+    towers = (Tower(FULL, tmp_path / "none.safetensors", "lightning fit -c common/shapes_clip.yaml"),)
+    monkeypatch.setitem(TOWERS, 2, towers)
+    block = ladder(2, count=20, trained_on=20)
+    assert block["names"] == 210 and block["rows"][0] == {"row": "chance", "accuracy": 1 / 210}
+    result = {"ladders": [block], "conditions": {"trained_on": 20, "dtype": "float32", "device": "CPU", "torch": "2"}}
+    assert list(missing(result)) == [("revision 2: teacher", "lightning fit -c common/shapes_clip.yaml")]
+    text = render(result)["md"]
+    assert "| teacher | not run: `lightning fit -c common/shapes_clip.yaml` |" in text
+    assert "numbers of val (20 pictures); nothing here reads test" in text and "one training seed" in text
+    assert f"| {HALF} | – |" in text and f"| {FULL_IN_GREY} | – |" in text
+
+
+def test_no_row_reads_the_test_pictures(monkeypatch):
+    splits = []
+
+    def record(split, count, revision, view=48):
+        splits.append(split)
+        return pictures("val", 4, revision, view)
+
+    monkeypatch.setattr(embedded_reference, "pictures", record)
+    for revision in TOWERS:
+        monkeypatch.setitem(TOWERS, revision, ())
+        ladder(revision, count=4, trained_on=4)
+    assert set(splits) == {"train", "val"}
