@@ -84,7 +84,8 @@ def test_the_account_of_a_loader(tmp_path, module, workers):
 def test_a_training_prints_its_account_and_saves_it_in_the_checkpoint(tmp_path, module, caplog):
     pattern = write_shards(tmp_path / "train", 4, 4, txt=lambda n: b"" if n == 3 else b"a cat")
     data = module(pattern, max_damaged=0.5)
-    trainer = lightning.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_progress_bar=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(max_steps=4, accelerator="cpu", default_root_dir=tmp_path, **quiet)
     with caplog.at_level(logging.INFO):
         trainer.fit(Counting(), data)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
