@@ -23,12 +23,14 @@ from types import ModuleType
 
 from rich.progress import track
 
+from common.data.account import Account
 from common.data.embedded import scenes, shapes
 from common.data.embedded.scenes import ATTRIBUTION, VIEWS, class_names
 from common.data.embedded.twemoji import PHRASES, TEMPLATES, VIEW, canvas_size, prompt
 from common.data.packing import Entry, write_manifest, write_tar
-from common.data.reader import Damage, count_samples, read_shard
+from common.data.reader import count_samples
 from common.data.shards import ShardDataModule
+from common.data.tar import read_shard
 from common.data.transforms import Transform, center_view, random_view
 from common.paths import runs_directory, written_whole
 
@@ -182,7 +184,7 @@ def samples(split: str, count: int, view: int = VIEW, revision: int = 1) -> Iter
     if not folder.exists():
         return (sample(split, index, view, revision) for index in indices(split, revision)[:count])
     shards = count_samples([str(path) for path in sorted(folder.glob("*.tar"))])
-    return islice(chain.from_iterable(read_shard(shard, Damage(0.0)) for shard in shards), count)
+    return islice(chain.from_iterable(read_shard(shard, Account(0.0)) for shard in shards), count)
 
 
 class EmbeddedDataModule(ShardDataModule):
