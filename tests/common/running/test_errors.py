@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 
 from common import cli
-from common.data.reader import Damage
+from common.data.account import Account
 from common.errors import sentence
 
 
@@ -48,7 +48,7 @@ class Broken(Dataset):
         return 1
 
     def __getitem__(self, index):
-        Damage(0.0).add("shard.tar", "truncated")
+        Account(limit=0.0).reject("shard.tar", "truncated")
 
 
 class Buggy(Broken):
@@ -61,7 +61,7 @@ class Buggy(Broken):
 def test_what_this_suite_says_in_a_worker_is_a_sentence():
     with pytest.raises(ValueError, match="Caught ValueError in DataLoader worker") as caught:
         next(iter(DataLoader(Broken(), num_workers=1)))
-    assert sentence(caught.value).startswith("1 of 0 samples are damaged")
+    assert sentence(caught.value).startswith("1 of 1 samples are damaged")
     with pytest.raises(KeyError) as caught:
         next(iter(DataLoader(Buggy(), num_workers=1)))
     assert sentence(caught.value) is None
