@@ -30,7 +30,7 @@ def compare_sizes(urls: Sequence[str]) -> None:
 def compare_with_headers(urls: Sequence[str], samples: int | None) -> None:
     """Compare a stated number of samples with an estimate from the headers of some local shards.
 
-    ValueError: one is more than twice the other.
+    ValueError: one is more than twice the other, or the shards hold nothing that can be read.
     """
     if samples is None or not urls or any(is_remote(url) for url in urls):
         return
@@ -38,6 +38,10 @@ def compare_with_headers(urls: Sequence[str], samples: int | None) -> None:
     some = list(urls)[:: -(-len(urls) // SOME)]
     share = sum(sizes[url] for url in some) / max(1, sum(sizes.values()))
     about = round(sum(map(count_headers, some)) / share) if share else 0
+    if not about:
+        raise ValueError(
+            f"no sample can be read in {len(some)} of {len(urls)} shards, first {some[0]}; fetch them again"
+        )
     if not about / 2 <= samples <= 2 * about:
         raise ValueError(
             f"train_num_samples is {samples}, but the {len(urls)} shards hold about {about} samples (by the headers of "
