@@ -90,10 +90,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W^T + b: x [...,D], weight [K,D], bias [K] -> [...,K].
 
     Inference in bf16 on a CPU calls oneDNN's linear map directly, since ``F.linear`` first writes the bias into every
-    row of its result. A tracer cannot record that call and gets ``F.linear``.
+    row of its result. Tracers and compilers cannot record that call and get ``F.linear``.
     """
     narrow = x.device.type == "cpu" and x.dtype == weight.dtype == bias.dtype == torch.bfloat16
-    if narrow and BF16_PRODUCTS and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if narrow and BF16_PRODUCTS and not (torch.is_grad_enabled() or traced):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
