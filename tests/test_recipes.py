@@ -35,7 +35,7 @@ def without_weights(monkeypatch):
     """Take any weights as fitting, and a local file, even one still to be trained, as recording plain GELU."""
     monkeypatch.setattr(clip_module, "_tag_state_dict", lambda *_: {})
     monkeypatch.setattr(clip_module, "read_state_dict", lambda *_: {})
-    monkeypatch.setattr(clip_module, "_recorded_architecture", lambda path: {})
+    monkeypatch.setattr(clip_module, "read_record", lambda path: {"architecture": {}})
     monkeypatch.setattr(CLIP, "load_weights", lambda *_: None)
     monkeypatch.setattr(guide_module, "read_record", lambda path: {})
     monkeypatch.setattr(Guide, "load_weights", lambda *_: None)
