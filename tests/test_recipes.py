@@ -5,6 +5,7 @@ activation are checked as in a real run.
 """
 
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,12 +31,22 @@ SETS = [
 """The data sets of Patch Ranking's table, by the protocol of CoOp."""
 
 
+def known_record(path, read=clip_module.read_record):
+    """A file's record; of one that is not there, that of plain GELU."""
+    return read(path) if Path(path).is_file() else {"architecture": {}}
+
+
+def known_state(path, read=clip_module.read_state_dict):
+    """A file's weights; of one that is not there, none."""
+    return read(path) if Path(path).is_file() else {}
+
+
 @pytest.fixture
 def without_weights(monkeypatch):
     """Take any weights as fitting, and a local file, even one still to be trained, as recording plain GELU."""
     monkeypatch.setattr(clip_module, "_tag_state_dict", lambda *_: {})
-    monkeypatch.setattr(clip_module, "read_state_dict", lambda *_: {})
-    monkeypatch.setattr(clip_module, "read_record", lambda path: {"architecture": {}})
+    monkeypatch.setattr(clip_module, "read_state_dict", known_state)
+    monkeypatch.setattr(clip_module, "read_record", known_record)
     monkeypatch.setattr(CLIP, "load_weights", lambda *_: None)
     monkeypatch.setattr(guide_module, "read_record", lambda path: {})
     monkeypatch.setattr(Guide, "load_weights", lambda *_: None)

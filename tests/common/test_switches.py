@@ -6,19 +6,17 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
 
 from common import tower
 from common.clip import CLIP
-from common.switches import CheckpointBlocks, CompileBlocks
+from common.switches import CheckpointBlocks
 from common.testing import TINY_CAPTIONS
 from common.tower import KVCache
 from mlip.pretraining import MLIPPretraining
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-COMPILER = "aot_eager"  # all of the compiler but the code for the processor
 
 
 class Observed(Callback):
@@ -55,14 +53,8 @@ def train(tmp_path):
     return run
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "callbacks",
-    [[CheckpointBlocks()], [CompileBlocks(COMPILER)], [CompileBlocks(COMPILER), CheckpointBlocks()]],
-    ids=["checkpointing", "compiled", "both"],
-)
-def test_losses_and_gradients_are_those_of_the_plain_blocks(train, callbacks):
-    module, changed = train(*callbacks)
+def test_losses_and_gradients_are_those_of_the_plain_blocks(train):
+    module, changed = train(CheckpointBlocks())
     plain_module, plain = train()
     torch.testing.assert_close(changed.losses, plain.losses, atol=1e-5, rtol=0)
     torch.testing.assert_close(changed.gradients, plain.gradients, atol=1e-5, rtol=1e-4)
@@ -88,22 +80,9 @@ def test_a_checkpointed_block_saves_its_input_alone():
     assert [tensor.data_ptr() for tensor in saved] == [x.data_ptr()]
 
 
-def test_equal_blocks_are_compiled_once():
-    counter = CompileCounterWithBackend("eager")
-    compiler = CompileBlocks("eager")
-    compiler.backend = counter
-    layers = torch.nn.ModuleList(block() for _ in range(3))
-    compiler.on_fit_start(None, layers)
-    x = torch.randn(2, 5, 16, requires_grad=True)
-    for layer, part in enumerate(layers):
-        x = part(x, None, None, layer)
-    assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize("callback", [CheckpointBlocks(), CompileBlocks("eager")], ids=["checkpointing", "compiled"])
-def test_a_cache_is_filled_once(callback):
+def test_a_cache_is_filled_once():
     x, cache = torch.randn(2, 5, 16, requires_grad=True), KVCache()
-    result = changed(block(), callback)(x, None, cache)
+    result = changed(block(), CheckpointBlocks())(x, None, cache)
     result.sum().backward()
     assert cache.tokens == 5
     torch.testing.assert_close(result, block()(x))
@@ -123,8 +102,3 @@ def test_a_compiler_sees_an_ordinary_linear_map(monkeypatch):
         result = torch.compile(tower.linear, backend=backend, fullgraph=True)(x, weight, bias)
     assert torch.equal(result, torch.full((2, 3), 5.0, dtype=torch.bfloat16))
     assert torch.nn.functional.linear in [node.target for node in graphs[0].graph.nodes]
-
-
-def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match=r"backend 'fast' is none of .*inductor"):
-        CompileBlocks("fast")

@@ -1,16 +1,19 @@
 """The reference ladder: what a histogram sees, and that colours tell names in revision 1 alone."""
 
+import json
 from random import Random
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import RESULTS, ROOT
 from benchmarks.together import embedded_reference
 from benchmarks.together.embedded_reference import (
     FULL,
     FULL_IN_GREY,
     HALF,
+    RGB,
     TOWERS,
     Tower,
     colour_histogram,
@@ -127,3 +130,11 @@ def test_no_row_reads_the_test_pictures(monkeypatch):
         monkeypatch.setitem(TOWERS, revision, ())
         ladder(revision, count=4, trained_on=4)
     assert set(splits) == {"train", "val"}
+
+
+def test_readme_repeats_the_stored_ladder():
+    first, second = json.loads((RESULTS / "embedded-reference.json").read_text())["ladders"]
+    text = (ROOT / "README.md").read_text()
+    for block, rows in ((first, {RGB, FULL, FULL_IN_GREY}), (second, {RGB})):
+        for row in (row for row in block["rows"] if row["row"] in rows and "accuracy" in row):
+            assert f"{100 * row['accuracy']:.1f} %" in text, f"README lacks revision {block['revision']}'s {row['row']}"
