@@ -13,7 +13,7 @@ def test_steps_and_matching_are_measured_side_by_side():
         assert row["ratio"] > 0 and len(row["mlip"]["rounds"]) == len(row["clip"]["rounds"]) == 2
         assert row["macs_ratio"] == pytest.approx(row["gmacs"]["clip"] / row["gmacs"]["mlip"])
         assert row["matching"]["tokens"] == [8, 15]  # of 16 patches half are kept; all words but start-of-text
-    text = "\n".join(mlip_speed.lines(found))
+    text = "\n\n".join(mlip_speed.parts(found))
     assert "| bfloat16 | 2 |" in text and "256 pairs" in text and "196 x 77" in text
 
 
