@@ -155,8 +155,8 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
     if task != "retrieval":
         pictures = labelled_set(name, split, place)
         if name in EMBEDDED_TASKS:
-            return replace(_labelled(split, pictures), scale="embedded", version=tasks_version())
-        return _labelled(split, pictures)
+            return replace(_labelled(split, pictures, tasks_version()), scale="embedded")
+        return _labelled(split, pictures, pictures.version)
     entry, root = _entry(name), _root(name, place)
     if place.captions is None:
         raise ValueError(f"{entry.title}: give --captions, the path of Karpathy's json file. It needs {entry.get}")
@@ -190,9 +190,9 @@ def _root(name: str, place: Place) -> str:
     return place.root
 
 
-def _labelled(split: str, pictures: ClassificationSet) -> Labelled:
+def _labelled(split: str, pictures: ClassificationSet, version: str) -> Labelled:
     loader = partial(picture_loader, pictures)
-    names, templates, version = pictures.class_names, pictures.templates, pictures.version
+    names, templates = pictures.class_names, pictures.templates
     return Labelled(split, names, templates, pictures.metric, loader, version=version, account=copy(pictures.account))
 
 

@@ -86,6 +86,8 @@ class _Drawn(Sequence):
         return self.count
 
     def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < self.count:  # what ends an iteration
+            raise IndexError(f"picture {index} of {self.count}")
         return draw(self.task, self.split, index)
 
 

@@ -67,6 +67,12 @@ def test_the_commands_find_the_tasks_by_name():
     assert torch.equal(batch["image"], next(iter(found.loader(VIEW, 100, 0)))["image"])
 
 
+def test_the_pictures_of_a_split_come_to_an_end():
+    pictures = embedded_task("sketch", "val").pictures
+    with pytest.raises(IndexError):
+        pictures[len(pictures)]
+
+
 def test_what_is_not_there_is_named():
     with pytest.raises(ValueError, match="the embedded tasks are sketch, colour, blur, plain, not 'oil'"):
         embedded_task("oil")
