@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Protocol
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from common import optim
 from common.clip import CLIP
-from common.contrastive import clamp_logit_scale, info_nce
+from common.contrastive import clamp_logit_scale, info_nce, scaled_cosines
 from common.retrieval import PairRecall
 from common.two_pass import in_parts
 from common.zeroshot import embed_prompts, similarity
@@ -140,6 +141,8 @@ class CLIPPretraining(ContrastivePretraining):
         weight_decay: weight decay of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
+        class_weight: weight of the cross-entropy of each image over the data's class prompts, for data with classes.
+            In captions that tell much besides the class, InfoNCE alone learns the class last. 0 leaves it out.
         parts: number of parts in which a batch passes through the towers. More than 1 is for batches larger than
             memory: the same loss and gradient, for one more forward pass; see ``common.two_pass``.
     """
@@ -157,14 +160,32 @@ class CLIPPretraining(ContrastivePretraining):
         weight_decay: float = 0.2,
         warmup_steps: int = 2000,
         label_smoothing: float = 0.0,
+        class_weight: float = 0.0,
         parts: int = 1,
     ) -> None:
         super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, parts)
+        if class_weight < 0:
+            raise ValueError(f"class_weight {class_weight} is negative; 0 leaves the term out")
         self.save_hyperparameters()
+        self.class_weight = class_weight
         self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, image_size=image_size)
 
+    def on_fit_start(self) -> None:
+        """Ask for classes where the loss needs them. ValueError: the data has none."""
+        if self.class_weight and getattr(self.trainer.datamodule, "class_prompts", None) is None:
+            raise ValueError(
+                f"class_weight {self.class_weight} needs data with classes, and these have none; set it to 0"
+            )
+
     def loss(self, batch: dict) -> Tensor:
-        """InfoNCE of one batch; pairs with equal captions are positives of each other."""
+        """InfoNCE of one batch, in which pairs with equal captions are positives of each other, and the class term."""
         image, text = in_parts(self, self.parts, batch["image"], batch["text"])
         scale = self.clip.logit_scale.exp()
-        return info_nce(image, text, scale, same=batch["caption_id"], label_smoothing=self.label_smoothing)
+        contrast = info_nce(image, text, scale, same=batch["caption_id"], label_smoothing=self.label_smoothing)
+        if not self.class_weight:
+            return contrast
+        ids = self.clip.tokenizer(self.trainer.datamodule.class_prompts, longest=True).to(image.device)
+        classes = self.clip.encode_text(ids)
+        classification = F.cross_entropy(scaled_cosines(image, classes, scale), batch["label"])
+        self.log_dict({"train_contrast": contrast, "train_class": classification})
+        return contrast + self.class_weight * classification

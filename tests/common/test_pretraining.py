@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from common import contrastive
 from common.data.shards import ShardDataModule
@@ -125,3 +126,38 @@ def test_refused_settings(parts):
     module, data = parts(warmup_steps=9)
     with pytest.raises(ValueError, match="warmup_steps 9 is not below the run's 8 steps"):
         lightning.Trainer(max_steps=8, enable_checkpointing=False, **QUIET).fit(module, data)
+
+
+class OneTrainer:
+    """All of a trainer that the loss asks for."""
+
+    def __init__(self, datamodule):
+        self.datamodule, self.barebones, self.sanity_checking = datamodule, False, False
+
+
+def test_the_class_term_is_cross_entropy_over_the_class_prompts(parts, monkeypatch):
+    plain, data = parts()
+    weighted, _ = parts(class_weight=0.5)
+    monkeypatch.setattr(CLIPPretraining, "log_dict", lambda *_: None)
+    weighted._trainer = OneTrainer(data)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    cosines = [
+        [
+            F.cosine_similarity(image, text, dim=0)
+            for text in plain.clip.encode_text(plain.clip.tokenizer(TINY_CAPTIONS))
+        ]
+        for image in plain.clip.encode_image(batch["image"])
+    ]
+    logits = plain.clip.logit_scale.exp() * torch.stack([torch.stack(row) for row in cosines])
+    by_hand = (logits.logsumexp(1) - logits.gather(1, batch["label"][:, None])[:, 0]).mean()
+    torch.testing.assert_close(weighted.loss(batch), plain.loss(batch) + 0.5 * by_hand)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_class_term_needs_classes(parts):
+    module, data = parts(data=ShardDataModule, class_weight=1.0, warmup_steps=0)
+    with pytest.raises(ValueError, match=r"class_weight 1.0 needs data with classes, and these have none; set it to 0"):
+        lightning.Trainer(max_steps=1, enable_checkpointing=False, **QUIET).fit(module, data)
+    with pytest.raises(ValueError, match="class_weight -1 is negative"):
+        parts(class_weight=-1)

@@ -3,9 +3,8 @@
 A picture shows one large emoji at a random place and angle, sometimes with a second, smaller one, among up to six
 scraps of other emoji. Each emoji is its artwork's luminance in the shades of one random tint, brightened or darkened
 by a random gamma, and inverted half of the time. Tint, background and name are independent. The caption names the
-emoji. Half of the captions say no more, as a zero-shot prompt does; the others mention, each with its own probability,
-its size, tint and place, the background's colour, and the second emoji, so that retrieval and token alignment have
-words to align.
+emoji and mentions, each with its own probability, its size, tint and place, the background's colour, and the second
+emoji, so that retrieval and token alignment have words to align.
 
 Names (shape_names.tsv) are CLDR short names, by this rule: the Unicode groups Animals & Nature, Food & Drink and
 Activities; emoji of one code point that Twemoji draws; at most 13 characters and no word of COLOURS, since a tint would
@@ -63,8 +62,7 @@ RECIPE = {
     "scrap_scale": (0.15, 0.35),  # of the view
     "front": 1 / 3,  # of the scraps lie in front
     "hidden": 0.2,  # at most, of the first emoji's area, by scraps in front
-    "bare": 0.5,  # of the captions name the emoji alone; colours told every time would leave names little to tell
-    "mention": 0.6,  # of each fact in the others
+    "mention": 0.6,  # of each fact
     "quality": 95,
 }
 ATTRIBUTION = attribution("recoloured, scaled, turned, cut and placed on backgrounds")
@@ -249,5 +247,4 @@ def draw_scene(rng: Random, label: int, others: Sequence[int]) -> Scene:
 
 def draw_mentions(rng: Random) -> list[bool]:
     """Which facts a caption mentions: the arguments of ``Scene.caption``."""
-    mention = 0.0 if rng.random() < RECIPE["bare"] else RECIPE["mention"]
-    return [rng.random() < mention for _ in range(5)]
+    return [rng.random() < RECIPE["mention"] for _ in range(5)]
