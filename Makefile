@@ -24,7 +24,7 @@ help: ## explain every target and variable
 ## = WEIGHTS=DIR      one weights file per row of the table, for the same
 ## = EFFCLIP_DATA=DIR folder of the catalogue's data sets: reproduce-fashion-mnist, effclip evaluate
 ## = DOWNLOAD=1       reproduce-fashion-mnist fetches its data into EFFCLIP_DATA
-## = ONLY=NAME        retrain this run alone
+## = ONLY=NAME        retrain this run alone, or ONLY='shapes-*' those
 ## = CONFIG=FILE      the recipe of data-check, or an overlay on the recipes of retrain
 ## = EFFCLIP_RUNS=DIR run directories and caches (default runs)
 ## = PYTHON, VENV     the Python that makes the environment (python3), and where it is made (.venv)

@@ -155,6 +155,9 @@ BENCHMARKS = (
     _patchrank("table1", "The table of its code", "methods and data sets at one keep rate", trains=_RUNS),
     _patchrank("costs", "Costs", "every method by keep rate, of which the paper prints one number"),
     Benchmark(
+        "waveclip-shapes", "WaveCLIP and its controls on scenes of shape, over training seeds", "waveclip.shapes"
+    ),
+    Benchmark(
         "waveclip-highres",
         "WaveCLIP of two and three levels at 448 and 512 px; the embedded one at 96 px",
         "waveclip.highres",

@@ -172,7 +172,7 @@ def _write_cards(result: dict[str, Any]) -> None:
     names = len(result["conditions"]["classes"])
     for run, training, levels in zip(RUNS, result["runs"], (("teacher",), ("coarse", "fine")), strict=True):
         measured = {split: {level: part[level] for level in levels} for split, part in result["levels"].items()}
-        text = card(run.output, training | measured | {"names": names}, TARGET, FASHION_MNIST_ATTRIBUTION)
+        text = card(run.output, training | measured | {"names": names}, FASHION_MNIST_ATTRIBUTION, TARGET)
         run.output.with_suffix(".md").write_text(text)
 
 

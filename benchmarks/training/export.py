@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule
 
 from benchmarks import read_recipe
 from common.checkpoints import read_plain, restore
-from common.data.embedded.module import ATTRIBUTION
 from common.pretraining import Deployable
 
 
@@ -38,11 +37,11 @@ def save(module: Deployable, path: Path) -> None:
     model.save(path, *([] if clip is None else [clip.architecture]), torch.float16)
 
 
-def card(path: Path, result: dict[str, Any], target: str | None = None, attribution: str | None = None) -> str:
+def card(path: Path, result: dict[str, Any], attribution: str, target: str | None = None) -> str:
     """The Markdown card of committed weights. result: that of their run.
 
+    attribution: the line about the images that they were trained on.
     target: the command that trains them again; None: retrain's.
-    attribution: the line about the images that they were trained on; None: that of the embedded data.
     """
     run, target = result["conditions"], target or f"make retrain ONLY={result['name']}"
     tree = "clean tree" if run["clean"] else "tree with changes"
@@ -62,7 +61,7 @@ def card(path: Path, result: dict[str, Any], target: str | None = None, attribut
     for split in (name for name in ("val", "test") if name in result):
         for level, measured in result[split].items():
             lines.append(f"| {split}, {level} | {_measured(measured, result)} |")
-    return "\n".join([*lines, "", attribution or ATTRIBUTION]) + "\n"
+    return "\n".join([*lines, "", attribution]) + "\n"
 
 
 def _measured(measured: dict[str, Any], result: dict[str, Any]) -> str:

@@ -10,17 +10,21 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from benchmarks import ROOT, cells, read_recipe
 from benchmarks.embedded import GUIDE, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches
-from benchmarks.training.run import STORED, Run, command, work
+from benchmarks.training import shapes
+from benchmarks.training.run import STORED, Evaluation, Run, command, work
 from benchmarks.waveclip.observed import observe
 from common.clip import read_record
-from common.data.embedded.module import EmbeddedDataModule, class_names
+from common.data.embedded.module import EmbeddedDataModule, class_names, scenes_of
 from common.evaluate.accuracy import zero_shot
 from common.models import load_model
 from common.zeroshot import embed_prompts
@@ -37,19 +41,20 @@ RUNS = (
     Run("teacher-96", "common/embedded_clip_96.yaml", 15, output=TEACHER_96),
     Run("waveclip-96", "waveclip/embedded_96.yaml", 15, output=STUDENT_96),
     Run("guide", "mlip/guide_mae.yaml", 3, output=GUIDE),
+    *shapes.RUNS,
 )
 
 
 def chosen(only: str | None) -> list[Run]:
-    """The run of that name, or all runs. ValueError: no run has it."""
-    runs = [run for run in RUNS if only in (None, "", run.name)]
+    """The runs whose name fits a pattern such as ``shapes-*``, or all runs. ValueError: no name fits."""
+    runs = [run for run in RUNS if fnmatchcase(run.name, only or "*")]
     if not runs:
         raise ValueError(f"ONLY={only} is no run; there are {', '.join(run.name for run in RUNS)}")
     return runs
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Train what is not finished. ONLY=NAME: that run; CONFIG=FILE: an overlay on the recipes.
+    """Train what is not finished. ONLY=NAME: that run, or ONLY='shapes-*': those; CONFIG=FILE: an overlay on recipes.
 
     With an overlay, weights and results stay in run folders of their own. A smoke run lists.
     """
@@ -59,8 +64,16 @@ def main(arguments: Sequence[str] = ()) -> int:
     overlay = os.environ.get("CONFIG") or None
     if overlay and not Path(overlay).is_file():
         raise ValueError(f"CONFIG={overlay}: no file at {Path(overlay).absolute()}")
-    work(chosen(os.environ.get("ONLY")), evaluate, listing, overlay)
+    for run in chosen(os.environ.get("ONLY")):
+        work([run], _evaluation(run, overlay), listing, overlay)
     return 0
+
+
+def _evaluation(run: Run, overlay: str | None) -> Evaluation:
+    """How a run's weights are evaluated."""
+    if run not in shapes.RUNS:
+        return evaluate
+    return partial(shapes.evaluate, output=None if overlay else shapes.file(run.name))
 
 
 def evaluate(
@@ -99,9 +112,11 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def table() -> str:
-    """All runs as a Markdown table, with the command of those that were not run."""
+    """All runs as a Markdown table, with the command of those that were not run; a line for the seeds of a family."""
     known, rows = results(), []
     for run in RUNS:
+        if run in shapes.RUNS:
+            continue
         if run.name not in known:
             rows.append([run.name, "–", "not run", "not run", f"`make retrain ONLY={run.name}`"])
             continue
@@ -110,9 +125,24 @@ def table() -> str:
         levels = [test.get(name) for name in ("coarse", "fine" if "fine" in test else "top1")]
         accuracies = [cells.accuracy(level["accuracy"], level["interval"]) if level else "–" for level in levels]
         rows.append([run.name, f"{result['minutes']:.0f}", *accuracies, f"`{shlex.join(command(run))}`"])
+    rows += [_family(name, [known[run.name] for run in runs if run.name in known]) for name, runs in shapes.FAMILIES]
     runs = cells.table(["run", "minutes", "coarse, test", "fine, test", "command"], rows, left=(0, 4))
     note = f"Top-1 among {len(class_names('seen')):,} names; a teacher has one level. {_spread(known)}"
-    return f"{runs}\n\n{note.strip()}\n"
+    shape_names = len(scenes_of(2).class_names("seen"))
+    return f"{runs}\n\n{note.strip()} The runs named shapes tell {shape_names} names apart, on scenes of shape.\n"
+
+
+def _family(name: str, finished: Sequence[dict[str, Any]]) -> list[str]:
+    """A family's line: the minutes of a run, the mean accuracy over its finished seeds, and the command of all."""
+    line = f"`make retrain ONLY='{name}-*'`"
+    title = f"{name}, {len(finished)} of {len(shapes.SEEDS)} seeds"
+    if not finished:
+        return [title, "–", "not run", "not run", line]
+    tests = [result["test"] for result in finished]
+    levels = [[test[level]["accuracy"] for test in tests if level in test] for level in ("coarse", "fine", "top1")]
+    coarse, fine, only = (cells.percent(values) if values else None for values in levels)
+    minutes = fmean(result["minutes"] for result in finished)
+    return [title, f"{minutes:.0f}", coarse or "–", fine or only, line]
 
 
 def _spread(known: dict[str, dict[str, Any]]) -> str:

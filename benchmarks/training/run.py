@@ -25,6 +25,7 @@ from benchmarks.training.drift import first_losses
 from benchmarks.training.export import card, from_checkpoint, save
 from common.checkpoints import read_plain
 from common.conditions import conditions
+from common.data.embedded.module import scenes_of
 from common.paths import runs_directory
 from mlip.guide_mae import GuideMAE
 
@@ -36,6 +37,11 @@ RECIPES = {
     "waveclip/fashion_mnist.yaml": 8,
     "common/embedded_clip_96.yaml": 15,
     "waveclip/embedded_96.yaml": 15,
+    "common/shapes_clip.yaml": 60,
+    "common/shapes_clip_half.yaml": 50,
+    "common/shapes_clip_96.yaml": 45,
+    "waveclip/shapes.yaml": 60,
+    "waveclip/shapes_96.yaml": 45,
     "mlip/guide_mae.yaml": 3,
     "mlip/embedded.yaml": 2,
     "patchrank/embedded_predictor.yaml": 1,
@@ -155,7 +161,9 @@ def train(run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = No
     result = {**made, **measured}
     if committed:
         result["first_losses"] = first_losses(run.recipe, settings=run.settings)
-        committed.with_suffix(".md").write_text(card(committed, result, run.target))
+        data = read_recipe(run.recipe)["data"]["init_args"]
+        attribution = scenes_of(data.get("revision", 1)).ATTRIBUTION
+        committed.with_suffix(".md").write_text(card(committed, result, attribution, run.target))
     result_file = folder / "result.json"
     # The folder's own file comes last: it marks the run as finished.
     for path in [result_file] if overlay else [STORED / f"{run.name}.json", result_file]:

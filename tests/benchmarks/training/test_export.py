@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from benchmarks.training import export, run
 from common.clip import CLIP
+from common.data.embedded.module import ATTRIBUTION
 from common.pretraining import CLIPPretraining
 from common.testing import tiny_architecture
 from mlip import Guide
@@ -78,14 +79,14 @@ def test_a_guides_checkpoint_becomes_its_encoder_and_its_card_states_the_loss(tm
         module.loss(part, torch.Generator().manual_seed(place)) for place, part in enumerate((images[:2], images[2:]))
     )
     assert losses["test"]["masked patches"]["loss"] == pytest.approx(float(2 * first + second) / 3, rel=1e-5)
-    assert "mean squared error" in export.card(path, RESULT | losses)
+    assert "mean squared error" in export.card(path, RESULT | losses, ATTRIBUTION)
 
 
 def test_card_says_where_the_weights_come_from(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"0" * 1000)
     accuracy = {"top1": {"accuracy": 0.61, "interval": [0.6, 0.62], "pictures": 20656}}
-    text = export.card(path, json.loads(json.dumps(RESULT | {"val": accuracy, "test": accuracy})))
+    text = export.card(path, json.loads(json.dumps(RESULT | {"val": accuracy, "test": accuracy})), ATTRIBUTION)
     for words in (
         "lightning fit",
         "abc (clean tree)",

@@ -1,0 +1,97 @@
+"""The trainings on the scenes of shape (revision 2), three seeds each; every run leaves its answers for the tables.
+
+The runs stand in `make retrain`, which trains what is not finished: ``ONLY='shapes-*'`` these alone. Students and
+teachers that are trained on start from the teacher of seed 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT, WEIGHTS, read_log, read_recipe
+from benchmarks.cells import accuracy_of
+from benchmarks.training.run import STORED, Run
+from benchmarks.waveclip import answers
+from benchmarks.waveclip.answers import Answers
+from common.clip import CLIP, read_record
+from common.data.embedded.module import EmbeddedDataModule
+from waveclip import WaveTower
+
+SEEDS = range(3)
+TEACHER, HALF = WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_clip_half.safetensors"
+STUDENT = WEIGHTS / "shapes_waveclip.safetensors"
+TEACHER_96, STUDENT_96 = WEIGHTS / "shapes_clip_96.safetensors", WEIGHTS / "shapes_waveclip_96.safetensors"
+"""The committed weights: those of seed 0."""
+SPLITS = ("val", "test")
+COSINE_SHARES = (10, 25, 100)
+"""Lengths of the paper's recipe, in % of the teacher's steps."""
+_CLIP, _HALF, _WAVE = "common/shapes_clip.yaml", "common/shapes_clip_half.yaml", "waveclip/shapes.yaml"
+_CLIP_96, _WAVE_96 = "common/shapes_clip_96.yaml", "waveclip/shapes_96.yaml"
+_COSINE = {"model": {"distribution_weight": 0, "contrastive_weight": 0}}
+_LONGER = {"model": {"weights": str(TEACHER.relative_to(ROOT))}}
+
+
+def _family(name: str, recipe: str, minutes: int, output: Path | None = None, **settings: Any) -> tuple[str, list[Run]]:
+    """A run of each seed; ``output`` is where the weights of seed 0 go."""
+    runs = [
+        Run(f"shapes-{name}-{seed}", recipe, minutes, seed, output=None if seed else output, **settings)
+        for seed in SEEDS
+    ]
+    return f"shapes-{name}", runs
+
+
+FAMILIES = (
+    _family("teacher", _CLIP, 60, TEACHER),
+    _family("half", _HALF, 50, HALF),
+    _family("waveclip", _WAVE, 60, STUDENT),
+    _family("longer", _CLIP, 60, settings=_LONGER),
+    *(_family(f"cosine{share}", _WAVE, 60 * share // 100, settings=_COSINE) for share in COSINE_SHARES),
+    _family("teacher96", _CLIP_96, 45, TEACHER_96),
+    _family("waveclip96", _WAVE_96, 45, STUDENT_96),
+)
+"""The runs of one training with other seeds, in the order in which they stand on each other."""
+RUNS = tuple(run for _, runs in FAMILIES for run in runs)
+
+
+def file(name: str) -> Path:
+    """Where a run's answers lie."""
+    return STORED / f"{name}.npz"
+
+
+def evaluate(
+    weights: Path, recipe: str, output: Path | None, splits: Sequence[str] = SPLITS, batches: int | None = None
+) -> dict[str, Any]:
+    """Write a model's answers to ``output``, log a look at test, and return each split's and level's accuracy.
+
+    recipe: holds picture size and, for a WaveCLIP, the teacher.  output: None: the answers are not kept, as those of
+    a training with other settings.  batches: how many of a split; None: all.
+    """
+    settings = read_recipe(recipe)
+    data = EmbeddedDataModule(**settings["data"]["init_args"] | {"batch_size": 250, "captions": False})
+    if "wave" in read_record(weights):
+        model: CLIP | WaveTower = WaveTower.load(weights).eval()
+        text_model = CLIP.load(ROOT / settings["model"]["init_args"]["weights"]).eval()
+    else:
+        model = text_model = CLIP.load(weights).eval()
+    read: dict[str, Answers] = {}
+    for split in splits:
+        if split == "test":
+            read_log.record("retrain", "shapes", [weights])
+        loader = islice(data.dataloader(split, train=False), batches)
+        read[split] = answers.answers(model, text_model, loader, data.class_prompts)
+    if output:
+        answers.write(output, read)
+    return {"names": len(data.class_names)} | {split: _accuracies(part) for split, part in read.items()}
+
+
+def _accuracies(part: Answers) -> dict[str, dict[str, Any]]:
+    """Accuracy, interval and number of pictures of each level."""
+    last = len(part.correct) - 1
+    levels = ["coarse", *(f"level {step}" for step in range(1, last)), "fine"] if last else ["top1"]
+    return {
+        level: {**accuracy_of(correct), "pictures": len(correct)}
+        for level, correct in zip(levels, part.correct, strict=True)
+    }

@@ -1,0 +1,99 @@
+"""What a trained model answered for every picture, on disk: tables are made from these files, without the weights.
+
+Shapes: M pictures, L levels (a plain CLIP has one), K levels whose confidence is kept.
+
+A WaveCLIP's confidence is kept for every level but the last, which always answers; a CLIP's for its only level, since
+it may be the first step of a cascade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from benchmarks.waveclip.saving import Exits
+from common.clip import CLIP
+from common.zeroshot import embed_prompts, similarity
+from waveclip import MarginGate, MaxProbabilityGate, WaveTower
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's answers on one split.
+
+    correct: bool [L,M], whether each level's first guess was right.
+    margin, maximum: fp16 [K,M], the confidence by the margin of the two highest probabilities, and by the highest.
+    """
+
+    correct: np.ndarray
+    margin: np.ndarray
+    maximum: np.ndarray
+
+    @property
+    def last(self) -> np.ndarray:
+        """Whether the last level's guess was right, bool [M]."""
+        return self.correct[-1]
+
+    def exits(self, reference: np.ndarray) -> Exits:
+        """Early exit from the first level to the last, compared with the answers [M] of a reference."""
+        return Exits(self.margin[0], self.correct[0], self.last, reference)
+
+    def cascade(self, second: Answers, reference: np.ndarray) -> Exits:
+        """This model first and ``second`` where it is not confident; they share nothing."""
+        return Exits(self.margin[0], self.last, second.last, reference)
+
+
+@torch.no_grad()
+def answers(
+    model: CLIP | WaveTower, text_model: CLIP, loader: Iterable[Mapping[str, Any]], prompts: Sequence[str]
+) -> Answers:
+    """A model's answers for all pictures.
+
+    text_model: the CLIP whose text tower and logit scale go with the model; a CLIP's own.
+    loader: batches with "image" [B,3,S,S] and "label" [B].  prompts: one a class, in the order of the labels.
+    """
+    device = next(model.parameters()).device
+    classes, scale = embed_prompts(text_model, prompts), text_model.logit_scale.exp()
+    levels_of: nn.Module | Any = model if isinstance(model, WaveTower) else lambda images: [model.encode_image(images)]
+    gates, parts = (MarginGate(0.0), MaxProbabilityGate(0.0)), []
+    for batch in track(loader, "evaluating"):
+        levels = levels_of(batch["image"].to(device))
+        probabilities = torch.stack([(scale * similarity(z, classes)).softmax(-1) for z in levels]).cpu()
+        early = probabilities[:-1] if len(levels) > 1 else probabilities
+        correct = probabilities.argmax(-1) == batch["label"]
+        parts.append([correct, *(gate.confidence(early).half() for gate in gates)])
+    joined: list[Tensor] = [torch.cat(column, dim=-1) for column in zip(*parts, strict=True)]
+    return Answers(*(tensor.numpy() for tensor in joined))
+
+
+def write(path: Path, splits: Mapping[str, Answers]) -> None:
+    """Write the answers on several splits as one compressed file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, np.ndarray] = {}
+    for split, part in splits.items():
+        arrays[f"{split}.correct"] = np.packbits(part.correct, axis=1)
+        arrays[f"{split}.pictures"] = np.array(part.correct.shape[1])
+        arrays |= {f"{split}.margin": part.margin, f"{split}.maximum": part.maximum}
+    np.savez_compressed(path, **arrays)
+
+
+def read(path: Path) -> dict[str, Answers]:
+    """The answers of a file that ``write`` wrote, by split."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    splits = sorted({name.split(".")[0] for name in arrays})
+    return {
+        split: Answers(
+            np.unpackbits(arrays[f"{split}.correct"], axis=1, count=int(arrays[f"{split}.pictures"])).astype(bool),
+            arrays[f"{split}.margin"],
+            arrays[f"{split}.maximum"],
+        )
+        for split in splits
+    }

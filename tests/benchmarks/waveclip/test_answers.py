@@ -1,0 +1,62 @@
+"""A model's answers: what they hold, how they are kept, and the early exits that are made of them."""
+
+import numpy as np
+import torch
+
+from benchmarks.waveclip import answers
+from benchmarks.waveclip.answers import Answers
+from common.clip import CLIP
+from common.testing import TINY_CAPTIONS
+from common.zeroshot import embed_prompts
+from waveclip import WaveTower
+
+
+def batches(pictures=6):
+    torch.manual_seed(0)
+    images, labels = torch.randn(pictures, 3, 32, 32), torch.arange(pictures) % 4
+    return [{"image": images[:4], "label": labels[:4]}, {"image": images[4:], "label": labels[4:]}]
+
+
+def test_answers_are_those_of_the_softmax_over_the_prompts():
+    clip, prompts = CLIP.tiny().eval(), list(TINY_CAPTIONS)
+    wave = WaveTower.from_image_tower(clip.image_tower, levels=1).eval()
+    result = answers.answers(wave, clip, batches(), prompts)
+    images, labels = (torch.cat([batch[key] for batch in batches()]) for key in ("image", "label"))
+    with torch.no_grad():
+        classes = embed_prompts(clip, prompts)
+        coarse, fine = (
+            (clip.logit_scale.exp() * torch.nn.functional.normalize(z, dim=-1) @ classes.T).softmax(-1)
+            for z in wave(images)
+        )
+    first, second = coarse.sort(dim=-1, descending=True).values[:, :2].T
+    assert np.array_equal(result.correct, torch.stack([coarse.argmax(1) == labels, fine.argmax(1) == labels]).numpy())
+    np.testing.assert_allclose(result.margin, (first - second)[None].half(), atol=1e-3)
+    np.testing.assert_allclose(result.maximum, first[None].half(), atol=1e-3)
+
+
+def test_a_plain_clip_has_one_level_with_its_confidence():
+    clip = CLIP.tiny().eval()
+    result = answers.answers(clip, clip, batches(), list(TINY_CAPTIONS))
+    assert result.correct.shape == result.margin.shape == (1, 6)
+
+
+def example(pictures=11, levels=2, seed=0):
+    rng = np.random.default_rng(seed)
+    confidence = rng.random((max(1, levels - 1), pictures)).astype(np.float16)
+    return Answers(rng.random((levels, pictures)) < 0.5, confidence, confidence / 2)
+
+
+def test_a_file_gives_back_what_was_written(tmp_path):
+    splits = {"val": example(11), "test": example(16, seed=1)}
+    answers.write(tmp_path / "a.npz", splits)
+    for split, part in answers.read(tmp_path / "a.npz").items():
+        for name in ("correct", "margin", "maximum"):
+            value, expected = getattr(part, name), getattr(splits[split], name)
+            assert value.dtype == expected.dtype and np.array_equal(value, expected)
+
+
+def test_a_cascade_asks_the_second_model_where_the_first_is_unsure():
+    first, second = example(levels=1), example(levels=1, seed=1)
+    exits = first.cascade(second, second.last)
+    assert np.array_equal(exits.confidence, first.margin[0])
+    assert np.array_equal(exits.first, first.correct[0]) and np.array_equal(exits.second, second.correct[0])
