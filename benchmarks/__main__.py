@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, figures
 from benchmarks.registry import ACTIONS, BENCHMARKS, Benchmark, action, listing
 from common.paths import runs_directory
 
@@ -29,15 +29,12 @@ def smoke() -> bool:
 
 
 def write(result: dict[str, Any], rendered: dict[str, Any], folder: Path) -> list[Path]:
-    """Write <name>.json, <name>.md and a PNG for each figure into ``folder``; returns their paths."""
+    """Write <name>.json, <name>.md, and a PNG and SVG of each figure into ``folder``; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{result['name']}.json", folder / f"{result['name']}.md"]
     paths[0].write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     paths[1].write_text(rendered["md"])
-    for name, figure in rendered["figures"].items():
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=110, metadata={"Software": None})
-    return paths
+    return paths + figures.save(rendered["figures"], folder)
 
 
 def run_one(entry: Benchmark, console: Console) -> None:
@@ -54,7 +51,7 @@ def run_one(entry: Benchmark, console: Console) -> None:
         name, *args = shlex.split(entry.trains)
         action(name).main(args)
         result = maker.run(smoke=False)
-    rendered = maker.render(result)
+    rendered = figures.render(maker, result)
     paths = write(result, rendered, folder)
     console.print(Markdown(rendered["md"]))
     written = ", ".join(os.path.relpath(path) for path in paths)

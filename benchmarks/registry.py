@@ -200,6 +200,7 @@ ACTIONS = (
     Action("retrain", "train the embedded models again (--list; ONLY=NAME)", "training.retrain"),
     Action("mlip-ablations", "train the rows of MLIP's tables 3 and 5 to 8 (--table N, --list)", "mlip.ablations"),
     Action("patchrank-runs", "train what Patch Ranking's tables show (--list, --seeds N)", "patchrank.runs"),
+    Action("figures", "draw every picture again from the stored results", "figures"),
     Action("evaluations", "tables of `effclip evaluate` results (DIR ... [--out FILE])", "together.evaluations"),
     Action("report", "write the tables of README and docs, and one HTML page (--page FILE)", "report.pages"),
     Action("screenshots", "photograph that page for the README (needs chromium)", "report.screenshots"),

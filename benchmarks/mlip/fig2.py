@@ -153,5 +153,5 @@ def _draw(result: dict[str, Any]) -> Figure:
     right.set(title="(b) random removal in CLIP", xlabel="before layer", ylabel="zero-shot top-1, %")
     for panel in (left, right):
         panel.set_xticks(range(1, len(result["similarity"]["clip"]) + 1))
-        panel.legend(fontsize=8)
+        panel.legend()
     return figure

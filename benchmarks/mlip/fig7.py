@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.cells import accuracy, points, table
 from benchmarks.embedded import batches
+from benchmarks.figures import COLOURS
 from benchmarks.mlip.models import BASELINE, COMPARED, MODEL, TITLES, models, needing, not_run
 from common.data.embedded.scenes import class_names
 from common.evaluate.accuracy import paired_difference, wilson_interval
@@ -98,8 +99,9 @@ def _draw(result: dict[str, Any]) -> Figure:
     for panel, (model, places) in zip(panels, result["maps"].items(), strict=True):
         places = torch.tensor(places)
         for label, name in enumerate(result["names"]):
-            panel.scatter(*places[labels == label].T, s=9, color=f"C{label}", label=name)
+            mark = "ox"[label // len(COLOURS)]  # seven colours, and another mark for the names after them
+            panel.scatter(*places[labels == label].T, s=9, color=COLOURS[label % len(COLOURS)], marker=mark, label=name)
         panel.set(title=TITLES[model], xticks=[], yticks=[])
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", fontsize=8)
+    figure.legend(handles, names, loc="outside right center")
     return figure

@@ -239,5 +239,5 @@ def _draw(result: dict[str, Any]) -> Figure:
     most = max(row["fewer_gmacs"] for row in result["rows"])
     axes.plot([1, most], [1, most], "k:", linewidth=1, label="time follows multiply-adds")
     axes.set(title=result["model"], xlabel="fewer GMACs, times", ylabel="faster, times")
-    axes.legend(fontsize=7)
+    axes.legend()
     return figure

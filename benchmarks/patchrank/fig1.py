@@ -5,8 +5,8 @@ The results of the finished runs (``benchmarks.patchrank.runs``) are collected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from statistics import fmean
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -112,9 +112,17 @@ def _draw(result: dict[str, Any]) -> Figure:
         for row in (row for row in result["rows"] if row["task"] == task):
             points = sorted(row["points"], key=lambda point: point["gmacs"])
             means = [100 * fmean(point["accuracy"]) for point in points]
-            axes.plot([point["gmacs"] for point in points], means, "o-", markersize=4, label=row["curve"])
+            xs, spread = [point["gmacs"] for point in points], [100 * _spread(point["accuracy"]) for point in points]
+            marker = "osD^v"[len(axes.containers)]  # lines that coincide keep their own marks
+            axes.errorbar(xs, means, spread, fmt=f"{marker}-", markersize=4, capsize=2, label=row["curve"])
         axes.set(title=task, xlabel="GMACs a picture", ylabel="top-1, %")
         axes.locator_params(axis="x", nbins=4)
     if result["rows"]:
-        axes.legend(fontsize=7)
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     return figure
+
+
+def _spread(accuracies: Sequence[float]) -> float:
+    """The standard deviation over training seeds; 0 for one."""
+    return stdev(accuracies) if len(accuracies) > 1 else 0.0

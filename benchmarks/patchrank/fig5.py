@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from benchmarks.cells import Result, missing_runs, paired_interval, percent, points, saved, table
+from benchmarks.figures import name_lines
 from benchmarks.patchrank.evaluate import gmacs, golden, oracle, plain
 from benchmarks.patchrank.methods import DENSE
 from benchmarks.patchrank.runs import COMMAND
@@ -121,5 +122,5 @@ def _draw(result: dict[str, Any]) -> Figure:
             axes.plot([100 * row["keep"] for row in rows], means, "o-", markersize=4, label=name)
     axes.set(title="pruned before the first block", xlabel="patch tokens kept, %", ylabel="top-1, %")
     axes.invert_xaxis()
-    axes.legend(fontsize=8)
+    name_lines(axes, 0.45)
     return figure

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.cells import Comparison, Result, mean, missing_runs, paired_interval, percent, points, saved, table
+from benchmarks.figures import COLOURS
 from benchmarks.patchrank.methods import DENSE, OURS, training_free
 from benchmarks.patchrank.rows import (
     BASELINES,
@@ -266,9 +267,10 @@ def _draw(result: dict[str, Any]) -> Figure:
         styles = [row["accuracy"].get(name) for name in _STYLES]
         if not all(styles):
             continue
-        style = "k*" if row["row"] == ORACLE else "s" if row["row"] in BASELINES else "o"
-        axes.plot(row["gmacs"], 100 * fmean(map(fmean, styles)), style, label=row["row"])
+        # Seven colours, and for the rows after them other marks.
+        mark = "*" if row["row"] == ORACLE else "os^"[len(axes.lines) // len(COLOURS)]
+        axes.plot(row["gmacs"], 100 * fmean(map(fmean, styles)), mark, label=row["row"])
     axes.set(title=f"three styles, keep {KEEP}, embedded scale", xlabel="GMACs a picture", ylabel="top-1, %")
     if axes.lines:
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

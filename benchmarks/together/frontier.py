@@ -345,12 +345,13 @@ def _draw(result: dict[str, Any]) -> Figure:
     _draw_against(right, result["rows"], "seconds", 1000, "ms a picture, measured", floor)
     left.set(ylabel="top-1, %", ylim=(max(floor, left.get_ylim()[0]), None))
     figure.suptitle(f"embedded scale; hollow: dominated; at the lower edge: accuracies below {floor:.0f} %", fontsize=9)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
 def _draw_against(axes: Axes, rows: Sequence[dict[str, Any]], cost: str, unit: float, label: str, floor: float) -> None:
     """A line a method: one colour a reducer, dashed for a composition, hollow marks for rows dominated in this cost.
+    Whole models are black.
 
     A point below ``floor`` %, where the axes end, is named there with its accuracy.
     """
@@ -358,11 +359,12 @@ def _draw_against(axes: Axes, rows: Sequence[dict[str, Any]], cost: str, unit: f
     for name in dict.fromkeys(row["method"] for row in rows):
         line = sorted((row for row in rows if row["method"] == name), key=lambda row: row[cost])
         xs, ys = [unit * row[cost] for row in line], [100 * row["accuracy"] for row in line]
-        colour = colours.setdefault(name.rpartition(" + ")[2], f"C{len(colours)}")
+        model, _, reducer = name.rpartition(" + ")
+        colour = colours.setdefault(reducer, f"C{len(colours)}") if model else "black"
         composed = line[0]["composed"]
         style = {"color": colour, "linestyle": "--" if composed else "-", "marker": "s" if composed else "o"}
-        if name in (DENSE, WAVE):
-            style |= {"color": "black", "marker": "*" if name == DENSE else "o"}
+        if not model:
+            style["marker"] = {DENSE: "*", WAVE: "o"}.get(name, "Dv"[name == "MLIP"])
         axes.plot(xs, ys, markersize=5, linewidth=1.2, label=name, **style)
         hollow = [(x, y) for x, y, row in zip(xs, ys, line, strict=True) if cost in row["dominated"]]
         inside = {"color": "white", "markersize": 2.5, "marker": style["marker"], "linestyle": "none"}

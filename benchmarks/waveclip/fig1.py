@@ -85,7 +85,7 @@ def _draw(result: dict[str, Any]) -> Figure:
     )
     ours.plot(dense["gmacs"], 100 * dense["accuracy"], "k*", markersize=11, label="dense teacher")
     ours.set(title="embedded scale, measured", xlabel="GMACs a picture", ylabel="top-1, %")
-    ours.legend(fontsize=8)
+    ours.legend()
     for wave, style, label in ((True, "o-", "WAVECLIP"), (False, "ks", "others")):
         rows = sorted(
             (row for row in result["paper"] if row["method"].startswith("WAVECLIP") is wave),
@@ -95,7 +95,7 @@ def _draw(result: dict[str, Any]) -> Figure:
         printed.plot(xs, ys, style if wave else "ks", label=label, markersize=5)
     for row in result["paper"]:
         name, right = row["method"].split(" (")[0], row["gflops"] > 12
-        place = {"xytext": (-5 if right else 5, -3), "textcoords": "offset points", "fontsize": 7}
+        place = {"xytext": (-6 if right else 6, -9 if right else 4), "textcoords": "offset points", "fontsize": 7}
         if row["accuracy"] < FLOOR:
             below = f"{name}: {row['accuracy']} at {row['gflops']}, below"
             printed.annotate(below, (1.2, FLOOR + 0.2), **place)
@@ -104,7 +104,7 @@ def _draw(result: dict[str, Any]) -> Figure:
             printed.annotate(name, point, ha="right" if right else "left", **place)
     printed.set(xlim=(1, 18.5), ylim=(FLOOR, 67))
     printed.set(title="ImageNet-1k, as the paper prints it", xlabel="GFLOPs as printed", ylabel="top-1, %")
-    printed.legend(fontsize=8)
+    printed.legend(loc="lower right")
     return figure
 
 

@@ -97,11 +97,11 @@ def _draw(result: dict[str, Any]) -> Figure:
             [100 * right for right in points["accuracy"]],
             label=GATES[name],
         )
-        for outcome, colour in (("right", "tab:green"), ("wrong", "tab:red")):
+        for outcome, colour in (("right", "C2"), ("wrong", "C1")):
             values = gate["histograms"][outcome]
             panel.bar(edges, values, 1 / BINS, align="edge", alpha=0.55, color=colour, label=f"coarse {outcome}")
         panel.set(title=f"{GATES[name]} (AUROC {gate['auroc_right']:.3f})", xlabel=GATES[name], ylabel="pictures")
-        panel.legend(fontsize=8)
+        panel.legend()
     curve.set(title="frontier", xlabel="refined, %", ylabel="top-1, %")
-    curve.legend(fontsize=8)
+    curve.legend(loc="lower right")
     return figure

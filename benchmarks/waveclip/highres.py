@@ -215,17 +215,18 @@ def _draw_costs(axes: Axes, priced: list[dict[str, Any]]) -> None:
         axes.plot([place - 0.4, place + 0.4], 2 * [dense["gmacs"]], "k--", label=None if place else "dense")
     axes.set_xticks(range(len(priced)), [f"{model['image_size']} px\n{_levels(model)}" for model in priced])
     axes.set(title="ViT-B/16, patch 16", ylabel="GMACs a picture")
-    axes.legend(fontsize=8)
+    axes.legend()
 
 
 def _draw_curves(axes: Axes, students: list[dict[str, Any]]) -> None:
     for number, model in enumerate(students):
         xs, ys = ([point[key] for point in model["frontier"]] for key in ("gmacs", "accuracy"))
-        axes.plot(xs, [100 * y for y in ys], f"C{number}", label=_name(model))
+        axes.plot(xs, [100 * y for y in ys], f"C{number}", label=f"WaveCLIP, {_name(model)}")
         dense = model["rows"][0]
-        axes.plot(dense["gmacs"], 100 * dense["accuracy"], f"C{number}*", markersize=11, label="its dense teacher")
+        star = {"markersize": 11, "linestyle": "none", "label": f"dense teacher, {model['image_size']} px"}
+        axes.plot(dense["gmacs"], 100 * dense["accuracy"], f"C{number}*", **star)
     axes.set(title="embedded scale, margin gate", xlabel="GMACs a picture", ylabel="top-1, %", xscale="log")
-    axes.legend(fontsize=8)
+    axes.legend()
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:

@@ -286,5 +286,5 @@ def _draw(result: dict[str, Any]) -> Figure:
         middle, low, high = (100 * value for value in row["accuracy"])
         axes.errorbar(row["gmacs"], middle, [[middle - low], [high - middle]], fmt="o", capsize=3, label=row["row"])
     axes.set(xlabel="GMACs a picture", ylabel="test top-1, %", title="scenes of shape: early exit and its controls")
-    axes.legend(fontsize=8)
+    axes.legend()
     return figure
