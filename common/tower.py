@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +135,28 @@ class Attention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
+def class_logits(attention: Attention, x: Tensor, past: Tensor | None = None) -> Tensor:
+    """Attention logits [B,H,M+N] of the class token, up to one constant per head.
+
+    x: [B,N,D] after ``ln_1``, class token first.
+    past: keys [B,H,M,D/H] of cached tokens, which come before x; None: there are none.
+
+    q·(Wx) is computed as (Wᵀq)·x. That takes N·D·H + 2·D² multiply-adds (and M·D with a cache), where the keys alone
+    would take N·D², and the other rows keep the fused kernel. The keys' bias adds the same constant to every logit,
+    which the softmax ignores. Cached keys include the bias, so it is subtracted from their logits.
+    """
+    width, heads = x.shape[-1], attention.heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query = F.linear(x[:, 0], weight[:width], bias[:width]).unflatten(-1, (heads, -1)).transpose(0, 1)  # [H,B,D/H]
+    folded = query @ weight[width : 2 * width].unflatten(0, (heads, -1))  # [H,B,D]
+    logits = folded.transpose(0, 1) @ x.transpose(1, 2)
+    if past is not None:
+        key_bias = (query * bias[width : 2 * width].unflatten(0, (heads, 1, -1))).sum(-1)  # [H,B]
+        cached = (past @ query.transpose(0, 1)[..., None]).squeeze(-1) - key_bias.T[..., None]
+        logits = torch.cat([cached, logits], dim=-1)
+    return logits * (width // heads) ** -0.5
+
+
 class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), the activation of OpenAI's CLIP weights, computed as silu(1.702 x) / 1.702."""
 
@@ -189,10 +212,45 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
 
 
+class BlockOutput(NamedTuple):
+    """What ``intermediates`` gives of one block, without any later norm.
+
+    patches: [B,N-1,D], the patch tokens that the block returns, in the order of the grid's rows.
+    class_token: [B,D], the class token that it returns.
+    class_attention: [B,H,M+N], the attention of the class token to all tokens that it sees, in this block; the
+        weights of a head sum to 1. M cached tokens come first, then the class token itself, then the patches.
+    """
+
+    patches: Tensor
+    class_token: Tensor
+    class_attention: Tensor
+
+
 class BlockTower(nn.Module):
     """The base of every tower: a stack of blocks, run in part or whole."""
 
     transformer: Transformer
+
+    def observed_blocks(self, x: Tensor, layers: Sequence[int], cache: KVCache | None = None) -> list[BlockOutput]:
+        """Run x [B,N,D], class token first, through the blocks -> what each of ``layers`` returns, in their order.
+
+        layers: numbers of blocks from 0, or from the end as -1, -2, ...  cache: see ``Attention.forward``.
+        ValueError: a block that the tower does not have.
+        """
+        blocks = self.transformer.resblocks
+        for layer in layers:
+            if not -len(blocks) <= layer < len(blocks):
+                raise ValueError(f"block {layer} of a tower of {len(blocks)}; take {-len(blocks)} to {len(blocks) - 1}")
+        wanted = [layer % len(blocks) for layer in layers]
+        outputs, cached = {}, cache is not None and cache.tokens > 0
+        for layer, block in enumerate(blocks):
+            entered, past = x, cache.keys(layer) if cached else None
+            x = block(x, None, cache, layer)
+            if layer in wanted:
+                logits = class_logits(block.attn, block.ln_1(entered), past)
+                attention = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32))
+                outputs[layer] = BlockOutput(x[:, 1:], x[:, 0], attention)
+        return [outputs[layer] for layer in wanted]
 
     def run_blocks(
         self,
@@ -279,6 +337,14 @@ class ImageTower(BlockTower):
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> z [B,E], not normalised."""
         return self.pool(self.run_blocks(self.embed(images)))
+
+    def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[BlockOutput]:
+        """images [B,3,S,S] -> patch tokens [B,g²,D], class token [B,D] and class attention [B,H,1+g²] of ``layers``.
+
+        layers: numbers of blocks, -1 the last; see ``observed_blocks``. ``ln_post`` normalises tokens of the last one
+        as ``pool`` does.
+        """
+        return self.observed_blocks(self.embed(images), layers)
 
 
 class TextTower(BlockTower):

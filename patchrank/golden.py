@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.reduction import class_logits
-from common.tower import Block, ImageTower, fused_attention, linear
+from common.tower import Block, ImageTower, class_logits, fused_attention, linear
 from patchrank.scores import Score, check_score, grid_blocks, removal_costs, token_scores
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from common.clip import CLIP
+from waveclip import WaveTower
 
 
 def pair(quick_gelu=False):
@@ -57,3 +58,47 @@ def test_hooks_see_what_open_clips_see(mode, quick_gelu):
         ):
             assert len(expected) == 8
             torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_intermediates_are_open_clips_tokens_and_the_attention_of_its_class_token():
+    theirs, ours = pair()
+    images, inputs = torch.randn(2, 3, 32, 32), []
+    blocks = theirs.visual.transformer.resblocks
+    for block in blocks:
+        block.ln_1.register_forward_hook(lambda module, arguments, normed: inputs.append(normed))
+    tokens = hooked(theirs.visual.transformer, lambda: theirs.encode_image(images))
+    outputs = ours.image_tower.intermediates(images, [-1, 0])
+    for layer, output in zip((1, 0), outputs, strict=True):
+        normed = inputs[layer]
+        weights = blocks[layer].attn(normed, normed, normed, need_weights=True, average_attn_weights=False)[1]
+        torch.testing.assert_close(output.class_attention, weights[:, :, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(output.class_token, tokens[f"{layer}.block"][:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(output.patches, tokens[f"{layer}.block"][:, 1:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_intermediates_of_a_wave_tower_are_those_of_the_masked_pass():
+    wave = WaveTower.from_image_tower(pair()[1].image_tower, levels=2).double()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    (outputs,) = wave.intermediates(images, [1])
+    entered = wave.run_blocks(wave.embed(images), stop=1, mask=wave.mask)
+    block = wave.transformer.resblocks[1]
+    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+    query, key, _ = (
+        part.unflatten(-1, (2, 32)).transpose(1, 2) for part in (block.ln_1(entered) @ weight.T + bias).chunk(3, -1)
+    )
+    attention = (query @ key.transpose(-1, -2) / 32**0.5).masked_fill(~wave.mask, -torch.inf).softmax(-1)
+    tokens = block(entered, wave.mask)
+    first = 0
+    for step, output in enumerate(outputs):
+        after = first + wave.tokens_in(step)
+        torch.testing.assert_close(output.class_token, tokens[:, first])
+        torch.testing.assert_close(output.patches, tokens[:, first + 1 : after])
+        torch.testing.assert_close(output.class_attention, attention[:, :, first, :after])
+        first = after
+
+
+def test_a_block_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="block 2 of a tower of 2; take -2 to 1"):
+        CLIP.tiny().image_tower.intermediates(torch.zeros(1, 3, 32, 32), [0, 2])
