@@ -16,14 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BF16_PRODUCTS = (
-    torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-)
-"""Whether this processor multiplies in bf16. Where it does not, oneDNN's call is an error, and torch's emulation takes
-ten times as long as fp32."""
-
 
 class KVCache:
     """Keys and values of every block, for tokens to which later tokens attend.
@@ -94,27 +86,6 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask = None
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W^T + b: x [...,D], weight [K,D], bias [K] -> [...,K].
-
-    Inference in bf16 on a CPU calls oneDNN's linear map directly, since ``F.linear`` first writes the bias into every
-    row of its result. Tracers and compilers cannot record that call and get ``F.linear``.
-    """
-    narrow = x.device.type == "cpu" and x.dtype == weight.dtype == bias.dtype == torch.bfloat16
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if narrow and BF16_PRODUCTS and not (torch.is_grad_enabled() or traced):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
-
-
-class Linear(nn.Linear):
-    """``nn.Linear`` computed by the function ``linear``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [...,D] -> [...,K]."""
-        return linear(x, self.weight, self.bias)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with the parameters of ``nn.MultiheadAttention``, computed by the fused kernel."""
 
@@ -125,15 +96,18 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
         nn.init.zeros_(self.out_proj.bias)
+
+    def project(self, x: Tensor) -> Tensor:
+        """x [B,N,D] -> queries, keys and values of all heads, [B,N,3D]."""
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def forward(self, x: Tensor, mask: Mask = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """x [B,N,D] -> [B,N,D]. With a cache, the N tokens also attend to its M tokens, and are added to it."""
         assert cache is None or not isinstance(mask, str), "causal attention over a cache needs a tensor"
-        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         out = fused_attention(query, key, value, mask)
@@ -172,9 +146,9 @@ class QuickGELU(nn.Module):
 def feed_forward_network(width: int, mlp_ratio: float = 4.0, quick_gelu: bool = False) -> nn.Sequential:
     """A block's two linear maps, D -> ratio·D -> D, with the activation between them, under open_clip's names."""
     network, hidden = nn.Sequential(), int(width * mlp_ratio)
-    network.add_module("c_fc", Linear(width, hidden))
+    network.add_module("c_fc", nn.Linear(width, hidden))
     network.add_module("gelu", QuickGELU() if quick_gelu else nn.GELU())
-    network.add_module("c_proj", Linear(hidden, width))
+    network.add_module("c_proj", nn.Linear(hidden, width))
     return network
 
 
@@ -190,6 +164,12 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = feed_forward_network(width, mlp_ratio, quick_gelu)
+
+    def __prepare_scriptable__(self) -> Block:
+        """Called by ``torch.jit.script``, for this block of any model. NotImplementedError: always."""
+        raise NotImplementedError(
+            "TorchScript cannot express these blocks; use torch.export.export, or torch.jit.trace on example inputs"
+        )
 
     def attend(self, x: Tensor, mask: Mask = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """x [B,N,D] + attention(ln_1(x)); see ``Attention.forward`` for mask and cache."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.clip import MEAN, STD, load_state, read_record, read_state_dict, save_model
-from common.tower import Linear, fused_attention
+from common.tower import fused_attention
 
 
 class Guide(nn.Module):
@@ -114,9 +114,9 @@ class GuideAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.ln = nn.LayerNorm(width)
-        self.query = Linear(width, width)
-        self.key_value = Linear(guide_width, 2 * width)
-        self.out_proj = Linear(width, width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(guide_width, 2 * width)
+        self.out_proj = nn.Linear(width, width)
         for parameter in self.out_proj.parameters():
             nn.init.zeros_(parameter)
 
