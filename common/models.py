@@ -25,6 +25,9 @@ from common.text_model import TextModel
 GROUP = "effclip.models"
 """The entry-point group of the model types that may be loaded."""
 
+OPEN_CLIP = "open_clip"
+"""The type of a model that open_clip's own code runs; its results are open_clip's bit by bit."""
+
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -236,4 +239,4 @@ def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> 
         size = size[0]
     digests = dict.fromkeys(("image", "text"), state_digest(model, f"{name} {trained}"))
     files = {path.name: digest(path)} if state is not None else {}
-    return Model(f"{name} {path.stem}", "open_clip", size, wrapped, wrapped, digests, files)
+    return Model(f"{name} {path.stem}", OPEN_CLIP, size, wrapped, wrapped, digests, files)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.tower import Attention, Block, ImageTower, KVCache
+from common.tower import Block, ImageTower, KVCache, class_logits
 
 Place = int | tuple[int, str]
 """Where a reducer runs: ``i`` is before block i, ``(i, "middle")`` between its two half steps."""
@@ -82,28 +82,6 @@ class ReductionContext:
             logits = logits + F.pad(self.bias[:, 0], (logits.shape[-1] - x.shape[1], 0))
         weights = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32)).mean(1)
         return self.patches(weights[:, -x.shape[1] :])
-
-
-def class_logits(attention: Attention, x: Tensor, past: Tensor | None = None) -> Tensor:
-    """Attention logits [B,H,M+N] of the class token, up to one constant per head.
-
-    x: [B,N,D] after ``ln_1``, class token first.
-    past: keys [B,H,M,D/H] of cached tokens, which come before x; None: there are none.
-
-    q·(Wx) is computed as (Wᵀq)·x. That takes N·D·H + 2·D² multiply-adds (and M·D with a cache), where the keys alone
-    would take N·D², and the other rows keep the fused kernel. The keys' bias adds the same constant to every logit,
-    which the softmax ignores. Cached keys include the bias, so it is subtracted from their logits.
-    """
-    width, heads = x.shape[-1], attention.heads
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    query = F.linear(x[:, 0], weight[:width], bias[:width]).unflatten(-1, (heads, -1)).transpose(0, 1)  # [H,B,D/H]
-    folded = query @ weight[width : 2 * width].unflatten(0, (heads, -1))  # [H,B,D]
-    logits = folded.transpose(0, 1) @ x.transpose(1, 2)
-    if past is not None:
-        key_bias = (query * bias[width : 2 * width].unflatten(0, (heads, 1, -1))).sum(-1)  # [H,B]
-        cached = (past @ query.transpose(0, 1)[..., None]).squeeze(-1) - key_bias.T[..., None]
-        logits = torch.cat([cached, logits], dim=-1)
-    return logits * (width // heads) ** -0.5
 
 
 Reducer = Callable[[Tensor, ReductionContext], tuple[Tensor, ReductionContext]]

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common.tower import KVCache
+from common.tower import KVCache, Mask
 
 
 class CheckpointBlocks(Callback):
@@ -36,7 +36,7 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def _checkpointed(
-    block: nn.Module, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+    block: nn.Module, x: Tensor, mask: Mask = None, cache: KVCache | None = None, layer: int = 0
 ) -> Tensor:
     """The block's own forward pass, checkpointed unless it fills a cache: a second pass would add the keys again."""
     forward = type(block).forward

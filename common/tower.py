@@ -10,18 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-BF16_PRODUCTS = (
-    torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-)
-"""Whether this processor multiplies in bf16. Where it does not, oneDNN's call is an error, and torch's emulation takes
-ten times as long as fp32."""
 
 
 class KVCache:
@@ -69,42 +62,28 @@ class KVCache:
         return next(iter(self._layers.values()))[0].shape[2] if self._layers else 0
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+Mask = Tensor | Literal["causal"] | None
+"""Who may attend to whom: boolean (True = may attend) or additive, broadcastable to [B,H,N,M+N]; "causal" = to itself
+and to what stands before, without cached tokens, for which the fused kernel needs no tensor; None = all to all."""
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Mask = None) -> Tensor:
     """softmax(Q K^T / sqrt(d) + mask) V by the fused kernel; query [B,H,N,d], key and value [B,H,M,d] -> [B,H,N,d].
 
-    mask: boolean or additive, broadcastable to [B,H,N,M].
+    mask: see ``Mask``; "causal" needs M = N.
 
     On a CPU with gradients it runs in fp32 under any autocast, since the backward pass of PyTorch's fused CPU kernel
     is slower in bf16: twice as slow at 197 tokens and six times at 39, as measured.
     """
+    causal = isinstance(mask, str)
+    mask = None if causal else mask
     if query.device.type == "cpu" and torch.is_grad_enabled():
         with torch.autocast("cpu", enabled=False):
             dtype, wide = query.dtype, (x if x.dtype == torch.float64 else x.float() for x in (query, key, value))
             if mask is not None and mask.is_floating_point():
                 mask = mask.to(torch.promote_types(dtype, torch.float32))
-            return F.scaled_dot_product_attention(*wide, attn_mask=mask).to(dtype)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W^T + b: x [...,D], weight [K,D], bias [K] -> [...,K].
-
-    Inference in bf16 on a CPU calls oneDNN's linear map directly, since ``F.linear`` first writes the bias into every
-    row of its result. Tracers and compilers cannot record that call and get ``F.linear``.
-    """
-    narrow = x.device.type == "cpu" and x.dtype == weight.dtype == bias.dtype == torch.bfloat16
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if narrow and BF16_PRODUCTS and not (torch.is_grad_enabled() or traced):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
-
-
-class Linear(nn.Linear):
-    """``nn.Linear`` computed by the function ``linear``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [...,D] -> [...,K]."""
-        return linear(x, self.weight, self.bias)
+            return F.scaled_dot_product_attention(*wide, attn_mask=mask, is_causal=causal).to(dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
 
 
 class Attention(nn.Module):
@@ -117,59 +96,67 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """x [B,N,D] -> [B,N,D]. With a cache, the N tokens also attend to its M tokens, and are added to it.
+    def project(self, x: Tensor) -> Tensor:
+        """x [B,N,D] -> queries, keys and values of all heads, [B,N,3D]."""
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias)
 
-        mask: boolean (True = may attend) or additive, broadcastable to [B,H,N,M+N].
-        """
-        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, mask: Mask = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        """x [B,N,D] -> [B,N,D]. With a cache, the N tokens also attend to its M tokens, and are added to it."""
+        assert cache is None or not isinstance(mask, str), "causal attention over a cache needs a tensor"
+        query, key, value = self.project(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:
             key, value = cache.append(layer, key, value)
         out = fused_attention(query, key, value, mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
-class GELU(nn.Module):
-    """x Φ(x). Without gradients it overwrites its input, which is always a fresh product."""
+def class_logits(attention: Attention, x: Tensor, past: Tensor | None = None) -> Tensor:
+    """Attention logits [B,H,M+N] of the class token, up to one constant per head.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+    x: [B,N,D] after ``ln_1``, class token first.
+    past: keys [B,H,M,D/H] of cached tokens, which come before x; None: there are none.
+
+    q·(Wx) is computed as (Wᵀq)·x. That takes N·D·H + 2·D² multiply-adds (and M·D with a cache), where the keys alone
+    would take N·D², and the other rows keep the fused kernel. The keys' bias adds the same constant to every logit,
+    which the softmax ignores. Cached keys include the bias, so it is subtracted from their logits.
+    """
+    width, heads = x.shape[-1], attention.heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query = F.linear(x[:, 0], weight[:width], bias[:width]).unflatten(-1, (heads, -1)).transpose(0, 1)  # [H,B,D/H]
+    folded = query @ weight[width : 2 * width].unflatten(0, (heads, -1))  # [H,B,D]
+    logits = folded.transpose(0, 1) @ x.transpose(1, 2)
+    if past is not None:
+        key_bias = (query * bias[width : 2 * width].unflatten(0, (heads, 1, -1))).sum(-1)  # [H,B]
+        cached = (past @ query.transpose(0, 1)[..., None]).squeeze(-1) - key_bias.T[..., None]
+        logits = torch.cat([cached, logits], dim=-1)
+    return logits * (width // heads) ** -0.5
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), the activation of OpenAI's CLIP weights. Overwrites its input as ``GELU`` does.
-
-    Computed as silu(1.702 x) / 1.702, which takes one fused kernel instead of three.
-    """
+    """x sigmoid(1.702 x), the activation of OpenAI's CLIP weights, computed as silu(1.702 x) / 1.702."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return F.silu(1.702 * x) / 1.702
-        return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
-
-
-def residual(x: Tensor, change: Tensor) -> Tensor:
-    """x + change, written into ``change`` if no gradient is recorded and autocast has not changed its dtype."""
-    in_place = not torch.is_grad_enabled() and change.dtype == x.dtype
-    return change.add_(x) if in_place else x + change
+        return F.silu(1.702 * x) / 1.702
 
 
 def feed_forward_network(width: int, mlp_ratio: float = 4.0, quick_gelu: bool = False) -> nn.Sequential:
     """A block's two linear maps, D -> ratio·D -> D, with the activation between them, under open_clip's names."""
     network, hidden = nn.Sequential(), int(width * mlp_ratio)
-    network.add_module("c_fc", Linear(width, hidden))
-    network.add_module("gelu", QuickGELU() if quick_gelu else GELU())
-    network.add_module("c_proj", Linear(hidden, width))
+    network.add_module("c_fc", nn.Linear(width, hidden))
+    network.add_module("gelu", QuickGELU() if quick_gelu else nn.GELU())
+    network.add_module("c_proj", nn.Linear(hidden, width))
     return network
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of two public half steps, each with its residual connection."""
+    """Pre-norm transformer block of two public half steps, each with its residual connection.
+
+    No half step writes into what a part has returned, so a forward hook may keep it.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, quick_gelu: bool = False) -> None:
         super().__init__()
@@ -178,15 +165,21 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = feed_forward_network(width, mlp_ratio, quick_gelu)
 
-    def attend(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def __prepare_scriptable__(self) -> Block:
+        """Called by ``torch.jit.script``, for this block of any model. NotImplementedError: always."""
+        raise NotImplementedError(
+            "TorchScript cannot express these blocks; use torch.export.export, or torch.jit.trace on example inputs"
+        )
+
+    def attend(self, x: Tensor, mask: Mask = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """x [B,N,D] + attention(ln_1(x)); see ``Attention.forward`` for mask and cache."""
-        return residual(x, self.attn(self.ln_1(x), mask, cache, layer))
+        return x + self.attn(self.ln_1(x), mask, cache, layer)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """x [B,N,D] + mlp(ln_2(x))."""
-        return residual(x, self.mlp(self.ln_2(x)))
+        return x + self.mlp(self.ln_2(x))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """Both half steps, x [B,N,D] -> [B,N,D]."""
         return self.feed_forward(self.attend(x, mask, cache, layer))
 
@@ -204,22 +197,57 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
 
 
+class BlockOutput(NamedTuple):
+    """What ``intermediates`` gives of one block, without any later norm.
+
+    patches: [B,N-1,D], the patch tokens that the block returns, in the order of the grid's rows.
+    class_token: [B,D], the class token that it returns.
+    class_attention: [B,H,M+N], the attention of the class token to all tokens that it sees, in this block; the
+        weights of a head sum to 1. M cached tokens come first, then the class token itself, then the patches.
+    """
+
+    patches: Tensor
+    class_token: Tensor
+    class_attention: Tensor
+
+
 class BlockTower(nn.Module):
     """The base of every tower: a stack of blocks, run in part or whole."""
 
     transformer: Transformer
+
+    def observed_blocks(self, x: Tensor, layers: Sequence[int], cache: KVCache | None = None) -> list[BlockOutput]:
+        """Run x [B,N,D], class token first, through the blocks -> what each of ``layers`` returns, in their order.
+
+        layers: numbers of blocks from 0, or from the end as -1, -2, ...  cache: see ``Attention.forward``.
+        ValueError: a block that the tower does not have.
+        """
+        blocks = self.transformer.resblocks
+        for layer in layers:
+            if not -len(blocks) <= layer < len(blocks):
+                raise ValueError(f"block {layer} of a tower of {len(blocks)}; take {-len(blocks)} to {len(blocks) - 1}")
+        wanted = [layer % len(blocks) for layer in layers]
+        outputs, cached = {}, cache is not None and cache.tokens > 0
+        for layer, block in enumerate(blocks):
+            entered, past = x, cache.keys(layer) if cached else None
+            x = block(x, None, cache, layer)
+            if layer in wanted:
+                logits = class_logits(block.attn, block.ln_1(entered), past)
+                attention = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32))
+                outputs[layer] = BlockOutput(x[:, 1:], x[:, 0], attention)
+        return [outputs[layer] for layer in wanted]
 
     def run_blocks(
         self,
         x: Tensor,
         start: int = 0,
         stop: int | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Run x [B,N,D] through blocks ``start`` to ``stop`` (exclusive; None: the end) -> [B,N,D].
 
-        mask and cache: see ``Attention.forward``; each block has its own entry in the cache.
+        mask and cache: see ``Mask`` and ``Attention.forward``; each block has its own entry in the cache.
         """
         blocks = self.transformer.resblocks
         for layer in range(len(blocks))[start:stop]:
@@ -295,6 +323,14 @@ class ImageTower(BlockTower):
         """images [B,3,S,S] -> z [B,E], not normalised."""
         return self.pool(self.run_blocks(self.embed(images)))
 
+    def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[BlockOutput]:
+        """images [B,3,S,S] -> patch tokens [B,g²,D], class token [B,D] and class attention [B,H,1+g²] of ``layers``.
+
+        layers: numbers of blocks, -1 the last; see ``observed_blocks``. ``ln_post`` normalises tokens of the last one
+        as ``pool`` does.
+        """
+        return self.observed_blocks(self.embed(images), layers)
+
 
 class TextTower(BlockTower):
     """CLIP's causal text transformer; the embedding is that of the end-of-text token, the highest id of each row."""
@@ -317,8 +353,6 @@ class TextTower(BlockTower):
         self.transformer = Transformer(width, layers, heads, mlp_ratio, quick_gelu)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
-        causal = torch.ones(context_length, context_length, dtype=torch.bool).tril()
-        self.register_buffer("causal_mask", causal, persistent=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -335,9 +369,8 @@ class TextTower(BlockTower):
     def forward(self, ids: Tensor, return_tokens: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """ids [B,T] -> z [B,E]; with ``return_tokens`` also every token [B,T,E] after the last norm and projection.
 
-        The mask is causal, so cutting all rows to the batch's longest text does not change z.
+        Attention is causal, so cutting all rows to the batch's longest text does not change z.
         """
-        length = ids.shape[1]
-        x = self.run_blocks(self.embed(ids), mask=self.causal_mask[:length, :length])
+        x = self.run_blocks(self.embed(ids), mask="causal")
         z = self.pool(x, ids)
         return (z, self.ln_final(x) @ self.text_projection) if return_tokens else z

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from common.tower import feed_forward_network, residual
+from common.tower import feed_forward_network
 
 Spectrum = Literal["power", "linear"]
 """What the Lego-Filter multiplies: |Y|², as equation 10 has it, or Y itself."""
@@ -106,5 +106,5 @@ class FourierBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B,N,D] -> [B,N,D]."""
-        x = residual(x, self.filter(self.ln_1(x)))
-        return residual(x, self.mlp(self.ln_2(x)))
+        x = x + self.filter(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.clip import MEAN, STD, load_state, read_record, read_state_dict, save_model
-from common.tower import Linear, fused_attention, residual
+from common.tower import fused_attention
 
 
 class Guide(nn.Module):
@@ -114,9 +114,9 @@ class GuideAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.ln = nn.LayerNorm(width)
-        self.query = Linear(width, width)
-        self.key_value = Linear(guide_width, 2 * width)
-        self.out_proj = Linear(width, width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(guide_width, 2 * width)
+        self.out_proj = nn.Linear(width, width)
         for parameter in self.out_proj.parameters():
             nn.init.zeros_(parameter)
 
@@ -124,4 +124,4 @@ class GuideAttention(nn.Module):
         """x [B,N,D], guide [B,G,W] -> [B,N,D]. With G = 1 all tokens receive the same vector."""
         query = self.query(self.ln(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(guide).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return residual(x, self.out_proj(fused_attention(query, key, value).transpose(1, 2).flatten(2)))
+        return x + self.out_proj(fused_attention(query, key, value).transpose(1, 2).flatten(2))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from common.reduction import ReductionContext
 
 
 def kept_tokens(rate: float, tokens: int) -> int:
-    """R = floor(rate · N), with the rate as the fraction that it is written as (0.7 is 7/10).
+    """R = floor(rate · N), with the rate as the fraction that it is written as (0.7 is 7/10, so 0.7 · 30 is 21).
 
     Table 13 calls the rate a compression rate. It must mean the kept share: at most half of the tokens can merge,
     and the table has 0.7. ValueError: a rate outside [0.5, 1].
@@ -26,7 +25,8 @@ def kept_tokens(rate: float, tokens: int) -> int:
         raise ValueError(
             f"keep rate {rate} is not in [0.5, 1]: each merged token needs another to go into, so at most half go"
         )
-    return math.floor(Fraction(rate).limit_denominator(1_000_000) * int(tokens))  # a tracer gives tensors
+    # A product just below a whole number is that number. A tracer gives tensors.
+    return math.floor(rate * int(tokens) + 1e-9)
 
 
 def pair_tokens(x: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.reduction import class_logits
-from common.tower import Block, ImageTower, fused_attention, linear
+from common.tower import Block, ImageTower, class_logits, fused_attention
 from patchrank.scores import Score, check_score, grid_blocks, removal_costs, token_scores
 
 
@@ -156,7 +155,7 @@ class Variants:
         first = tower.transformer.resblocks[layer]
         self.is_last = layer == len(tower.transformer.resblocks) - 1
         if not self.is_last:
-            self.qkv = linear(first.ln_1(self.x), first.attn.in_proj_weight, first.attn.in_proj_bias)
+            self.qkv = first.attn.project(first.ln_1(self.x))
 
     def full(self) -> Tensor:
         """z [B,E] of the images with all their tokens."""

@@ -111,10 +111,10 @@ def words_by_layer(tower: TextTower, ids: Tensor, depth: int) -> Tensor:
     the same in all texts that begin with them. (MaPLe starts from words in the first layer alone and at random in the
     others, which changes the CLIP's texts. Coupled image prompts start from random maps in both cases.)
     """
-    x, mask = tower.embed(ids), tower.causal_mask[: ids.shape[1], : ids.shape[1]]
+    x = tower.embed(ids)
     layers = [tower.token_embedding(ids)]  # the first layer's prompts get their positions with every text
     for layer in range(1, depth):
-        x = tower.run_blocks(x, layer - 1, layer, mask=mask)
+        x = tower.run_blocks(x, layer - 1, layer, mask="causal")
         layers.append(x)
     return torch.cat(layers)[:, 1:-1]
 
@@ -171,11 +171,11 @@ def prompted_text(tower: TextTower, ids: Tensor, prompts: Prompts) -> Tensor:
         )
     # Placeholders make room for the prompts, and each prompted layer overwrites them.
     ids = torch.cat([ids[:, :1], ids.new_zeros(len(ids), count), ids[:, 1:length]], dim=1)
-    x, mask = tower.embed(ids), tower.causal_mask[: length + count, : length + count]
+    x = tower.embed(ids)
     for layer in range(prompts.depth):
         text = prompts.text_at(layer)
         if not layer:
             text = text + tower.positional_embedding[1 : 1 + count]
         x = torch.cat([x[:, :1], _expand(text, x), x[:, 1 + count :]], dim=1)
-        x = tower.run_blocks(x, layer, layer + 1, mask=mask)
-    return tower.pool(tower.run_blocks(x, prompts.depth, mask=mask), ids)
+        x = tower.run_blocks(x, layer, layer + 1, mask="causal")
+    return tower.pool(tower.run_blocks(x, prompts.depth, mask="causal"), ids)

@@ -6,7 +6,7 @@ Shapes: B images, S image size, N tokens of all steps, n tokens of one step, D w
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from common.clip import CLIP, load_saved, save_model
 from common.reduction import Place, Reducer, ReductionContext, run_reduced
 from common.stages import Stage
-from common.tower import BlockTower, ImageTower, KVCache
+from common.tower import BlockOutput, BlockTower, ImageTower, KVCache
 from waveclip.gating import MarginGate
 from waveclip.progressive import ProgressiveClassifier
 from waveclip.tokenizer import Start, WaveletTokenizer
@@ -133,6 +133,19 @@ class WaveTower(BlockTower):
         else:
             x = self.run_blocks(x, cache=state.cache)
         return self.ln_post(x[:, 0]) @ self.proj, WaveState(state.done + 1, state.cache, tuple(rest))
+
+    def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[tuple[BlockOutput, ...]]:
+        """images [B,3,S,S] -> for each of ``layers`` the ``BlockOutput`` of every step, coarse to fine.
+
+        A step's patches are its own; they stand by band, then by place. Its class attention [B,H,M+n] is to the M
+        tokens of all earlier steps and to its own n, its class token at place M.
+        """
+        cache = KVCache()
+        steps = [
+            self.observed_blocks(self.ln_pre(self.tokenizer.embed(band, step)), layers, cache)
+            for step, band in enumerate(self.tokenizer.decompose(images))
+        ]
+        return list(zip(*steps, strict=True))
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """images [B,3,S,S] -> the last level's embedding [B,E], of length 1 unless told otherwise."""

@@ -72,10 +72,13 @@ def dwt2(
 ) -> tuple[Tensor, Tensor]:
     """One level of analysis: x [B,C,S,S] -> LL [B,C,S/2,S/2] and details [B,3,C,S/2,S/2] (H, V, D).
 
-    kernel: ``analysis_kernel``'s, on x's device; None makes it anew.
+    kernel: ``analysis_kernel``'s, on x's device; None makes it anew. Arguments are checked where it is made, since a
+        compiler cannot follow PyWavelets.
     ValueError: odd S, a filter longer than S, ptwt asked for a half precision; see also ``check_transform``.
     """
-    check_transform(wavelet, transform)
+    if kernel is None:
+        check_transform(wavelet, transform)
+        kernel = analysis_kernel(wavelet, x.shape[1])
     size = min(x.shape[-2:])
     if x.shape[-1] % 2 or x.shape[-2] % 2:
         raise ValueError(f"a picture of {tuple(x.shape[-2:])} pixels cannot be halved; use even sizes")
@@ -85,13 +88,13 @@ def dwt2(
         coarse, details = ptwt.wavedec2(x, wavelet, level=1, mode="zero")
         return coarse, torch.stack(tuple(details), dim=1)
     channels = x.shape[1]
-    kernel = analysis_kernel(wavelet, channels) if kernel is None else kernel
     pad = kernel.shape[-1] // 2 - 1
     if pad > size:
         raise ValueError(f"wavelet {wavelet!r} is longer than a picture of {size} pixels; use a shorter one")
     if pad:
         x = F.pad(x, (pad, pad, pad, pad), mode="circular")
-    x = x.contiguous(memory_format=torch.channels_last)
+    # Adjacent channels ("channels last"), said in a form that torch.func.vmap knows.
+    x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     bands = F.conv2d(x, kernel.to(x), stride=2).unflatten(1, (4, channels))
     return bands[:, 0], bands[:, 1:]
 

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from benchmarks import ROOT, read_recipe
 from benchmarks.training.export import training_class
 from common.data.embedded.module import EmbeddedDataModule
-from common.tower import BF16_PRODUCTS
+from common.inference import BF16_PRODUCTS
 
 STEPS = 3
 

@@ -25,7 +25,8 @@ from common.deploy.calibration import Calibration
 from common.deploy.early_exit import NEVER
 from common.deploy.paths import OnePath, paths_of
 from common.directory import CALIBRATION, read
-from common.models import Model, load_model
+from common.inference import optimize_for_inference
+from common.models import OPEN_CLIP, Model, load_model
 from common.packaged import default_model, packaged_model
 from common.paths import runs_directory
 from common.zeroshot import PHOTO, class_embeddings, fill
@@ -59,8 +60,11 @@ class Deployed:
     ) -> None:
         self.model, self.device = model, device
         self.class_names, self.templates = list(class_names), tuple(templates)
-        self.paths: OnePath = paths_of(model.images.to(device))
-        model.text_encoder().to(device)
+        towers = model.images.to(device), model.text_encoder().to(device)
+        if model.type != OPEN_CLIP:
+            for tower in towers:
+                optimize_for_inference(tower)
+        self.paths: OnePath = paths_of(model.images)
 
     @property
     def setting_name(self) -> str | None:

@@ -21,7 +21,8 @@ from common.data.sources import few_shot
 from common.evaluate.accuracy import Accuracy, accuracy, wilson_interval
 from common.evaluate.class_cache import cached_class_embeddings
 from common.evaluate.probe import fit_best
-from common.models import Model
+from common.inference import optimize_for_inference
+from common.models import OPEN_CLIP, Model
 from common.progress import bar
 from common.retrieval import ranks, recall
 from common.zeroshot import Template, embed_prompts
@@ -153,6 +154,8 @@ def _batches(model: Model, source: Labelled | Captioned, settings: Settings) -> 
 def _encoder(model: Model, settings: Settings) -> Callable[[Tensor], Tensor]:
     """The function images [B,3,S,S] -> unit embeddings fp32 [B,E] on the settings' device."""
     tower, device = model.images.to(settings.device), torch.device(settings.device)
+    if model.type != OPEN_CLIP:
+        optimize_for_inference(tower)
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:

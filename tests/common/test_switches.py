@@ -86,19 +86,3 @@ def test_a_cache_is_filled_once():
     result.sum().backward()
     assert cache.tokens == 5
     torch.testing.assert_close(result, block()(x))
-
-
-def test_a_compiler_sees_an_ordinary_linear_map(monkeypatch):
-    """Also where the processor's own bf16 map would be called."""
-    monkeypatch.setattr(tower, "BF16_PRODUCTS", True)
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    x, weight, bias = (torch.ones(shape, dtype=torch.bfloat16) for shape in ((2, 4), (3, 4), (3,)))
-    with torch.no_grad():
-        result = torch.compile(tower.linear, backend=backend, fullgraph=True)(x, weight, bias)
-    assert torch.equal(result, torch.full((2, 3), 5.0, dtype=torch.bfloat16))
-    assert torch.nn.functional.linear in [node.target for node in graphs[0].graph.nodes]

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from common.clip import CLIP, load_architecture
-from common.tower import ImageTower, KVCache, TextTower, fused_attention, linear
+from common.tower import ImageTower, KVCache, TextTower, fused_attention
 from tests.common.towers import undrawn
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 16}
@@ -89,13 +89,13 @@ def test_attention_that_records_gradients_on_a_cpu_computes_in_fp32(autocast, ma
     assert not torch.equal(rounded, result), "the positive control: the kernel for bf16 rounds otherwise"
 
 
-@pytest.mark.parametrize("shape", [(5, 64), (2, 7, 64)])
-def test_the_linear_map_of_bf16_inference_is_the_usual_one(shape):
-    x, weight, bias = (torch.randn(size).bfloat16() for size in (shape, (48, 64), (48,)))
-    with torch.no_grad():
-        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), atol=0.02, rtol=0.01)
-        mixed = linear(x.float(), weight.float(), bias.float())
-    torch.testing.assert_close(mixed, F.linear(x.float(), weight.float(), bias.float()), atol=0, rtol=0)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_causal_attention_is_attention_under_a_lower_triangle(gradients):
+    query, key, value = torch.randn(3, 2, 2, 37, 64)
+    with torch.set_grad_enabled(gradients):
+        result = fused_attention(query, key, value, "causal")
+        masked = fused_attention(query, key, value, torch.ones(37, 37, dtype=torch.bool).tril())
+    torch.testing.assert_close(result, masked, atol=1e-6, rtol=0)
 
 
 def test_without_gradient_the_result_is_the_same_and_the_input_untouched():

@@ -1,6 +1,7 @@
 """Merging against a slow reference that goes token by token, and as a reducer in a tower."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -27,6 +28,12 @@ def test_kept_tokens_of_table_13(tokens, rates, expected):
         tokens = kept_tokens(rate, tokens)
         result.append(tokens)
     assert result == expected
+
+
+def test_kept_tokens_are_those_of_the_fraction_that_a_rate_is_written_as():
+    for tokens in (36, 49, 196, 576):
+        for share in (Fraction(kept, whole) for whole in range(1, 40) for kept in range((whole + 1) // 2, whole + 1)):
+            assert kept_tokens(float(share), tokens) == math.floor(share * tokens)
 
 
 @pytest.mark.parametrize("rate", [0.49, 1.01, -1.0])

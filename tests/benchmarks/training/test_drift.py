@@ -13,7 +13,7 @@ from benchmarks.waveclip.observed import counts, observe
 from common.clip import read_record
 from common.conditions import digest
 from common.data.embedded.module import EmbeddedDataModule
-from common.tower import BF16_PRODUCTS
+from common.inference import BF16_PRODUCTS
 
 PARTS = 4
 """How many parts of test are answered again."""

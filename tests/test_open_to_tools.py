@@ -1,0 +1,130 @@
+"""Every model under the tools that PyTorch offers for models: the results are those of the model itself."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.ao.quantization import quantize_dynamic
+from torch.utils._pytree import tree_leaves, tree_map
+
+from common import inference
+from common.clip import CLIP
+from common.inference import optimize_for_inference
+from common.reduction import ReducedTower
+from mlip.guide import Guide
+from mlip.tower import MLIPTower
+from patchrank.baselines import ClassAttention, EViT, ToMe
+from patchrank.predictor import RankPredictor
+from patchrank.prompts import Prompts
+from patchrank.tower import PatchRankTower
+from tests.common.towers import pictures
+from waveclip import WaveTower
+from waveclip.reduced import ReducedWaveTower
+
+SIZES = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 32}
+IDS = torch.tensor([[7, 1, 9, *[0] * 13], [7, 2, 3, 9, *[0] * 12], [9, *[0] * 15]])
+
+
+class Refine(nn.Module):
+    """Both levels of a WaveTower, the second over the cache of the first."""
+
+    def __init__(self, wave):
+        super().__init__()
+        self.wave = wave
+
+    def forward(self, images):
+        z, state = self.wave.begin(images)
+        return z, self.wave.refine(state)[0]
+
+
+def rank_tower(tower):
+    prompts = Prompts("visual", 2, 2, 64, 64)
+    return PatchRankTower(tower, RankPredictor.for_tower(tower), 0.5, 1, prompts)
+
+
+def mlip_tower():
+    guide = Guide(image_size=32, patch_size=16, width=16, depth=1, heads=2)
+    return MLIPTower(**SIZES, frequency_layers=1, keep_rates={2: 0.5}, guide=guide, proportional_attention=True)
+
+
+MODELS = {
+    "image": lambda tower: tower,
+    "optimized": optimize_for_inference,
+    "wave": WaveTower.from_image_tower,
+    "refine": lambda tower: Refine(WaveTower.from_image_tower(tower)),
+    "reduced-levels": lambda tower: ReducedWaveTower(WaveTower.from_image_tower(tower), {1: {1: ClassAttention(0.5)}}),
+    "evit": lambda tower: ReducedTower(tower, {(1, "middle"): EViT(0.5)}),
+    "tome": lambda tower: ReducedTower(tower, {(0, "middle"): ToMe(4)}),
+    "patchrank": rank_tower,
+    "mlip": lambda tower: mlip_tower(),
+}
+
+
+@pytest.fixture(params=[*MODELS, "text"])
+def model_and_input(request, monkeypatch):
+    """A model in evaluation mode, and three pictures or texts for it."""
+    monkeypatch.setattr(inference, "packed_is_faster", lambda dtype: True)
+    torch.manual_seed(0)
+    clip = CLIP.tiny()
+    if request.param == "text":
+        return clip.text_tower.eval(), IDS
+    return MODELS[request.param](clip.image_tower).eval(), pictures(3)
+
+
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_compile_makes_one_graph(model_and_input):
+    model, given = model_and_input
+    torch.compiler.reset()
+    assert_same(torch.compile(model, fullgraph=True, backend="aot_eager")(given), model(given))
+
+
+@torch.no_grad()
+def test_export_is_strict(model_and_input):
+    model, given = model_and_input
+    assert_same(torch.export.export(model, (given,), strict=True).module()(given), model(given))
+
+
+@torch.no_grad()
+def test_jit_trace(model_and_input):
+    model, given = model_and_input
+    assert_same(torch.jit.trace(model, (given,), strict=False)(given), model(given))
+
+
+@torch.no_grad()
+def test_vmap_over_the_batch(model_and_input):
+    model, given = model_and_input
+    mapped = torch.func.vmap(model)(given[:, None])
+    assert_same(tree_map(lambda z: z if z is None else z.squeeze(1), mapped), model(given))
+
+
+@torch.no_grad()
+def test_a_deep_copy(model_and_input):
+    model, given = model_and_input
+    expected = model(given)
+    other = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert_same(other(given), expected)
+
+
+@torch.no_grad()
+def test_dynamic_quantization_takes_every_linear_map(model_and_input):
+    """Eight bits keep the direction of every embedding and token."""
+    model, given = model_and_input
+    quantized = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert not any(isinstance(part, nn.Linear) for part in quantized.modules())
+    maps = sum(type(part) is nn.Linear for part in model.modules())
+    assert maps == sum(type(part) is torch.ao.nn.quantized.dynamic.Linear for part in quantized.modules()) > 0
+    for actual, expected in zip(*map(tree_leaves, (quantized(given), model(given))), strict=True):
+        if expected is not None:
+            assert torch.cosine_similarity(actual, expected, dim=-1).mean() > 0.9
+
+
+def test_jit_script_is_refused_with_the_mend(model_and_input):
+    with pytest.raises(NotImplementedError, match=r"use torch\.export\.export, or torch\.jit\.trace on example inputs"):
+        torch.jit.script(model_and_input[0])
