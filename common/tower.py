@@ -287,9 +287,13 @@ class ImageTower(BlockTower):
         class_token = self.class_embedding.expand(images.shape[0], 1, -1).to(patches.dtype)
         return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
 
+    def class_feature(self, x: Tensor) -> Tensor:
+        """x [B,N,D] -> the class token [B,D] before projection. All tokens are normalised, as in published counts."""
+        return self.ln_post(x)[:, 0]
+
     def pool(self, x: Tensor) -> Tensor:
-        """x [B,N,D] -> joint embedding [B,E] of the class token. All tokens are normalised, as in published counts."""
-        return self.ln_post(x)[:, 0] @ self.proj
+        """x [B,N,D] -> joint embedding [B,E] of the class token."""
+        return self.class_feature(x) @ self.proj
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> z [B,E], not normalised."""

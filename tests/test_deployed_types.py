@@ -18,9 +18,11 @@ from common.deploy.export import TOLERANCE
 from common.deploy.model import load
 from common.models import registered
 from common.pretraining import CLIPPretraining
+from mlip.declip import DeCLIPPretraining
 from mlip.guide import Guide
 from mlip.model import MLIP
 from mlip.pretraining import MLIPPretraining
+from mlip.slip import SLIPPretraining
 from patchrank import PatchRankTower, PromptedCLIP, Prompts, PromptTuning, RankPredictor, RankPredictorTraining
 from patchrank.avit import AViTTower
 from patchrank.avit_training import AViTTraining
@@ -146,6 +148,8 @@ TRAININGS = {
     "MLIPPretraining": lambda files: MLIPPretraining(
         files["architecture"], files["clip"], frequency_layers=1, keep_rates={2: 0.5}, guide=files["guide"]
     ),
+    "SLIPPretraining": lambda files: SLIPPretraining(files["architecture"], files["clip"], hidden_width=8),
+    "DeCLIPPretraining": lambda files: DeCLIPPretraining(files["architecture"], files["clip"], neighbour_queue=8),
     "RankPredictorTraining": lambda files: RankPredictorTraining(
         files["architecture"], files["clip"], prune_layer=1, keep=0.5
     ),
