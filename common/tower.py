@@ -332,6 +332,11 @@ class TextTower(BlockTower):
             raise ValueError(f"{length} text tokens given to a tower of context_length {self.context_length}")
         return self.token_embedding(ids) + self.positional_embedding[:length]
 
+    def normalised_tokens(self, ids: Tensor) -> Tensor:
+        """ids [B,T] -> every token [B,T,D] after the last norm, before projection."""
+        length = ids.shape[1]
+        return self.ln_final(self.run_blocks(self.embed(ids), mask=self.causal_mask[:length, :length]))
+
     def pool(self, x: Tensor, ids: Tensor) -> Tensor:
         """x [B,T,D] -> joint embedding [B,E] of each row's end-of-text token."""
         return self.ln_final(x)[torch.arange(len(x), device=x.device), ids.argmax(-1)] @ self.text_projection

@@ -222,5 +222,9 @@ class MLIPTower(nn.Module):
 
     def penultimate(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> the class token [B,D] of the Spatial Stage, before projection."""
+        return self.normalised_tokens(images)[:, 0]
+
+    def normalised_tokens(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> the Spatial Stage's tokens [B,1+K,D], class token first, after the last norm."""
         x, _ = self.run_blocks(self.run_frequency(self.embed(images)), self.look(images))
-        return self.vit.class_feature(x)
+        return self.vit.ln_post(x)

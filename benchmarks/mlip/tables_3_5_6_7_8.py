@@ -96,7 +96,7 @@ class Table:
         return {"md": "\n\n".join(blocks) + "\n", "figures": {}}
 
     def compare(self, result: Result) -> Iterator[Comparison]:
-        """Every printed column; where we have one beside it, also each row's gain over the first row of both sides."""
+        """Every printed column; where we have one beside it, also each row's gain over the first row that was run."""
         for key in _BESIDE | PRINTED:  # zero-shot first
             title, column = PRINTED[key], _BESIDE.get(key)
             rows = [row for row in result["rows"] if key in row["paper"]]
@@ -105,8 +105,8 @@ class Table:
             for method, printed in paper.items():
                 value = mean(ours.get(method, {}).values())
                 yield Comparison(f"{method}, {title}", printed, value, "%", method not in ours)
-            first, *others = ours or [None]
-            for method in others:
+            first = next((method for method, by_seed in ours.items() if by_seed), next(iter(ours), None))
+            for method in (method for method in ours if method != first):
                 pairs = [(value, ours[first][seed]) for seed, value in ours[method].items() if seed in ours[first]]
                 gain = mean([value - reference for value, reference in pairs])
                 what = f"{method} against {first}, {title}"
