@@ -61,7 +61,8 @@ def one_to_one(image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> 
 
     The tokens of a pair are matched one to one so that the sum of their cosines is greatest. The loss is minus the
     mean cosine of the min(real text tokens, K) matches. The matching is not differentiated; gradients flow only
-    through the matched cosines. ValueError: a cosine is not finite; the sample is named.
+    through the matched cosines. ValueError: a cosine is not finite; the sample is named. Of several ranks none raises
+    alone, for which the others would wait: the loss is then not finite, which stops all of them at the same step.
 
     The paper pads the cosines to a square with zeros. Padding stands on one side only, so every token of the shorter
     side has a real partner, and the rectangular assignment gives the same matches. Its "s >= l2 or t >= l3" would
@@ -73,7 +74,12 @@ def one_to_one(image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> 
     sample, place = (index.to(text_mask.device) for index in mask.nonzero(as_tuple=True))
     cosines = _cosines(text_tokens, image_tokens)[sample, place]  # [R,K]
     # Match within each pair, then read the matched cosines; unmatched tokens have partner -1.
-    partner, lengths = assign_tokens(cosines, lengths.tolist()).to(cosines.device), lengths.to(cosines.device)
+    try:
+        partner, lengths = assign_tokens(cosines, lengths.tolist()).to(cosines.device), lengths.to(cosines.device)
+    except ValueError:
+        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+            raise
+        return cosines.sum() * torch.nan
     matched = cosines.gather(1, partner.clamp(min=0)[:, None])[:, 0]
     # Mean over the matches of a pair, then over the pairs.
     weight = (partner >= 0).to(cosines.dtype) / lengths.clamp(max=cosines.shape[1])[sample]

@@ -76,6 +76,7 @@ class NearestCaptions(nn.Module):
         """
         size = len(self.queue)
         text = (text.detach() if self.form == "declip" else gather_rows(text.detach()))[-size:]
+        text = text.nan_to_num(0.0, 0.0, 0.0)  # a run that stops at such a step is saved with this queue
         places = (self.seen + torch.arange(len(text), device=text.device)) % size
         self.queue.index_copy_(0, places, text.to(self.queue.dtype))
         self.seen += len(text)

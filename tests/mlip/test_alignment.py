@@ -141,6 +141,23 @@ def test_similarities_that_are_not_finite_name_the_sample(monkeypatch, pool):
         one_to_one(image, text, mask)
 
 
+def test_no_rank_raises_alone(monkeypatch):
+    """The others would wait for it. A loss that is not finite stops all of them, see common/finite.py."""
+    for name in ("is_initialized", "get_world_size"):
+        monkeypatch.setattr(alignment.distributed, name, lambda: 2)
+    image, text, mask = pairs([(4, 3)] * 2)
+    image[1, 2] = torch.nan
+    assert one_to_one(image.requires_grad_(), text, mask).isnan()
+
+
+@pytest.mark.parametrize("loss", [one_to_many, late_interaction])
+def test_a_token_that_is_not_finite_is_seen_in_the_loss(loss):
+    image, text, mask = pairs([(4, 3)] * 2)
+    image[1, 2] = torch.nan
+    options = [torch.tensor(5.0)] if loss is late_interaction else []
+    assert loss(image, text, mask, *options).isnan()
+
+
 @pytest.mark.parametrize("loss", [one_to_many, one_to_one])
 def test_half_precision_and_autocast_are_summed_in_fp32(loss):
     image, text, mask = pairs([(5, 2)])

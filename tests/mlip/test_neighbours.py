@@ -62,6 +62,14 @@ def test_the_loss_reads_the_neighbours_and_only_training_adds_to_the_queue():
     assert image.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("form", ["declip", "symmetric"])
+def test_a_caption_that_is_not_finite_does_not_stay_in_the_queue(form):
+    nearest, text = NearestCaptions(4, 5, form), unit(2)
+    text[0] = torch.nan
+    nearest.push(text)
+    assert nearest.queue.isfinite().all()
+
+
 def test_an_unfilled_place_is_no_neighbour():
     nearest = NearestCaptions(8, 5, "symmetric")
     nearest.push(-torch.eye(5)[:1])
