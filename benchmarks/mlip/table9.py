@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,9 +41,26 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def row(name: str, method: str) -> dict[str, Any]:
     """The costs of a method on an architecture, by open_clip's name, with the joint dimension of Table 12."""
-    layers = PAPER_LAYERS[name]
-    architecture = load_architecture(name) | {"embed_dim": layers["embed_dim"]}
-    guide, options = (Guide().eval(), layers) if method == "MLIP" else (None, _PLAIN)
+    counted = _counted(name, plain=method != "MLIP")
+    if method in ("SLIP", "DeCLIP"):
+        counted = counted | {"training_heads": _heads(method, _architecture(name))}
+    pictures, captions = METHODS[method]
+    training = {
+        count: pictures * counted["tower"][count] + captions * counted["text"][count] + counted["training_heads"]
+        for count in ("gmacs_paper", "gmacs")
+    }
+    return {"method": method, "architecture": name, **counted, "training": training}
+
+
+def _architecture(name: str) -> dict[str, Any]:
+    return load_architecture(name) | {"embed_dim": PAPER_LAYERS[name]["embed_dim"]}
+
+
+@cache
+def _counted(name: str, plain: bool) -> dict[str, Any]:
+    """The costs of CLIP's towers, or of MLIP's, with those of the heads that only MLIP's losses read."""
+    architecture = _architecture(name)
+    guide, options = (None, _PLAIN) if plain else (Guide().eval(), PAPER_LAYERS[name])
     tower = MLIPTower.from_architecture(architecture, guide=guide, **options)
     size = tower.vit.image_size
     picture = torch.zeros(1, 3, size, size)
@@ -50,22 +68,12 @@ def row(name: str, method: str) -> dict[str, Any]:
     patches = [tower.vit.grid**2]
     for rate in options["keep_rates"].values():
         patches.append(kept_tokens(rate, patches[-1]))
-    text, heads = _text(architecture), _heads(method, architecture)
-    if method == "MLIP":
-        heads = count_macs(tower, picture).gmacs_paper - whole.gmacs_paper
-    pictures, captions = METHODS[method]
     return {
-        "method": method,
-        "architecture": name,
         "patches": patches,
         "tower": _values(whole),
         "guide": _values(count_macs(guide, picture)) if guide else None,
-        "text": _values(text),
-        "training_heads": heads,
-        "training": {
-            count: pictures * _values(whole)[count] + captions * _values(text)[count] + heads
-            for count in ("gmacs_paper", "gmacs")
-        },
+        "text": _values(_text(architecture)),
+        "training_heads": 0.0 if plain else count_macs(tower, picture).gmacs_paper - whole.gmacs_paper,
     }
 
 
