@@ -17,7 +17,7 @@ from common.evaluate.accuracy import wilson_interval
 
 Result = dict[str, Any]
 """The result of a benchmark: plain values, as its JSON file holds them."""
-ELSEWHERE = ("SLIP", "DeCLIP", "UniCLIP")
+ELSEWHERE = ("UniCLIP",)
 """Methods in the papers' tables that are not part of this suite."""
 _FORMATS = {
     "GMACs": "{:.2f}",

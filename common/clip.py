@@ -160,6 +160,11 @@ class CLIP(nn.Module):
         z = self.image_tower(images)
         return F.normalize(z, dim=-1) if normalize else z
 
+    def penultimate(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> the class token [B,D] before projection, which linear probes of the field read."""
+        tower = self.image_tower
+        return tower.class_feature(tower.run_blocks(tower.embed(images)))
+
     def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
         """ids [B,T] -> embeddings [B,E], of length 1 unless ``normalize`` is False."""
         z = self.text_tower(ids)

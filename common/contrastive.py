@@ -40,6 +40,13 @@ def gather_rows(rows: Tensor) -> Tensor:
     return _GatherRows.apply(rows)
 
 
+def places_among_ranks(rows: Tensor) -> Tensor:
+    """The places long [B] of this rank's rows [B,...] among the gathered ones [G,...]."""
+    distributed_run = distributed.is_available() and distributed.is_initialized()
+    first = distributed.get_rank() * len(rows) if distributed_run else 0
+    return first + torch.arange(len(rows), device=rows.device)
+
+
 def scaled_cosines(rows: Tensor, columns: Tensor, logit_scale: Tensor) -> Tensor:
     """logit_scale * rows @ columns.T of unit rows [B,E] and columns [C,E] -> logits [B,C], at least in fp32.
 
@@ -90,9 +97,8 @@ def contrast(
     pairs, candidates = image_logits.shape
     gathered = candidates > pairs
     if same is None:
-        offset = distributed.get_rank() * pairs if gathered else 0
         all_same = torch.arange(candidates, device=image_logits.device)
-        same = all_same[offset : offset + pairs]
+        same = places_among_ranks(image_logits) if gathered else all_same
     else:
         all_same = gather_rows(same) if gathered else same
     positive = same[:, None] == all_same

@@ -315,9 +315,13 @@ class ImageTower(BlockTower):
         class_token = self.class_embedding.expand(images.shape[0], 1, -1).to(patches.dtype)
         return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
 
+    def class_feature(self, x: Tensor) -> Tensor:
+        """x [B,N,D] -> the class token [B,D] before projection. All tokens are normalised, as in published counts."""
+        return self.ln_post(x)[:, 0]
+
     def pool(self, x: Tensor) -> Tensor:
-        """x [B,N,D] -> joint embedding [B,E] of the class token. All tokens are normalised, as in published counts."""
-        return self.ln_post(x)[:, 0] @ self.proj
+        """x [B,N,D] -> joint embedding [B,E] of the class token."""
+        return self.class_feature(x) @ self.proj
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> z [B,E], not normalised."""
@@ -361,6 +365,11 @@ class TextTower(BlockTower):
         if length > self.context_length:
             raise ValueError(f"{length} text tokens given to a tower of context_length {self.context_length}")
         return self.token_embedding(ids) + self.positional_embedding[:length]
+
+    def normalised_tokens(self, ids: Tensor) -> Tensor:
+        """ids [B,T] -> every token [B,T,D] after the last norm, before projection."""
+        length = ids.shape[1]
+        return self.ln_final(self.run_blocks(self.embed(ids), mask=self.causal_mask[:length, :length]))
 
     def pool(self, x: Tensor, ids: Tensor) -> Tensor:
         """x [B,T,D] -> joint embedding [B,E] of each row's end-of-text token."""

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from common.contrastive import contrast, gather_rows
+from common.contrastive import contrast, gather_rows, places_among_ranks
 
 POOL_CELLS = 1_000_000
 """Cosines of a batch above which several threads solve the assignments (scipy releases the interpreter lock)."""
@@ -61,7 +61,8 @@ def one_to_one(image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> 
 
     The tokens of a pair are matched one to one so that the sum of their cosines is greatest. The loss is minus the
     mean cosine of the min(real text tokens, K) matches. The matching is not differentiated; gradients flow only
-    through the matched cosines. ValueError: a cosine is not finite; the sample is named.
+    through the matched cosines. ValueError: a cosine is not finite; the sample is named. Of several ranks none raises
+    alone, for which the others would wait: the loss is then not finite, which stops all of them at the same step.
 
     The paper pads the cosines to a square with zeros. Padding stands on one side only, so every token of the shorter
     side has a real partner, and the rectangular assignment gives the same matches. Its "s >= l2 or t >= l3" would
@@ -73,7 +74,12 @@ def one_to_one(image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> 
     sample, place = (index.to(text_mask.device) for index in mask.nonzero(as_tuple=True))
     cosines = _cosines(text_tokens, image_tokens)[sample, place]  # [R,K]
     # Match within each pair, then read the matched cosines; unmatched tokens have partner -1.
-    partner, lengths = assign_tokens(cosines, lengths.tolist()).to(cosines.device), lengths.to(cosines.device)
+    try:
+        partner, lengths = assign_tokens(cosines, lengths.tolist()).to(cosines.device), lengths.to(cosines.device)
+    except ValueError:
+        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+            raise
+        return cosines.sum() * torch.nan
     matched = cosines.gather(1, partner.clamp(min=0)[:, None])[:, 0]
     # Mean over the matches of a pair, then over the pairs.
     weight = (partner >= 0).to(cosines.dtype) / lengths.clamp(max=cosines.shape[1])[sample]
@@ -120,53 +126,86 @@ def late_interaction(
     *,
     same: Tensor | None = None,
     label_smoothing: float = 0.0,
+    keys: int | None = None,
     gather: bool = True,
 ) -> Tensor:
     """FILIP's contrastive late interaction (Yao et al., 2021) -> scalar: InfoNCE over one-to-many similarities.
 
     Tokens and mask as above; logit_scale (the multiplier), same, label_smoothing and gather as for ``info_nce``.
+    keys: how many tokens of the other side a token may choose from, see ``key_tokens``; None: all of them.
 
     The similarity of an image with a caption is the mean, over the image's tokens, of each token's best cosine in
     the caption; that of a caption with an image is the mean over the caption's tokens. All B x G pairs are compared,
-    ``CHUNK_CELLS`` cosines at a time.
+    ``CHUNK_CELLS`` cosines at a time, and each cosine is computed once for both similarities.
     """
     image, text = _unit(image_tokens), _unit(text_tokens)
-    image_mask = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
-    images, texts = (image, image_mask), (text, text_mask)
-    all_images, all_texts = images, texts
+    image_keys, text_keys = (None, text_mask) if keys is None else key_tokens(image, text, text_mask, keys)
+    texts: tuple[Tensor, ...] = (text, text_mask, text_keys)
     if gather:
-        all_images = tuple(gather_rows(part) for part in images)
-        all_texts = tuple(gather_rows(part) for part in _as_wide_as_any_rank(*texts))
+        texts = tuple(gather_rows(part) for part in _as_wide_as_any_rank(*texts))
     with torch.autocast(image.device.type, enabled=False):
-        image_to_text = logit_scale * _mean_best(*images, *all_texts)
-        text_to_image = logit_scale * _mean_best(*texts, *all_images)
-    return contrast(image_to_text, text_to_image, same=same, label_smoothing=label_smoothing)
+        to_texts, from_texts = late_similarities(image, *texts, image_keys)  # [B,G] each: this rank's images
+        if texts[0] is not text:  # the captions' similarities with the other ranks' images are on those ranks
+            from_texts = gather_rows(from_texts)[:, places_among_ranks(text)]
+        logits = logit_scale * to_texts, logit_scale * from_texts.T
+    return contrast(*logits, same=same, label_smoothing=label_smoothing)
 
 
-def _mean_best(rows: Tensor, row_mask: Tensor, columns: Tensor, column_mask: Tensor) -> Tensor:
-    """FILIP's similarity [B,G] of rows [B,R,E] with columns [G,C,E]: the mean of each row token's best cosine."""
-    flat = columns.flatten(0, 1).T  # [E,GC]
+def key_tokens(image: Tensor, text: Tensor, text_mask: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """The tokens that may be chosen, as Cui et al. (2022) train FILIP -> boolean [B,R] and [B,T].
 
-    def similarity(rows: Tensor, row_mask: Tensor) -> Tensor:
-        cosines = (rows @ flat).unflatten(2, column_mask.shape)  # [B,R,G,C]
-        best = cosines.masked_fill(~column_mask, -torch.inf).amax(3)
-        return _masked_mean(best, row_mask[..., None])
+    image: [B,R,E], text: [B,T,E], of length 1.  text_mask: boolean [B,T].
 
-    chunk_size = max(1, CHUNK_CELLS // (rows.shape[1] * flat.shape[1]))
-    if chunk_size >= len(rows):
-        return similarity(rows, row_mask)
-    chunks = zip(rows.split(chunk_size), row_mask.split(chunk_size), strict=True)
-    return torch.cat([checkpoint(similarity, *chunk, use_reentrant=False) for chunk in chunks])
+    They are the ``keys`` tokens of an image, and of a caption, whose cosines with all tokens of their own partner
+    have the greatest sum (16 there). The other tokens choose, but are not chosen. Padding is left out here.
+    """
+    cosines = _cosines(text, image).detach().masked_fill(~text_mask[..., None], 0.0)
+    of_image, of_text = cosines.sum(1), cosines.sum(2).masked_fill(~text_mask, -torch.inf)
+
+    def top(sums: Tensor) -> Tensor:
+        chosen = torch.zeros_like(sums, dtype=torch.bool)
+        return chosen.scatter(1, sums.topk(min(keys, sums.shape[1]), dim=1).indices, True)
+
+    return top(of_image), top(of_text) & text_mask
 
 
-def _as_wide_as_any_rank(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """tokens [B,T,E] and mask [B,T], padded to the longest T of all ranks, since each rank has its own T."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return tokens, mask
+def late_similarities(
+    image: Tensor, text: Tensor, text_mask: Tensor, text_keys: Tensor | None = None, image_keys: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """FILIP's similarities of images [B,R,E] with texts [G,T,E], of length 1 -> from the images, from the texts [B,G].
+
+    text_mask: boolean [G,T], the real tokens.  text_keys [G,T], image_keys [B,R]: those that may be chosen.
+    """
+    flat = text.flatten(0, 1).T  # [E,GT]
+    text_keys = text_mask if text_keys is None else text_keys
+
+    def similarities(image: Tensor, image_keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        cosines = (image @ flat).unflatten(2, text_mask.shape)  # [B,R,G,T]
+        best_words = cosines.masked_fill(~text_keys, -torch.inf).amax(3)  # [B,R,G]
+        if image_keys is not None:
+            cosines = cosines.masked_fill(~image_keys[:, :, None, None], -torch.inf)
+        best_patches = cosines.amax(1)  # [B,G,T]
+        return best_words.mean(1), (best_patches * text_mask).sum(2) / text_mask.sum(1)
+
+    chunk_size = max(1, CHUNK_CELLS // (image.shape[1] * flat.shape[1]))
+    if chunk_size >= len(image):
+        return similarities(image, image_keys)
+    parts = image.split(chunk_size)
+    masks = [None] * len(parts) if image_keys is None else image_keys.split(chunk_size)
+    chunks = [
+        checkpoint(similarities, part, mask, use_reentrant=False) for part, mask in zip(parts, masks, strict=True)
+    ]
+    return tuple(torch.cat(side) for side in zip(*chunks, strict=True))
+
+
+def _as_wide_as_any_rank(tokens: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+    """tokens [B,T,E] and masks [B,T], padded to the longest T of all ranks, since each rank has its own T."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return tokens, *masks
     longest = torch.tensor(tokens.shape[1], device=tokens.device)
     distributed.all_reduce(longest, distributed.ReduceOp.MAX)
     missing = int(longest) - tokens.shape[1]
-    return F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    return F.pad(tokens, (0, 0, 0, missing)), *(F.pad(mask, (0, missing)) for mask in masks)
 
 
 def _unit(tokens: Tensor) -> Tensor:

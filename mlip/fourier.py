@@ -35,10 +35,12 @@ class LegoFilter(nn.Module):
     spectrum="linear" takes S = Y, as global filter networks do: a circular convolution with a learned kernel, which
         keeps the layout.
 
-    Both transforms are orthonormal. In the power spectrum that is the printed 1/hw; the inverse is √(hw) times the
-    printed one, a constant that the pieces absorb. The half spectrum has columns 0 to G/2, one more than printed:
-    without the last the inverse would not be exact, and odd grids (7×7 in ViT-B/32) have no half. Columns 0 and
-    G/2 hold (u,v) and (-u,v), of which a real result has one: the filter there is the Hermitian mean of both.
+    The normalisation is the printed one: none forward (5), 1/hw in the power spectrum (10), 1/hw in the inverse (7).
+    A forward transform with 1/√(hw) gives |Y|² its 1/hw. An orthonormal inverse would be G times the printed one; at
+    ViT-L/14's eight blocks such tokens are nearly one direction before training begins. The half spectrum has
+    columns 0 to G/2, one more than printed: without the last the inverse would not be exact, and odd grids (7×7 in
+    ViT-B/32) have no half. Columns 0 and G/2 hold (u,v) and (-u,v), of which a real result has one: the filter there
+    is the Hermitian mean of both.
 
     The paper leaves open what a piece is: here K independent complex tensors [G,V,D], normal with deviation 0.02.
     The transform runs in fp32 at least, since half-precision FFTs want powers of two.
@@ -77,7 +79,7 @@ class LegoFilter(nn.Module):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.grid, self.grid))
             spectrum = torch.fft.rfft2(wide, dim=(1, 2), norm="ortho")
             if self.spectrum == "power":
-                spectrum = spectrum.real.square() + spectrum.imag.square()
+                spectrum = (spectrum.real.square() + spectrum.imag.square()) / self.grid  # the inverse's other 1/√(hw)
             mixed = torch.fft.irfft2(spectrum * self.gain(), s=(self.grid, self.grid), dim=(1, 2), norm="ortho")
         return mixed.flatten(1, 2).to(x.dtype)
 

@@ -44,6 +44,10 @@ class MLIP(CLIP):
         """images [B,3,S,S] -> the spatial embedding [B,E], of length 1 unless told otherwise."""
         return self.image_tower.encode_image(images, normalize)
 
+    def penultimate(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> the class token [B,D] before projection."""
+        return self.image_tower.penultimate(images)
+
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights (the Guide's too), architecture, activation and options as one safetensors file."""
         architecture = {**self.architecture, "quick_gelu": self.quick_gelu}

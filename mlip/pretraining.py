@@ -19,8 +19,9 @@ from common.two_pass import in_parts
 from mlip.alignment import caption_mask, late_interaction, one_to_many, one_to_one
 from mlip.fourier import Spectrum
 from mlip.guide import Guide
+from mlip.masked_language import MaskedLanguage
 from mlip.model import MLIP
-from mlip.neighbours import NearestCaptions
+from mlip.neighbours import Form, NearestCaptions
 from mlip.tower import MLIPFeatures
 
 Matching = Literal["one_to_many", "one_to_one", "filip"]
@@ -57,9 +58,15 @@ class MLIPPretraining(ContrastivePretraining):
         frequency_matching: how frequency tokens are aligned.
         spatial_matching: how spatial tokens are aligned.
         neighbour_weight: weight of InfoNCE between spatial embeddings and the nearest neighbours of their captions
-            (DeCLIP; 0.2 there).
+            (DeCLIP, where it is half of InfoNCE's own weight).
         neighbour_queue: number of earlier captions that neighbours are chosen from.
+        neighbour_form: declip, images choose among neighbours from a queue of each rank; or symmetric, both directions
+            and one queue of all ranks. See ``NearestCaptions``.
+        masking_weight: weight of masked language modelling on a corrupted copy of the captions (LightCLIP, which feeds
+            the picture to it too; here the text tower alone).
         label_smoothing: share of each contrastive target spread over all candidates, in [0, 1).
+        smoothing_grows: whether that share grows from 0 to its value over the training (LightCLIP, which publishes no
+            schedule; linear here).
         parts: number of parts in which a batch passes through the towers, for batches larger than memory; see
             ``common.two_pass``. Embeddings and tokens of all pairs stay in memory.
         learning_rate: peak rate of AdamW; the paper does not state it.
@@ -93,7 +100,10 @@ class MLIPPretraining(ContrastivePretraining):
         spatial_matching: Matching = "one_to_one",
         neighbour_weight: float = 0.0,
         neighbour_queue: int = 65_536,
+        neighbour_form: Form = "declip",
+        masking_weight: float = 0.0,
         label_smoothing: float = 0.0,
+        smoothing_grows: bool = False,
         parts: int = 1,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
@@ -101,13 +111,10 @@ class MLIPPretraining(ContrastivePretraining):
     ) -> None:
         super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, parts)
         self.save_hyperparameters()
-        self.weights = {
-            "frequency": frequency_weight,
-            "spatial": spatial_weight,
-            "frequency_token": frequency_token_weight,
-            "spatial_token": spatial_token_weight,
-            "neighbour": neighbour_weight,
-        }
+        self.weights = {"frequency": frequency_weight, "spatial": spatial_weight}
+        self.weights |= {"frequency_token": frequency_token_weight, "spatial_token": spatial_token_weight}
+        self.weights |= {"neighbour": neighbour_weight, "masking": masking_weight}
+        self.smoothing_grows = smoothing_grows
         self.matching = {"frequency": frequency_matching, "spatial": spatial_matching}
         self._check(frequency_layers)
         sizes = load_architecture(architecture)
@@ -128,10 +135,19 @@ class MLIPPretraining(ContrastivePretraining):
                 self.clip.image_tower.start_from(start.image_tower, image_layers)
         elif image_layers:
             raise ValueError(f"image_layers {image_layers} without weights that the layers could start from; name some")
-        if frequency_layers and not (frequency_weight or frequency_token_weight):
-            # No loss reads the head, and DDP would wait for its gradient.
-            self.clip.image_tower.frequency_head.requires_grad_(False)
-        self.neighbours = NearestCaptions(neighbour_queue, sizes["embed_dim"]) if neighbour_weight else None
+        self._set_up_terms(neighbour_queue, neighbour_form)
+
+    def _set_up_terms(self, queue: int, form: Form) -> None:
+        """Make what the terms with a weight need beside the CLIP, and freeze what none of them reads."""
+        weights, sizes = self.weights, self.clip.architecture
+        self.neighbours = self.masked = None
+        if weights["neighbour"]:
+            self.neighbours = NearestCaptions(queue, sizes["embed_dim"], form)
+        if weights["masking"]:
+            self.masked = MaskedLanguage(sizes["text_cfg"]["width"], sizes["text_cfg"]["vocab_size"])
+        head = self.clip.image_tower.frequency_head
+        if head is not None and not (weights["frequency"] or weights["frequency_token"]):
+            head.requires_grad_(False)  # DDP would wait for its gradient
 
     def _check(self, frequency_layers: int) -> None:
         for name, value in self.weights.items():
@@ -154,11 +170,21 @@ class MLIPPretraining(ContrastivePretraining):
                 f"its own negatives alone; make the batch {parts} times as large and set the model's parts to {parts}"
             )
 
-    def _embed(self, images: Tensor, ids: Tensor) -> tuple[Tensor | None, ...]:
-        """The fields of ``MLIPFeatures`` of images [B,3,S,S]; of ids [B,T] the embedding [B,E], tokens [B,T,E]."""
+    def smoothing(self) -> float:
+        """The label smoothing of this step."""
+        if not self.smoothing_grows or self._trainer is None:
+            return self.label_smoothing
+        return self.label_smoothing * self.trainer.global_step / self.trainer.estimated_stepping_batches
+
+    def _embed(self, images: Tensor, ids: Tensor, corrupted: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """The fields of ``MLIPFeatures`` of images [B,3,S,S]; of ids [B,T] the embedding [B,E], tokens [B,T,E].
+
+        corrupted: ids [B,T] with masked words; the last result is their tokens [B,T,D], None without.
+        """
         with_tokens = bool(self.weights["frequency_token"] or self.weights["spatial_token"])
         text = self.clip.text_tower(ids, return_tokens=with_tokens)
-        return *self.clip.image_tower(images), *(text if with_tokens else (text, None))
+        hidden = None if corrupted is None else self.masked.hidden(self.clip.text_tower, corrupted)
+        return *self.clip.image_tower(images), *(text if with_tokens else (text, None)), hidden
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """The terms of one batch by name, each a scalar without its weight; terms of weight 0 are left out.
@@ -166,20 +192,25 @@ class MLIPPretraining(ContrastivePretraining):
         Instance terms are equation 12, token terms equation 15 (one_to_many) or 17 (one_to_one).
         """
         weights, clip = self.weights, self.clip
-        *features, text, tokens = in_parts(self._embed, self.parts, batch["image"], batch["text"])
+        ids, smoothing = batch["text"], self.smoothing()
+        corrupted, chosen = (None, None) if self.masked is None else self.masked.corrupt(ids)
+        inputs = [batch["image"], ids] + ([] if corrupted is None else [corrupted])
+        *features, text, tokens, hidden = in_parts(self._embed, self.parts, *inputs)
         features, text = MLIPFeatures(*features), F.normalize(text, dim=-1)
-        shared = {"same": batch["caption_id"], "label_smoothing": self.label_smoothing}
+        shared = {"same": batch["caption_id"], "label_smoothing": smoothing}
         terms = {}
         for domain in ("frequency", "spatial"):
             if weights[domain]:
                 image = F.normalize(getattr(features, domain), dim=-1)
                 terms[domain] = info_nce(image, text, clip.logit_scale.exp(), **shared)
             if weights[f"{domain}_token"]:
-                pair = getattr(features, f"{domain}_tokens"), tokens, caption_mask(batch["text"])
+                pair = getattr(features, f"{domain}_tokens"), tokens, caption_mask(ids)
                 terms[f"{domain}_token"] = self._align(self.matching[domain], *pair, **shared)
         if self.neighbours is not None:
             image = F.normalize(features.spatial, dim=-1)
-            terms["neighbour"] = self.neighbours(image, text, clip.logit_scale.exp(), self.label_smoothing)
+            terms["neighbour"] = self.neighbours(image, text, clip.logit_scale.exp(), smoothing)
+        if self.masked is not None:
+            terms["masking"] = self.masked.loss(hidden, ids, chosen)
         return terms
 
     def _align(self, matching: Matching, image: Tensor, text: Tensor, mask: Tensor, **shared) -> Tensor:

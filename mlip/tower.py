@@ -217,6 +217,14 @@ class MLIPTower(nn.Module):
 
         The heads that only the losses read do not run.
         """
-        x, _ = self.run_blocks(self.run_frequency(self.embed(images)), self.look(images))
-        z = self.pool(x)
+        z = self.penultimate(images) @ self.vit.proj
         return F.normalize(z, dim=-1) if normalize else z
+
+    def penultimate(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> the class token [B,D] of the Spatial Stage, before projection."""
+        return self.normalised_tokens(images)[:, 0]
+
+    def normalised_tokens(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> the Spatial Stage's tokens [B,1+K,D], class token first, after the last norm."""
+        x, _ = self.run_blocks(self.run_frequency(self.embed(images)), self.look(images))
+        return self.vit.ln_post(x)

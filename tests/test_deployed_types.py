@@ -18,9 +18,12 @@ from common.deploy.export import TOLERANCE
 from common.deploy.model import load
 from common.models import registered
 from common.pretraining import CLIPPretraining
+from mlip.declip import DeCLIPPretraining
+from mlip.filip import FILIP, FILIPPretraining
 from mlip.guide import Guide
 from mlip.model import MLIP
 from mlip.pretraining import MLIPPretraining
+from mlip.slip import SLIPPretraining
 from patchrank import PatchRankTower, PromptedCLIP, Prompts, PromptTuning, RankPredictor, RankPredictorTraining
 from patchrank.avit import AViTTower
 from patchrank.avit_training import AViTTraining
@@ -45,6 +48,7 @@ TYPES = {
     "CLIP": lambda clip: (clip, None),
     "wave": lambda clip: (WaveTower.from_image_tower(clip.image_tower), clip),
     "mlip": lambda clip: (mlip(clip), None),
+    "filip": lambda clip: (FILIP(MLIP(clip.architecture)), None),
     "patchrank": lambda clip: (PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1), clip),
     "avit": lambda clip: (AViTTower(clip.image_tower, shift=0.0), clip),
     "prompted": lambda clip: (
@@ -146,6 +150,9 @@ TRAININGS = {
     "MLIPPretraining": lambda files: MLIPPretraining(
         files["architecture"], files["clip"], frequency_layers=1, keep_rates={2: 0.5}, guide=files["guide"]
     ),
+    "FILIPPretraining": lambda files: FILIPPretraining(files["architecture"], files["clip"], token_dim=8),
+    "SLIPPretraining": lambda files: SLIPPretraining(files["architecture"], files["clip"], hidden_width=8),
+    "DeCLIPPretraining": lambda files: DeCLIPPretraining(files["architecture"], files["clip"], neighbour_queue=8),
     "RankPredictorTraining": lambda files: RankPredictorTraining(
         files["architecture"], files["clip"], prune_layer=1, keep=0.5
     ),

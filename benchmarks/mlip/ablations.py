@@ -1,6 +1,7 @@
 """Trains the rows of MLIP's ablations at embedded scale: `python -m benchmarks mlip-ablations [--table N] [--list]`.
 
-Every row is ``mlip/embedded.yaml`` with some settings changed; steps, data and seeds are the same for all. A row that
+Every row is ``mlip/embedded.yaml``, or a baseline's recipe like it, with some settings changed; start, steps, data and
+seeds are the same for all. A row that
 several tables show is trained once. Finished runs are skipped; interrupted ones continue.
 """
 
@@ -45,10 +46,10 @@ _CLIP = {
 }
 _INSTANCES = {"frequency_token_weight": 0.0, "spatial_token_weight": 0.0}
 _ALIGNED = {"spatial_token_weight": 0.1, "spatial_matching": "one_to_many"}
-_FILIP = {"spatial_weight": 0.5, "spatial_token_weight": 0.5, "spatial_matching": "filip"}
+_LATE = {"spatial_weight": 0.5, "spatial_token_weight": 0.5, "spatial_matching": "filip"}
 ROWS: dict[str, dict[str, Any]] = {
     "clip": {**_CLIP, "spatial_weight": 1.0},
-    "filip": {**_CLIP, **_FILIP},
+    "late-interaction": {**_CLIP, **_LATE},
     "frequency": {**_DENSE, **_INSTANCES},
     "frequency-linear": {**_DENSE, **_INSTANCES, "spectrum": "linear"},
     "tokens": {**_CLIP, **_ALIGNED},
@@ -59,18 +60,33 @@ ROWS: dict[str, dict[str, Any]] = {
     "one-one": {"frequency_matching": "one_to_one"},
     "many-many": {"spatial_matching": "one_to_many"},
     "smoothing": {"label_smoothing": 0.1},
-    "neighbours": {"neighbour_weight": 0.2, "neighbour_queue": 2048},
+    "growing-smoothing": {"label_smoothing": 0.1, "smoothing_grows": True},
+    "neighbours": {"neighbour_weight": 0.325, "neighbour_queue": 2048},
+    "masking": {"masking_weight": 0.2},
+    "filip": {},
+    "slip": {},
+    "declip": {},
+    "declip-no-neighbours": {"neighbour_weight": 0.0},
     "clip-5": {**_CLIP, "spatial_weight": 1.0, "train_fraction": 0.05},
     "mlip-20": {"train_fraction": 0.2},
     "mlip-5": {"train_fraction": 0.05},
 }
-"""Each row's changes of the recipe: arguments of the model, and the data's ``train_fraction``.
+"""Each row's changes of its recipe: arguments of the model, and the data's ``train_fraction``.
 
-FILIP gives half of the loss to the embedding that is evaluated and half to late interaction of all pairs. The paper
-states no smoothing, and no weight or queue of the neighbours; those are our choice (the queue has as many batches as
-DeCLIP's 64 Ki at batch 4,096). A row's steps show 25,600 of all 60,000 pictures, so a fraction matters only where it
+late-interaction gives half of the loss to the embedding that is evaluated and half to FILIP's loss. The paper
+states no smoothing, and no weight or queue of the neighbours; those are our choice (the weight is half of InfoNCE's, as
+in DeCLIP, and the queue has as many batches as DeCLIP's 64 Ki at batch 4,096). growing-smoothing and masking are
+LightCLIP's additions. A row's steps show 25,600 of all 60,000 pictures, so a fraction matters only where it
 makes pictures come again.
 """
+_DECLIP = "mlip/declip_embedded.yaml"
+RECIPES_OF_BASELINES = {
+    "filip": "mlip/filip_embedded.yaml",
+    "slip": "mlip/slip_embedded.yaml",
+    "declip": _DECLIP,
+    "declip-no-neighbours": _DECLIP,
+}
+"""The recipes of rows that are no setting of MLIP's."""
 BASELINE, MODEL = WEIGHTS / "mlip_baseline.safetensors", WEIGHTS / "embedded_mlip.safetensors"
 _COMMITTED = {"clip-seed0": BASELINE, "mlip-seed0": MODEL}
 """The runs whose weights the figures use."""
@@ -84,8 +100,9 @@ def runs(names: Iterable[str]) -> list[Run]:
 def _run(name: str, seed: int) -> Run:
     run = f"{name}-seed{seed}"
     settings, output = _settings(name), _COMMITTED.get(run)
-    minutes = RECIPES[RECIPE]  # fewer would shorten the recipe
-    return Run(f"mlip/{run}", RECIPE, minutes, seed, settings, output, target=f"{COMMAND} --only {run}")
+    recipe = RECIPES_OF_BASELINES.get(name, RECIPE)
+    minutes = RECIPES[recipe]  # fewer would shorten the recipe
+    return Run(f"mlip/{run}", recipe, minutes, seed, settings, output, target=f"{COMMAND} --only {run}")
 
 
 def _settings(name: str) -> dict[str, dict[str, Any]]:

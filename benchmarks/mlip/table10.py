@@ -32,7 +32,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     """
     names, rounds, pairs = [REFERENCE, "mlip"], 2, 16
     if not smoke:
-        names, rounds, pairs = [name for name, row in ROWS.items() if "train_fraction" not in row], ROUNDS, None
+        names, rounds, pairs = _measured_rows(), ROUNDS, None
     measure = partial(_measure, names, rounds, pairs)
     return needing("mlip-table10", (GUIDE,), measure, dtype="bfloat16 autocast", rounds=rounds)
 
@@ -40,9 +40,9 @@ def run(smoke: bool = False) -> dict[str, Any]:
 def _measure(names: list[str], rounds: int, pairs: int | None) -> dict[str, Any]:
     first = dict(zip(names, runs(names), strict=False))  # the runs of the first seed, which come first
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    modules = {name: built(RECIPE, run.settings)[0].to(device) for name, run in first.items()}
-    batch = _batch(pairs, device)
-    steps = {name: train_step(module, batch, torch.bfloat16) for name, module in modules.items()}
+    modules = {name: built(run.recipe, run.settings)[0].to(device) for name, run in first.items()}
+    batches = {recipe: _batch(recipe, pairs, device) for recipe in {run.recipe for run in first.values()}}
+    steps = {name: train_step(module, batches[first[name].recipe], torch.bfloat16) for name, module in modules.items()}
     times, trained = alternate(steps, rounds), ablations.results()
     rows = [
         {
@@ -55,19 +55,22 @@ def _measure(names: list[str], rounds: int, pairs: int | None) -> dict[str, Any]
         for name in names
     ]
     return {
-        "batch": len(batch["image"]),
+        "batch": len(batches[RECIPE]["image"]),
         "rows": rows,
         "planned": len(ablations.SEEDS),
         "paper": paper_numbers("mlip")["table10"],
     }
 
 
-def _batch(pairs: int | None, device: str) -> dict[str, Tensor]:
-    """The first batch of ``val`` as training reads it. pairs: only the first so many."""
-    arguments = read_recipe(RECIPE)["data"]["init_args"]
+def _batch(recipe: str, pairs: int | None, device: str) -> dict[str, Tensor | list[Tensor]]:
+    """The first batch of ``val`` as a recipe's training reads it. pairs: only the first so many."""
+    arguments = read_recipe(recipe)["data"]["init_args"]
     data = EmbeddedDataModule(**arguments | {"num_workers": 0})
     batch = next(iter(data.dataloader("val", train=True)))
-    return {name: batch[name][:pairs].to(device) for name in ("image", "text", "caption_id")}
+    part = {
+        name: batch[name][:pairs].to(device) for name in ("image", "text", "caption_id", "text_view") if name in batch
+    }
+    return part | {"image_views": [view[:pairs].to(device) for view in batch.get("image_views", ())]}
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +86,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         reached = [percent(seeds), f"{100 * mean(seeds) / minutes:.1f}"] if seeds else ["not run", "not run"]
         measured = [f"{row['seconds']:.3f}", f"{row['of_reference']:.2f}", f"{minutes:.2f}"]
         rows.append([row["run"], *measured, len(seeds), *reached])
+    rows += [[name, *["not run"] * 3, "–", "not run", "not run"] for name in _unmeasured(result)]
     setting = result["conditions"]
     incomplete = any(len(row["seeds"]) < result["planned"] for row in result["rows"])
     note = (
@@ -90,8 +94,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"{setting['rounds']} rounds in which all rows take turns in one process; {setting['device']}, "
         f"{setting['threads']} threads, torch {setting['torch']}. Reading pictures is not part of a step. Accuracies "
         "are the ablations', on embedded `test`, mean ± standard deviation over their seeds. The paper prints MLIP's "
-        "row shifted by a column, and its text calls 370 GPU hours fewer than 361. SLIP and DeCLIP are not part of "
-        "this suite."
+        "row shifted by a column, and its text calls 370 GPU hours fewer than 361."
     )
     if incomplete:
         note += f" Not all of {result['planned']} seeds were run: `{ablations.COMMAND}`."
@@ -123,5 +126,17 @@ def compare(result: Result) -> Iterator[Comparison]:
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:
     """The trainings of rows that were not run."""
-    rows = ((row["run"], len(row["seeds"]), result["planned"]) for row in result["rows"])
+    rows = [(row["run"], len(row["seeds"]), result["planned"]) for row in result["rows"]]
+    rows += [(name, 0, result["planned"]) for name in _unmeasured(result)]
     yield from missing_runs(rows, ablations.COMMAND)
+
+
+def _measured_rows() -> list[str]:
+    """The rows of a whole run: all but those that differ in their data alone."""
+    return [name for name, row in ROWS.items() if "train_fraction" not in row]
+
+
+def _unmeasured(result: Result) -> list[str]:
+    """The rows that came after a result was made."""
+    measured = {row["run"] for row in result["rows"]}
+    return [name for name in _measured_rows() if name not in measured]

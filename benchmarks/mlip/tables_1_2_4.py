@@ -1,7 +1,7 @@
 """MLIP's Tables 1, 2 and 4: the paper's numbers, and ours from results of `effclip evaluate` on trained models.
 
-A row's model is trained by ``mlip/yfcc15m.yaml`` with overlays, converted to a model directory of the row's name, and
-evaluated. Its results are read from the folder where `effclip evaluate` writes them.
+A row's model is trained by a recipe with overlays, converted to a model directory of the row's name, and evaluated. Its
+results are read from the folder where `effclip evaluate` writes them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from benchmarks.printed import paper_numbers
 from common.conditions import conditions
 from common.paths import runs_directory
 
-RECIPE = "mlip/yfcc15m.yaml"
-OVERLAYS: dict[str, tuple[str, ...]] = {
-    "clip-b32": ("mlip/vit_b_32.yaml", "mlip/clip.yaml"),
-    "filip-b32": ("mlip/vit_b_32.yaml", "mlip/filip.yaml"),
-    "mlip-b32": ("mlip/vit_b_32.yaml",),
-    "mlip-ls-b32": ("mlip/vit_b_32.yaml", "mlip/label_smoothing.yaml"),
-    "clip-b16": ("mlip/clip.yaml",),
-    "mlip-b16": (),
+_MLIP, _B32 = "mlip/yfcc15m.yaml", ("mlip/yfcc15m.yaml", "mlip/vit_b_32.yaml")
+RECIPES: dict[str, tuple[str, ...]] = {
+    "clip-b32": (*_B32, "mlip/clip.yaml"),
+    "filip-b32": ("mlip/filip.yaml", "mlip/clip_b_32.yaml"),
+    "slip-b32": ("mlip/slip.yaml", "mlip/clip_b_32.yaml"),
+    "declip-b32": ("mlip/declip.yaml", "mlip/clip_b_32.yaml"),
+    "mlip-b32": _B32,
+    "mlip-ls-b32": (*_B32, "mlip/label_smoothing.yaml"),
+    "clip-b16": (_MLIP, "mlip/clip.yaml"),
+    "slip-b16": ("mlip/slip.yaml",),
+    "declip-b16": ("mlip/declip.yaml",),
+    "mlip-b16": (_MLIP,),
 }
-"""The models that we can train, each with the overlays on the recipe."""
+"""The models that we can train, each with its recipe and the overlays on it."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +157,13 @@ class Evaluated:
             "DeiT-Tiny in MLIP_GUIDE, also when it is converted, a row is made by"
         ]
         for run in runs:
-            overlays = "".join(f" -c {overlay}" for overlay in OVERLAYS[run])
-            lines.append(f"- `{run}`: `lightning fit -c {RECIPE}{overlays}`, then `effclip convert LAST.ckpt {run}`")
-        captions = " --captions KARPATHY.json" if "retrieval" in tasks else ""
+            files = " ".join(f"-c {file}" for file in RECIPES[run])
+            lines.append(f"- `{run}`: `lightning fit {files}`, then `effclip convert LAST.ckpt {run}`")
+        options = " --captions KARPATHY.json" if "retrieval" in tasks else " --features penultimate"
         lines.append(
-            f"\nand `effclip evaluate --model {next(iter(runs))} --data NAME --root DIR{captions} --tasks {tasks}` for "
-            f"{', '.join(data)}; the same command as now then fills it in. SLIP, DeCLIP and UniCLIP are not part of "
-            "this suite."
+            f"\nand `effclip evaluate --model {next(iter(runs))} --data NAME --root DIR{options} --tasks {tasks}` for "
+            f"{', '.join(data)}; the same command as now then fills it in."
+            + (" UniCLIP is not part of this suite." if self.number == "4" else "")
         )
         return {"md": "\n\n".join([*texts, "\n".join(lines)]) + "\n", "figures": {}}
 
@@ -181,9 +185,14 @@ def stored() -> list[dict[str, Any]]:
 
 
 def _cell(known: Sequence[dict[str, Any]], run: str | None, column: Column) -> float | None:
-    """A model's number, in %; None: not run."""
+    """A model's number, in %; None: not run. The papers probe what is before the projection."""
     wanted = (run, column.data, column.task)
-    matching = [result for result in known if (result["model"], result["data"], result["task"]) == wanted]
+    matching = [
+        result
+        for result in known
+        if (result["model"], result["data"], result["task"]) == wanted
+        and (column.task != "linear-probe" or result["conditions"].get("features") == "penultimate")
+    ]
     if len(matching) > 1:
         raise ValueError(
             f"{len(matching)} results of {column.task} on {column.data} by {run} in "

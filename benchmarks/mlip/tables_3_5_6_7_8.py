@@ -66,6 +66,7 @@ class Table:
                         str(result["conditions"]["seed"]): {key: read(result) for key, (_, read) in OURS.items()}
                         for result in results
                     },
+                    "superseded": sorted({run["superseded"] for run in results if "superseded" in run}),
                     "revisions": sorted({str(result["conditions"]["revision"]) for result in results}),
                 }
             )
@@ -89,12 +90,13 @@ class Table:
         """The result as {"md": Markdown, "figures": {}}."""
         rows = result["rows"]
         blocks = [_values(rows), *self._differences(rows), self.reading, _setting(result["conditions"])]
+        blocks += _superseded(rows)
         if lacking := _lacking(rows, result["planned"]):
             blocks.append(f"Not run: {lacking}. `{self.command}` trains them.")
         return {"md": "\n\n".join(blocks) + "\n", "figures": {}}
 
     def compare(self, result: Result) -> Iterator[Comparison]:
-        """Every printed column; where we have one beside it, also each row's gain over the first row of both sides."""
+        """Every printed column; where we have one beside it, also each row's gain over the first row that was run."""
         for key in _BESIDE | PRINTED:  # zero-shot first
             title, column = PRINTED[key], _BESIDE.get(key)
             rows = [row for row in result["rows"] if key in row["paper"]]
@@ -103,8 +105,8 @@ class Table:
             for method, printed in paper.items():
                 value = mean(ours.get(method, {}).values())
                 yield Comparison(f"{method}, {title}", printed, value, "%", method not in ours)
-            first, *others = ours or [None]
-            for method in others:
+            first = next((method for method, by_seed in ours.items() if by_seed), next(iter(ours), None))
+            for method in (method for method in ours if method != first):
                 pairs = [(value, ours[first][seed]) for seed, value in ours[method].items() if seed in ours[first]]
                 gain = mean([value - reference for value, reference in pairs])
                 what = f"{method} against {first}, {title}"
@@ -173,6 +175,15 @@ def _setting(setting: dict[str, Any]) -> str:
     )
 
 
+def _superseded(rows: list[dict[str, Any]]) -> list[str]:
+    """A note on rows whose runs were trained by an earlier version of the code; nothing where there are none."""
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in row.get("superseded", []):
+            by_reason.setdefault(reason, []).append(row["method"])
+    return [f"Being made again, since in these runs {why}: {', '.join(rows)}." for why, rows in by_reason.items()]
+
+
 def _lacking(rows: list[dict[str, Any]], seeds: Sequence[int]) -> str:
     """The seeds that our rows lack: "seeds 1, 2 of MLIP; seed 2 of CLIP"."""
     lacking: dict[str, list[str]] = {}
@@ -226,9 +237,11 @@ TABLE_5 = Table(
     "5",
     reference="mlip",
     reading=(
-        f"The paper gives no coefficients: smoothing {_SETTINGS['label_smoothing']}; nearest neighbours with DeCLIP's "
-        f"weight {_SETTINGS['neighbour_weight']} in a queue of "
-        f"{_SETTINGS['neighbour_queue'] // ablations.batch_size()} batches."
+        f"The paper gives no coefficients: smoothing {_SETTINGS['label_smoothing']}; nearest neighbours in DeCLIP's "
+        f"form with half of InfoNCE's weight, {_SETTINGS['neighbour_weight']}, in a queue of "
+        f"{_SETTINGS['neighbour_queue'] // ablations.batch_size()} batches. The last two rows are LightCLIP's "
+        "additions, which publish no constants: smoothing that grows linearly from 0, and masked words of a corrupted "
+        "copy of the caption at DeCLIP's weight."
     ),
 )
 TABLE_6 = Table(
@@ -236,8 +249,8 @@ TABLE_6 = Table(
     reference="clip",
     reading=(
         "Two rows are not in the paper's table. The power spectrum of equation 10 forgets where the tokens were, so "
-        "the frequency transform was also tried on the spectrum itself. FILIP: plain CLIP with late interaction of all "
-        "pairs for half of its loss."
+        "the frequency transform was also tried on the spectrum itself. InfoNCE + late interaction: plain CLIP with "
+        "FILIP's late interaction of all pairs for half of its loss."
     ),
 )
 TABLE_7 = Table(

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common.clip import load_architecture
 from common.data.classification import ClassificationSet
 from common.data.embedded.module import ATTRIBUTION
+from common.data.loader import position
 from common.data.lookup import EMBEDDED_TASKS, Place, labelled_set, splits_of
 from common.data.pictures import loader
 from common.data.reader import caption_id, collate
-from common.data.shards import position
 from common.data.sources import few_shot
 from common.data.transforms import Transform, eval_transform, train_transform
 from common.tokenizer import Tokenizer

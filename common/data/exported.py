@@ -15,8 +15,8 @@ from typing import Any
 
 from common.data.account import Account
 from common.data.complete import compare_sizes
+from common.data.loader import ShardLoader
 from common.data.reader import Decoder, ShardDataset, count_samples
-from common.data.shards import ShardLoader
 from common.data.tables import read_text
 from common.data.tar import is_remote, open_url
 from common.data.transforms import eval_transform

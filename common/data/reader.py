@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from common.data.account import Account, Unusable
+from common.data.augmentations import Rewrite
 from common.data.images import SHARD_FORMATS, open_picture
 from common.data.packing import read_manifest
 from common.data.tar import PICTURES, Shard, count_headers, is_remote, read_shard
@@ -117,16 +118,20 @@ class Decoder:
 
     captions: False ignores texts, so that labelled pictures without a text are complete samples.
     classes: the number of classes, where every sample must have a label.
+    image_views: further ways to draw the picture.  text_view: a further way to write the caption.
     """
 
     transform: Transform
     tokenizer: Tokenizer
     captions: bool = True
     classes: int | None = None
+    image_views: tuple[Transform, ...] = ()
+    text_view: Rewrite | None = None
 
     def __call__(self, sample: dict[str, Any], rng: Random) -> dict[str, Any]:
         """{"image": uint8 [H,W,3], "key", "ids" and "caption_id" with captions, "label" where there is one}.
 
+        With further views also "image_views", a list of uint8 [H,W,3], and "text_view", the ids of the new caption.
         Unusable: a member is missing, damaged or empty.
         """
         picture = next((sample[extension] for extension in PICTURES if extension in sample), None)
@@ -151,7 +156,12 @@ class Decoder:
             except ValueError as error:
                 raise Unusable("unusable caption", error) from error
             out["caption_id"] = caption_id(caption)
-        out["image"] = self.transform(open_picture(BytesIO(picture), SHARD_FORMATS), rng)
+        image = open_picture(BytesIO(picture), SHARD_FORMATS)
+        out["image"] = self.transform(image, rng)
+        if self.image_views:
+            out["image_views"] = [view(image, rng) for view in self.image_views]
+        if self.captions and self.text_view is not None:
+            out["text_view"] = self.tokenizer.ids(self.text_view(caption, rng), truncate=True)
         label = self._label(sample)
         return out if label is None else {**out, "label": label}
 
@@ -174,23 +184,34 @@ class Decoder:
         return label
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Decoded samples -> a batch; ``text`` is as wide as the longest caption, because a causal tower ignores padding.
 
     "image": normalised float [B,3,H,W], "key": list of B strings; "text": long [B,T] and "caption_id": long [B]
-    where captions are read; "label": long [B] where every sample has one.
+    where captions are read; "label": long [B] where every sample has one. With further views: "image_views", a list of
+    float [B,3,H,W], and "text_view", long [B,T'].
     """
-    batch: dict[str, Tensor | list[str]] = {
+    batch: dict[str, Any] = {
         "image": to_batch([sample["image"] for sample in samples]),
         "key": [sample["key"] for sample in samples],
     }
     if "ids" in samples[0]:
-        longest = max(len(sample["ids"]) for sample in samples)
-        batch["text"] = torch.tensor([sample["ids"] + [0] * (longest - len(sample["ids"])) for sample in samples])
+        batch["text"] = _padded([sample["ids"] for sample in samples])
         batch["caption_id"] = torch.tensor([sample["caption_id"] for sample in samples])
+    if "image_views" in samples[0]:
+        views = zip(*(sample["image_views"] for sample in samples), strict=True)
+        batch["image_views"] = [to_batch(pictures) for pictures in views]
+    if "text_view" in samples[0]:
+        batch["text_view"] = _padded([sample["text_view"] for sample in samples])
     if all("label" in sample for sample in samples):
         batch["label"] = torch.tensor([sample["label"] for sample in samples])
     return batch
+
+
+def _padded(rows: Sequence[list[int]]) -> Tensor:
+    """Rows of ids -> long [B,T], as wide as the longest, zero after each."""
+    longest = max(map(len, rows))
+    return torch.tensor([ids + [0] * (longest - len(ids)) for ids in rows])
 
 
 class ShardDataset(IterableDataset):

@@ -5,103 +5,23 @@ Shapes: B samples, T tokens, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
 
 from common.clip import load_architecture
-from common.data.account import Account
+from common.data.augmentations import Augmentation, rewrite
+from common.data.augmentations import augmentation as augmentation_of
 from common.data.catalogue import Entry, entry
 from common.data.complete import compare_sizes, compare_with_headers
+from common.data.loader import ShardLoader, position
 from common.data.reader import Decoder, ShardDataset, count_samples, entry_of, expand, manifests
 from common.data.tar import Shard
-from common.data.transforms import Transform, eval_transform, train_transform
+from common.data.transforms import Transform, eval_transform
 from common.tokenizer import Tokenizer
 from common.zeroshot import fill
-
-
-def position(trainer: Trainer) -> tuple[int, int]:
-    """The place of a run: (epoch, finished batches of it).
-
-    A batch is finished after its optimiser step. Prefetched batches and an interrupted one do not count.
-    """
-    done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-    return divmod(done, trainer.num_training_batches)
-
-
-class ShardLoader:
-    """Iterates over a ShardDataset in worker processes, has a length, and continues where a trainer stopped.
-
-    progress: returns (epoch, finished batches of it) when an iteration begins; by default each iteration is an epoch.
-    length: batches of one iteration over all workers; None (remote shards of unknown size): ``len`` fails.
-
-    It wraps a DataLoader instead of being one, because Lightning may take a DataLoader apart and rebuild it.
-    Its dataset is called ``source`` because Lightning doubts the length of what has an iterable ``dataset``.
-    """
-
-    def __init__(
-        self,
-        dataset: ShardDataset,
-        num_workers: int,
-        length: int | None,
-        progress: Callable[[], tuple[int, int]] | None = None,
-    ) -> None:
-        self.source, self.length = dataset, length
-        self._progress = progress
-        self._iterations = 0
-        self._loader = DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=num_workers > 0 and dataset.batches is not None,
-        )
-
-    @property
-    def account(self) -> Account:
-        """What became of the samples read so far, on this process."""
-        return self.source.account()
-
-    def __len__(self) -> int:
-        if self.length is None:
-            raise TypeError("the number of samples in these shards is unknown")
-        return self.length
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        # A generator, so that this runs at the first batch: a resumed trainer asks for an iterator too early,
-        # before its counters stand where the run goes on.
-        self.source.set_position(*(self._progress() if self._progress else (self._iterations, 0)))
-        state = torch.get_rng_state()
-        batches = iter(self._loader)  # draws a seed that nothing here uses
-        if self._iterations:  # a resumed run's generators are restored after its first iteration began
-            torch.set_rng_state(state)
-        self._iterations += 1
-        yield from batches
-
-    def state_dict(self) -> dict[str, int]:
-        """The settings that determine the order of the samples; the trainer itself counts the batches.
-
-        Lightning saves them in the checkpoint and passes them to ``load_state_dict``.
-        """
-        source = self.source
-        state = {"shards": len(source.shards), "batch_size": source.batch_size, "seed": source.seed}
-        return {**state, "processes": source.world, "workers": self._loader.num_workers}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Warn where a resumed run continues in another order."""
-        now = self.state_dict()
-        changed = [
-            f"{name} was {state[name]}, is {now[name]}" for name in now if state.get(name, now[name]) != now[name]
-        ]
-        if changed:
-            rank_zero_warn(
-                f"{'; '.join(changed)}: this epoch continues in another order, so some of its samples come twice "
-                "and others not at all; from the next epoch on every sample comes once"
-            )
 
 
 class ShardDataModule(LightningDataModule):
@@ -125,11 +45,17 @@ class ShardDataModule(LightningDataModule):
         allow_pipe: Whether ``pipe:`` URLs may run their shell command.
         captions: Whether samples have captions; False reads pictures and labels alone.
         augment: Whether training pictures are drawn at random; False shows them as evaluation does, shuffled.
+        augmentation: How they are drawn: clip, slip or mocov2, see ``common.data.augmentations``.
+        scale: Least and greatest share of the area that a crop has, where it is not the augmentation's.
+        flip: Whether pictures are mirrored with probability 1/2, where it is not the augmentation's choice.
+        image_views: Names of augmentations; each draws a training picture once more.
+        text_view: eda writes each training caption once more, with words exchanged or left out.
         classes: A set of the catalogue (imagenet) whose labelled pictures validation and test show; then they need no
             captions, and are classified among its names.
 
     A batch is {"image": normalised float [B,3,H,W], "text": long [B,T], "caption_id": long [B], "key":
-    list[str]} and "label": long [B] where the shards carry labels. ValueError, at once: missing shards, or not
+    list[str]} and "label": long [B] where the shards carry labels. Further views of training pairs are "image_views",
+    a list of float [B,3,H,W], and "text_view", long [B,T']. ValueError, at once: missing shards, or not
     those that the recipe is about; with the first loader: fewer shards than readers, an unknown number of
     training samples, or less than one batch for a reader.
     """
@@ -153,6 +79,11 @@ class ShardDataModule(LightningDataModule):
         allow_pipe: bool = False,
         captions: bool = True,
         augment: bool = True,
+        augmentation: str = "clip",
+        scale: tuple[float, float] | None = None,
+        flip: bool | None = None,
+        image_views: Sequence[str] = (),
+        text_view: str | None = None,
         classes: str | None = None,
     ) -> None:
         super().__init__()
@@ -177,6 +108,9 @@ class ShardDataModule(LightningDataModule):
         self.num_workers, self.train_num_samples = num_workers, train_num_samples
         self.seed, self.shuffle_buffer, self.max_damaged = seed, max(1, shuffle_buffer), max_damaged
         self.captions, self.variant, self.augment = captions, variant, augment
+        self._drawn = augmentation_of(augmentation, scale, flip)
+        self._views = [augmentation_of(name) for name in image_views]
+        self._text_view = None if text_view is None else rewrite(text_view)
         self._set = None if classes is None else _named(classes)
         patterns = {"train": train_shards, "val": val_shards, "test": test_shards}
         self._urls = self._find({split: pattern for split, pattern in patterns.items() if pattern}, allow_pipe)
@@ -252,8 +186,12 @@ class ShardDataModule(LightningDataModule):
         return self._set and [fill(self.templates[0], name) for name in self.class_names]
 
     def picture_transform(self, train: bool) -> Transform:
-        """(PIL image, Random) -> uint8 [H,W,3]: open_clip's training or evaluation transform."""
-        return train_transform(self.image_size) if train else eval_transform(self.image_size)
+        """(PIL image, Random) -> uint8 [H,W,3]: the augmentation, or open_clip's evaluation transform."""
+        return self._drawn.transform(self.image_size) if train else eval_transform(self.image_size)
+
+    def view_transform(self, view: Augmentation) -> Transform:
+        """(PIL image, Random) -> uint8 [H,W,3]: a further view of a training picture."""
+        return view.transform(self.image_size)
 
     def dataloader(self, split: str, *, train: bool | None = None) -> ShardLoader:
         """The loader of any split, for training (shuffled, augmented) or evaluation (each sample once).
@@ -309,9 +247,11 @@ class ShardDataModule(LightningDataModule):
     def decoder(self, split: str, train: bool = False) -> Decoder:
         """The decoder of a split's samples, with training or evaluation transforms."""
         transform = self.picture_transform(train and self.augment)
-        if self._set is None or split == "train":
-            return Decoder(transform, self.tokenizer, self.captions)
-        return Decoder(transform, self.tokenizer, captions=False, classes=len(self._set.class_names))
+        if self._set is not None and split != "train":
+            return Decoder(transform, self.tokenizer, captions=False, classes=len(self._set.class_names))
+        views = tuple(self.view_transform(view) for view in self._views) if train else ()
+        text_view = self._text_view if train else None
+        return Decoder(transform, self.tokenizer, self.captions, image_views=views, text_view=text_view)
 
     def device_batch_size(self, devices: int) -> int:
         """Pairs per batch on each of so many devices. ValueError: global_batch_size cannot be divided among them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +60,18 @@ class SmokeDataModule(ShardDataModule):
         architecture: open_clip model name or ``.json`` file, for picture size, context length and vocabulary.
         global_batch_size: Pairs per batch over all devices.
         seed: Start of the loader's randomness.
+        augmentation, image_views, text_view: as in ``ShardDataModule``.
     """
 
-    def __init__(self, architecture: str, global_batch_size: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self,
+        architecture: str,
+        global_batch_size: int = 8,
+        seed: int = 0,
+        augmentation: str = "clip",
+        image_views: Sequence[str] = (),
+        text_view: str | None = None,
+    ) -> None:
         folder = runs_directory() / "data" / "smoke"
         pattern = f"{folder}/{{000..{SHARDS - 1:03d}}}.tar"
         if not (folder / MANIFEST).is_file():  # written last
@@ -75,6 +84,9 @@ class SmokeDataModule(ShardDataModule):
             global_batch_size=global_batch_size,
             num_workers=0,
             seed=seed,
+            augmentation=augmentation,
+            image_views=image_views,
+            text_view=text_view,
         )
 
     @property

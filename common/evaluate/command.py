@@ -53,6 +53,13 @@ def parser() -> argparse.ArgumentParser:
         "they were tuned for",
     )
     add("--shots", default="full", help="linear probe: samples of each class, or full, such as 1,4,16,full")
+    add(
+        "--features",
+        default="embedding",
+        choices=("embedding", "penultimate"),
+        help="linear probe: of the joint embedding, or of what is before its projection, as in the papers of CLIP, "
+        "SLIP and MLIP (default %(default)s)",
+    )
     add("--seeds", type=int, default=3, help="linear probe: random draws of each number of shots (default %(default)s)")
     add("--limit", type=int, help="evaluate only the first LIMIT pictures of each split")
     add("--batch-size", type=int, default=256, help="pictures in a batch (default %(default)s)")
@@ -131,6 +138,7 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
     }
     if task == "linear-probe":
         depends |= {"weights": {"image": model.weights["image"]}, "shots": args.shots, "seeds": args.seeds}
+        depends["features"] = args.features
         parts = {part: source(args.data, "training", part, args.place) for part in splits_of(args.data, "training")}
         depends["training_versions"] = {part: training.version for part, training in parts.items()}
     else:
@@ -187,7 +195,7 @@ def _run(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings)
         return tasks.retrieval(model, plan.data, settings)
     parts = splits_of(args.data, "training")
     training = {part: source(args.data, "training", part, args.place) for part in parts}
-    return tasks.linear_probe(model, plan.data, training, args.shots, args.seeds, settings)
+    return tasks.linear_probe(model, plan.data, training, args.shots, args.seeds, settings, args.features)
 
 
 def _templates(choice: str | None, data: Labelled, model: Model) -> tuple[str, tuple[Template, ...]]:

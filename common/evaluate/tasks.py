@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,8 +25,10 @@ from common.inference import optimize_for_inference
 from common.models import OPEN_CLIP, Model
 from common.progress import bar
 from common.retrieval import ranks, recall
-from common.zeroshot import Template, embed_prompts
+from common.zeroshot import Template, embed_prompts, fill
 
+Features = Literal["embedding", "penultimate"]
+"""What a linear probe reads: joint embeddings, or the class token before projection, as CLIP and SLIP do."""
 DTYPES = ("float32", "bfloat16", "float16")
 FULL = "full"
 
@@ -64,7 +66,14 @@ def zero_shot(model: Model, source: Labelled, templates: Sequence[Template], set
 def scorer(
     model: Model, class_names: Sequence[str], templates: Sequence[Template], settings: Settings
 ) -> Callable[[Tensor], Tensor]:
-    """The function images [B,3,S,S] -> cosines with every class [B,C]; class embeddings are cached on disk."""
+    """The function images [B,3,S,S] -> cosines with every class [B,C]; class embeddings are cached on disk.
+
+    A model that scores by more than one embedding has ``class_scorer``, which gives this function for its prompts.
+    """
+    if hasattr(model.images, "class_scorer"):
+        return model.images.to(settings.device).class_scorer(
+            [[fill(template, name) for template in templates] for name in class_names]
+        )
     texts = model.text_encoder().to(settings.device)
     classes = cached_class_embeddings(texts, model.weights["text"], class_names, templates)
     encode = _encoder(model, settings)
@@ -101,18 +110,21 @@ def linear_probe(
     shots: Sequence[int | str],
     seeds: int,
     settings: Settings,
+    features: Features = "embedding",
 ) -> dict[str, Any]:
-    """Accuracy (fractions) of logistic regression on unit embeddings, for each of ``shots``.
+    """Accuracy (fractions) of logistic regression on features of length 1, for each of ``shots``.
 
     training: {"train": source, "val": source}. Without "val", every fifth training sample of each class is held out
         to choose the penalty; the final fit on the full set includes it again.
     shots: training samples per class, or "full".
     seeds: random draws per number of shots; results are their mean and standard deviation.
+    ValueError: penultimate features of a model that has none.
     """
-    train, test = (_features(model, part, settings) for part in (training["train"], source))
+    encode = _encoder(model, settings, features)
+    train, test = (_features(encode, model, part, settings) for part in (training["train"], source))
     num_classes = len(source.class_names)
     if "val" in training:
-        val = _features(model, training["val"], settings)
+        val = _features(encode, model, training["val"], settings)
     else:
         chosen = _every_fifth(train[1])
         train, val = tuple(x[~chosen] for x in train), tuple(x[chosen] for x in train)
@@ -151,25 +163,33 @@ def _batches(model: Model, source: Labelled | Captioned, settings: Settings) -> 
     return loader if settings.limit is None else first(loader, settings.limit)
 
 
-def _encoder(model: Model, settings: Settings) -> Callable[[Tensor], Tensor]:
-    """The function images [B,3,S,S] -> unit embeddings fp32 [B,E] on the settings' device."""
+def _encoder(model: Model, settings: Settings, features: Features = "embedding") -> Callable[[Tensor], Tensor]:
+    """The function images [B,3,S,S] -> unit features fp32 [B,E] on the settings' device."""
     tower, device = model.images.to(settings.device), torch.device(settings.device)
     if model.type != OPEN_CLIP:
         optimize_for_inference(tower)
+    method = "encode_image" if features == "embedding" else "penultimate"
+    if not hasattr(tower, method):
+        raise ValueError(
+            f"{model.name} (type {model.type}) gives embeddings alone, not what is before its projection; probe those "
+            "with --features embedding"
+        )
+    compute = getattr(tower, method)
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
         lower = settings.dtype != "float32"
         with torch.autocast(device.type, getattr(torch, settings.dtype)) if lower else nullcontext():
-            z = tower.encode_image(images.to(device))
+            z = compute(images.to(device))
         return F.normalize(z.float(), dim=-1)
 
     return encode
 
 
-def _features(model: Model, source: Labelled, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Unit embeddings [M,E] and labels long [M] of a labelled source."""
-    encode = _encoder(model, settings)
+def _features(
+    encode: Callable[[Tensor], Tensor], model: Model, source: Labelled, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Unit features [M,E] and labels long [M] of a labelled source."""
     parts = [
         (encode(batch["image"]), batch["label"].to(settings.device))
         for batch in bar(_batches(model, source, settings), f"embedding {source.split}")

@@ -141,6 +141,23 @@ def test_similarities_that_are_not_finite_name_the_sample(monkeypatch, pool):
         one_to_one(image, text, mask)
 
 
+def test_no_rank_raises_alone(monkeypatch):
+    """The others would wait for it. A loss that is not finite stops all of them, see common/finite.py."""
+    for name in ("is_initialized", "get_world_size"):
+        monkeypatch.setattr(alignment.distributed, name, lambda: 2)
+    image, text, mask = pairs([(4, 3)] * 2)
+    image[1, 2] = torch.nan
+    assert one_to_one(image.requires_grad_(), text, mask).isnan()
+
+
+@pytest.mark.parametrize("loss", [one_to_many, late_interaction])
+def test_a_token_that_is_not_finite_is_seen_in_the_loss(loss):
+    image, text, mask = pairs([(4, 3)] * 2)
+    image[1, 2] = torch.nan
+    options = [torch.tensor(5.0)] if loss is late_interaction else []
+    assert loss(image, text, mask, *options).isnan()
+
+
 @pytest.mark.parametrize("loss", [one_to_many, one_to_one])
 def test_half_precision_and_autocast_are_summed_in_fp32(loss):
     image, text, mask = pairs([(5, 2)])
@@ -151,13 +168,28 @@ def test_half_precision_and_autocast_are_summed_in_fp32(loss):
         assert result.dtype == torch.float32 and math.isclose(result, exact, abs_tol=0.01)
 
 
-def filip(image, text, mask, scale, same, smoothing):
+def best(table, keys=None):
+    """The mean over the columns of each one's largest entry, among the rows ``keys``."""
+    rows = table if keys is None else [table[row] for row in keys]
+    return sum(map(max, zip(*rows, strict=True))) / len(table[0])
+
+
+def largest(sums, keys):
+    """The places of the ``keys`` largest sums; None: of all."""
+    return sorted(range(len(sums)), key=lambda place: -sums[place])[:keys]
+
+
+def filip(image, text, mask, scale, same, smoothing, keys=None):
     """FILIP's loss by loops: every picture against every caption, both ways."""
     tables = [[cosines(a[None], b[None], m[None])[0] for b, m in zip(text, mask, strict=True)] for a in image]
+    paired = [tables[place][place] for place in range(len(image))]  # captions down, pictures across
+    words = [largest([sum(row) for row in table], keys) for table in paired]
+    patches = [largest([sum(column) for column in zip(*table, strict=True)], keys) for table in paired]
     terms = []
     for anchor in range(len(image)):
-        of_image = [sum(map(max, zip(*t, strict=True))) / len(t[0]) for t in tables[anchor]]
-        of_text = [sum(map(max, t)) / len(t) for t in (row[anchor] for row in tables)]
+        of_image = [best(table, words[other]) for other, table in enumerate(tables[anchor])]
+        turned = [list(zip(*row[anchor], strict=True)) for row in tables]
+        of_text = [best(table, patches[other]) for other, table in enumerate(turned)]
         for logits in (of_image, of_text):
             mass = [math.exp(scale * logit) for logit in logits]
             positive = sum(m for m, other in zip(mass, same, strict=True) if other == same[anchor])
@@ -166,16 +198,17 @@ def filip(image, text, mask, scale, same, smoothing):
     return sum(terms) / len(terms)
 
 
+@pytest.mark.parametrize("keys", [None, 1, 2, 9])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("same", [[0, 1, 2], [4, 1, 4]])
-def test_late_interaction_compares_all_pairs(monkeypatch, smoothing, same):
+def test_late_interaction_compares_all_pairs(monkeypatch, smoothing, same, keys):
     image, text, mask = pairs([(4, 3), (4, 6), (4, 1)])
-    expected = filip(image, text, mask, 5.0, same, smoothing)
+    expected = filip(image, text, mask, 5.0, same, smoothing, keys)
     gradients = []
     for cells in (2**26, 1):  # all at once, and one row at a time
         monkeypatch.setattr(alignment, "CHUNK_CELLS", cells)
         leaf = image.clone().requires_grad_()
-        options = {"same": torch.tensor(same), "label_smoothing": smoothing}
+        options = {"same": torch.tensor(same), "label_smoothing": smoothing, "keys": keys}
         result = late_interaction(leaf, text, mask, torch.tensor(5.0, dtype=torch.float64), **options)
         assert math.isclose(result, expected, rel_tol=1e-9)
         result.backward()

@@ -58,9 +58,9 @@ def test_overlays_for_other_sizes_state_tables_12_and_13(overlay, name):
     assert open_clips["vision_cfg"] == ours["vision_cfg"] and open_clips["text_cfg"] == ours["text_cfg"]
 
 
-def test_the_plain_overlay_is_clip_alone_and_filip_adds_its_loss():
+def test_the_plain_overlay_is_clip_alone_and_late_interaction_adds_filips_loss():
     parts = ("frequency_layers", "keep_rates", "guide", "frequency_weight", "frequency_token_weight")
-    for overlay in ("clip", "filip"):
+    for overlay in ("clip", "late_interaction"):
         model = merged("vit_b_32", overlay)["model"]
         assert not any(model[part] for part in parts) and model["architecture"] == "ViT-B-32"
     assert merged("clip")["model"]["spatial_token_weight"] == 0 and merged("clip")["model"]["spatial_weight"] == 1

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.clip import load_architecture
 from mlip.fourier import FourierBlock, LegoFilter, cosine_weights
+from mlip.tower import PAPER_LAYERS, MLIPTower
 
 GRIDS = [2, 3, 4, 7]
 
@@ -76,8 +78,24 @@ def test_power_spectrum_is_the_printed_equation_10(grid, pieces):
         for channel in range(x.shape[2]):
             y = x[image, :, channel].unflatten(0, (grid, grid)).numpy()
             expected = printed(y, complex_pieces[..., channel])
-            # Our inverse transform is orthonormal, the printed one has 1/hw.
-            np.testing.assert_allclose(result[image, ..., channel] / grid, expected, atol=1e-8, rtol=1e-6)
+            np.testing.assert_allclose(result[image, ..., channel], expected, atol=1e-8, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PAPER_LAYERS)
+def test_four_new_blocks_keep_scale_and_rank_of_the_papers_towers(name):
+    """On nearly flat pictures, whose power lies at frequency 0. An orthonormal inverse leaves one direction of 400."""
+    torch.manual_seed(0)
+    architecture = load_architecture(name)
+    sizes = {**architecture, "vision_cfg": {**architecture["vision_cfg"], "layers": 5}}
+    tower = MLIPTower.from_architecture(sizes, frequency_layers=4, keep_rates={}, guide=None)
+    before = tower.embed(1 + 0.1 * torch.randn(1, 3, 224, 224))
+    after = tower.run_frequency(before)
+    share_before, share_after = (
+        singular[0] / singular.sum() for singular in (torch.linalg.svdvals(x[0, 1:]) for x in (before, after))
+    )
+    assert after.abs().max() < 2 * before.abs().max()
+    assert share_after < share_before + 0.1
 
 
 @pytest.mark.parametrize("grid", GRIDS)

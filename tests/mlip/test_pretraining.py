@@ -1,6 +1,7 @@
 """The pretraining's terms against their functions, plain CLIP as the empty setting, and a short run of the Trainer."""
 
 import math
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -102,23 +103,24 @@ def test_a_term_without_weight_is_not_computed(make, off, monkeypatch):
     assert not any(parameter.requires_grad for parameter in head.parameters())
 
 
-@pytest.mark.parametrize("name", [*TERMS, "neighbour"])
+@pytest.mark.parametrize("name", [*TERMS, "neighbour", "masking"])
 def test_every_term_moves_what_it_is_about(make, name):
-    module = make(neighbour_weight=0.2, neighbour_queue=8, guide="random")
-    module.loss(pairs())  # the first batch fills the queue
+    module = make(neighbour_weight=0.2, neighbour_queue=8, masking_weight=0.2, guide="random")
     module.losses(pairs())[name].backward()
     moved = {key for key, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     tower = "clip.image_tower."
-    assert {f"{tower}fourier.0.filter.pieces", f"{tower}vit.conv1.weight"} <= moved
+    assert ({f"{tower}fourier.0.filter.pieces", f"{tower}vit.conv1.weight"} <= moved) == (name != "masking")
+    assert ({"masked.head.weight", "masked.mask_embedding"} <= moved) == (name == "masking")
     assert (f"{tower}frequency_head.1.weight" in moved) == name.startswith("frequency")
-    assert (f"{tower}vit.transformer.resblocks.0.attn.in_proj_weight" in moved) == (not name.startswith("frequency"))
+    spatial = name not in ("frequency", "frequency_token", "masking")
+    assert (f"{tower}vit.transformer.resblocks.0.attn.in_proj_weight" in moved) == spatial
     assert ("clip.text_tower.token_embedding.weight" in moved) == (name != "neighbour")
-    assert ("clip.logit_scale" in moved) == (not name.endswith("token"))
+    assert ("clip.logit_scale" in moved) == (not name.endswith("token") and name != "masking")
     assert not any(".guide.vit." in key for key in moved)  # frozen unless train_guide says otherwise
 
 
 def test_neighbours_are_looked_for_in_earlier_batches(make):
-    module, batch = make(neighbour_weight=0.2, neighbour_queue=8), pairs()
+    module, batch = make(neighbour_weight=0.2, neighbour_queue=8, neighbour_form="symmetric"), pairs()
     assert module.losses(batch)["neighbour"].abs() < 1e-6
     assert module.neighbours.seen == 6
     module.eval()
@@ -126,6 +128,14 @@ def test_neighbours_are_looked_for_in_earlier_batches(make):
     place = (text @ module.neighbours.queue[:6].T).argmax(1)
     expected = info_nce(image, module.neighbours.queue[place], module.clip.logit_scale.exp(), same=place)
     torch.testing.assert_close(module.losses(batch)["neighbour"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_label_smoothing_can_grow_over_the_training(make):
+    module = make(label_smoothing=0.2, smoothing_grows=True)
+    assert module.smoothing() == 0.2  # outside a training: what it grows to
+    for step, share in ((0, 0.0), (25, 0.05), (100, 0.2)):
+        module.trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=100)
+        assert module.smoothing() == pytest.approx(share)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from itertools import chain, islice
@@ -24,6 +24,7 @@ from types import ModuleType
 from rich.progress import track
 
 from common.data.account import Account
+from common.data.augmentations import Augmentation, after
 from common.data.embedded import scenes, shapes
 from common.data.embedded.scenes import ATTRIBUTION, VIEWS, class_names
 from common.data.embedded.twemoji import PHRASES, TEMPLATES, VIEW, canvas_size, prompt
@@ -202,6 +203,7 @@ class EmbeddedDataModule(ShardDataModule):
             at 48 and resized to the architecture's size. ValueError: another size.
         train_fraction: Share of the training shards that is read, the first ones.
         augment: Whether training pictures are random views; False shows their centre, as evaluation does.
+        image_views, text_view: as in ``ShardDataModule``; further views are drawn from random views.
         revision: 1 or 2, see above; the architecture's vocabulary must be that of its names. ValueError: another one.
     """
 
@@ -218,6 +220,8 @@ class EmbeddedDataModule(ShardDataModule):
         train_fraction: float = 1.0,
         augment: bool = True,
         revision: int = 1,
+        image_views: Sequence[str] = (),
+        text_view: str | None = None,
     ) -> None:
         views = scenes_of(revision).VIEWS
         if image_size not in (None, *views):
@@ -234,6 +238,8 @@ class EmbeddedDataModule(ShardDataModule):
             max_damaged=max_damaged,
             captions=captions,
             augment=augment,
+            image_views=image_views,
+            text_view=text_view,
         )
         self.root, self.train_fraction = Path(root) if root else None, train_fraction
         self.view, self.revision = image_size or VIEW, revision
@@ -272,3 +278,7 @@ class EmbeddedDataModule(ShardDataModule):
         """Random view of the stored canvas for training, its centre otherwise."""
         sizes = {"image_size": self.image_size, "view": self.view}
         return partial(random_view, **sizes, shift=SHIFT * self.view / VIEW) if train else partial(center_view, **sizes)
+
+    def view_transform(self, view: Augmentation) -> Transform:
+        """A further view: the augmentation of a random view."""
+        return after(self.picture_transform(train=True), view.transform(self.image_size))

@@ -21,8 +21,8 @@ def test_rows_of_vit_b_32():
     assert round(clip["tower"]["gmacs_paper"], 2) == 4.37 and round(clip["tower"]["gmacs"], 2) == 4.41
     assert (round(clip["text"]["gmacs_paper"], 2), round(clip["text"]["gmacs"], 2)) == (2.91, 2.98)
     assert clip["guide"] is None and clip["patches"] == [49] and clip["tower"]["gmacs_fft"] == 0
-    # In training CLIP's other tokens are projected too, MLIP's with both heads.
-    assert clip["training_heads"] == pytest.approx(49 * 768 * 512 / 1e9)
+    assert clip["training"]["gmacs"] == pytest.approx(clip["tower"]["gmacs"] + clip["text"]["gmacs"])
+    # In training all of MLIP's tokens are projected, with both heads.
     assert mlip["training_heads"] == pytest.approx((49 + 23) * 768 * 512 / 1e9 + 49 * 5 * 768 / 1e9)
     assert mlip["patches"] == [49, 34, 23]
     assert 0.09 < mlip["guide"]["gmacs_paper"] < mlip["guide"]["gmacs"] < 0.1
@@ -41,6 +41,7 @@ def test_rendering_states_the_difference_and_why():
             "guide": guide,
             "text": values(2.91, 2.98),
             "training_heads": 0.1,
+            "training": {"gmacs_paper": 19.9, "gmacs": 20.7},
         }
         for method, tower, guide in [
             ("CLIP", values(16.87, 17.58), None),
@@ -48,12 +49,24 @@ def test_rendering_states_the_difference_and_why():
         ]
     ]
     text = render({"rows": rows, "paper": paper_numbers("mlip")["table9"]})["md"]
-    assert "| CLIP ViT-B-16 | 196 | 16.87 | – | 2.91 | 19.78 | 19.78 (ours +0.0 %) | – |" in text
-    assert "| MLIP ViT-B-16 | 196 → 98 → 49 | 12.91 | 0.09 | 2.91 | 15.91 | 19.54 (ours -18.6 %) | 22.9 % |" in text
+    assert "| CLIP ViT-B-16 | 196 | 16.87 | – | 2.91 | 19.78 | 19.78 (ours +0.0 %) | 19.90 | – |" in text
+    costs = "12.91 | 0.09 | 2.91 | 15.91 | 19.54 (ours -18.6 %) | 19.90 | 22.9 %"
+    assert f"| MLIP ViT-B-16 | 196 → 98 → 49 | {costs} |" in text
     assert "leaves 16.63" in text and "The other 3.63" in text and "not run" in text
 
 
 def test_a_smoke_run_counts_the_smallest_alone(monkeypatch):
     monkeypatch.setattr(mlip_table9, "row", lambda name, method: {"architecture": name, "method": method})
-    assert [counted["architecture"] for counted in mlip_table9.run(smoke=True)["rows"]] == ["ViT-B-32"] * 2
-    assert len(mlip_table9.run()["rows"]) == 6
+    assert [counted["architecture"] for counted in mlip_table9.run(smoke=True)["rows"]] == ["ViT-B-32"] * 4
+    assert len(mlip_table9.run()["rows"]) == 12
+
+
+def test_slip_and_declip_cost_more_in_training_alone():
+    clip, slip, declip = (row("ViT-B-32", method) for method in ("CLIP", "SLIP", "DeCLIP"))
+    assert clip["tower"] == slip["tower"] == declip["tower"] and clip["text"] == slip["text"] == declip["text"]
+    image, text = clip["tower"]["gmacs"], clip["text"]["gmacs"]
+    head = 2 * (768 * 4096 + 4096**2 + 4096 * 256) / 1e9
+    assert slip["training"]["gmacs"] == pytest.approx(3 * image + text + head)
+    simsiam = 2 * (512 * 1024 + 2 * 1024**2 + 2 * 1024 * 512) / 1e9
+    masked = 0.15 * 77 * 512 * 49408 / 1e9
+    assert declip["training"]["gmacs"] == pytest.approx(2 * image + 2 * text + simsiam + masked)

@@ -25,6 +25,16 @@ class Flat(nn.Module):
         return images.flatten(1)[:, :6]
 
 
+class Blind(Flat):
+    """A tower whose projection loses what its features show."""
+
+    def encode_image(self, images):
+        return torch.ones(len(images), 6)
+
+    def penultimate(self, images):
+        return images.flatten(1)[:, :6]
+
+
 def of(images, texts=None):
     return Model("made-up", "CLIP", 32, images, texts, {"image": "i", "text": "t"}, {})
 
@@ -159,3 +169,22 @@ def test_first_samples():
 def test_settings_are_checked(name, wrong):
     with pytest.raises(ValueError, match=f"{name} '?{wrong}"):
         Settings(**{name: wrong})
+
+
+def test_a_probe_can_read_what_is_before_the_projection():
+    training = {"train": labelled(40, seed=1)}
+    embedding, penultimate = (
+        linear_probe(of(Blind()), labelled(40), training, ["full"], 1, Settings(), features)["shots"]["full"]["top1"]
+        for features in ("embedding", "penultimate")
+    )
+    assert embedding == 0.25 and penultimate > 0.9
+    with pytest.raises(ValueError, match="gives embeddings alone"):
+        linear_probe(of(Flat()), labelled(40), training, ["full"], 1, Settings(), "penultimate")
+
+
+@torch.no_grad()
+def test_a_clips_penultimate_feature_is_projected_to_its_embedding():
+    clip, images = CLIP.tiny().eval(), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(
+        clip.penultimate(images) @ clip.image_tower.proj, clip.encode_image(images, normalize=False)
+    )

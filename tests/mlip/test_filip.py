@@ -1,0 +1,97 @@
+"""FILIP: scoring by tokens against loops, saving, and its training's one term."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common.cli import main
+from common.clip import CLIP
+from common.data.lookup import Labelled
+from common.evaluate.tasks import Settings, zero_shot
+from common.models import Model
+from common.testing import TINY_CAPTIONS, tiny_architecture
+from mlip.alignment import caption_mask, late_interaction
+from mlip.filip import FILIP, FILIPPretraining
+from mlip.model import MLIP
+from tests.readme import ROOT
+
+
+@pytest.fixture
+def filip():
+    torch.manual_seed(0)
+    return FILIP(MLIP(CLIP.tiny().architecture), token_dim=12).eval()
+
+
+PROMPTS = [[f"{caption} on the dog", caption] for caption in TINY_CAPTIONS[:3]]
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def by_loops(filip):
+    """Each picture's score of each class: the mean over prompts and patches of the best cosine with a word."""
+    scores = []
+    for patches in filip.image_tokens(IMAGES):
+        row = []
+        for texts in PROMPTS:
+            total = 0.0
+            for text in texts:
+                ids = filip.tokenizer([text], longest=True)
+                words = filip.text_tokens(ids)[0, 1 : ids.argmax() + 1]
+                best = [max(float(F.cosine_similarity(p, w, dim=0)) for w in words) for p in patches]
+                total += sum(best) / len(best) / len(texts)
+            row.append(total)
+        scores.append(row)
+    return torch.tensor(scores)
+
+
+@torch.no_grad()
+def test_classes_are_scored_by_tokens(filip):
+    torch.testing.assert_close(filip.class_scorer(PROMPTS)(IMAGES), by_loops(filip), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_evaluation_takes_the_models_own_scores(filip):
+    labels = by_loops(filip).argmax(1)
+
+    def loader(image_size, batch_size, workers):
+        return [{"image": IMAGES, "label": labels, "key": ["a", "b"]}]
+
+    source = Labelled("test", [caption[2:] for caption in TINY_CAPTIONS[:3]], ("a {}",), "accuracy", loader)
+    model = Model("made-up", "filip", 32, filip, filip, {"image": "i", "text": "t"}, {})
+    templates = ["a {} on the dog", "a {}"]
+    assert zero_shot(model, source, templates, Settings())["top1"] == 1.0
+
+
+@torch.no_grad()
+def test_a_saved_model_is_the_same(filip, tmp_path):
+    filip.save(tmp_path / "filip.safetensors")
+    again = FILIP.load(tmp_path / "filip.safetensors").eval()
+    ids = filip.tokenizer([PROMPTS[0][0]])
+    assert torch.equal(again.encode_image(IMAGES), filip.encode_image(IMAGES))
+    assert torch.equal(again.encode_text(ids), filip.encode_text(ids))
+
+
+def test_the_loss_is_late_interaction_alone_and_every_parameter_learns(tmp_path):
+    torch.manual_seed(0)
+    module = FILIPPretraining(tiny_architecture(tmp_path), token_dim=12, keys=3, warmup_steps=2)
+    ids = module.clip.tokenizer(list(TINY_CAPTIONS), longest=True)
+    batch = {"image": torch.randn(6, 3, 32, 32), "text": ids, "caption_id": torch.arange(6)}
+    tokens = module.clip.image_tokens(batch["image"]), module.clip.text_tokens(ids), caption_mask(ids)
+    expected = late_interaction(*tokens, module.clip.logit_scale.exp(), keys=3)
+    loss = module.loss(batch)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("options", [{"keys": 0}, {"token_dim": 0}])
+def test_senseless_settings_are_refused(tmp_path, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} 0 must be at least 1"):
+        FILIPPretraining(tiny_architecture(tmp_path), **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_smoke_overlay_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    assert main(["fit", "-c", "mlip/filip.yaml", "-c", "mlip/smoke.yaml"]) == 0

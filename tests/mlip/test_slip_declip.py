@@ -1,0 +1,172 @@
+"""SLIP and DeCLIP: each term of a batch against its own computation, and short runs of the recipes."""
+
+import math
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+from common.cli import main
+from common.clip import CLIP
+from common.testing import TINY_CAPTIONS, tiny_architecture
+from mlip.declip import DeCLIPPretraining
+from mlip.self_supervision import simclr
+from mlip.slip import SLIPPretraining
+from tests.readme import ROOT
+
+SLIP = {"hidden_width": 12, "projection_width": 6}
+DECLIP = {"neighbour_queue": 8}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a training of the tiny CLIP's sizes."""
+    architecture = tiny_architecture(tmp_path)
+
+    def build(training, **options):
+        torch.manual_seed(0)
+        return training(architecture, warmup_steps=2, **options)
+
+    return build
+
+
+def pairs(views, count=6):
+    """Captioned pictures with further views, and the captions once more in another order of words."""
+    generator = torch.Generator().manual_seed(1)
+    tokenizer = CLIP.tiny().tokenizer
+    pictures = [torch.randn(count, 3, 32, 32, generator=generator) for _ in range(1 + views)]
+    return {
+        "image": pictures[0],
+        "image_views": pictures[1:],
+        "text": tokenizer([f"{caption} on the dog" for caption in TINY_CAPTIONS[:count]], longest=True),
+        "text_view": tokenizer([f"the dog on {caption}" for caption in TINY_CAPTIONS[:count]], longest=True),
+        "caption_id": torch.arange(count),
+    }
+
+
+def cross_entropy(image, text, scale):
+    """Symmetric InfoNCE by loops over unit rows."""
+    terms = []
+    for rows, columns in ((image, text), (text, image)):
+        for place, row in enumerate(rows):
+            mass = [math.exp(float(scale * (row @ column))) for column in columns]
+            terms.append(-math.log(mass[place] / sum(mass)))
+    return sum(terms) / len(terms)
+
+
+@torch.no_grad()
+def test_slips_terms(make):
+    module, batch = make(SLIPPretraining, **SLIP), pairs(2)
+    terms = module.losses(batch)
+    clip = module.clip
+    scale = clip.logit_scale.exp()
+    expected = cross_entropy(clip.encode_image(batch["image"]), clip.encode_text(batch["text"]), scale)
+    assert float(terms["clip"]) == pytest.approx(expected, rel=1e-4)
+    vit, projections = clip.image_tower.vit, []
+    for view in batch["image_views"]:
+        x = vit.ln_post(vit.run_blocks(vit.embed(view)))[:, 0]  # before CLIP's projection
+        for layer in (0, 3):
+            x = module.projector[layer](x)
+            x = F.relu((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt())
+        projections.append(module.projector[6](x))
+    torch.testing.assert_close(terms["simclr"], simclr(*projections), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(module.loss(batch), terms["clip"] + terms["simclr"], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_declips_terms(make, monkeypatch):
+    module, batch = make(DeCLIPPretraining, **DECLIP), pairs(1)
+    chosen = torch.zeros_like(batch["text"], dtype=torch.bool)
+    chosen[:, 2] = True
+    corrupted = batch["text"].masked_fill(chosen, module.masked.mask_id)
+    monkeypatch.setattr(module.masked, "corrupt", lambda ids: (corrupted, chosen))
+    queue = module.neighbours.queue.clone()
+    terms = module.losses(batch)
+
+    clip, tower = module.clip, module.clip.text_tower
+    raw = [clip.encode_image(view, normalize=False) for view in (batch["image"], *batch["image_views"])]
+    images, scale = [F.normalize(view, dim=-1) for view in raw], clip.logit_scale.exp()
+    hidden = module.masked.hidden(tower, corrupted)
+    plain = hidden[torch.arange(6), batch["text"].argmax(1)] @ tower.text_projection  # of the corrupted caption
+    texts = [F.normalize(plain, dim=-1), clip.encode_text(batch["text_view"])]
+    expected = sum(cross_entropy(image, text, scale) for image in images for text in texts) / 4
+    assert float(terms["clip"]) == pytest.approx(expected, rel=1e-4)
+
+    losses = []
+    for text in texts:
+        neighbours = queue[(text @ queue.T).argmax(1)]
+        losses += [F.cross_entropy(scale * image @ neighbours.T, torch.arange(6)) for image in images]
+    torch.testing.assert_close(terms["neighbour"], sum(losses) / 4, atol=1e-4, rtol=1e-4)
+    newest = torch.cat([texts[1], texts[0]])[-8:]  # the rewritten captions enter first
+    stored = {tuple(row) for row in module.neighbours.queue.round(decimals=4).tolist()}
+    assert stored == {tuple(row) for row in newest.round(decimals=4).tolist()}
+
+    torch.testing.assert_close(terms["simsiam"], module.simsiam(*raw), atol=1e-4, rtol=1e-4)
+    logits = module.masked.head(hidden[:, 2])
+    torch.testing.assert_close(terms["masking"], F.cross_entropy(logits, batch["text"][:, 2]), atol=1e-4, rtol=1e-4)
+    weights = {"clip": 0.4, "neighbour": 0.2, "simsiam": 0.2, "masking": 0.2}
+    assert module.weights == weights and terms.keys() == weights.keys()
+
+
+@pytest.mark.parametrize("off", ["neighbour", "simsiam", "masking"])
+def test_a_term_of_declip_can_be_left_out(make, off):
+    module = make(DeCLIPPretraining, **DECLIP, **{f"{off}_weight": 0.0})
+    assert module.losses(pairs(1)).keys() == {"clip", "neighbour", "simsiam", "masking"} - {off}
+
+
+@pytest.mark.parametrize(("training", "options", "views"), [(SLIPPretraining, SLIP, 2), (DeCLIPPretraining, DECLIP, 1)])
+def test_every_parameter_learns_and_a_batch_in_parts_is_the_same(make, training, options, views):
+    gradients = []
+    for parts in (1, 2):
+        module = make(training, **options, parts=parts)
+        torch.manual_seed(3)  # of the masked words
+        module.loss(pairs(views)).backward()
+        gradients.append({name: p.grad for name, p in module.named_parameters() if p.requires_grad})
+        assert not [name for name, gradient in gradients[-1].items() if gradient is None]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("training", "options", "message"),
+    [
+        (SLIPPretraining, {"simclr_weight": 0.0}, "simclr_weight 0.0 must be positive"),
+        (SLIPPretraining, {"temperature": -0.1}, "temperature -0.1 must be positive"),
+        (DeCLIPPretraining, {"clip_weight": 0.0}, "clip_weight 0.0 must be positive"),
+        (DeCLIPPretraining, {"simsiam_weight": -1.0}, "simsiam_weight -1.0 is negative"),
+    ],
+)
+def test_senseless_settings_are_refused(make, training, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(training, **options)
+
+
+def test_missing_views_are_said_with_the_setting_that_makes_them(make):
+    slip, declip, batch = make(SLIPPretraining, **SLIP), make(DeCLIPPretraining, **DECLIP), pairs(1)
+    with pytest.raises(ValueError, match=r"SLIP reads 2 further views .* image_views: \[mocov2, mocov2\]"):
+        slip.losses(batch)
+    with pytest.raises(ValueError, match="text_view: eda"):
+        declip.losses({name: value for name, value in batch.items() if name != "text_view"})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["slip", "declip"])
+def test_the_smoke_overlay_runs_them(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(ROOT)
+    small = {"slip": ["--model.hidden_width", "16"], "declip": ["--model.neighbour_queue", "16"]}[name]
+    assert main(["fit", "-c", f"mlip/{name}.yaml", "-c", "mlip/smoke.yaml", *small]) == 0
+    (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
+    arguments = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
+    assert "frequency_weight" not in arguments  # only what the class takes
+
+
+@pytest.mark.parametrize("name", ["slip", "declip"])
+def test_recipes_state_cui_and_others_settings(name):
+    recipe = yaml.safe_load((ROOT / f"mlip/{name}.yaml").read_text())
+    model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
+    assert model["learning_rate"] == {"slip": 5e-4, "declip": 1e-3}[name] and model["warmup_steps"] == 2500
+    assert model["weight_decay"] == {"slip": 0.5, "declip": 0.1}[name]
+    assert data["image_views"] == ["mocov2"] * {"slip": 2, "declip": 1}[name]
+    assert data["augmentation"] == {"slip": "slip", "declip": "mocov2"}[name]
