@@ -12,10 +12,10 @@ from open_clip.transformer import (
     ResidualAttentionBlock,
     VisionTransformer,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.adapters.tower import AdaptedBlock, AdaptedTower, mean_of
+from common.adapters.tower import AdaptedBlock, AdaptedTower, PatchMap, mean_of
 
 
 class OpenClipBlock(AdaptedBlock):
@@ -55,6 +55,8 @@ class OpenClipTower(AdaptedTower):
     ValueError: a pooling without an embedding ("none"), or one of CoCa's two that open_clip calls unfinished.
     """
 
+    stem = ("conv1", "class_embedding", "positional_embedding")
+
     def __init__(self, source: VisionTransformer) -> None:
         if getattr(source, "attn_pool_contrastive", None) is not None:
             raise ValueError(f"attentional_pool {source.attn_pool_type!r} is unfinished in open_clip; use true")
@@ -78,6 +80,14 @@ class OpenClipTower(AdaptedTower):
         class_token = source.class_embedding.expand(images.shape[0], 1, -1).to(patches.dtype)
         x = torch.cat([class_token, patches], dim=1) + source.positional_embedding.to(patches.dtype)
         return source.ln_pre(x)
+
+    @property
+    def ln_pre(self) -> nn.Module:
+        return self.source.ln_pre
+
+    def patch_map(self) -> PatchMap:
+        first, positions = self.source.positional_embedding.tensor_split([1])
+        return PatchMap(self.source.conv1.weight, positions, self.source.class_embedding + first[0])
 
     def pool(self, x: Tensor, sizes: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         source = self.source

@@ -8,14 +8,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from timm.layers import AttentionPoolLatent, apply_rot_embed_cat
+from timm.layers import AttentionPoolLatent, PatchEmbed, apply_rot_embed_cat
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.adapters.tower import AdaptedBlock, AdaptedTower, Reader, mean_of, no_class_attention
+from common.adapters.tower import AdaptedBlock, AdaptedTower, PatchMap, Reader, mean_of, no_class_attention
 
 
 class TimmBlock(AdaptedBlock):
@@ -142,6 +142,8 @@ class TimmTower(AdaptedTower):
     ValueError: a part that the adapters do not know, by its name.
     """
 
+    stem = ("patch_embed", "cls_token", "reg_token", "pos_embed")
+
     def __init__(self, trunk: nn.Module, head: nn.Module | None = None) -> None:
         _check(trunk)
         leading, map_head = trunk.num_prefix_tokens, getattr(trunk, "attn_pool", None)
@@ -164,11 +166,11 @@ class TimmTower(AdaptedTower):
             leading=leading,
             reads_class=map_head is None and trunk.global_pool == "token",
         )
-        self.trunk, self.head = trunk, head or nn.Identity()
+        self.source, self.head = trunk, head or nn.Identity()
 
     def embed(self, images: Tensor) -> Tensor:
         self.check_size(images)
-        trunk, patches = self.trunk, self.trunk.patch_embed(images)
+        trunk, patches = self.source, self.source.patch_embed(images)
         if isinstance(trunk, VisionTransformerRelPos):
             if trunk.cls_token is None:
                 return patches
@@ -176,8 +178,29 @@ class TimmTower(AdaptedTower):
         x = trunk._pos_embed(patches)
         return trunk.norm_pre(x[0] if isinstance(trunk, Eva) else x)
 
+    @property
+    def ln_pre(self) -> nn.Module:
+        return getattr(self.source, "norm_pre", nn.Identity())
+
+    def patch_map(self) -> PatchMap:
+        stem, positions = self.source.patch_embed, getattr(self.source, "pos_embed", None)
+        if self.positional or positions is None:
+            raise ValueError("rotary and relative positions know no token that covers several patches")
+        if not isinstance(stem, PatchEmbed) or not isinstance(stem.norm, nn.Identity):
+            raise ValueError(f"its patches come from {type(stem).__name__}, which is not one linear map")
+        if self.leading > 1:
+            raise ValueError(f"it has {self.leading - 1} registers beside the class token")
+        class_token, positions = self.source.cls_token, positions[0]
+        if class_token is not None:
+            class_token = class_token[0, 0]
+            if not self.source.no_embed_class:
+                class_token, positions = class_token + positions[0], positions[1:]
+        if stem.proj.bias is not None:
+            positions = positions + stem.proj.bias
+        return PatchMap(stem.proj.weight, positions, class_token)
+
     def pool(self, x: Tensor, sizes: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        trunk, x = self.trunk, self.trunk.norm(x)
+        trunk, x = self.source, self.source.norm(x)
         first = 0 if isinstance(trunk, Eva) else self.leading  # Eva's pooling head reads leading tokens too
         if getattr(trunk, "attn_pool", None) is not None:
             pooled = trunk.attn_pool(x[:, first:], *([] if bias is None else [bias[..., first:]]))

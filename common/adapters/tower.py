@@ -10,7 +10,9 @@ Dropout of patches is left out, since it would hide from a reducer which patches
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,18 @@ from common.tower import BlockTower, KVCache, fused_attention
 
 Reader = Callable[[Tensor], Tensor]
 """Attention logits [B,H,N] of a pooling head's query to tokens x [B,N,D] that enter a block."""
+
+
+class PatchMap(NamedTuple):
+    """How a tower embeds patches by one linear map.
+
+    weight: [D,3,p,p], of patches of p pixels a side.  positions: [g²,D], with the map's bias.
+    class_token: [D], with its position; None: there is none.
+    """
+
+    weight: Tensor
+    positions: Tensor
+    class_token: Tensor | None
 
 
 class AdaptedBlock(nn.Module):
@@ -112,11 +126,15 @@ class AdaptedBlock(nn.Module):
 class AdaptedTower(BlockTower):
     """An image tower of another library: the original's modules behind ``embed``, ``run_blocks`` and ``pool``.
 
+    source: the module that holds the original's parts, of which ``stem`` names those that embed.
     image_size, patch_size: S, and the side of a patch in pixels.  grid: g.  width, embed_dim: D, E.
     leading: P.  reads_class: the embedding reads the class token alone.
     positional: see ``AdaptedBlock``.
     ValueError: the grid is not square.
     """
+
+    source: nn.Module
+    stem: tuple[str, ...]
 
     def __init__(
         self,
@@ -147,6 +165,22 @@ class AdaptedTower(BlockTower):
     def embed(self, images: Tensor) -> Tensor:
         """images [B,3,S,S], normalised as the original expects them, -> tokens [B,P+g²,D], leading tokens first."""
         raise NotImplementedError
+
+    @property
+    def ln_pre(self) -> nn.Module:
+        """The norm that tokens pass before the first block; an identity where there is none."""
+        raise NotImplementedError
+
+    def patch_map(self) -> PatchMap:
+        """How patches are embedded. ValueError: not by one linear map and a position for each patch; it says why."""
+        raise NotImplementedError
+
+    def without_stem(self) -> AdaptedTower:
+        """A copy of the blocks and the pooling, for tokens that are embedded elsewhere."""
+        copied = copy.deepcopy(self)
+        for name in self.stem:
+            setattr(copied.source, name, None)
+        return copied
 
     def pool(self, x: Tensor, sizes: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [B,N,D] after the last block -> joint embedding [B,E].

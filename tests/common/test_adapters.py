@@ -116,9 +116,9 @@ def test_class_attention_is_the_row_of_the_class_token_or_of_the_pooling_query(n
     ReducedTower(tower, {(1, "middle"): look})(pictures(tower))
     x, block = tower.run_blocks(tower.embed(pictures(tower)), stop=1), tower.transformer.resblocks[1]
     if name == "SigLIP":
-        pool = tower.trunk.attn_pool
+        pool = tower.source.attn_pool
         query = pool.q(pool.latent[0]).unflatten(-1, (2, 16)).transpose(0, 1)
-        key = pool.kv(tower.trunk.norm(x))[..., :32].unflatten(-1, (2, 16)).transpose(1, 2)
+        key = pool.kv(tower.source.norm(x))[..., :32].unflatten(-1, (2, 16)).transpose(1, 2)
         logits = query @ key.transpose(-1, -2) / 4
     else:
         query, key, _ = block.project(x)

@@ -136,7 +136,7 @@ def test_any_changed_weight_changes_the_digest():
 
 @torch.no_grad()
 def test_an_open_clip_model_gives_its_image_tower_to_reducers(small):
-    name, model, weights = small
+    name, _, weights = small
     loaded = load_model(name, weights, quick_gelu=False)
     images = torch.randn(2, 3, 32, 32)  # its normalisation is CLIP's
     reduced = ReducedTower(loaded.images.image_tower, {})
