@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.adapters import AdaptedTower, adapt
 from common.clip import MEAN, STD, read_record, read_state_dict, tag_quick_gelu
 from common.conditions import digest, state_digest
 from common.directory import TEXT, WEIGHTS, is_directory
@@ -21,6 +22,7 @@ from common.directory import read as read_directory
 from common.network import LOCAL_WEIGHTS, downloads
 from common.packaged import packaged_model
 from common.text_model import TextModel
+from common.tower import ImageTower
 
 GROUP = "effclip.models"
 """The entry-point group of the model types that may be loaded."""
@@ -183,6 +185,14 @@ class OpenClip(nn.Module):
     def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
         """ids [B,T] -> embeddings [B,E], of length 1 if ``normalize``."""
         return self.model.encode_text(ids, normalize=normalize)
+
+    @property
+    def image_tower(self) -> ImageTower | AdaptedTower:
+        """Its image tower for reducers, for pictures with this model's own normalisation.
+
+        ValueError: an architecture that ``common.adapters.adapt`` refuses.
+        """
+        return adapt(self.model)
 
     @property
     def logit_scale(self) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.adapters.tower import AdaptedBlock, AdaptedTower
 from common.tower import Block, ImageTower, KVCache, class_logits
 
 Place = int | tuple[int, str]
@@ -32,6 +33,9 @@ class ReductionContext:
     sizes: [B,K], the number of patches in each token; None: one patch each.
     leading: number of tokens before the patches that no reducer changes (the class token).
     trailing: number of tokens after the patches that no reducer changes (prompts).
+    centres: [B,K,2], the row and column of each token; of a merged one the mean of its parts', weighted as they are.
+        None in a tower whose attention does not depend on where tokens stand.
+    grid: g, the patches a side; read with ``centres``.
     bias: additive attention mask [B,1,1,N] for all later attention over the tokens, or None. It does not cover
         cached tokens.
     block: the block at which the reducer runs.
@@ -44,8 +48,10 @@ class ReductionContext:
     sizes: Tensor | None = None
     leading: int = 1
     trailing: int = 0
+    centres: Tensor | None = None
+    grid: int = 0
     bias: Tensor | None = None
-    block: Block | None = None
+    block: Block | AdaptedBlock | None = None
     entered: Tensor | None = None
     keys: Tensor | None = None
     past: Tensor | None = None
@@ -68,16 +74,33 @@ class ReductionContext:
             row = bias[:, 0, 0, :, None]
             bias = self.with_patches(row, self.patches(row).gather(1, kept[..., None]))[:, None, None, :, 0]
         sizes = None if self.sizes is None else self.sizes.gather(1, kept)
-        return x, replace(self, positions=self.positions.gather(1, kept), sizes=sizes, bias=bias)
+        centres = None if self.centres is None else self.centres.gather(1, kept[..., None].expand(-1, -1, 2))
+        return x, replace(self, positions=self.positions.gather(1, kept), sizes=sizes, centres=centres, bias=bias)
+
+    @property
+    def places(self) -> Tensor | None:
+        """Where tokens stand for rotary and relative positions: long [B,K], places in the grid; None without centres.
+
+        A merged token stands at the patch nearest to its centre.
+        """
+        if self.centres is None:
+            return None
+        row, column = self.centres.round().long().unbind(-1)
+        return row * self.grid + column
 
     def class_attention(self) -> Tensor:
         """Attention [B,K] of the class token to the patch tokens in this block, averaged over heads.
 
-        The softmax runs over all M+N tokens; ``class_logits`` computes this one row cheaply.
+        The softmax runs over all M+N tokens; ``class_logits`` computes this one row cheaply. In a tower without a
+        class token, the query of its pooling head stands for it.
+        ValueError: the tower has neither.
         """
         assert self.block is not None and self.entered is not None, "only a reducer at a block has class attention"
         x = self.entered
-        logits = class_logits(self.block.attn, self.block.ln_1(x), self.past)
+        if isinstance(self.block, AdaptedBlock):
+            logits = self.block.class_logits(x, self.keys, self.past, self.places)
+        else:
+            logits = class_logits(self.block.attn, self.block.ln_1(x), self.past)
         if self.bias is not None:
             logits = logits + F.pad(self.bias[:, 0], (logits.shape[-1] - x.shape[1], 0))
         weights = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32)).mean(1)
@@ -88,7 +111,7 @@ Reducer = Callable[[Tensor, ReductionContext], tuple[Tensor, ReductionContext]]
 
 
 def run_reduced(
-    blocks: Iterable[Block],
+    blocks: Iterable[Block | AdaptedBlock],
     x: Tensor,
     context: ReductionContext,
     reducers: Mapping[Place, Reducer],
@@ -112,13 +135,14 @@ def run_reduced(
         mask = context.bias
         if mask is not None and past is not None:
             mask = F.pad(mask, (past.shape[2], 0))
+        where = {} if context.centres is None else {"places": context.places}
         # 3. Without a reducer in its middle, the block runs whole.
         if middle is None:
-            x = block(x, mask, cache, layer)
+            x = block(x, mask, cache, layer, **where)
             continue
         # 4. Otherwise attention runs first and leaves its keys in a cache; the reducer sees its output and the keys.
         block_cache = KVCache() if cache is None else cache
-        entered, x = x, block.attend(x, mask, block_cache, layer)
+        entered, x = x, block.attend(x, mask, block_cache, layer, **where)
         keys = block_cache.keys(layer)[:, :, -x.shape[1] :]
         x, context = middle(x, replace(context, block=block, entered=entered, keys=keys, past=past))
         # 5. The feed-forward half runs on the tokens that are left.
@@ -139,11 +163,12 @@ def check_places(places: Iterable[Place], layers: int) -> None:
 class ReducedTower(nn.Module):
     """An image tower that runs reducers between its blocks; without reducers it equals the tower.
 
+    tower: one of this suite, or another library's by ``common.adapters.adapt``.
     reducers: by their ``Place``; those that are modules become submodules of this tower.
     ValueError: a place that the tower does not have.
     """
 
-    def __init__(self, tower: ImageTower, reducers: Mapping[Place, Reducer]) -> None:
+    def __init__(self, tower: ImageTower | AdaptedTower, reducers: Mapping[Place, Reducer]) -> None:
         super().__init__()
         check_places(reducers, len(tower.transformer.resblocks))
         self.tower, self.reducers = tower, dict(reducers)
@@ -153,11 +178,19 @@ class ReducedTower(nn.Module):
         """images [B,3,S,S] -> tokens [B,N',D] after the last block, and their context."""
         x = self.tower.embed(images)
         places = torch.arange(self.tower.grid**2, device=x.device).expand(x.shape[0], -1)
-        return run_reduced(self.tower.transformer.resblocks, x, ReductionContext(places), self.reducers)
+        context = ReductionContext(places, leading=self.tower.leading)
+        if isinstance(self.tower, AdaptedTower) and self.tower.positional:
+            grid = self.tower.grid
+            centres = torch.stack([places // grid, places % grid], dim=-1).to(x.dtype)
+            context = replace(context, centres=centres, grid=grid)
+        return run_reduced(self.tower.transformer.resblocks, x, context, self.reducers)
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> z [B,E], not normalised."""
-        return self.tower.pool(self.run(images)[0])
+        x, context = self.run(images)
+        if isinstance(self.tower, AdaptedTower):
+            return self.tower.pool(x, context.sizes, context.bias)
+        return self.tower.pool(x)
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """images [B,3,S,S] -> z [B,E], of length 1 unless ``normalize`` is False."""

@@ -273,6 +273,8 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
 class ImageTower(BlockTower):
     """CLIP's vision transformer: patches and a class token -> blocks -> joint embedding of the class token."""
 
+    leading = 1  # the class token
+
     def __init__(
         self,
         image_size: int,
@@ -300,6 +302,21 @@ class ImageTower(BlockTower):
         self.transformer = Transformer(width, layers, heads, mlp_ratio, quick_gelu)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.proj.shape[0]
+
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+        return self.proj.shape[1]
+
+    @property
+    def hidden(self) -> int:
+        """The width of a block's hidden layer."""
+        return self.transformer.resblocks[0].mlp.c_fc.out_features
 
     def embed(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> tokens [B,1+g²,D], class token first, after positional embeddings and ``ln_pre``.

@@ -107,10 +107,14 @@ class Merging:
         with torch.no_grad():
             importance = context.class_attention()
         kept, gone, into = pair_tokens(patches, importance, keep)
+        centres = context.centres
+        if centres is not None:
+            centres, _ = combine(centres, sizes, kept, gone, into)
         merged, sizes = combine(patches, sizes, kept, gone, into)
         x, context = context.select(x, kept)
         bias = context.bias
         if self.proportional:
             bias = F.pad(sizes.log(), (context.leading, context.trailing)).to(x.dtype)[:, None, None]
         positions = context.positions.scatter(1, into, -1)
-        return context.with_patches(x, merged), replace(context, positions=positions, sizes=sizes, bias=bias)
+        context = replace(context, positions=positions, sizes=sizes, centres=centres, bias=bias)
+        return context.with_patches(x, merged), context

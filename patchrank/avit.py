@@ -54,6 +54,8 @@ class AViTTower(nn.Module):
         super().__init__()
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon {epsilon} is not in (0, 1)")
+        if not isinstance(tower, ImageTower):
+            raise ValueError(f"A-ViT trains this suite's ImageTower; {type(tower).__name__} is another library's")
         self.tower = copy.deepcopy(tower)
         self.scale, self.shift, self.epsilon = scale, shift, epsilon
 

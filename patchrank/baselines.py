@@ -111,7 +111,12 @@ class EViT(nn.Module):
         positions = F.pad(remaining.positions, (0, 1), value=-1)
         sizes = _sizes(context)
         fused_size = sizes.scatter(1, kept, 0.0).sum(1, keepdim=True)
-        return x, replace(remaining, positions=positions, sizes=torch.cat([sizes.gather(1, kept), fused_size], dim=1))
+        centres = remaining.centres
+        if centres is not None:
+            fused_centre = weights.to(centres.dtype)[:, None] @ context.centres
+            centres = torch.cat([centres, fused_centre], dim=1)
+        sizes = torch.cat([sizes.gather(1, kept), fused_size], dim=1)
+        return x, replace(remaining, positions=positions, sizes=sizes, centres=centres)
 
 
 def bipartite_soft_matching(keys: Tensor, merged: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,8 +171,9 @@ class ToMe(nn.Module):
         # A token that nothing was merged into keeps its position.
         alone = join(torch.ones_like(positions)[..., None]) == 1
         positions = join(positions[..., None]).where(alone, -1).squeeze(-1)
+        centres = None if context.centres is None else join(context.centres * weights) / joined
         bias = _log_sizes(context, x, joined) if self.proportional else context.bias
-        return x, replace(context, positions=positions, sizes=joined.squeeze(-1), bias=bias)
+        return x, replace(context, positions=positions, sizes=joined.squeeze(-1), centres=centres, bias=bias)
 
 
 def _sizes(context: ReductionContext) -> Tensor:

@@ -7,6 +7,9 @@ The paper runs the tower once for every variant. The variants share much, so the
 * the blocks before the prune layer see all tokens and run once for an image;
 * the queries, keys and values of the first block after it are computed once too, since they do not mix tokens;
 * only the class token of the last block is read, so its keys and values need not be formed (``class_step``).
+
+A tower of another library (``common.adapters``) is ranked the same way. Its last block computes all its keys and
+values, and all its tokens where the embedding is pooled from them.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from common.adapters import AdaptedBlock, AdaptedTower
 from common.tower import Block, ImageTower, class_logits, fused_attention
 from patchrank.scores import Score, check_score, grid_blocks, removal_costs, token_scores
 
@@ -39,7 +42,7 @@ class GoldenRanking(NamedTuple):
 
 @torch.no_grad()
 def golden_ranking(
-    tower: ImageTower,
+    tower: ImageTower | AdaptedTower,
     images: Tensor,
     score: Score = "feature",
     *,
@@ -75,7 +78,7 @@ def golden_ranking(
     _check_rounds(rounds, removed_per_round, tokens)
     if memory is None:
         memory = 2**24 if images.device.type == "cpu" else 2**30
-    size = _variants_in(memory, tower, tokens + 1, images.element_size())
+    size = _variants_in(memory, tower, tokens + tower.leading, images.element_size())
     label_parts = repeat(None) if labels is None else labels.to(images.device).split(size)
     rankings = []
     for part, part_labels in zip(images.split(size), label_parts, strict=False):  # repeat has no end
@@ -104,14 +107,13 @@ def _check_rounds(rounds: int, removed_per_round: int | None, tokens: int) -> No
         )
 
 
-def _variants_in(memory: int, tower: ImageTower, tokens: int, itemsize: int) -> int:
+def _variants_in(memory: int, tower: ImageTower | AdaptedTower, tokens: int, itemsize: int) -> int:
     """How many variants of K tokens fit into ``memory`` bytes, at least one.
 
     The widest place of a block holds its input, the norm of it, and one of two: queries, keys, values, the mixed
     values and their projection (7 D in all), or the hidden layer and its projection (3 D and the hidden width).
     """
-    width, hidden = tower.proj.shape[0], tower.transformer.resblocks[0].mlp.c_fc.out_features
-    return max(1, memory // (tokens * itemsize * max(7 * width, 3 * width + hidden)))
+    return max(1, memory // (tokens * itemsize * max(7 * tower.width, 3 * tower.width + tower.hidden)))
 
 
 def _greedy_search(
@@ -146,16 +148,15 @@ def _greedy_search(
 class Variants:
     """Embeddings of images [B,3,S,S] without some of their tokens; what the variants share is computed once.
 
-    x: [B,1+N,D], the tokens that enter block ``layer``, where some are removed.
+    x: [B,P+N,D], the tokens that enter block ``layer``, where some are removed; P leading ones, as the class token.
     """
 
-    def __init__(self, tower: ImageTower, images: Tensor, layer: int, memory: int) -> None:
+    def __init__(self, tower: ImageTower | AdaptedTower, images: Tensor, layer: int, memory: int) -> None:
         self.tower, self.layer, self.memory = tower, layer, memory
         self.x = tower.run_blocks(tower.embed(images), stop=layer)
-        first = tower.transformer.resblocks[layer]
         self.is_last = layer == len(tower.transformer.resblocks) - 1
         if not self.is_last:
-            self.qkv = first.attn.project(first.ln_1(self.x))
+            self.qkv = _project(tower.transformer.resblocks[layer], self.x)
 
     def full(self) -> Tensor:
         """z [B,E] of the images with all their tokens."""
@@ -175,31 +176,62 @@ class Variants:
         image, kept = computed.nonzero()[:, 0], (remaining[:, None] & ~removed)[computed]  # [V], [V,N]
         # Variants of one length run together, as dense batches.
         counts = kept.sum(1)
-        z = self.x.new_empty(len(image), self.tower.proj.shape[1])  # [V,E]
+        z = self.x.new_empty(len(image), self.tower.embed_dim)  # [V,E]
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero().squeeze(1)
             patches = kept[rows].nonzero()[:, 1].view(len(rows), count)
-            size = _variants_in(self.memory, self.tower, count + 1, self.x.element_size())
+            size = _variants_in(self.memory, self.tower, count + self.tower.leading, self.x.element_size())
             for batch_rows, batch_patches in zip(rows.split(size), patches.split(size), strict=True):
-                z[batch_rows] = self.embed(image[batch_rows], F.pad(batch_patches + 1, (1, 0)))  # 0: class token
+                z[batch_rows] = self.embed(image[batch_rows], self._with_leading(batch_patches))
         # Back to [B,W,E], every window with the embedding of its first equal.
         out = z.new_zeros(batch, windows, z.shape[1])
         out[computed] = z
         return out.gather(1, first_equal[..., None].expand_as(out))
 
+    def _with_leading(self, patches: Tensor) -> Tensor:
+        """Indices of tokens [V,P+K] from those of patches [V,K]."""
+        first = torch.arange(self.tower.leading, device=patches.device).expand(len(patches), -1)
+        return torch.cat([first, patches + self.tower.leading], dim=1)
+
     def embed(self, image: Tensor, tokens: Tensor) -> Tensor:
-        """z [V,E] of ``image`` (long [V], rows of x) with only ``tokens`` (long [V,K], class token first)."""
+        """z [V,E] of ``image`` (long [V], rows of x) with only ``tokens`` (long [V,P+K], leading ones first)."""
         flat = (image[:, None] * self.x.shape[1] + tokens).flatten()
         x = self.x.flatten(0, 1).index_select(0, flat).unflatten(0, tokens.shape)
         blocks = self.tower.transformer.resblocks
+        where = {}
+        if isinstance(self.tower, AdaptedTower) and self.tower.positional:
+            where = {"places": tokens[:, self.tower.leading :] - self.tower.leading}
         if not self.is_last:
-            first = blocks[self.layer]
             qkv = self.qkv.flatten(0, 1).index_select(0, flat).unflatten(0, tokens.shape)
-            query, key, value = qkv.unflatten(-1, (3, first.attn.heads, -1)).permute(2, 0, 3, 1, 4)
-            mixed = fused_attention(query, key, value).transpose(1, 2).flatten(2)
-            x = first.feed_forward(x + first.attn.out_proj(mixed))
-            x = self.tower.run_blocks(x, self.layer + 1, len(blocks) - 1)
-        return self.tower.pool(class_step(blocks[-1], x))
+            x = _after_projection(blocks[self.layer], x, qkv, **where)
+            x = self.tower.run_blocks(x, self.layer + 1, len(blocks) - 1, **where)
+        return self.tower.pool(self._last(blocks[-1], x, **where))
+
+    def _last(self, block: Block | AdaptedBlock, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """What pooling reads of x [V,P+K,D] after the last block: its first tokens where that is the class token."""
+        if not isinstance(block, AdaptedBlock):
+            return class_step(block, x)
+        if not self.tower.reads_class:
+            return block(x, places=places)
+        query, key, value = block.project(x, places)
+        return block.feed_forward(block.mix(x[:, :1], query[:, :, :1], key, value, places=places))
+
+
+def _project(block: Block | AdaptedBlock, x: Tensor) -> Tensor:
+    """Queries, keys and values [B,N,3,H,d] of x [B,N,D]."""
+    if isinstance(block, AdaptedBlock):
+        return torch.stack(block.project(x)).permute(1, 3, 0, 2, 4)
+    qkv = block.attn.project(block.ln_1(x))
+    return qkv.unflatten(-1, (3, block.attn.heads, -1))
+
+
+def _after_projection(block: Block | AdaptedBlock, x: Tensor, qkv: Tensor, places: Tensor | None = None) -> Tensor:
+    """The rest of a block on x [V,N,D] with its queries, keys and values [V,N,3,H,d]."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    if isinstance(block, AdaptedBlock):
+        return block.feed_forward(block.mix(x, query, key, value, places=places))
+    mixed = fused_attention(query, key, value).transpose(1, 2).flatten(2)
+    return block.feed_forward(x + block.attn.out_proj(mixed))
 
 
 def golden_macs(
@@ -216,9 +248,12 @@ def golden_macs(
 
     Exact for one round. The cost of later rounds depends on the image, since windows may be equal or have lost
     tokens. They count here with windows that each remove a single token, which is an upper bound.
+    ValueError: a tower of another library, whose blocks have other parts.
     """
-    width, layers = tower.proj.shape[0], len(tower.transformer.resblocks)
-    perceptron = 2 * width * tower.transformer.resblocks[0].mlp.c_fc.out_features
+    if not isinstance(tower, ImageTower):
+        raise ValueError(f"{type(tower).__name__} has other parts than CLIP's ViT; count its ranking by running it")
+    width, layers = tower.width, len(tower.transformer.resblocks)
+    perceptron = 2 * width * tower.hidden
     heads, patches = tower.transformer.resblocks[0].attn.heads, tower.grid**2
     windows = len(grid_blocks(tower.grid, block, stride))
 

@@ -11,6 +11,7 @@ import torch
 from timm.models.mlp_mixer import MixerBlock
 from torch import Tensor, nn
 
+from common.adapters import AdaptedTower
 from common.checkpoints import read_plain, training_arguments
 from common.clip import read_record, read_state_dict, save_model
 from common.tower import ImageTower
@@ -27,27 +28,28 @@ class RankPredictor(nn.Module):
     linear head scores each patch token. The released code feeds the predictor another network's last layer. Here it
     reads the tokens that are about to be pruned, since those cost nothing more.
 
-    width: D.  tokens: 1 + N, fixed by the mixer.
+    width: D.  tokens: P + N, fixed by the mixer.  leading: P, the class token (in other libraries' towers also none,
+        or registers), which gets no score.
     """
 
-    def __init__(self, width: int = 768, tokens: int = 197) -> None:
+    def __init__(self, width: int = 768, tokens: int = 197, leading: int = 1) -> None:
         super().__init__()
-        self.width, self.tokens = width, tokens
+        self.width, self.tokens, self.leading = width, tokens, leading
         self.channels = max(part for part in range(1, CHANNELS + 1) if width % part == 0)
         self.mixer = MixerBlock(self.channels, tokens, mlp_ratio=(0.5, 4.0))
         self.head = nn.Linear(self.channels, 1)
 
     @classmethod
-    def for_tower(cls, tower: ImageTower) -> RankPredictor:
+    def for_tower(cls, tower: ImageTower | AdaptedTower) -> RankPredictor:
         """A predictor with random weights for the tokens of an image tower."""
-        return cls(tower.conv1.out_channels, tower.grid**2 + 1)
+        return cls(tower.width, tower.leading + tower.grid**2, tower.leading)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B,1+N,D], class token first -> scores [B,N]. ValueError: other than the tokens it was built for."""
+        """x [B,P+N,D], leading tokens first -> scores [B,N]. ValueError: other than the tokens it was built for."""
         if x.shape[1:] != (self.tokens, self.width):
             raise ValueError(f"{tuple(x.shape[1:])} tokens given to a predictor for {(self.tokens, self.width)}")
         x = x.unflatten(-1, (self.channels, -1)).mean(-1)
-        return self.head(self.mixer(x)[:, 1:]).squeeze(-1)
+        return self.head(self.mixer(x)[:, self.leading :]).squeeze(-1)
 
 
 def save_predictor(
@@ -58,7 +60,7 @@ def save_predictor(
     save_model(alone, path, {"patchrank": {"prune_layer": prune_layer}}, dtype)
 
 
-def load_predictor(path: str | Path, tower: ImageTower, prune_layer: int) -> RankPredictor:
+def load_predictor(path: str | Path, tower: ImageTower | AdaptedTower, prune_layer: int) -> RankPredictor:
     """The predictor in a checkpoint of ``RankPredictorTraining`` or in a file of ``PatchRankTower`` or its own.
 
     ValueError: no such file, one of another kind, or a predictor of another tower or of another block's tokens.

@@ -129,10 +129,12 @@ def check_depth(prompts: Prompts, tower: BlockTower) -> None:
 def visual_reducers(prompts: Prompts, tower: ImageTower) -> dict[int, Callable]:
     """The image prompts as reducers of ``common.reduction``, by the block before which they enter.
 
-    ValueError: prompts in more layers than the tower has.
+    ValueError: prompts in more layers than the tower has, or a tower of another library.
     """
     if not prompts.visuals:
         return {}
+    if not isinstance(tower, ImageTower):
+        raise ValueError(f"image prompts go with this suite's ImageTower; {type(tower).__name__} is another library's")
     check_depth(prompts, tower)
     deeper = {layer: partial(_replace, prompts=prompts, layer=layer) for layer in range(1, prompts.depth)}
     return {0: partial(_append, prompts=prompts, norm=tower.ln_pre), **deeper}

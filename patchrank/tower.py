@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.adapters import AdaptedTower
 from common.clip import CLIP, load_saved, save_model
 from common.reduction import ReducedTower, Reducer, ReductionContext
 from common.tower import ImageTower
@@ -60,7 +61,7 @@ class PatchRankTower(ReducedTower):
 
     def __init__(
         self,
-        tower: ImageTower,
+        tower: ImageTower | AdaptedTower,
         predictor: RankPredictor | None,
         keep: float,
         prune_layer: int = 3,
@@ -72,10 +73,11 @@ class PatchRankTower(ReducedTower):
         if kept < tokens:
             if predictor is None:
                 raise ValueError(f"keep {keep} prunes, which needs a predictor; give one, or keep 1")
-            if (predictor.tokens, predictor.width) != (tokens + 1, tower.conv1.out_channels):
+            all_tokens = tower.leading + tokens
+            if (predictor.tokens, predictor.width) != (all_tokens, tower.width):
                 raise ValueError(
                     f"a predictor for {predictor.tokens} tokens of width {predictor.width} does not fit a tower with "
-                    f"{tokens + 1} of width {tower.conv1.out_channels}"
+                    f"{all_tokens} of width {tower.width}"
                 )
             pruning[prune_layer] = partial(prune, scores_of=predictor, count=kept)
         prompting = {} if prompts is None else visual_reducers(prompts, tower)
@@ -119,7 +121,10 @@ class PatchRankTower(ReducedTower):
         """Write this tower, as ``exported``, to a self-describing safetensors file.
 
         architecture: that of the CLIP whose image tower this holds.
+        ValueError: the tower is another library's, whose architecture the file cannot describe.
         """
+        if isinstance(self.tower, AdaptedTower):
+            raise ValueError("a tower of another library is not saved here; save its predictor with save_predictor")
         tower = self.exported()
         save_model(tower, path, {"architecture": architecture, "patchrank": tower.record()}, dtype)
 

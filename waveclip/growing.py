@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from waveclip.adapted import AdaptedWaveTower
 from waveclip.tower import WaveTower
 
 
@@ -48,6 +49,9 @@ def _repeated(positions: Tensor, times: int) -> Tensor:
 
 def _check(wave: WaveTower, coarser: WaveTower, new: int) -> None:
     target, source = wave.tokenizer, coarser.tokenizer
+    for tower in (wave, coarser):
+        if isinstance(tower, AdaptedWaveTower):
+            raise ValueError("levels are adopted between towers of this suite; one of these is another library's")
     if new < 1 or source.image_size * 2**new != target.image_size:
         raise ValueError(
             f"a tower of {source.levels} levels at {source.image_size} px cannot begin one of {target.levels} at "

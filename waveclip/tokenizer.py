@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.adapters import AdaptedTower, PatchMap
 from common.tower import ImageTower
 from waveclip.wavelet import Transform, analysis_kernel, check_transform, wavedec2
 
@@ -39,6 +40,17 @@ def check_size(image_size: int, patch_size: int, levels: int) -> None:
         )
 
 
+def patch_map(tower: ImageTower | AdaptedTower) -> PatchMap:
+    """How a tower embeds patches. ValueError: not by one linear map and a position for each patch."""
+    if isinstance(tower, AdaptedTower):
+        try:
+            return tower.patch_map()
+        except ValueError as error:
+            raise ValueError(f"no wavelet tokens for this {type(tower.source).__name__}: {error}") from None
+    first, positions = tower.positional_embedding.tensor_split([1])
+    return PatchMap(tower.conv1.weight, positions, tower.class_embedding + first[0])
+
+
 class WaveletTokenizer(nn.Module):
     """RGB -> YCbCr -> DWT -> patches of every sub-band -> tokens, with positions, bands and class tokens.
 
@@ -62,7 +74,7 @@ class WaveletTokenizer(nn.Module):
 
     def __init__(
         self,
-        tower: ImageTower,
+        tower: ImageTower | AdaptedTower,
         levels: int = 1,
         wavelet: str = "haar",
         shared_class_token: bool = False,
@@ -79,8 +91,8 @@ class WaveletTokenizer(nn.Module):
         self.wavelet, self.transform = wavelet, transform
         self.register_buffer("colour", YCBCR.float(), persistent=False)
         self.register_buffer("kernel", analysis_kernel(wavelet, len(YCBCR)).float(), persistent=False)
-        width = tower.conv1.out_channels
-        weight = tower.conv1.weight.detach()
+        width = tower.width
+        weight, positions, class_token = (None if part is None else part.detach() for part in patch_map(tower))
         teacher = torch.einsum("dcij,ck->dkij", weight.double(), YCBCR.inverse().to(weight.device)).to(weight)
         spread = width**-0.5
 
@@ -93,12 +105,13 @@ class WaveletTokenizer(nn.Module):
         self.coarse = projection(1.0, 1)
         self.details = nn.ParameterList(projection(detail_scale, 3) for _ in range(levels))
         self.band_embedding = nn.Parameter(torch.cat([torch.zeros(1, width), spread * torch.randn(3 * levels, width)]))
-        positions = tower.positional_embedding.detach()
-        class_token = tower.class_embedding.detach() + positions[0]
         if start == "random":
-            class_token, positions = spread * torch.randn(width), spread * torch.randn_like(positions)
-        self.class_tokens = nn.Parameter(class_token.repeat(1 if shared_class_token else levels + 1, 1))
-        self.positions = nn.Parameter(positions[1:].clone())
+            class_token = None if class_token is None else spread * torch.randn(width)
+            positions = spread * torch.randn_like(positions)
+        self.class_tokens = None
+        if class_token is not None:
+            self.class_tokens = nn.Parameter(class_token.repeat(1 if shared_class_token else levels + 1, 1))
+        self.positions = nn.Parameter(positions.clone())
 
     @property
     def steps(self) -> int:
@@ -108,7 +121,12 @@ class WaveletTokenizer(nn.Module):
     def tokens_in(self, step: int) -> int:
         """n, the tokens of one step, its class token included."""
         grid = self.image_size // (self.patch_size * 2 ** self._level(step))
-        return 1 + (3 if step else 1) * grid**2
+        return self.leading + (3 if step else 1) * grid**2
+
+    @property
+    def leading(self) -> int:
+        """The tokens of a step before its patches: its class token, or none."""
+        return 0 if self.class_tokens is None else 1
 
     def decompose(self, images: Tensor) -> list[Tensor]:
         """images [B,3,S,S] -> the bands of each step in pixel units: [B,1,3,h,h] of LL, then [B,3,3,h,h] each."""
@@ -135,9 +153,12 @@ class WaveletTokenizer(nn.Module):
         patches = patches.unflatten(1, (bands.shape[0], grid**2)).transpose(0, 1)  # [B,count,g²,D]
         first = 1 + 3 * (step - 1) if step else 0
         offset = self._pooled_positions(step) + self.band_embedding[first : first + count].unsqueeze(1)
+        tokens = (patches + offset).flatten(1, 2)
+        if self.class_tokens is None:
+            return tokens
         class_token = self.class_tokens[min(step, len(self.class_tokens) - 1)]
         class_token = class_token.expand(bands.shape[0], 1, -1).to(patches.dtype)
-        return torch.cat([class_token, (patches + offset).flatten(1, 2)], dim=1)
+        return torch.cat([class_token, tokens], dim=1)
 
     def _level(self, step: int) -> int:
         """The wavelet level of a step's bands: L for steps 0 and 1, then one finer each."""

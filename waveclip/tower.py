@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.adapters import AdaptedTower
 from common.clip import CLIP, load_saved, save_model
 from common.reduction import Place, Reducer, ReductionContext, run_reduced
 from common.stages import Stage
@@ -44,20 +45,20 @@ class WaveTower(BlockTower):
     """
 
     def __init__(self, tokenizer: WaveletTokenizer, tower: ImageTower) -> None:
+        if isinstance(tower, AdaptedTower):
+            raise ValueError("a tower of another library: use AdaptedWaveTower.from_image_tower")
         super().__init__()
         self.tokenizer = tokenizer
         self.ln_pre, self.transformer, self.ln_post = (
             copy.deepcopy(part) for part in (tower.ln_pre, tower.transformer, tower.ln_post)
         )
         self.proj = nn.Parameter(tower.proj.detach().clone())
-        # Equation 1's mask, [N,N]: the query of the row sees the key of the column, unless that is of a later step.
-        step = torch.cat([torch.full((tokenizer.tokens_in(s),), s) for s in range(tokenizer.steps)])
-        self.register_buffer("mask", step[:, None] >= step[None, :], persistent=False)
+        self.register_buffer("mask", step_mask(tokenizer), persistent=False)
 
     @classmethod
     def from_image_tower(
         cls,
-        tower: ImageTower,
+        tower: ImageTower | AdaptedTower,
         levels: int = 1,
         wavelet: str = "haar",
         shared_class_token: bool = False,
@@ -68,7 +69,8 @@ class WaveTower(BlockTower):
     ) -> WaveTower:
         """A WaveTower that starts as ``tower``; see ``WaveletTokenizer`` for the arguments.
 
-        ValueError: a size that ``levels`` halvings and the patch do not divide, or an unfit wavelet.
+        ValueError: a size that ``levels`` halvings and the patch do not divide, an unfit wavelet, or a tower of
+        another library, for which there is ``AdaptedWaveTower``.
         """
         arguments = (levels, wavelet, shared_class_token, transform, start, detail_scale)
         return cls(WaveletTokenizer(tower, *arguments), tower)
@@ -128,11 +130,21 @@ class WaveTower(BlockTower):
         band, *rest = state.bands
         x = self.ln_pre(self.tokenizer.embed(band, state.done))
         if reducers:
-            places = torch.arange(x.shape[1] - 1, device=x.device).expand(x.shape[0], -1)
-            x, _ = run_reduced(self.transformer.resblocks, x, ReductionContext(places), reducers, cache=state.cache)
+            leading = self.tokenizer.leading
+            places = torch.arange(x.shape[1] - leading, device=x.device).expand(x.shape[0], -1)
+            context = ReductionContext(places, leading=leading)
+            x, context = run_reduced(self.transformer.resblocks, x, context, reducers, cache=state.cache)
+            z = self.read(x, context.sizes, context.bias)
         else:
-            x = self.run_blocks(x, cache=state.cache)
-        return self.ln_post(x[:, 0]) @ self.proj, WaveState(state.done + 1, state.cache, tuple(rest))
+            z = self.read(self.run_blocks(x, cache=state.cache))
+        return z, WaveState(state.done + 1, state.cache, tuple(rest))
+
+    def read(self, x: Tensor, sizes: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """A level's embedding [B,E] from its tokens x [B,n,D] after the last block: that of its class token.
+
+        sizes, bias: of reduced tokens, which the class token's embedding does not need.
+        """
+        return self.ln_post(x[:, 0]) @ self.proj
 
     def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[tuple[BlockOutput, ...]]:
         """images [B,3,S,S] -> for each of ``layers`` the ``BlockOutput`` of every step, coarse to fine.
@@ -192,6 +204,12 @@ class WaveTower(BlockTower):
 
         problem = "does not describe a WaveTower; convert its training checkpoint first"
         return load_saved(path, {"architecture", "wave"}, problem, build)
+
+
+def step_mask(tokenizer: WaveletTokenizer) -> Tensor:
+    """Equation 1's mask, bool [N,N]: the row's query sees the column's key, unless that is of a later step."""
+    step = torch.cat([torch.full((tokenizer.tokens_in(s),), s) for s in range(tokenizer.steps)])
+    return step[:, None] >= step[None, :]
 
 
 class Level(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from common import models
 from common.clip import CLIP, MEAN, STD, save_model
 from common.models import OpenClip, load_model, registered
+from common.reduction import ReducedTower
 from waveclip import WaveTower
 
 SMALL = {
@@ -131,3 +132,12 @@ def test_any_changed_weight_changes_the_digest():
     with torch.no_grad():
         layer.bias[1] += 1e-3
     assert models.state_digest(layer, "a") != before
+
+
+@torch.no_grad()
+def test_an_open_clip_model_gives_its_image_tower_to_reducers(small):
+    name, _, weights = small
+    loaded = load_model(name, weights, quick_gelu=False)
+    images = torch.randn(2, 3, 32, 32)  # its normalisation is CLIP's
+    reduced = ReducedTower(loaded.images.image_tower, {})
+    torch.testing.assert_close(reduced.encode_image(images), loaded.images.encode_image(images), atol=1e-5, rtol=0)

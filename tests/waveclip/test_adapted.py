@@ -1,0 +1,106 @@
+"""WaveTowers that start from other libraries' towers."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common.adapters import adapt
+from common.tower import ImageTower
+from patchrank.baselines import ClassAttention, ToMe
+from tests.common.foreign import FAMILIES, OPEN_CLIP, foreign
+from waveclip import AdaptedWaveTower, WaveTower
+from waveclip.growing import adopt_levels
+from waveclip.reduced import ReducedWaveTower
+
+FIT = [
+    "CLIP", "CLIP with layer scale", "CLIP with custom blocks", "CLIPA", "CLIP, mean of normed tokens", "CoCa",
+    "CLIP of timm", "SigLIP", "gap", "EVA", "EVA, post-norm",
+]  # fmt: skip
+REFUSED = {
+    "MobileCLIP-B": "HybridEmbed", "ViTamin": "HybridEmbed", "registers": "3 registers",
+    "EVA02": "rotary", "PE": "rotary", "relative positions": "relative", "relative table, shared": "relative",
+}  # fmt: skip
+
+
+def images(count=2):
+    return torch.randn(count, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def wave_of(name, **options):
+    return AdaptedWaveTower.from_image_tower(adapt(foreign(name)), **options).double().eval()
+
+
+def test_every_family_fits_or_is_refused():
+    assert {*FIT, *REFUSED} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", FIT)
+@torch.no_grad()
+def test_the_first_level_is_the_original_on_the_halved_picture(name):
+    """With every 2x2 patches' positions averaged."""
+    tower, wave = adapt(foreign(name)), wave_of(name)
+    weight, positions, class_token = tower.patch_map()
+    x = F.conv2d(F.avg_pool2d(images(), 2), weight, stride=8).flatten(2).transpose(1, 2)
+    x = x + F.avg_pool2d(positions.T.reshape(1, 32, 4, 4), 2).flatten(2)[0].T
+    if class_token is not None:
+        x = torch.cat([class_token.expand(2, 1, -1), x], dim=1)
+    expected = tower.pool(tower.run_blocks(tower.ln_pre(x)))
+    torch.testing.assert_close(wave.begin(images())[0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", FIT)
+@torch.no_grad()
+def test_level_by_level_equals_one_masked_pass(name):
+    wave = wave_of(name, levels=2)
+    at_once = wave(images())
+    z, state = wave.begin(images())
+    levels = [z]
+    while state.bands:
+        z, state = wave.refine(state)
+        levels.append(z)
+    assert len(levels) == 3 and wave.tokens_in(0) == wave.tokenizer.leading + 1
+    torch.testing.assert_close(tuple(levels), at_once, atol=1e-10, rtol=0)
+
+
+@torch.no_grad()
+def test_it_is_the_wave_tower_of_this_suites_own_tower():
+    original = foreign("CLIP")
+    own = ImageTower(32, 8, 32, 3, 2, 16, mlp_ratio=2.0).double()
+    own.load_state_dict(original.state_dict())
+    makers = (WaveTower, own), (AdaptedWaveTower, adapt(original))
+    waves = [maker.from_image_tower(tower).double().eval() for maker, tower in makers]
+    waves[1].tokenizer.load_state_dict(waves[0].tokenizer.state_dict())  # band embeddings are drawn
+    torch.testing.assert_close(waves[1](images()), waves[0](images()), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_tower_without_linear_patches_at_fixed_places_is_refused(name):
+    with pytest.raises(ValueError, match=f"no wavelet tokens for this .*{REFUSED[name]}"):
+        wave_of(name)
+
+
+@pytest.mark.parametrize("name", FIT)
+def test_all_that_is_trained_gets_a_gradient(name):
+    wave = wave_of(name).train()
+    torch.stack(wave(images())).square().sum().backward()
+    for key, parameter in wave.named_parameters():
+        assert parameter.grad is not None, key
+
+
+@torch.no_grad()
+def test_reducers_work_in_its_levels():
+    wave = wave_of("SigLIP")
+    reduced = ReducedWaveTower(wave, {1: {(0, "middle"): ToMe(2), (1, "middle"): ToMe(2), 2: ClassAttention(0.5)}})
+    coarse, fine = reduced(images())
+    torch.testing.assert_close(coarse, wave(images())[0], atol=1e-10, rtol=0)
+    assert fine.shape == (2, 16) and not torch.allclose(fine, wave(images())[1])
+
+
+def test_what_only_this_suites_towers_do_is_refused(tmp_path):
+    wave, small = wave_of("CLIP", levels=2), wave_of("CLIP")
+    with pytest.raises(ValueError, match="use AdaptedWaveTower"):
+        WaveTower.from_image_tower(adapt(foreign("CLIP")))
+    with pytest.raises(ValueError, match="not saved here"):
+        wave.save(tmp_path / "wave.safetensors", OPEN_CLIP)
+    with pytest.raises(ValueError, match="another library's"):
+        adopt_levels(wave, small)
