@@ -24,6 +24,7 @@ help: ## explain every target and variable
 ## = WEIGHTS=DIR      one weights file per row of the table, for the same
 ## = EFFCLIP_DATA=DIR folder of the catalogue's data sets: reproduce-fashion-mnist, effclip evaluate
 ## = DOWNLOAD=1       reproduce-fashion-mnist fetches its data into EFFCLIP_DATA
+## = COMPILE=1        speed also measures torch.compile of our tower, which needs a C++ compiler and minutes
 ## = ONLY=NAME        retrain this run alone, or ONLY='shapes-*' those
 ## = CONFIG=FILE      the recipe of data-check, or an overlay on the recipes of retrain
 ## = EFFCLIP_RUNS=DIR run directories and caches (default runs)
@@ -69,7 +70,7 @@ reproduce-%: $(READY) ## one table or figure, by its name below; trains first wh
 reproduce: $(READY) ## every table and figure above, in one process (Fashion-MNIST where EFFCLIP_DATA is set)
 	$(PY) -m benchmarks all
 
-speed: $(READY) ## our towers, MLIP's training step and our shard loader, each against its reference on this machine
+speed: $(READY) ## our towers, MLIP's training step and our shard loader, each against its references on this machine
 	$(PY) -m benchmarks speed
 	$(PY) -m benchmarks loading
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
+
+from benchmarks.statistics import ends
 
 
 def seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -17,8 +20,19 @@ def seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
-    """The speed of ``fast`` over that of ``slow``: the median of the rounds' ratios, each on the same machine load."""
-    return median(s / f for s, f in zip(slow["rounds"], fast["rounds"], strict=True))
+    """The speed of ``fast`` over that of ``slow``: the median of ``rounds_ratio``."""
+    return median(rounds_ratio(slow, fast))
+
+
+def rounds_ratio(slow: dict[str, Any], fast: dict[str, Any]) -> list[float]:
+    """The speed of ``fast`` over that of ``slow`` in each round, where both had the same machine load."""
+    return [s / f for s, f in zip(slow["rounds"], fast["rounds"], strict=True)]
+
+
+def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the median of some rounds."""
+    drawn = np.random.default_rng(0).choice(np.asarray(values), (resamples, len(values)))
+    return ends(np.median(drawn, axis=1))
 
 
 def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, repeats: int = 1) -> dict[str, dict[str, Any]]:

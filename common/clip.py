@@ -170,12 +170,18 @@ class CLIP(nn.Module):
         z = self.text_tower(ids)
         return F.normalize(z, dim=-1) if normalize else z
 
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images [B,3,S,S], ids [B,T] -> embeddings [B,E] of both, of length 1, and the multiplier of the cosines."""
+        return self.encode_image(images), self.encode_text(ids), self.logit_scale.exp()
+
     def load_weights(self, state: dict[str, Tensor], source: str = "state dict", resize: bool = False) -> None:
         """Load a state dict of open_clip's ViT family or of this class. ValueError names the keys that do not fit.
 
         source: the name of the weights in an error.  resize: interpolate positional embeddings of another grid.
         """
         state = {_our_key(key): value for key, value in state.items() if key not in ("attn_mask", "context_length")}
+        if "logit_scale" in state and state["logit_scale"].numel() == 1:  # one-dimensional where it was sharded
+            state["logit_scale"] = state["logit_scale"].reshape(self.logit_scale.shape)
         if resize and _POSITIONS in state:
             state[_POSITIONS] = resize_positions(state[_POSITIONS], self.image_tower.grid)
         try:

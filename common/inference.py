@@ -78,12 +78,7 @@ class PackedMap:
 
     def __init__(self, module: nn.Module | SimpleNamespace, weight: str, bias: str) -> None:
         self._module, self._weight, self._bias = module, weight, bias
-        self._forget()
-
-    def _forget(self) -> None:
-        self._source: Tensor | None = None
-        self._version = 0
-        self._packed: Tensor | None = None
+        self._state: tuple[Tensor, int, Tensor] | None = None  # what was packed, its version, and packed
 
     def __reduce__(self) -> tuple:
         return PackedMap, (self._module, self._weight, self._bias)
@@ -93,11 +88,12 @@ class PackedMap:
         if _observed() or not _multiplies(x, weight):
             return F.linear(x, weight, bias)
         version = 0 if weight.is_inference() else weight._version
-        if self._source is None or version != self._version or not _same(weight, self._source):
+        state = self._state
+        if state is None or version != state[1] or not _same(weight, state[0]):
             # Holding the source keeps its memory from becoming another weight's.
-            self._source, self._version = weight.detach(), version
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._source)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
+            source = weight.detach()
+            self._state = state = source, version, torch.ops.mkldnn._reorder_linear_weight(source)
+        return torch.ops.mkldnn._linear_pointwise(x, state[2], bias, "none", [], "")
 
 
 def _observed() -> bool:

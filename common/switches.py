@@ -1,4 +1,4 @@
-"""A callback that trains with less memory: blocks keep their input instead of their activations."""
+"""Callbacks that change how the blocks of a model train: with less memory, or compiled."""
 
 from __future__ import annotations
 
@@ -29,6 +29,29 @@ class CheckpointBlocks(Callback):
         """Give the blocks their class's forward pass back."""
         for block in _blocks(pl_module):
             vars(block).pop("forward", None)
+
+
+class CompileBlocks(Callback):
+    """Compiles every block with ``torch.compile`` for the fit; losses and gradients differ by rounding alone.
+
+    Blocks are alike, so the graphs of one serve all: one for each kind of block, mask and mode. Parameters, their
+    names and checkpoints stay as they are. A block that a reducer interrupts (MLIP's merging) runs as before.
+    backend: of ``torch.compile``; "inductor" needs a C++ compiler on a CPU.
+    Usage: ``--trainer.callbacks+ common.switches.CompileBlocks``.
+    """
+
+    def __init__(self, backend: str = "inductor") -> None:
+        self.backend = backend
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile the blocks; each graph is made at its first use."""
+        for block in _blocks(pl_module):
+            block.compile(backend=self.backend)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the blocks their plain call back."""
+        for block in _blocks(pl_module):
+            block._compiled_call_impl = None
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

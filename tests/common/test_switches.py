@@ -1,17 +1,19 @@
 """Trainings with changed blocks against the plain ones, step by step."""
 
 import json
+from functools import partial
 
 import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch._dynamo import register_backend
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
 
 from common import tower
 from common.clip import CLIP
-from common.switches import CheckpointBlocks
+from common.switches import CheckpointBlocks, CompileBlocks
 from common.testing import TINY_CAPTIONS
 from common.tower import KVCache
 from mlip.pretraining import MLIPPretraining
@@ -28,6 +30,12 @@ class Observed(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.losses.append(trainer.callback_metrics["train_loss"])
         self.gradients += [p.grad.clone() for p in pl_module.parameters() if p.grad is not None]
+
+
+def changed(module, callback):
+    """A module as in a training with the callback."""
+    callback.on_fit_start(None, module)
+    return module
 
 
 @pytest.fixture
@@ -53,19 +61,30 @@ def train(tmp_path):
     return run
 
 
-def test_losses_and_gradients_are_those_of_the_plain_blocks(train):
-    module, changed = train(CheckpointBlocks())
+@pytest.mark.parametrize("callback", [CheckpointBlocks, partial(CompileBlocks, "aot_eager")])
+def test_losses_and_gradients_are_those_of_the_plain_blocks(train, callback):
+    torch.compiler.reset()
+    module, observed = train(callback())
     plain_module, plain = train()
-    torch.testing.assert_close(changed.losses, plain.losses, atol=1e-5, rtol=0)
-    torch.testing.assert_close(changed.gradients, plain.gradients, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(observed.losses, plain.losses, atol=1e-5, rtol=0)
+    torch.testing.assert_close(observed.gradients, plain.gradients, atol=1e-5, rtol=1e-4)
     assert module.state_dict().keys() == plain_module.state_dict().keys()
-    assert not any("forward" in vars(part) for part in module.modules())  # plain again after the fit
+    for part in module.modules():  # plain again after the fit
+        assert "forward" not in vars(part) and part._compiled_call_impl is None
 
 
-def changed(block, callback):
-    """A block as in a training with the callback."""
-    callback.on_fit_start(None, block)
-    return block
+@torch.no_grad()
+def test_compiled_blocks_share_their_graphs():
+    graphs = []
+    register_backend(lambda graph, inputs: graphs.append(graph) or graph.forward, name="counting")
+    tower_of_four = tower.Transformer(16, 4, 2, 4.0, quick_gelu=False)
+    torch.compiler.reset()
+    changed(tower_of_four, CompileBlocks("counting"))
+    x = plain = torch.randn(2, 5, 16)
+    for layer, block in enumerate(tower_of_four.resblocks):
+        x, plain = block(x, None, None, layer), block.forward(plain)
+    torch.testing.assert_close(x, plain)
+    assert len(graphs) == 1
 
 
 def block():

@@ -1,0 +1,34 @@
+"""The towers on all installed engines at their smallest."""
+
+import pytest
+
+from benchmarks.speed import engines
+from benchmarks.speed.towers import SMALLEST
+from benchmarks.timing import interval
+
+
+@pytest.fixture(scope="module")
+def result():
+    return engines.measure(SMALLEST, "cpu", rounds=2)
+
+
+def test_every_engine_gives_the_same_embeddings_at_both_batch_sizes(result):
+    rows = {(row["engine"], row["batch"]): row for row in result["rows"] if row["dtype"] == "float32"}
+    for engine in ("ONNX Runtime", "ours", "ours, optimised"):
+        for batch in (1, 8):
+            row = rows[engine, batch]
+            assert row["difference"] < 1e-5 and len(row["rounds"]) == len(row["ratios"]) == 2
+    assert rows["open_clip", 1]["ratios"] == [1, 1] and rows["WaveCLIP, level 0", 1]["difference"] is None
+    assert rows["WaveCLIP, level 0, optimised", 8]["gmacs"] < rows["ours, optimised", 8]["gmacs"] / 2
+
+
+def test_the_table_names_what_is_missing(result):
+    text = "\n".join(engines.parts({**result, "missing": ["OpenVINO"]}))
+    assert "| ours, optimised | float32 | 8 |" in text and "% (optimised, float32, batch 1)" in text
+    assert "Not installed: OpenVINO (`pip install -e '.[rivals]'`)." in text
+
+
+def test_the_interval_of_a_median_is_that_of_its_resamples():
+    assert interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    low, high = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert 1 <= low < 3 < high <= 5
