@@ -147,7 +147,8 @@ def evaluate(weights: Path, recipe: str) -> dict[str, Any]:
         result[split] = zero_shot(model, data, data.templates, held_out) | {"names": len(data.class_names)}
     result["retrieval"] = retrieval(model, source("embedded", "retrieval"), settings)
     picture = torch.zeros(1, 3, model.image_size, model.image_size)
-    return result | {"gmacs": count_macs(EncodeImage(model.images.image_tower), picture).gmacs}
+    images = getattr(model.images, "image_tower", model.images)  # a FILIP counts its head too
+    return result | {"gmacs": count_macs(EncodeImage(images), picture).gmacs}
 
 
 def results() -> dict[str, list[dict[str, Any]]]:

@@ -248,9 +248,10 @@ TABLE_6 = Table(
     "6",
     reference="clip",
     reading=(
-        "Two rows are not in the paper's table. The power spectrum of equation 10 forgets where the tokens were, so "
+        "Three rows are not in the paper's table. The power spectrum of equation 10 forgets where the tokens were, so "
         "the frequency transform was also tried on the spectrum itself. InfoNCE + late interaction: plain CLIP with "
-        "FILIP's late interaction of all pairs for half of its loss."
+        "FILIP's late interaction of all pairs for half of its loss. FILIP: late interaction alone, of tokens with a "
+        "head of their own; names are scored by tokens, retrieval by the tokens' means."
     ),
 )
 TABLE_7 = Table(

@@ -25,7 +25,7 @@ from benchmarks.training.run import STORED, Evaluation, Run, command, work
 from benchmarks.waveclip.observed import observe
 from common.clip import read_record
 from common.data.embedded.module import EmbeddedDataModule, class_names, scenes_of
-from common.evaluate.accuracy import zero_shot
+from common.evaluate.accuracy import accuracy, zero_shot
 from common.models import load_model
 from common.zeroshot import embed_prompts
 from waveclip import WaveTower
@@ -93,7 +93,10 @@ def evaluate(
     with torch.no_grad():
         for split in splits:
             pictures = batches(split, count, size)
-            if student is None:
+            if hasattr(clip, "class_scorer"):
+                scores = clip.class_scorer([[text] for text in prompts])
+                levels = {"top1": accuracy(scores, pictures, len(prompts), "cpu").correct}
+            elif student is None:
                 levels = {"top1": zero_shot(clip, pictures, embed_prompts(clip, prompts)).correct}
             else:
                 correct = observe(clip, student, pictures, prompts).correct
