@@ -12,8 +12,8 @@ from timm.models.mlp_mixer import MixerBlock
 from torch import Tensor, nn
 
 from common.checkpoints import read_plain, training_arguments
-from common.clip import read_record, read_state_dict, save_model
 from common.tower import ImageTower
+from common.weights import read_record, read_state_dict, save_model
 
 CHANNELS = 64
 _PREFIX = "predictor."

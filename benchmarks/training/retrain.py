@@ -19,10 +19,10 @@ from benchmarks import ROOT, cells, read_recipe
 from benchmarks.embedded import GUIDE, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches
 from benchmarks.training.run import STORED, Run, command, work
 from benchmarks.waveclip.observed import observe
-from common.clip import read_record
 from common.data.embedded.module import EmbeddedDataModule, class_names
 from common.evaluate.accuracy import zero_shot
 from common.models import load_model
+from common.weights import read_record
 from common.zeroshot import embed_prompts
 from waveclip import WaveTower
 

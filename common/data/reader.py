@@ -32,6 +32,7 @@ from common.data.images import SHARD_FORMATS, open_picture
 from common.data.packing import read_manifest
 from common.data.tar import PICTURES, Shard, count_headers, is_remote, read_shard
 from common.data.transforms import Transform, to_batch
+from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
 
 _ROWS = 256  # one row of counts for each worker of a loader
@@ -120,6 +121,7 @@ class Decoder:
     """
 
     transform: Transform
+    preprocess: Preprocess
     tokenizer: Tokenizer
     captions: bool = True
     classes: int | None = None
@@ -174,14 +176,14 @@ class Decoder:
         return label
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
+def collate(samples: Sequence[dict[str, Any]], preprocess: Preprocess) -> dict[str, Tensor | list[str]]:
     """Decoded samples -> a batch; ``text`` is as wide as the longest caption, because a causal tower ignores padding.
 
     "image": normalised float [B,3,H,W], "key": list of B strings; "text": long [B,T] and "caption_id": long [B]
     where captions are read; "label": long [B] where every sample has one.
     """
     batch: dict[str, Tensor | list[str]] = {
-        "image": to_batch([sample["image"] for sample in samples]),
+        "image": to_batch([sample["image"] for sample in samples], preprocess),
         "key": [sample["key"] for sample in samples],
     }
     if "ids" in samples[0]:
@@ -279,7 +281,7 @@ class ShardDataset(IterableDataset):
                     raise ValueError(f"all {len(window)} samples of a batch are damaged, last {account.last}")
                 samples = [samples[place % len(samples)] for place in range(len(window))]
             if samples:
-                yield collate(samples)
+                yield collate(samples, self.decoder.preprocess)
             number += 1
         # 4. Compare the damage of the whole pass with the limit.
         counts.copy_(before + torch.tensor(account.counts()))
