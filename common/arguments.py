@@ -15,20 +15,29 @@ def add_model(command: argparse.ArgumentParser, default: str | None = None, posi
     positional: the model is the first argument instead of --model.
     """
     add = command.add_argument
-    what = "a model directory, a weights file of this suite, or an open_clip model name"
+    what = (
+        "a model directory, a weights file of this suite, a folder of open_clip or transformers' CLIPModel "
+        "(hf-hub:ORG/NAME for one on the hub), or an open_clip model name"
+    )
     if positional:
         add("model", metavar="DIR", help=what)
     else:
         add("--model", required=default is None, help=what + (f"; default: {default}" if default else ""))
     add("--weights", help="for an open_clip name: one of its tags, or a local file")
     add("--quick-gelu", choices=("yes", "no"), help="the activation of a local file of open_clip weights")
+    add(
+        "--preprocess",
+        metavar="TAG|clip",
+        help="how pictures were prepared for a local file of open_clip weights: as for OpenAI's CLIP, or for a tag",
+    )
     add("--text-model", help="whose text tower to use, for a model that is an image tower alone")
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, str | bool | None]:
     """The arguments of ``load_model`` and ``load``, from those that ``add_model`` added."""
     quick_gelu = None if args.quick_gelu is None else args.quick_gelu == "yes"
-    return {"model": args.model, "weights": args.weights, "quick_gelu": quick_gelu, "text_model": args.text_model}
+    others = {name: getattr(args, name) for name in ("model", "weights", "text_model", "preprocess")}
+    return {**others, "quick_gelu": quick_gelu}
 
 
 def read_templates(value: str, others: str = "") -> tuple[str, ...]:

@@ -7,6 +7,8 @@ that means "none": ``{"weights": None}``. Those files are not needed where the c
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,9 @@ import torch
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
+
+_LFS = b"version https://"
+"""How the small file begins that Git LFS leaves in the place of a large one."""
 
 
 def read_plain(path: str | Path) -> Any:
@@ -24,16 +29,33 @@ def read_plain(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no file at {path.absolute()}")
+    _refuse_other_kinds(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|class|type) ([\w.]+)", str(error))
         raise ValueError(
             f"{path} is no file of plain tensors and values, and opening it could run code "
-            f"({str(error).splitlines()[0]}); save its state dict alone, best as safetensors"
+            f"({named[1] if named else 'an unknown operation'}); save its state dict alone, best as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged, or no checkpoint ({reason})") from error
+        raise ValueError(f"{path} is damaged, or no checkpoint ({reason}); copy or download it again") from error
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """ValueError: a file that torch.save did not write, by its first bytes, or that holds a program."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start.startswith((b"PK", b"\x80")):
+        what = f"begins with {start!r}" if start else "is empty"
+        lfs = "; it only points to a file in Git LFS: fetch that by `git lfs pull`" if start == _LFS else ""
+        raise ValueError(f"{path} is no file that torch.save wrote: it {what}{lfs or '; copy or download it again'}")
+    if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+        raise ValueError(
+            f"{path} is a TorchScript archive, which holds a program; of OpenAI's models open_clip has the weights as "
+            "data: give --weights openai (weights: openai in a recipe). Of any other, save the state dict"
+        )
 
 
 def training_arguments(checkpoint: dict[str, Any]) -> dict[str, Any]:

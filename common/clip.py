@@ -3,43 +3,39 @@
 Shapes: B images or texts, T text tokens, E joint dim.
 
 An architecture is a dictionary in open_clip's model-config format, from an open_clip model name or a ``.json`` file.
-This suite extends the format by one key, ``text_cfg.vocabulary``: the ids kept of the byte-pair vocabulary.
+This suite extends the format by two keys, ``text_cfg.vocabulary``, the ids kept of the byte-pair vocabulary, and
+``preprocess_cfg``, how pictures are prepared where it is not as OpenAI's CLIP wants them (``common.preprocess``).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.checkpoints import read_plain
-from common.network import LOCAL_WEIGHTS, downloads
+from common.layouts import of_timm
+from common.preprocess import Preprocess, choose_preprocess
+from common.pretrained import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, find_pretrained
 from common.tokenizer import Tokenizer, encode
 from common.tower import ImageTower, TextTower, resize_positions
+from common.weights import load_state, read_record, read_state_dict, save_model, save_state
 
 _KEYS = {
-    "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
+    "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "preprocess_cfg"},
     "vision_cfg": {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"},
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "vocabulary"},
 }
 _TEXT_KEYS = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
+_NO_WEIGHTS = ("attn_mask", "context_length", "input_resolution", "vocab_size")
 _POSITIONS = "image_tower.positional_embedding"
 _INITIAL_SCALE = 1 / 0.07
-_Model = TypeVar("_Model", bound=nn.Module)
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Channel means of OpenAI's CLIP, for pixel values in [0, 1]; every model of the suite uses them."""
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Channel standard deviations, to go with MEAN."""
 
 
 def load_architecture(name: str) -> dict[str, Any]:
@@ -63,10 +59,13 @@ def load_architecture(name: str) -> dict[str, Any]:
 
 def check_architecture(architecture: dict[str, Any], name: str = "architecture") -> dict[str, Any]:
     """Return the dictionary unchanged. ValueError names a key that this suite's towers do not implement."""
-    sections = {"": architecture, **{key: architecture.get(key, {}) for key in ("vision_cfg", "text_cfg")}}
-    for section, values in sections.items():
-        for key, value in values.items():
-            if key not in _KEYS[section] and value is not None:
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in architecture]
+    if missing:
+        raise ValueError(f"{name} has no {missing[0]}; an architecture is a model config of open_clip")
+    for section in _KEYS:
+        for key, value in (architecture[section] if section else architecture).items():
+            unknown = key not in _KEYS[section] and value is not None
+            if unknown or (key == "layers" and not isinstance(value, int)):  # a ResNet has a list of them
                 where = f"{section}.{key}" if section else key
                 raise ValueError(f"{name}: {where} = {value!r} is not part of CLIP's plain ViT family")
     vocabulary = architecture["text_cfg"].get("vocabulary")
@@ -97,6 +96,11 @@ class CLIP(nn.Module):
         """Whether the towers were trained with QuickGELU instead of GELU."""
         return bool(self.architecture.get("quick_gelu", False))
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures are prepared for the image tower."""
+        return Preprocess.of(self.architecture)
+
     @classmethod
     def from_open_clip(
         cls,
@@ -105,41 +109,41 @@ class CLIP(nn.Module):
         *,
         quick_gelu: bool | None = None,
         image_size: int | None = None,
+        preprocess: str | Mapping[str, Any] | None = None,
     ) -> CLIP:
         """A CLIP of a named architecture.
 
-        weights: an open_clip tag or a local file; None: random weights.
+        weights: an open_clip tag, a local file, or a folder of open_clip or transformers; None: random weights.
         quick_gelu: whether a local file was trained with QuickGELU. It must be given for a file that does not record
             it, since weights load with the wrong activation without an error and only lose accuracy.
         image_size: pixels per side, if they differ from the architecture's; positional embeddings are then
             interpolated to the new grid. Without it, weights for another size are refused.
-        ValueError: unknown name, tag or file; keys or shapes that do not fit; an activation that does not match.
+        preprocess: how pictures were prepared for the weights, where neither tag nor file tells; see
+            ``choose_preprocess``.
+        ValueError: unknown name, tag or file; keys or shapes that do not fit; an activation that does not match;
+            a preprocessing that is not known.
         """
         architecture = load_architecture(name)
         if image_size is not None:
             vision = {**architecture["vision_cfg"], "image_size": image_size}
             architecture = {**architecture, "vision_cfg": vision}
+        size = architecture["vision_cfg"]["image_size"]
         native = bool(architecture.get("quick_gelu", False))
         if weights is None:
+            if preprocess is not None:
+                architecture = choose_preprocess(name, None, preprocess, size).recorded_in(architecture)
             return cls({**architecture, "quick_gelu": native if quick_gelu is None else quick_gelu})
-        if Path(weights).suffix or "/" in weights:
-            recorded = read_record(weights).get("architecture")
-            if recorded is None and quick_gelu is None:
-                raise ValueError(f"{weights} does not record its activation; say quick_gelu true or false")
-            trained = quick_gelu if recorded is None else bool(recorded.get("quick_gelu", False))
-            read = partial(read_state_dict, weights)
-        else:
-            trained = tag_quick_gelu(name, weights)
-            read = partial(_tag_state_dict, name, weights, trained)
+        source = find_pretrained(name, weights, size, quick_gelu, preprocess)
         wanted = native if quick_gelu is None else quick_gelu
-        if trained != wanted:
+        if source.quick_gelu != wanted:
             names = {True: "QuickGELU", False: "GELU"}
             raise ValueError(
-                f"{weights} was trained with {names[trained]} but {name} with quick_gelu={quick_gelu} means "
-                f"{names[wanted]}; name the matching architecture (e.g. ViT-B-16-quickgelu) or quick_gelu={trained}"
+                f"{weights} was trained with {names[source.quick_gelu]} but {name} with quick_gelu={quick_gelu} means "
+                f"{names[wanted]}; name the matching architecture (e.g. ViT-B-16-quickgelu) or "
+                f"quick_gelu={source.quick_gelu}"
             )
-        model = cls({**architecture, "quick_gelu": trained})
-        model.load_weights(read(), weights, image_size is not None)
+        model = cls({**source.preprocess.recorded_in(architecture), "quick_gelu": source.quick_gelu})
+        model.load_weights(source.read(), weights, image_size is not None)
         return model
 
     @classmethod
@@ -175,11 +179,13 @@ class CLIP(nn.Module):
         return self.encode_image(images), self.encode_text(ids), self.logit_scale.exp()
 
     def load_weights(self, state: dict[str, Tensor], source: str = "state dict", resize: bool = False) -> None:
-        """Load a state dict of open_clip's ViT family or of this class. ValueError names the keys that do not fit.
+        """Load a state dict of this class, or in open_clip's or timm's names. ValueError names keys that do not fit.
 
         source: the name of the weights in an error.  resize: interpolate positional embeddings of another grid.
         """
-        state = {_our_key(key): value for key, value in state.items() if key not in ("attn_mask", "context_length")}
+        state = {_our_key(key): value for key, value in of_timm(state).items() if key not in _NO_WEIGHTS}
+        if state and all(key.startswith("image_tower.") for key in state):
+            raise ValueError(f"{source} holds an image tower without a text tower; give the file of the whole CLIP")
         if "logit_scale" in state and state["logit_scale"].numel() == 1:  # one-dimensional where it was sharded
             state["logit_scale"] = state["logit_scale"].reshape(self.logit_scale.shape)
         if resize and _POSITIONS in state:
@@ -200,107 +206,38 @@ class CLIP(nn.Module):
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write weights, architecture, activation and vocabulary as one safetensors file."""
-        save_model(self, path, {"architecture": {**self.architecture, "quick_gelu": self.quick_gelu}}, dtype)
+        save_model(self, path, self._record(), dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> CLIP:
-        """Read a file that ``save`` wrote. ValueError for a file without a recorded architecture."""
-        problem = f"records no architecture; use CLIP.from_open_clip(name, {str(path)!r})"
-        return load_saved(path, {"architecture"}, problem, lambda record: cls(record["architecture"]))
+        """Read a file that ``save`` or ``save_pretrained`` wrote. ValueError: it records no architecture."""
+        record = read_record(path)
+        if "architecture" not in record:
+            raise ValueError(f"{path} records no architecture; use CLIP.from_open_clip(name, {str(path)!r})")
+        model = cls(record["architecture"])
+        model.load_weights(read_state_dict(path), str(path))
+        return model
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder in open_clip's hub layout, which ``open_clip.create_model("local-dir:FOLDER")`` loads.
 
-def save_model(module: nn.Module, path: str | Path, record: dict[str, Any], dtype: torch.dtype) -> None:
-    """Write a module's weights as safetensors of one dtype, with ``record`` as JSON in the file's metadata."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().to("cpu", dtype).contiguous().clone() for key, value in module.state_dict().items()}
-    save_file(state, str(path), metadata={key: json.dumps(value) for key, value in record.items()})
+        The weights' file also records what ``load`` needs, such as a cut vocabulary, which open_clip does not know.
+        ``huggingface_hub.upload_folder`` publishes the folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_state(self.open_clip_state_dict(), folder / OPEN_CLIP_WEIGHTS, self._record(), torch.float32)
+        config = {key: value for key, value in self._record()["architecture"].items() if key != "preprocess_cfg"}
+        config["text_cfg"] = {key: value for key, value in config["text_cfg"].items() if key != "vocabulary"}
+        described = {"model_cfg": config, "preprocess_cfg": asdict(self.preprocess)}
+        (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
 
-
-def load_saved(path: str | Path, sections: set[str], problem: str, build: Callable[[dict[str, Any]], _Model]) -> _Model:
-    """Build a model from the record of a file that ``save_model`` wrote, and load the file's weights.
-
-    sections: those that the record must have.  build: record -> the model, with any weights.
-    ValueError: a section is missing (the message is the path and ``problem``), or the weights do not fit.
-    """
-    record = read_record(path)
-    if not sections <= record.keys():
-        raise ValueError(f"{path} {problem}")
-    model = build(record)
-    load_state(model, read_state_dict(str(path)), str(path))
-    return model
-
-
-def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a complete state dict; ``source`` is its name in an error. ValueError names the keys that do not fit."""
-    expected = module.state_dict()
-    wrong = [f"missing {key}" for key in expected.keys() - state.keys()]
-    wrong += [f"unknown {key}" for key in state.keys() - expected.keys()]
-    wrong += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise ValueError(f"{source} does not fit this architecture: {'; '.join(sorted(wrong)[:4])}{more}")
-    module.load_state_dict(state)
-
-
-def read_record(path: str | Path) -> dict[str, Any]:
-    """The record in a safetensors file's metadata, as JSON objects by section; {} for a file without one.
-
-    The section "architecture" is a CLIP's; a model of another registered type adds a section named after the type.
-    ValueError: there is no file.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"no weights at {Path(path).absolute()}")
-    if Path(path).suffix != ".safetensors":
-        return {}
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata() or {}
-    # Other programs write plain words there ("format": "pt"), which are not part of the record.
-    return {key: json.loads(value) for key, value in metadata.items() if value.startswith("{")}
-
-
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """The weights of a safetensors or torch file as fp32; no code in the file is run.
-
-    A state dict inside ``{"state_dict": ...}`` or ``{"model": ...}`` is taken out. A ``module.``, ``model.`` or
-    ``clip.`` prefix that all keys share is removed. ValueError: there is no file, or it holds more than plain values.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"no weights at {Path(path).absolute()}")
-    if Path(path).suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    else:
-        state = read_plain(path)
-        state = state.get("state_dict", state.get("model", state))
-    for prefix in ("module.", "model.", "clip."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-
-
-def tag_quick_gelu(name: str, tag: str) -> bool:
-    """Whether an open_clip tag's weights were trained with QuickGELU; works offline. ValueError: no such tag."""
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise ValueError(f"{tag!r} is no weights tag of {name}; it has {tags}, or give a local file")
-    return bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-
-
-def _tag_state_dict(name: str, tag: str, quick_gelu: bool) -> dict[str, Tensor]:
-    """The weights of an open_clip tag, from its cache or over the network."""
-    import open_clip
-
-    with downloads(f"the weights {tag!r} of {name}", LOCAL_WEIGHTS):
-        return open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu).state_dict()
+    def _record(self) -> dict[str, Any]:
+        return {"architecture": {**self.architecture, "quick_gelu": self.quick_gelu}}
 
 
 def _our_key(key: str) -> str:
+    key = key.removeprefix("text.")  # where open_clip keeps the text tower apart
     if key.startswith("visual."):
         return "image_tower." + key.removeprefix("visual.")
     return "text_tower." + key if key.startswith(_TEXT_KEYS) else key

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.clip import read_record
 from common.conditions import digest
 from common.text_model import TextModel
+from common.weights import read_record
 
 DESCRIPTION, WEIGHTS, TEXT = "model.json", "model.safetensors", "text.safetensors"
 CALIBRATION, CARD = "calibration.json", "README.md"

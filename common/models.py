@@ -6,23 +6,27 @@ Shapes: B images or texts, T text tokens, E joint dim, S image size.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from common.adapters import AdaptedTower, adapt
-from common.clip import MEAN, STD, read_record, read_state_dict, tag_quick_gelu
+from common.clip import CLIP
 from common.conditions import digest, state_digest
 from common.directory import TEXT, WEIGHTS, is_directory
 from common.directory import read as read_directory
 from common.network import LOCAL_WEIGHTS, downloads
 from common.packaged import packaged_model
+from common.preprocess import Preprocess
+from common.pretrained import HUB, LOCAL, Folder, find_pretrained, named_folder, read_folder
 from common.text_model import TextModel
 from common.tower import ImageTower
+from common.weights import read_record, read_state_dict
 
 GROUP = "effclip.models"
 """The entry-point group of the model types that may be loaded."""
@@ -37,8 +41,8 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 class Model:
     """A loaded model.
 
-    type: its registered name, or "open_clip".  image_size: S in pixels.
-    images: has ``encode_image(images [B,3,S,S]) -> [B,E]`` for images normalised by CLIP's mean and deviation.
+    type: its registered name, or "open_clip".  preprocess: how its pictures are prepared.
+    images: has ``encode_image(images [B,3,S,S]) -> [B,E]`` for such pictures.
     texts: has ``encode_text(ids [B,T]) -> [B,E]`` and ``tokenizer``; None for an image tower alone.
     weights: a hash of each side's weights (and of an open_clip model's name), {"image": ..., "text": ...}.
     files: the hash of each file that was read, by file name.
@@ -48,13 +52,18 @@ class Model:
 
     name: str
     type: str
-    image_size: int
+    preprocess: Preprocess
     images: nn.Module
     texts: nn.Module | None
     weights: dict[str, str]
     files: dict[str, str]
     folder: Path | None = None
     templates: tuple[str, ...] = ()
+
+    @property
+    def image_size(self) -> int:
+        """S in pixels."""
+        return self.preprocess.size
 
     def text_encoder(self) -> nn.Module:
         """``texts``. ValueError: the model has no text tower."""
@@ -72,23 +81,32 @@ def registered() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def load_model(
-    model: str, weights: str | None = None, quick_gelu: bool | None = None, text_model: str | None = None
+    model: str,
+    weights: str | None = None,
+    quick_gelu: bool | None = None,
+    text_model: str | None = None,
+    preprocess: str | None = None,
 ) -> Model:
-    """Load a model in evaluation mode from a file or folder of this suite, or by an open_clip name.
+    """Load a model in evaluation mode from a file or folder, or by an open_clip name.
 
-    model: a model directory, a safetensors file with this suite's record, a folder with one such file, or an
-        open_clip model name.
-    weights: for an open_clip name, one of its tags or a local file.
+    model: a model directory; a safetensors file with this suite's record, or a folder with one such file; a folder of
+        open_clip or of transformers' CLIPModel, which may be named ``local-dir:FOLDER`` or on the hub
+        ``hf-hub:ORG/NAME``; an open_clip model name.
+    weights: for an open_clip name, one of its tags, or a local file or folder.
     quick_gelu: for a local file of open_clip weights, whether it was trained with QuickGELU.
     text_model: a file, folder or name that gives the text tower, for types that have none. A packaged model brings
         its own.
+    preprocess: for an open_clip name, how pictures were prepared for a local file; see ``choose_preprocess``.
     ValueError: the file is missing or has no record, its type is not registered, or arguments do not go together.
     """
     path = _weights_path(model)
-    if path is not None and (weights is not None or quick_gelu is not None):
-        raise ValueError(f"{path} records its architecture; --weights and --quick-gelu belong to open_clip names")
+    extra = {"--weights": weights, "--quick-gelu": quick_gelu, "--preprocess": preprocess}
+    if path is not None and any(value is not None for value in extra.values()):
+        raise ValueError(f"{model} records its architecture; {', '.join(extra)} belong to open_clip names")
     if path is None:
-        loaded = _from_open_clip(model, weights, quick_gelu)
+        loaded = _from_open_clip(model, weights, quick_gelu, preprocess)
+    elif isinstance(path, Folder):
+        loaded = _from_folder(_name(model), path)
     else:
         loaded = _from_directory(path) if path.is_dir() else _from_file(model, path)
     if text_model is None:
@@ -124,19 +142,27 @@ def model_type(record: dict[str, Any], path: Path) -> str:
     return kind
 
 
-def _weights_path(model: str) -> Path | None:
-    """The weights file or model directory that ``model`` names; None where it is not a path."""
-    path = Path(model)
+def _weights_path(model: str) -> Path | Folder | None:
+    """The weights file, model directory or foreign folder that ``model`` names; None where it is not a path."""
+    named = model.startswith((HUB, LOCAL))
+    path = named_folder(model) if named else Path(model)
     if path.is_dir() and is_directory(path):
         return path
     if path.is_dir():
+        folder = read_folder(path)
+        if folder is not None:  # ``CLIP.save_pretrained`` records in the file what the folder's format lacks
+            return folder.weights if "architecture" in read_record(folder.weights) else folder
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
             raise ValueError(f"{path.absolute()} has {len(files)} safetensors files; name one of them")
         return files[0]
-    if path.is_file() or path.suffix in _SUFFIXES or "/" in model:
-        return path
-    return None
+    return path if path.is_file() or path.suffix in _SUFFIXES or "/" in model else None
+
+
+def _name(model: str) -> str:
+    """What results call a model that is named by a path."""
+    path = Path(model.removeprefix(LOCAL).removeprefix(HUB)).expanduser()
+    return Path(os.path.abspath(path)).name.removesuffix(".safetensors")  # "." has a name, a link keeps its own
 
 
 def _from_directory(folder: Path) -> Model:
@@ -158,29 +184,29 @@ def _from_file(model: str, path: Path) -> Model:
     record = read_record(path)  # ValueError where there is no file
     kind = model_type(record, path)
     module = registered()[kind].load().load(path).eval()
-    size = record["architecture"]["vision_cfg"]["image_size"]
+    preprocess = Preprocess.of(record["architecture"])
     weights = digest(path)
-    name = Path(model).name.removesuffix(".safetensors")
+    name = _name(model)
     texts = module if hasattr(module, "encode_text") else None
-    return Model(name, kind, size, module, texts, {"image": weights, "text": weights}, {path.name: weights})
+    return Model(name, kind, preprocess, module, texts, {"image": weights, "text": weights}, {path.name: weights})
 
 
 class OpenClip(nn.Module):
-    """A model of open_clip with the interface of ``common.clip.CLIP``."""
+    """A model of open_clip, for inference, with the interface of ``common.clip.CLIP``.
+
+    Training branches of its image tower (MobileCLIP, FastViT) are folded into one convolution each, in place.
+    """
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        from timm.utils import reparameterize_model
+
         super().__init__()
+        reparameterize_model(model.visual, inplace=True)
         self.model, self._tokenizer = model, tokenizer
-        preprocess = model.visual.preprocess_cfg
-        clip_mean, clip_std, mean, std = (
-            torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD, preprocess["mean"], preprocess["std"])
-        )
-        self.register_buffer("scale", clip_std / std)
-        self.register_buffer("shift", (clip_mean - mean) / std)
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """images [B,3,S,S], normalised as CLIP's, -> [B,E]. They are normalised again for this model."""
-        return self.model.encode_image(images * self.scale + self.shift, normalize=normalize)
+        """images [B,3,S,S], prepared as for this model, -> [B,E]."""
+        return self.model.encode_image(images, normalize=normalize)
 
     def encode_text(self, ids: Tensor, normalize: bool = True) -> Tensor:
         """ids [B,T] -> embeddings [B,E], of length 1 if ``normalize``."""
@@ -204,7 +230,7 @@ class OpenClip(nn.Module):
         return self._tokenizer(list(texts))
 
 
-def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> Model:
+def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None, preprocess: str | None) -> Model:
     import open_clip
 
     config = open_clip.get_model_config(name)
@@ -216,37 +242,90 @@ def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None) -> 
     if weights is None:
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise ValueError(f"{name} without weights is random; give --weights with one of {tags} or a local file")
-    path = Path(weights)
-    if path.suffix in _SUFFIXES or "/" in weights:
-        if quick_gelu is None:
-            raise ValueError(f"{weights} does not record its activation; say --quick-gelu yes or --quick-gelu no")
-        state, trained = read_state_dict(weights), quick_gelu
-    else:
-        state, trained = None, tag_quick_gelu(name, weights)
-    native = bool(config.get("quick_gelu", False))
-    if quick_gelu not in (None, trained) or native > trained or (state is None and native != trained):
+    source = find_pretrained(name, weights, config["vision_cfg"].get("image_size", 224), quick_gelu, preprocess)
+    native, trained = bool(config.get("quick_gelu", False)), source.quick_gelu
+    if quick_gelu not in (None, trained) or native > trained or (source.file is None and native != trained):
         activation = {True: "QuickGELU", False: "GELU"}
         raise ValueError(
             f"{weights} was trained with {activation[trained]}; {name} has {activation[native]}"
             f"{'' if quick_gelu is None else f' and --quick-gelu says {activation[quick_gelu]}'}; name the matching "
             f"architecture, such as ViT-B-16 or ViT-B-16-quickgelu"
         )
-    if state is None:
-        with downloads(f"the weights {weights!r} of {name}", LOCAL_WEIGHTS):
-            model = open_clip.create_model(name, pretrained=weights, force_quick_gelu=trained)
-    else:
-        model = open_clip.create_model(name, force_quick_gelu=trained)
+    state = None if source.file is None else source.read()  # a damaged file is an error before a model is built
+    with _transformers_text(name, config):
+        if state is None:
+            with downloads(f"the weights {weights!r} of {name}", LOCAL_WEIGHTS):
+                model = open_clip.create_model(name, pretrained=weights, force_quick_gelu=trained)
+        else:
+            model = open_clip.create_model(name, force_quick_gelu=trained, pretrained_text=False)
+        tokenizer = open_clip.get_tokenizer(name)
     if state is not None:
-        try:
-            model.load_state_dict(open_clip.convert.convert_state_dict(model, state))
-        except RuntimeError as error:
-            raise ValueError(f"{weights} does not fit {name}: {str(error)[:400]}") from error
-    wrapped = OpenClip(model, open_clip.get_tokenizer(name)).eval()
+        _load_strictly(model, state, weights, name)
+    salt = f"{name} {trained}"
+    return _foreign(f"{name} {Path(weights).stem}", model, tokenizer, source.preprocess, salt, source.file)
+
+
+def _from_folder(name: str, folder: Folder) -> Model:
+    """A model of open_clip or transformers from a folder that the library wrote."""
+    import open_clip
+
+    state = read_state_dict(folder.weights)
+    if folder.plain:
+        clip = CLIP(folder.architecture)
+        clip.load_weights(state, str(folder.weights))
+        weights = dict.fromkeys(("image", "text"), digest(folder.weights))
+        files = {folder.weights.name: weights["image"]}
+        return Model(name, "CLIP", clip.preprocess, clip.eval(), clip, weights, files)
+    local = f"{LOCAL}{folder.path}"
+    with _transformers_text(name, folder.architecture):
+        model = open_clip.create_model(local, load_weights=False, pretrained_text=False)
+        tokenizer = open_clip.get_tokenizer(local)
+    _load_strictly(model, state, str(folder.weights), "its open_clip_config.json")
+    return _foreign(name, model, tokenizer, Preprocess.of(folder.architecture), "", folder.weights)
+
+
+def _foreign(
+    name: str, model: nn.Module, tokenizer: Any, preprocess: Preprocess, salt: str, file: Path | None
+) -> Model:
+    """An open_clip model with its weights.  salt: what changes its outputs beside those.  file: theirs, if local."""
     size = model.visual.image_size
     if not isinstance(size, int):
         if size[0] != size[1]:
             raise ValueError(f"{name} reads pictures of {size}; evaluation gives square ones")
         size = size[0]
-    digests = dict.fromkeys(("image", "text"), state_digest(model, f"{name} {trained}"))
-    files = {path.name: digest(path)} if state is not None else {}
-    return Model(f"{name} {path.stem}", OPEN_CLIP, size, wrapped, wrapped, digests, files)
+    digests = dict.fromkeys(("image", "text"), state_digest(model, salt))
+    files = {} if file is None else {file.name: digest(file)}
+    wrapped = OpenClip(model, tokenizer).eval()
+    return Model(name, OPEN_CLIP, replace(preprocess, size=size), wrapped, wrapped, digests, files)
+
+
+@contextmanager
+def _transformers_text(name: str, config: Mapping[str, Any]) -> Iterator[None]:
+    """A block that builds a model, whose text tower or tokenizer open_clip may take from the hub.
+
+    ValueError: it does, and there is neither a network nor a copy.
+    """
+    text = config.get("text_cfg", {})
+    taken = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+    if not taken:
+        yield
+        return
+    mend = f"fetch that once where there is a network, `hf download {taken}`, and name the folder by HF_HOME"
+    with downloads(f"the text side of {name}, transformers' {taken},", mend):
+        yield
+
+
+def _load_strictly(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
+    """Load a state dict, in one of the forms that open_clip knows, into its model. ValueError: keys do not fit."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    if "logit_scale" in state:  # both () and (1,) are in use
+        state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit {name}: {str(error)[:400]}") from error

@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from common.contrastive import clamp_logit_scale, info_nce, scaled_cosines
+from common.preprocess import prepare_data
 from common.retrieval import PairRecall
 from common.two_pass import in_parts
 from common.zeroshot import embed_prompts, similarity
@@ -55,6 +56,10 @@ class ContrastivePretraining(LightningModule):
         self.label_smoothing, self.parts = label_smoothing, parts
         self.validation_top1, self.validation_recall = MeanMetric(), PairRecall()
         self._classes: Tensor | None = None
+
+    def setup(self, stage: str) -> None:
+        """Show pictures as the CLIP was trained on them so far."""
+        prepare_data(self.trainer, self.clip.preprocess)
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """images [B,3,S,S], ids [B,T] -> image and text embeddings [B,E], normalised."""
@@ -137,6 +142,8 @@ class CLIPPretraining(ContrastivePretraining):
         weights: initial weights: null (random), an open_clip tag, or a local weights file.
         quick_gelu: whether a local weights file that does not record its activation uses QuickGELU.
         image_size: image size, if it differs from the architecture's; positional embeddings are interpolated to it.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
         learning_rate: peak learning rate of AdamW.
         weight_decay: weight decay of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
@@ -156,6 +163,7 @@ class CLIPPretraining(ContrastivePretraining):
         weights: str | None = None,
         quick_gelu: bool | None = None,
         image_size: int | None = None,
+        preprocess: str | dict[str, Any] | None = None,
         learning_rate: float = 5e-4,
         weight_decay: float = 0.2,
         warmup_steps: int = 2000,
@@ -168,7 +176,10 @@ class CLIPPretraining(ContrastivePretraining):
             raise ValueError(f"class_weight {class_weight} is negative; 0 leaves the term out")
         self.save_hyperparameters()
         self.class_weight = class_weight
-        self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, image_size=image_size)
+        self.clip = CLIP.from_open_clip(
+            architecture, weights, quick_gelu=quick_gelu, image_size=image_size, preprocess=preprocess
+        )
+        self.hparams.preprocess = self.clip.architecture.get("preprocess_cfg")
 
     def on_fit_start(self) -> None:
         """Ask for classes where the loss needs them. ValueError: the data has none."""

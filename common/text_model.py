@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, load_saved, save_model
+from common.clip import CLIP
 from common.tokenizer import Tokenizer
 from common.tower import TextTower
+from common.weights import load_saved, save_model
 
 
 class TextModel(nn.Module):

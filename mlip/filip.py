@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import load_saved, save_model
 from common.two_pass import in_parts
+from common.weights import load_saved, save_model
 from mlip.alignment import caption_mask, late_interaction, late_similarities
 from mlip.guide import Guide
 from mlip.model import MLIP

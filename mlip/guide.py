@@ -15,8 +15,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import MEAN, STD, load_state, read_record, read_state_dict, save_model
+from common.preprocess import Preprocess
 from common.tower import fused_attention
+from common.weights import load_state, read_record, read_state_dict, save_model
 
 
 class Guide(nn.Module):
@@ -64,19 +65,35 @@ class Guide(nn.Module):
             num_classes=0,
             global_pool="",
         )
-        # From CLIP's normalisation, which towers see, to ImageNet's, which MAE encoders learned on.
-        clip, imagenet = torch.tensor([MEAN, STD]), torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD])
-        self.register_buffer("scale", (clip[1] / imagenet[1])[:, None, None], persistent=False)
-        self.register_buffer("shift", ((clip[0] - imagenet[0]) / imagenet[1])[:, None, None], persistent=False)
+        self.see_as(Preprocess())
         if weights is not None:
             self.load_weights(weights)
         self.requires_grad_(train)
         self.train()
 
     @classmethod
-    def from_weights(cls, path: str, train: bool = False) -> Guide:
-        """The Guide of a weights file: with the sizes that the file records (see ``save``), else DeiT-Tiny's."""
-        return cls(**read_record(path).get("guide", {}), weights=path, train=train)
+    def from_weights(cls, path: str, train: bool = False, heads: int | None = None) -> Guide:
+        """The Guide of a weights file: with the sizes that the file records (see ``save``), else DeiT-Tiny's.
+
+        heads: needed for a file that does not record them, since weights fit any number of heads.
+        ValueError: nobody says how many heads, or the file records another number; see also ``load_weights``.
+        """
+        sizes = read_record(path).get("guide", {})
+        if heads is None and "heads" not in sizes:
+            raise ValueError(
+                f"{path} does not record its attention heads, and its shapes do not show them; say guide_heads 12 for "
+                "the light MAE encoder of the paper, or 3 for a DeiT-Tiny"
+            )
+        if heads is not None and sizes.get("heads", heads) != heads:
+            raise ValueError(f"{path} records {sizes['heads']} attention heads, not {heads}; leave guide_heads out")
+        return cls(**{**sizes, "heads": sizes.get("heads", heads)}, weights=path, train=train)
+
+    def see_as(self, preprocess: Preprocess) -> None:
+        """Expect images that are normalised as ``preprocess`` says, the tower's."""
+        tower = torch.tensor([preprocess.mean, preprocess.std])
+        imagenet = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD])  # what MAE encoders learned on
+        self.register_buffer("scale", (tower[1] / imagenet[1])[:, None, None], persistent=False)
+        self.register_buffer("shift", ((tower[0] - imagenet[0]) / imagenet[1])[:, None, None], persistent=False)
 
     def load_weights(self, path: str) -> None:
         """Load an encoder. ValueError: no file, one that would run code, or keys and shapes that do not fit."""
@@ -95,11 +112,11 @@ class Guide(nn.Module):
         return super().train(mode and self.learns)
 
     def shrink(self, images: Tensor) -> Tensor:
-        """images [B,3,·,·] in CLIP's normalisation -> [B,3,S,S] in ImageNet's, each pixel the mean of its area."""
+        """images [B,3,·,·] in the tower's normalisation -> [B,3,S,S] in ImageNet's, each pixel the mean of its area."""
         return F.interpolate(images, size=(self.image_size, self.image_size), mode="area") * self.scale + self.shift
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [B,3,·,·] in CLIP's normalisation -> tokens [B,G,W] after the last norm, class token first."""
+        """images [B,3,·,·] in the tower's normalisation -> tokens [B,G,W] after the last norm, class token first."""
         return self.vit.forward_features(self.shrink(images))
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.clip import CLIP, load_saved, save_model
+from common.clip import CLIP
+from common.preprocess import Preprocess
+from common.weights import load_saved, save_model
 from mlip.guide import Guide
 from mlip.tower import MLIPTower
 
@@ -37,6 +39,8 @@ class MLIP(CLIP):
     ) -> None:
         rates = {int(layer): rate for layer, rate in (keep_rates or {}).items()}  # a file's keys are text
         chosen = {"frequency_layers": frequency_layers, "keep_rates": rates, **options}
+        if guide is not None:
+            guide.see_as(Preprocess.of(architecture))
         super().__init__(architecture, MLIPTower.from_architecture(architecture, guide=guide, **chosen))
         self.options = {**chosen, "guide": guide.sizes if guide is not None else None}
 

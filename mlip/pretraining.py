@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from common.clip import CLIP, load_architecture
 from common.contrastive import info_nce
+from common.preprocess import choose_preprocess
+from common.pretrained import find_pretrained
 from common.pretraining import ContrastivePretraining
 from common.two_pass import in_parts
 from mlip.alignment import caption_mask, late_interaction, one_to_many, one_to_one
@@ -40,12 +42,15 @@ class MLIPPretraining(ContrastivePretraining):
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
         weights: what text tower and scale start from: null (random), an open_clip tag, or a local weights file of a
             CLIP of this architecture.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
         image_layers: how many of the image tower's last layers start from those weights too, with its embedding and
             read-out; 0: the whole image tower starts at random.
         frequency_layers: number of Fourier blocks, the tower's first ones.
         keep_rates: acceleration blocks, as a map of layer (from 1) to the share of patch tokens kept; null for none.
         guide: what the acceleration blocks attend to: null (nothing), random (an untrained DeiT-Tiny, for trials), or
             a local weights file of a masked autoencoder, with ${VARIABLES}.
+        guide_heads: attention heads of a Guide whose file does not record them: 12 for the paper's light MAE encoder.
         train_guide: whether the Guide learns too; the paper does not say.
         guide_tokens: all of the Guide's tokens, or its class token alone.
         spectrum: what the Fourier blocks filter, the power spectrum |Y|² or Y itself (linear).
@@ -83,10 +88,12 @@ class MLIPPretraining(ContrastivePretraining):
         self,
         architecture: str = "ViT-B-16",
         weights: str | None = None,
+        preprocess: str | dict[str, Any] | None = None,
         image_layers: int = 0,
         frequency_layers: int = 4,
         keep_rates: dict[int, float] | None = None,
         guide: str | None = None,
+        guide_heads: int | None = None,
         train_guide: bool = False,
         guide_tokens: Literal["all", "class"] = "all",
         spectrum: Spectrum = "power",
@@ -117,19 +124,20 @@ class MLIPPretraining(ContrastivePretraining):
         self.smoothing_grows = smoothing_grows
         self.matching = {"frequency": frequency_matching, "spatial": spatial_matching}
         self._check(frequency_layers)
-        sizes = load_architecture(architecture)
+        sizes = _architecture(architecture, weights, preprocess)
+        self.hparams.preprocess = sizes.get("preprocess_cfg")
         self.clip = MLIP(
             sizes,
             frequency_layers=frequency_layers,
             keep_rates=keep_rates,
-            guide=_guide(guide, train_guide),
+            guide=_guide(guide, train_guide, guide_heads),
             guide_tokens=guide_tokens,
             spectrum=spectrum,
             pieces=pieces,
             proportional_attention=proportional_attention,
         )
         if weights is not None:
-            start = CLIP.from_open_clip(architecture, weights)
+            start = CLIP.from_open_clip(architecture, weights, preprocess=preprocess)
             self.clip.text_tower, self.clip.logit_scale = start.text_tower, start.logit_scale
             if image_layers:
                 self.clip.image_tower.start_from(start.image_tower, image_layers)
@@ -232,7 +240,16 @@ class MLIPPretraining(ContrastivePretraining):
         return self.log_step(self._total(terms))
 
 
-def _guide(setting: str | None, train: bool) -> Guide | None:
+def _architecture(name: str, weights: str | None, preprocess: str | dict[str, Any] | None) -> dict[str, Any]:
+    """The architecture of a name, with the preprocessing of the weights that the training starts from."""
+    sizes = load_architecture(name)
+    size = sizes["vision_cfg"]["image_size"]
+    if weights is not None:
+        return find_pretrained(name, weights, size, None, preprocess).preprocess.recorded_in(sizes)
+    return sizes if preprocess is None else choose_preprocess(name, None, preprocess, size).recorded_in(sizes)
+
+
+def _guide(setting: str | None, train: bool, heads: int | None) -> Guide | None:
     """The Guide that a setting names. ValueError: a variable that is not set, or no such file."""
     if setting is None:
         return None
@@ -241,7 +258,7 @@ def _guide(setting: str | None, train: bool) -> Guide | None:
     path = os.path.expandvars(setting)
     unset = re.findall(r"\$\{(\w+)\}", path)
     try:
-        return Guide.from_weights(path, train)
+        return Guide.from_weights(path, train, heads)
     except ValueError as error:
         mend = f"set the environment variable {unset[0]} to" if unset else "name"
         raise ValueError(

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, load_saved, save_model
+from common.clip import CLIP
 from common.tower import ImageTower
+from common.weights import load_saved, save_model
 
 
 class Halting(NamedTuple):

@@ -5,6 +5,8 @@ Shapes: B images, S image size, E joint dim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,6 +28,8 @@ class AViTTraining(FrozenCLIPTraining):
         architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
         weights: null (random), an open_clip tag, or a local file.
         quick_gelu: the activation of a local weights file that does not record it.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
         depth: blocks that the average token should go through; the mean of the paper's halting distribution.
         distribution_weight: weight of the divergence from that distribution.
         ponder_weight: weight of the ponder loss.
@@ -41,6 +45,7 @@ class AViTTraining(FrozenCLIPTraining):
         architecture: str = "ViT-B-16-quickgelu",
         weights: str | None = None,
         quick_gelu: bool | None = None,
+        preprocess: str | dict[str, Any] | None = None,
         depth: float = 8.0,
         distribution_weight: float = 0.1,
         ponder_weight: float = 5e-4,
@@ -56,7 +61,8 @@ class AViTTraining(FrozenCLIPTraining):
             if value < 0:
                 raise ValueError(f"{name} {value} is negative; 0 leaves the term out")
         self.save_hyperparameters()
-        self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu).requires_grad_(False)
+        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
+        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
         layers = len(self.clip.image_tower.transformer.resblocks)
         if not 1 <= depth <= layers:
             raise ValueError(f"depth {depth} is not between 1 and this tower's {layers} blocks")

@@ -8,16 +8,23 @@ from typing import Any, ClassVar
 from lightning.pytorch import LightningModule, Trainer
 
 from common import optim
+from common.preprocess import Preprocess, prepare_data
 
 
 class FrozenCLIPTraining(LightningModule):
     """A training whose checkpoints hold the trained parameters alone; the arguments name the frozen CLIP again.
 
-    A subclass sets ``learning_rate``, ``weight_decay`` and ``warmup_steps``.
+    A subclass sets ``preprocess`` (the CLIP's), ``learning_rate``, ``weight_decay`` and ``warmup_steps``.
     """
+
+    preprocess: Preprocess
 
     starts_from: ClassVar[dict[str, Any]] = {"weights": None}
     """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
+
+    def setup(self, stage: str) -> None:
+        """Show pictures as the frozen CLIP was trained on them."""
+        prepare_data(self.trainer, self.preprocess)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out, unless they are random and nothing else would bring them back."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from common.adapters import AdaptedTower
 from common.checkpoints import read_plain, training_arguments
-from common.clip import read_record, read_state_dict, save_model
 from common.tower import ImageTower
+from common.weights import read_record, read_state_dict, save_model
 
 CHANNELS = 64
 _PREFIX = "predictor."

@@ -35,6 +35,8 @@ class RankPredictorTraining(FrozenCLIPTraining):
         architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
         weights: null (random), an open_clip tag, or a local file.
         quick_gelu: the activation of a local weights file that does not record it.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
         prune_layer: the block before which tokens are scored and pruned.
         keep: share of patch tokens that will be kept, below 1; the loss "keep_set" and the overlap depend on it.
         loss: keep_set (divergence from the golden keep set), margin (hinge over all ordered pairs) or listwise
@@ -54,6 +56,7 @@ class RankPredictorTraining(FrozenCLIPTraining):
         architecture: str = "ViT-B-16-quickgelu",
         weights: str | None = None,
         quick_gelu: bool | None = None,
+        preprocess: str | dict[str, Any] | None = None,
         prune_layer: int = 3,
         keep: float = 0.6,
         loss: Loss = "keep_set",
@@ -69,7 +72,8 @@ class RankPredictorTraining(FrozenCLIPTraining):
         super().__init__()
         optim.check_settings(learning_rate, weight_decay, warmup_steps)
         self.save_hyperparameters()
-        self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu).requires_grad_(False)
+        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
+        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
         tower = self.clip.image_tower
         self.predictor = RankPredictor.for_tower(tower)
         self.pruned = tower.grid**2 - keep_count(keep, tower.grid**2)

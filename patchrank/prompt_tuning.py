@@ -5,6 +5,8 @@ Shapes: B images, S image size, C classes, T text tokens, L prompted layers, P p
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -34,6 +36,8 @@ class PromptTuning(FrozenCLIPTraining):
         architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
         weights: null (random), an open_clip tag, or a local file.
         quick_gelu: the activation of a local weights file that does not record it.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
         predictor: a checkpoint of RankPredictorTraining or a PatchRankTower's file; null is for keep 1 alone.
         keep: share of the patch tokens that stay; 1 tunes without pruning.
         prune_layer: the block before which tokens are pruned.
@@ -53,6 +57,7 @@ class PromptTuning(FrozenCLIPTraining):
         architecture: str = "ViT-B-16-quickgelu",
         weights: str | None = None,
         quick_gelu: bool | None = None,
+        preprocess: str | dict[str, Any] | None = None,
         predictor: str | None = None,
         keep: float = 0.6,
         prune_layer: int = 3,
@@ -69,7 +74,8 @@ class PromptTuning(FrozenCLIPTraining):
         super().__init__()
         optim.check_settings(learning_rate, weight_decay, warmup_steps)
         self.save_hyperparameters()
-        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu)
+        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
+        self.preprocess = clip.preprocess
         ranker = None if predictor is None else load_predictor(predictor, clip.image_tower, prune_layer)
         widths = clip.text_tower.ln_final.normalized_shape[0], clip.image_tower.ln_post.normalized_shape[0]
         start = None if words is None else _words(clip, words, kind, depth)
@@ -91,6 +97,7 @@ class PromptTuning(FrozenCLIPTraining):
 
     def setup(self, stage: str) -> None:
         """Tokenise the class prompts, and forget the class embeddings of an earlier run. ValueError: no classes."""
+        super().setup(stage)
         texts, template = class_prompts(self.trainer), self.template
         if template is not None:
             texts = [fill(template, name) for name in self.trainer.datamodule.class_names]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.clip import CLIP, load_saved, save_model
+from common.clip import CLIP
+from common.weights import load_saved, save_model
 from patchrank.prompts import check_depth, prompted_text
 from patchrank.tower import PatchRankTower
 

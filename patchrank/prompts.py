@@ -20,9 +20,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from common.clip import load_saved, save_model
 from common.reduction import ReductionContext
 from common.tower import BlockTower, ImageTower, TextTower
+from common.weights import load_saved, save_model
 
 Kind = Literal["coupled", "independent", "text", "visual"]
 """Both encoders, with image prompts mapped from the text prompts; both, trained apart; or one encoder alone."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from common.adapters import AdaptedTower
-from common.clip import CLIP, load_saved, save_model
+from common.clip import CLIP
 from common.reduction import ReducedTower, Reducer, ReductionContext
 from common.tower import ImageTower
+from common.weights import load_saved, save_model
 from patchrank.predictor import RankPredictor
 from patchrank.prompts import Prompts, visual_reducers
 from patchrank.scores import keep_count

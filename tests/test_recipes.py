@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
-from common import clip as clip_module
+from common import pretrained as pretrained_module
 from common.clip import CLIP
 from common.data import catalogue
 from mlip import guide as guide_module
@@ -31,12 +31,12 @@ SETS = [
 """The data sets of Patch Ranking's table, by the protocol of CoOp."""
 
 
-def known_record(path, read=clip_module.read_record):
+def known_record(path, read=pretrained_module.read_record):
     """A file's record; of one that is not there, that of plain GELU."""
     return read(path) if Path(path).is_file() else {"architecture": {}}
 
 
-def known_state(path, read=clip_module.read_state_dict):
+def known_state(path, read=pretrained_module.read_state_dict):
     """A file's weights; of one that is not there, none."""
     return read(path) if Path(path).is_file() else {}
 
@@ -44,11 +44,11 @@ def known_state(path, read=clip_module.read_state_dict):
 @pytest.fixture
 def without_weights(monkeypatch):
     """Take any weights as fitting, and a local file, even one still to be trained, as recording plain GELU."""
-    monkeypatch.setattr(clip_module, "_tag_state_dict", lambda *_: {})
-    monkeypatch.setattr(clip_module, "read_state_dict", known_state)
-    monkeypatch.setattr(clip_module, "read_record", known_record)
+    monkeypatch.setattr(pretrained_module, "_tag_state_dict", lambda *_: {})
+    monkeypatch.setattr(pretrained_module, "read_state_dict", known_state)
+    monkeypatch.setattr(pretrained_module, "read_record", known_record)
     monkeypatch.setattr(CLIP, "load_weights", lambda *_: None)
-    monkeypatch.setattr(guide_module, "read_record", lambda path: {})
+    monkeypatch.setattr(guide_module, "read_record", lambda path: {"guide": {"heads": 12}})
     monkeypatch.setattr(Guide, "load_weights", lambda *_: None)
     monkeypatch.setattr(tuning, "load_predictor", lambda path, tower, prune_layer: RankPredictor.for_tower(tower))
 

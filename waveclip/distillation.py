@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from common.contrastive import info_nce, scaled_cosines
+from common.preprocess import prepare_data
 from common.zeroshot import embed_prompts, similarity
 from waveclip.growing import adopt_levels
 from waveclip.tokenizer import Start
@@ -71,6 +72,8 @@ class WaveCLIPDistillation(LightningModule):
         quick_gelu: the activation of a local weights file that does not record it.
         image_size: side of the images in pixels, where it is not the architecture's; the weights' positions are
             interpolated to it.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
         levels: wavelet levels; at patch 16, 1 at 224 px, 2 at 448 px.
         wavelet: an orthogonal wavelet by its PyWavelets name.
         transform: conv (one strided convolution) or ptwt (haar only).
@@ -103,6 +106,7 @@ class WaveCLIPDistillation(LightningModule):
         weights: str | None = None,
         quick_gelu: bool | None = None,
         image_size: int | None = None,
+        preprocess: str | dict[str, Any] | None = None,
         levels: int = 1,
         wavelet: str = "haar",
         transform: Literal["conv", "ptwt"] = "conv",
@@ -137,7 +141,10 @@ class WaveCLIPDistillation(LightningModule):
             raise ValueError(f"distribution_scale {distribution_scale} must be positive; 1 keeps the teacher's scale")
         self.save_hyperparameters()
         self.distribution_scale = distribution_scale
-        clip = CLIP.from_open_clip(teacher, weights, quick_gelu=quick_gelu, image_size=image_size)
+        clip = CLIP.from_open_clip(
+            teacher, weights, quick_gelu=quick_gelu, image_size=image_size, preprocess=preprocess
+        )
+        self.hparams.preprocess = clip.architecture.get("preprocess_cfg")
         self.teacher = clip.requires_grad_(False).eval()
         self.wave = WaveTower.from_image_tower(
             self.teacher.image_tower,
@@ -157,6 +164,10 @@ class WaveCLIPDistillation(LightningModule):
         self.term_weights, self.fine_first_steps = terms, fine_first_steps
         self.validation_top1 = nn.ModuleList(MeanMetric() for _ in range(self.wave.steps))
         self._classes: Tensor | None = None
+
+    def setup(self, stage: str) -> None:
+        """Show pictures as the teacher was trained on them."""
+        prepare_data(self.trainer, self.teacher.preprocess)
 
     def train(self, mode: bool = True) -> WaveCLIPDistillation:
         """Switch to training or evaluation; the frozen teacher stays in evaluation."""

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapters import AdaptedTower
-from common.clip import CLIP, load_saved, save_model
+from common.clip import CLIP
 from common.reduction import Place, Reducer, ReductionContext, run_reduced
 from common.stages import Stage
 from common.tower import BlockOutput, BlockTower, ImageTower, KVCache
+from common.weights import load_saved, save_model
 from waveclip.gating import MarginGate
 from waveclip.progressive import ProgressiveClassifier
 from waveclip.tokenizer import Start, WaveletTokenizer

@@ -36,6 +36,7 @@ from common.data.classification import ClassificationSet
 from common.data.classification_module import ClassificationDataModule
 from common.data.pictures import PictureSet, loader
 from common.flops import count_macs
+from common.preprocess import Preprocess
 from common.reduction import ReducedTower
 from common.tower import ImageTower
 from common.zeroshot import embed_prompts
@@ -59,7 +60,7 @@ def plain(module: nn.Module) -> Encoder:
 
 def golden(tower: ImageTower, pictures: PictureSet, prune_layer: int) -> Rankings:
     """Golden rankings by feature preservation: greedy, windows of 2x2, cached on disk."""
-    batches = loader(pictures, tower.image_size, 250)
+    batches = loader(pictures, Preprocess(tower.image_size), 250)
     return ranked(tower, batches, prune_layer=prune_layer, **search(tower.grid**2))
 
 
@@ -104,7 +105,7 @@ def agreement(predictor: RankPredictor, task: Task, prune_layer: int) -> dict[st
     rankings = golden(tower, pictures, prune_layer)
     overlap, tau = [], []
     with torch.no_grad():
-        for batch in loader(pictures, tower.image_size, VAL):
+        for batch in loader(pictures, Preprocess(tower.image_size), VAL):
             scores = predictor(tower.run_blocks(tower.embed(batch["image"]), stop=prune_layer))
             order = rankings.of(batch["key"])
             overlap.append(pruned_overlap(scores, order, tower.grid**2 - keep_count(KEEP, tower.grid**2)))

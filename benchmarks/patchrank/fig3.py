@@ -56,7 +56,7 @@ def rank(pictures: ClassificationSet) -> dict[str, GoldenRanking]:
     """The golden rankings of pictures by each score: one shot, sliding windows of 2x2."""
     clip = PLAIN.clip()
     classes = embed_prompts(clip, PLAIN.module.class_prompts)
-    (batch,) = loader(pictures, clip.image_tower.image_size, len(pictures))
+    (batch,) = loader(pictures, clip.preprocess, len(pictures))
     text = {"class_embeddings": classes, "logit_scale": clip.logit_scale.exp(), "labels": batch["label"]}
     return {
         score: golden_ranking(clip.image_tower, batch["image"], score, prune_layer=PRUNE_LAYER, **text)

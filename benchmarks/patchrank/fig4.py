@@ -18,6 +18,7 @@ from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import FOR_ALL, PLAIN, PRUNE_LAYER, search
 from common.conditions import conditions, digest
 from common.data.pictures import loader
+from common.preprocess import Preprocess
 from common.reduction import ReducedTower
 from patchrank.baselines import ClassAttention, GoldenOracle
 from patchrank.golden import golden_ranking
@@ -35,7 +36,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     setting = conditions("embedded", seeds=1, dtype="float32", weights={path.name: digest(path) for path in files})
     clip, pictures = PLAIN.clip(), PLAIN.pictures("test", SHOWN if smoke else COMPARED)
     tower = clip.image_tower
-    (batch,) = loader(pictures, tower.image_size, len(pictures))
+    (batch,) = loader(pictures, Preprocess(tower.image_size), len(pictures))
     order = golden_ranking(tower, batch["image"], prune_layer=PRUNE_LAYER, **search(tower.grid**2)).order
     towers = {
         ATTENTION: ReducedTower(tower, {PRUNE_LAYER: ClassAttention(KEEP)}),

@@ -25,6 +25,7 @@ from common.clip import CLIP
 from common.data.classification import ClassificationSet
 from common.data.classification_module import ClassificationDataModule
 from common.data.pictures import loader
+from common.preprocess import Preprocess
 from common.zeroshot import fill, similarity
 from patchrank.scores import keep_count
 
@@ -136,7 +137,7 @@ def answers(
 ) -> dict[str, Tensor]:
     """Which pictures each encoder classifies correctly among classes [C,E]: bool [M]. All encoders share one pass."""
     right: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    for batch in track(loader(pictures, image_size, _BATCH), "evaluating"):
+    for batch in track(loader(pictures, Preprocess(image_size), _BATCH), "evaluating"):
         for name, encode in encoders.items():
             right[name].append(similarity(encode(batch), classes).argmax(-1) == batch["label"])
     return {name: torch.cat(parts) for name, parts in right.items()}

@@ -109,7 +109,7 @@ def train_mlp(features: Tensor, labels: Tensor, epochs: int = EPOCHS) -> nn.Modu
 def named_right(clip: CLIP, shown: Sequence[np.ndarray], labels: Tensor, prompts: Sequence[str]) -> Tensor:
     """Whether a CLIP names each picture rightly among the prompts of all classes, bool [M]."""
     classes = embed_prompts(clip, prompts)
-    batches = (to_batch(shown[start : start + BATCH]) for start in range(0, len(shown), BATCH))
+    batches = (to_batch(shown[start : start + BATCH], clip.preprocess) for start in range(0, len(shown), BATCH))
     return torch.cat([(clip.encode_image(images) @ classes.T).argmax(-1) for images in batches]) == labels
 
 

@@ -149,7 +149,7 @@ def evaluate(
 
     def observed(images: ClassificationSet) -> Observed:
         part = images if pictures is None else images.subset(range(pictures))
-        return observe(clip, wave, loader(part, data.image_size, 250), data.class_prompts)
+        return observe(clip, wave, loader(part, data.preprocess, 250), data.class_prompts)
 
     val, test = observed(data.val_pictures), observed(data.test_pictures)
     dense, exits = costs(clip, wave)

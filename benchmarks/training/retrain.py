@@ -23,10 +23,10 @@ from benchmarks.embedded import GUIDE, STUDENT, STUDENT_96, TEACHER, TEACHER_96,
 from benchmarks.training import shapes
 from benchmarks.training.run import STORED, Evaluation, Run, command, work
 from benchmarks.waveclip.observed import observe
-from common.clip import read_record
 from common.data.embedded.module import EmbeddedDataModule, class_names, scenes_of
 from common.evaluate.accuracy import accuracy, zero_shot
 from common.models import load_model
+from common.weights import read_record
 from common.zeroshot import embed_prompts
 from waveclip import WaveTower
 

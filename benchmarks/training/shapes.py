@@ -16,8 +16,9 @@ from benchmarks.cells import accuracy_of
 from benchmarks.training.run import STORED, Run
 from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
-from common.clip import CLIP, read_record
+from common.clip import CLIP
 from common.data.embedded.module import EmbeddedDataModule
+from common.weights import read_record
 from waveclip import WaveTower
 
 SEEDS = range(3)

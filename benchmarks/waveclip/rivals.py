@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from common.clip import CLIP, load_architecture, read_record, read_state_dict
+from common.clip import CLIP, load_architecture
 from common.models import OpenClip
+from common.preprocess import Preprocess, choose_preprocess
 from common.tokenizer import Tokenizer
+from common.weights import read_record, read_state_dict
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 """What the name of a weights file may end with."""
@@ -48,14 +49,14 @@ class Baseline:
     architecture: in open_clip's model-config format.
     released: the published weights of this architecture.
     tokens: of the image tower's blocks; None for a convolutional tower.
-    preprocess: mean, std and interpolation of the released weights, where they are not CLIP's.
+    foreign: the preprocessing of the released weights, for a tower of timm that open_clip builds.
     note: a remark to the row.
     """
 
     architecture: dict[str, Any]
     released: str
     tokens: int | None
-    preprocess: dict[str, Any] | None = None
+    foreign: Preprocess | None = None
     note: str = ""
 
     @property
@@ -64,17 +65,17 @@ class Baseline:
         return self.architecture["vision_cfg"]["image_size"]
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """Image -> [3,S,S], normalised as CLIP's: the shorter side is resized to S, then the centre is cropped."""
-        interpolation = self.preprocess["interpolation"] if self.preprocess else "bicubic"
-        return image_transform_v2(PreprocessCfg(size=self.image_size, interpolation=interpolation), is_train=False)
+        """Image -> [3,S,S], prepared as for the released weights."""
+        preprocess = replace(self.foreign or Preprocess(), size=self.image_size)
+        return image_transform_v2(PreprocessCfg(**asdict(preprocess)), is_train=False)
 
     def build(self, weights: Path | None = None) -> CLIP | OpenClip:
         """The model in evaluation mode, with random weights (None) or those of a file.
 
         ValueError: keys or shapes that do not fit, or a file that records another architecture.
         """
-        if self.preprocess:
-            return _mobileclip(self.architecture, self.preprocess, weights).eval()
+        if self.foreign:
+            return _mobileclip(self.architecture, weights).eval()
         return _vit(self.architecture, weights).eval()
 
     def countable_tower(self) -> nn.Module:
@@ -110,7 +111,7 @@ def tinyclip_key(key: str) -> str:
     return re.sub(r"^_?(image_encoder|text_encoder|logit_scale)(_without_ddp)?(\.module)*\.", "", key)
 
 
-def _mobileclip(architecture: dict[str, Any], preprocess: dict[str, Any], weights: Path | None) -> OpenClip:
+def _mobileclip(architecture: dict[str, Any], weights: Path | None) -> OpenClip:
     """A MobileCLIP of open_clip (image towers by timm), its training branches folded into one."""
     sections = {key: architecture[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
     model = open_clip.CustomTextCLIP(**sections)
@@ -119,18 +120,14 @@ def _mobileclip(architecture: dict[str, Any], preprocess: dict[str, Any], weight
             model.load_state_dict(read_state_dict(str(weights)))
         except RuntimeError as error:
             raise ValueError(f"{weights} does not fit this architecture: {str(error)[:400]}") from error
-    model.visual = reparameterize_model(model.visual.eval())
-    model.visual.preprocess_cfg = preprocess
     return OpenClip(model, Tokenizer(architecture["text_cfg"]["context_length"]))
 
 
 def _mobileclip_row(name: str, tag: str, tokens: int | None, note: str = "") -> Baseline:
-    """A row of the architecture at 224 px; its weights are normalised to plain [0, 1]."""
+    """A row of the architecture at 224 px; its weights want plain [0, 1]."""
     architecture = open_clip.get_model_config(name)
     architecture["vision_cfg"]["image_size"] = 224
-    released = open_clip.get_pretrained_cfg(name, tag)
-    preprocess = {key: released[key] for key in ("mean", "std", "interpolation")}
-    return Baseline(architecture, f"{name} {tag} (open_clip)", tokens, preprocess, note)
+    return Baseline(architecture, f"{name} {tag} (open_clip)", tokens, choose_preprocess(name, tag, None, 224), note)
 
 
 WAVECLIP = "waveclip-vit-b-16"

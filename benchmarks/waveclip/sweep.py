@@ -17,9 +17,10 @@ from torch import Tensor
 from benchmarks.embedded import PART, batches
 from benchmarks.waveclip.costs import Cost, expected
 from benchmarks.waveclip.observed import Observed, predictions
-from common.clip import CLIP, MEAN, STD
+from common.clip import CLIP
 from common.data.embedded.module import EmbeddedDataModule, class_names
 from common.deploy.early_exit import NEVER
+from common.preprocess import MEAN, STD
 from waveclip import MarginGate, WaveTower
 
 STEPS, BINS, EXAMPLES = 200, 50, 24

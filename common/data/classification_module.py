@@ -25,6 +25,7 @@ from common.data.pictures import loader
 from common.data.reader import caption_id, collate
 from common.data.sources import few_shot
 from common.data.transforms import Transform, eval_transform, train_transform
+from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
 from common.zeroshot import Template, fill
 
@@ -70,6 +71,7 @@ class EpochLoader:
     def __init__(
         self,
         view: TrainingView,
+        preprocess: Preprocess,
         batch_size: int,
         num_workers: int,
         progress: Callable[[], tuple[int, int]],
@@ -81,7 +83,7 @@ class EpochLoader:
                 f"{len(view)} training pictures do not fill a batch of {batch_size} on {world} processes; lower "
                 "batch_size"
             )
-        self._view, self._progress = view, progress
+        self._view, self._preprocess, self._progress = view, preprocess, progress
         self.batch_size, self.num_workers, self.rank, self.world = batch_size, num_workers, rank, world
 
     def __len__(self) -> int:
@@ -102,7 +104,7 @@ class EpochLoader:
             self._view,
             batch_sampler=self.batches(epoch)[done:],
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=partial(collate, preprocess=self._preprocess),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -160,22 +162,31 @@ class ClassificationDataModule(LightningDataModule):
             if value < least:
                 raise ValueError(f"{argument} {value} must be at least {least}")
         self.architecture = load_architecture(architecture)
-        self.image_size, text = self.architecture["vision_cfg"]["image_size"], self.architecture["text_cfg"]
+        self.preprocess, text = Preprocess.of(self.architecture), self.architecture["text_cfg"]
         self.name, self._place = name, Place(root or os.environ.get("EFFCLIP_DATA"))
         splits = splits_of(name, "training")
         self.splits = ("train", *(("val",) if held_out is not None or "val" in splits else ()), "test")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.augment = augment
+        self.augment, self._crop, self._flip = augment, tuple(crop), flip
         self.training, self._held = labelled_set(name, "train", self._place), None
         if held_out is not None:
             self.training, self._held = _split(self.training, held_out, f"{name}/held out")
         if shots is not None:
             self.training = self.training.subset(few_shot(self.training.labels, shots, seed))
-        transform = train_transform(self.image_size, tuple(crop), flip) if augment else eval_transform(self.image_size)
         tokenizer = Tokenizer(text["context_length"], text.get("vocabulary")) if captions else None
-        self.view = TrainingView(self.training, transform, seed, tokenizer)
+        self.view = TrainingView(self.training, self._training_transform(), seed, tokenizer)
         self.scale = "embedded" if name in EMBEDDED_TASKS else "paper"
         self.attribution = ATTRIBUTION if name in EMBEDDED_TASKS else None
+
+    @property
+    def image_size(self) -> int:
+        """S in pixels."""
+        return self.preprocess.size
+
+    def _training_transform(self) -> Transform:
+        if self.augment:
+            return train_transform(self.image_size, self._crop, self._flip)
+        return eval_transform(self.preprocess)
 
     @property
     def root(self) -> str | None:
@@ -219,7 +230,7 @@ class ClassificationDataModule(LightningDataModule):
         if split == "train" and train is not False:
             return self._training_loader()
         pictures = self.training if split == "train" else getattr(self, f"{split}_pictures")
-        return loader(pictures, self.image_size, self.eval_batch_size, self.num_workers, self._share(pictures))
+        return loader(pictures, self.preprocess, self.eval_batch_size, self.num_workers, self._share(pictures))
 
     def _share(self, pictures: ClassificationSet) -> Sampler | None:
         """This process's part of the pictures: Lightning's own sampler would repeat some to make the parts equal."""
@@ -229,11 +240,11 @@ class ClassificationDataModule(LightningDataModule):
 
     def _training_loader(self) -> EpochLoader:
         """The same number of batches on every rank; without a trainer always the first epoch."""
-        trainer = self.trainer
+        self.view.transform, trainer = self._training_transform(), self.trainer
+        settings = (self.view, self.preprocess, self.batch_size, self.num_workers)
         if trainer is None:
-            return EpochLoader(self.view, self.batch_size, self.num_workers, lambda: (0, 0))
-        place = (trainer.global_rank, trainer.world_size)
-        return EpochLoader(self.view, self.batch_size, self.num_workers, partial(position, trainer), *place)
+            return EpochLoader(*settings, lambda: (0, 0))
+        return EpochLoader(*settings, partial(position, trainer), trainer.global_rank, trainer.world_size)
 
     def train_dataloader(self) -> EpochLoader:
         """Shuffled batches of the training view."""

@@ -20,6 +20,7 @@ from common.data.reader import Decoder, ShardDataset, count_samples
 from common.data.tables import read_text
 from common.data.tar import is_remote, open_url
 from common.data.transforms import eval_transform
+from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
 
 PREFIX = "webdataset:"
@@ -78,9 +79,9 @@ class ExportedSet:
             facts.append((url, status and (status.st_size, status.st_mtime_ns)))
         return sha256(repr(facts).encode()).hexdigest()[:16]
 
-    def loader(self, image_size: int, batch_size: int, workers: int) -> Iterator[Mapping[str, Any]]:
+    def loader(self, preprocess: Preprocess, batch_size: int, workers: int) -> Iterator[Mapping[str, Any]]:
         """Every sample once, with "label"; see ``common.data.lookup.Loader``. ValueError: a sample is unusable."""
-        decoder = Decoder(eval_transform(image_size), Tokenizer(), captions=False, classes=len(self.class_names))
+        decoder = Decoder(eval_transform(preprocess), preprocess, Tokenizer(), False, len(self.class_names))
         dataset = ShardDataset(count_samples(self.urls), decoder, batch_size, max_damaged=0.0)
         yield from ShardLoader(dataset, workers, None)
         self.account.add(dataset.account())

@@ -22,12 +22,13 @@ from common.data.embedded.tasks import version as tasks_version
 from common.data.exported import PREFIX, ExportedSet, exported_splits
 from common.data.pictures import loader as picture_loader
 from common.data.retrieval import retrieval_set
+from common.preprocess import Preprocess
 from common.zeroshot import Template
 
-Loader = Callable[[int, int, int], Iterable[Mapping[str, Any]]]
-"""(S, batch size, worker processes) -> batches {"image": float [B,3,S,S], "key": list[str]}, perhaps with labels.
+Loader = Callable[[Preprocess, int, int], Iterable[Mapping[str, Any]]]
+"""(preprocess, batch size, worker processes) -> batches {"image": float [B,3,S,S], "key": list[str], maybe "label"}.
 
-A loader reads every picture once, normalised by CLIP's mean and deviation.
+A loader reads every picture once, prepared for the model that is to see it.
 """
 
 EMBEDDED: dict[str, tuple[str, ...]] = {
@@ -83,7 +84,6 @@ class Captioned:
     loader: Loader
     scale: str = "paper"
     version: str = ""
-    account: Account = field(default_factory=Account)
     account: Account = field(default_factory=Account)
 
 
@@ -199,10 +199,10 @@ def _labelled(split: str, pictures: ClassificationSet, version: str) -> Labelled
 class _Pictures(EmbeddedDataModule):
     """The embedded benchmark without texts, at any picture size; sizes in VIEWS are drawn, others resized."""
 
-    def __init__(self, image_size: int, batch_size: int, workers: int) -> None:
-        drawn = image_size if image_size in VIEWS else None
+    def __init__(self, preprocess: Preprocess, batch_size: int, workers: int) -> None:
+        drawn = preprocess.size if preprocess.size in VIEWS else None
         super().__init__(batch_size=batch_size, num_workers=workers, captions=False, image_size=drawn)
-        self.image_size = image_size
+        self.preprocess = preprocess
 
 
 def _embedded_classes(split: str) -> Labelled:
@@ -214,8 +214,8 @@ def _embedded_classes(split: str) -> Labelled:
     names = class_names({"unseen": "all", "unseen-alone": "unseen"}.get(split, "seen"))
     first = len(class_names("seen")) if split == "unseen-alone" else 0
 
-    def loader(image_size: int, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
-        batches = _Pictures(image_size, batch_size, workers).dataloader(split.removesuffix("-alone"), train=False)
+    def loader(preprocess: Preprocess, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
+        batches = _Pictures(preprocess, batch_size, workers).dataloader(split.removesuffix("-alone"), train=False)
         return ({**batch, "label": batch["label"] - first} for batch in batches) if first else batches
 
     return Labelled(split, names, TEMPLATES, "accuracy", loader, "embedded", recipe_hash())
@@ -224,9 +224,9 @@ def _embedded_classes(split: str) -> Labelled:
 def _embedded_captions(split: str) -> Captioned:
     """Pictures of the embedded benchmark, each with one caption that no other picture has."""
 
-    def loader(image_size: int, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
+    def loader(preprocess: Preprocess, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
         # Several readers would interleave their shards; one keeps the order.
-        return _Pictures(image_size, batch_size, min(workers, 1)).dataloader(split, train=False)
+        return _Pictures(preprocess, batch_size, min(workers, 1)).dataloader(split, train=False)
 
     captions = [[scene(split, index)[1]] for index in indices(split)]
     return Captioned(split, captions, loader, "embedded", recipe_hash())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ from common.data.account import Unusable
 from common.data.images import open_picture
 from common.data.sources import missing_files
 from common.data.transforms import Transform, eval_transform, to_batch
+from common.preprocess import Preprocess
 
 
 class PictureSet(Dataset):
@@ -99,27 +101,32 @@ class _Prepared(Dataset):
         return item if self.pictures.labels is None else item | {"label": self.pictures.labels[index]}
 
 
-def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    batch = {"image": to_batch([item["image"] for item in items]), "key": [item["key"] for item in items]}
+def _collate(items: list[dict[str, Any]], preprocess: Preprocess) -> dict[str, Any]:
+    pixels = to_batch([item["image"] for item in items], preprocess)
+    batch = {"image": pixels, "key": [item["key"] for item in items]}
     if "label" in items[0]:
         batch["label"] = torch.tensor([item["label"] for item in items])
     return batch
 
 
 def loader(
-    dataset: PictureSet, image_size: int, batch_size: int = 64, num_workers: int = 0, sampler: Sampler | None = None
+    dataset: PictureSet,
+    preprocess: Preprocess,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    sampler: Sampler | None = None,
 ) -> DataLoader:
-    """Batches {"image": normalised float [B,3,S,S], "key": list[str]} and "label": long [B] where there are labels.
+    """Batches {"image": float [B,3,S,S], "key": list[str]} and "label": long [B] where there are labels.
 
-    The loader reads every picture exactly once, in the order of the data set, by open_clip's evaluation transform.
-    image_size: S.  num_workers: processes; 0 reads in the calling one.
+    The loader reads every picture exactly once, in the order of the data set, prepared as for evaluation.
+    num_workers: processes; 0 reads in the calling one.
     sampler: indices of the pictures to read instead.
     """
     return DataLoader(
-        _Prepared(dataset, eval_transform(image_size)),
+        _Prepared(dataset, eval_transform(preprocess)),
         batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, preprocess=preprocess),
         pin_memory=torch.cuda.is_available(),
     )

@@ -33,6 +33,7 @@ from common.data.images import SHARD_FORMATS, open_picture
 from common.data.packing import read_manifest
 from common.data.tar import PICTURES, Shard, count_headers, is_remote, read_shard
 from common.data.transforms import Transform, to_batch
+from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
 
 _ROWS = 256  # one row of counts for each worker of a loader
@@ -122,6 +123,7 @@ class Decoder:
     """
 
     transform: Transform
+    preprocess: Preprocess
     tokenizer: Tokenizer
     captions: bool = True
     classes: int | None = None
@@ -184,7 +186,7 @@ class Decoder:
         return label
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def collate(samples: Sequence[dict[str, Any]], preprocess: Preprocess) -> dict[str, Any]:
     """Decoded samples -> a batch; ``text`` is as wide as the longest caption, because a causal tower ignores padding.
 
     "image": normalised float [B,3,H,W], "key": list of B strings; "text": long [B,T] and "caption_id": long [B]
@@ -192,7 +194,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     float [B,3,H,W], and "text_view", long [B,T'].
     """
     batch: dict[str, Any] = {
-        "image": to_batch([sample["image"] for sample in samples]),
+        "image": to_batch([sample["image"] for sample in samples], preprocess),
         "key": [sample["key"] for sample in samples],
     }
     if "ids" in samples[0]:
@@ -200,7 +202,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch["caption_id"] = torch.tensor([sample["caption_id"] for sample in samples])
     if "image_views" in samples[0]:
         views = zip(*(sample["image_views"] for sample in samples), strict=True)
-        batch["image_views"] = [to_batch(pictures) for pictures in views]
+        batch["image_views"] = [to_batch(pictures, preprocess) for pictures in views]
     if "text_view" in samples[0]:
         batch["text_view"] = _padded([sample["text_view"] for sample in samples])
     if all("label" in sample for sample in samples):
@@ -300,7 +302,7 @@ class ShardDataset(IterableDataset):
                     raise ValueError(f"all {len(window)} samples of a batch are damaged, last {account.last}")
                 samples = [samples[place % len(samples)] for place in range(len(window))]
             if samples:
-                yield collate(samples)
+                yield collate(samples, self.decoder.preprocess)
             number += 1
         # 4. Compare the damage of the whole pass with the limit.
         counts.copy_(before + torch.tensor(account.counts()))

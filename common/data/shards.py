@@ -6,6 +6,7 @@ Shapes: B samples, T tokens, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning import LightningDataModule
@@ -20,6 +21,7 @@ from common.data.loader import ShardLoader, position
 from common.data.reader import Decoder, ShardDataset, count_samples, entry_of, expand, manifests
 from common.data.tar import Shard
 from common.data.transforms import Transform, eval_transform
+from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
 from common.zeroshot import fill
 
@@ -99,7 +101,9 @@ class ShardDataModule(LightningDataModule):
         if not 0 <= max_damaged < 1:
             raise ValueError(f"max_damaged {max_damaged} must be a fraction in [0, 1)")
         self.architecture = load_architecture(architecture)
-        self.image_size = image_size or self.architecture["vision_cfg"]["image_size"]
+        self.preprocess = Preprocess.of(self.architecture)
+        if image_size is not None:
+            self.preprocess = replace(self.preprocess, size=image_size)
         text = self.architecture["text_cfg"]
         self.tokenizer = Tokenizer(text["context_length"], text.get("vocabulary"))
         self.batch_size, self.global_batch_size = batch_size, global_batch_size
@@ -160,6 +164,11 @@ class ShardDataModule(LightningDataModule):
             )
 
     @property
+    def image_size(self) -> int:
+        """S in pixels."""
+        return self.preprocess.size
+
+    @property
     def splits(self) -> list[str]:
         """The splits that have shards."""
         return list(self._urls)
@@ -187,7 +196,7 @@ class ShardDataModule(LightningDataModule):
 
     def picture_transform(self, train: bool) -> Transform:
         """(PIL image, Random) -> uint8 [H,W,3]: the augmentation, or open_clip's evaluation transform."""
-        return self._drawn.transform(self.image_size) if train else eval_transform(self.image_size)
+        return self._drawn.transform(self.image_size) if train else eval_transform(self.preprocess)
 
     def view_transform(self, view: Augmentation) -> Transform:
         """(PIL image, Random) -> uint8 [H,W,3]: a further view of a training picture."""
@@ -248,10 +257,12 @@ class ShardDataModule(LightningDataModule):
         """The decoder of a split's samples, with training or evaluation transforms."""
         transform = self.picture_transform(train and self.augment)
         if self._set is not None and split != "train":
-            return Decoder(transform, self.tokenizer, captions=False, classes=len(self._set.class_names))
+            return Decoder(transform, self.preprocess, self.tokenizer, False, len(self._set.class_names))
         views = tuple(self.view_transform(view) for view in self._views) if train else ()
         text_view = self._text_view if train else None
-        return Decoder(transform, self.tokenizer, self.captions, image_views=views, text_view=text_view)
+        return Decoder(
+            transform, self.preprocess, self.tokenizer, self.captions, image_views=views, text_view=text_view
+        )
 
     def device_batch_size(self, devices: int) -> int:
         """Pairs per batch on each of so many devices. ValueError: global_batch_size cannot be divided among them."""

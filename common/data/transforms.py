@@ -15,17 +15,17 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from common.clip import MEAN, STD
+from common.preprocess import Preprocess
 
 Transform = Callable[[Image.Image, Random], np.ndarray]
 
 
-def eval_transform(image_size: int) -> Transform:
-    """open_clip's evaluation transform: the shorter side to ``image_size`` (bicubic), then a central square crop.
+def eval_transform(preprocess: Preprocess) -> Transform:
+    """open_clip's evaluation transform; ``to_batch`` normalises what it returns.
 
     The transform maps (image, rng) to uint8 [H,W,3]; it does not use rng.
     """
-    return partial(_resize_and_crop, image_size=image_size)
+    return partial(_prepare, preprocess=preprocess)
 
 
 def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), flip: bool = False) -> Transform:
@@ -40,6 +40,7 @@ def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), fl
     return partial(_crop_and_resize, image_size=image_size, scale=scale, flip=flip)
 
 
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _LONG = 20  # aspect ratio beyond which the evaluation crop is resized alone
 
 
@@ -49,15 +50,24 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 # Transforms are partial objects rather than closures because "spawn" pickles them for workers. They use PIL alone and
 # equal torchvision's results: a worker would need as long to import torchvision as torch.
-def _resize_and_crop(image: Image.Image, rng: Random, image_size: int) -> np.ndarray:
-    width, height = (int(image_size * side / min(image.size)) for side in image.size)
-    if max(width, height) > _LONG * image_size:  # the whole picture would need gigabytes: resize its centre alone
+def _prepare(image: Image.Image, rng: Random, preprocess: Preprocess) -> np.ndarray:
+    image, size, resampling = _rgb(image), preprocess.size, _RESAMPLING[preprocess.interpolation]
+    if preprocess.resize_mode == "squash":
+        return np.asarray(image.resize((size, size), resampling))
+    if preprocess.resize_mode == "longest":
+        ratio = max(image.size) / size
+        small = image.resize(tuple(max(1, round(side / ratio)) for side in image.size), resampling)
+        canvas = Image.new("RGB", (size, size), (preprocess.fill_color,) * 3)
+        canvas.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+        return np.asarray(canvas)
+    width, height = (int(size * side / min(image.size)) for side in image.size)
+    if max(width, height) > _LONG * size:  # the whole picture would need gigabytes: resize its centre alone
         side, (x, y) = min(image.size), (length / 2 for length in image.size)
         box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
-        return np.asarray(_rgb(image).resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
-    image = _rgb(image).resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
+        return np.asarray(image.resize((size, size), resampling, box=box))
+    image = image.resize((width, height), resampling)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def _crop_and_resize(
@@ -125,12 +135,12 @@ def random_view(
     return np.asarray(turned)
 
 
-def to_batch(pictures: Sequence[np.ndarray]) -> Tensor:
-    """uint8 [H,W,3] each -> normalised float [B,3,H,W]; one conversion for the whole batch."""
+def to_batch(pictures: Sequence[np.ndarray], preprocess: Preprocess) -> Tensor:
+    """uint8 [H,W,3] each -> float [B,3,H,W], normalised by mean and deviation; one conversion for the whole batch."""
     pixels = (
         torch.from_numpy(np.stack(pictures))
         .permute(0, 3, 1, 2)
         .to(torch.float32, memory_format=torch.contiguous_format)
     )
-    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return pixels.sub_(mean).div_(std)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    return pixels.div_(255).sub_(mean).div_(std)  # in torchvision's order, so that every bit is equal

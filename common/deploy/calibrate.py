@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,7 @@ def calibrate(
             "a model with levels or keep rates has"
         )
     at_start = conditions(data.scale, data=name, split=data.split, data_version=data.version, limit=settings.limit)
+    at_start["preprocess"] = asdict(deployed.model.preprocess)
     outcomes = observe(deployed, data, templates, settings)
     return Calibration(
         deployed.setting_name,
@@ -119,7 +121,7 @@ def observe(deployed: Deployed, data: Labelled, templates: Sequence[str], settin
     from common.progress import bar
 
     classes, paths = deployed.classes(data.class_names, templates), deployed.paths
-    batches = iter(first(data.loader(deployed.model.image_size, settings.batch_size, settings.workers), settings.limit))
+    batches = iter(first(data.loader(deployed.model.preprocess, settings.batch_size, settings.workers), settings.limit))
     start = next(batches, None)
     if start is None:
         raise ValueError("the data has no picture; check the path and the split")

@@ -22,7 +22,7 @@ def card(described: Description, deployed: Deployed, name: str) -> str:
     rows = {
         "type": described.type,
         "pictures": f"{vision['image_size']} px, patch {vision['patch_size']}, width {vision['width']}, "
-        f"{vision['layers']} layers",
+        f"{vision['layers']} layers{_prepared(described)}",
         "text": f"vocabulary of {len(vocabulary):,} ids, other words are refused" if vocabulary else "whole vocabulary",
         "classes": f"{len(described.class_names):,} names, in model.json" if described.class_names else "no own",
         "cost": _cost(deployed),
@@ -36,6 +36,12 @@ def card(described: Description, deployed: Deployed, name: str) -> str:
     if run.get("card"):
         lines += ["## The card of the weights it was made from", "", run["card"].strip(), ""]
     return "\n".join(lines)
+
+
+def _prepared(described: Description) -> str:
+    """How pictures are prepared, where it is not as for OpenAI's CLIP."""
+    settings = described.architecture.get("preprocess_cfg", {})
+    return "".join(f"; {name} {value}" for name, value in settings.items())
 
 
 def _cost(deployed: Deployed) -> str:

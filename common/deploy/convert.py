@@ -106,8 +106,8 @@ def _from_weights(
     path: Path, text_model: str | None
 ) -> tuple[nn.Module, nn.Module | None, dict[str, Any], Calibration | None]:
     """The same for a weights file, and its calibration. The record of the run holds the card beside the file."""
-    from common.clip import read_record
     from common.deploy.model import load
+    from common.weights import read_record
 
     deployed = load(path, text_model=text_model, device="cpu")
     loaded, texts, architecture = deployed.model, deployed.model.text_encoder(), read_record(path)["architecture"]

@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,24 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write_open_clip(deployed: Deployed, folder: Path) -> None:
     """Write a plain CLIP as a folder that open_clip loads. ValueError: the model is of another type."""
-    from copy import deepcopy
-
-    from safetensors.torch import save_file
-
-    from common.data.transforms import MEAN, STD
-
     if deployed.model.type != "CLIP":
         raise ValueError(
             f"{deployed.model.name} is of type {deployed.model.type}, for which open_clip has no image tower; only "
             "a plain CLIP can go back"
         )
-    clip, folder = deployed.model.images, Path(folder)
-    config = deepcopy(clip.architecture)
-    vocabulary = config["text_cfg"].pop("vocabulary", None)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(clip.open_clip_state_dict(), folder / "open_clip_model.safetensors")
-    described = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
-    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=1) + "\n")
+    clip = deployed.model.images
+    clip.save_pretrained(folder)
+    vocabulary = clip.architecture["text_cfg"].get("vocabulary")
     if vocabulary is not None:
         print(f"its vocabulary is cut to {len(vocabulary):,} ids: make text ids by common.tokenizer, not by open_clip")
 
@@ -106,12 +97,12 @@ def write_graphs(
     import numpy as np
 
     from common.conditions import conditions
-    from common.data.transforms import MEAN, STD
     from common.deploy.graphs import export_stages, parity, rates
 
     names, templates = names or deployed.class_names, templates or deployed.templates
     setting = deployed.setting()
     size, stages = deployed.model.image_size, deployed.paths.stages(setting)
+    preprocess = {name: value for name, value in asdict(deployed.model.preprocess).items() if name != "size"}
     at_start = {name: value for name, value in conditions("paper").items() if name != "scale"}
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{stage.name}{FORMATS[form]}" for stage in stages]
@@ -129,8 +120,7 @@ def write_graphs(
         "type": deployed.model.type,
         "format": form,
         "image_size": size,
-        "mean": MEAN,
-        "std": STD,
+        **preprocess,
         "logit_scale": deployed.scale.item(),
         "class_names": list(names),
         "templates": list(templates) if names else [],

@@ -220,13 +220,13 @@ class Classification:
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
-        decoded = read_ahead(sources, eval_transform(self.deployed.model.image_size), workers, 2 * batch_size)
+        decoded = read_ahead(sources, eval_transform(self.deployed.model.preprocess), workers, 2 * batch_size)
         groups = iter(lambda: list(islice(decoded, batch_size)), [])
         return chain.from_iterable(map(self._answers, groups))
 
     def _answers(self, pictures: Sequence[Picture]) -> Iterator[Answer]:
-        sound = [picture for picture in pictures if picture.error is None]
-        results = iter(self._results(to_batch([picture.pixels for picture in sound])) if sound else ())
+        pixels = [picture.pixels for picture in pictures if picture.error is None]
+        results = iter(self._results(to_batch(pixels, self.deployed.model.preprocess)) if pixels else ())
         for picture in pictures:
             error = picture.error
             yield Answer(picture.name, error=error) if error is not None else Answer(picture.name, *next(results))
@@ -257,6 +257,7 @@ def load(
     weights: str | None = None,
     quick_gelu: bool | None = None,
     text_model: str | None = None,
+    preprocess: str | None = None,
     device: str | None = None,
 ) -> Deployed:
     """Load a model to classify with. The other arguments are those of ``common.models.load_model``.
@@ -266,11 +267,11 @@ def load(
     device: None: a GPU where there is one.
     ValueError: ``load_model`` refuses the model, it has no text tower, or other arguments come without a model.
     """
-    if model is None and (weights, quick_gelu, text_model) != (None, None, None):
-        raise ValueError("--weights, --quick-gelu and --text-model belong to a --model; name one")
+    if model is None and (weights, quick_gelu, text_model, preprocess) != (None, None, None, None):
+        raise ValueError("--weights, --quick-gelu, --preprocess and --text-model belong to a --model; name one")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     packaged = default_model() if model is None else packaged_model(model)
-    loaded = load_model(str(model or packaged.weights), weights, quick_gelu, text_model)
+    loaded = load_model(str(model or packaged.weights), weights, quick_gelu, text_model, preprocess)
     if loaded.folder is not None:
         described = read(loaded.folder)
         return Deployed(loaded, described.class_names, described.templates or PHOTO, device)

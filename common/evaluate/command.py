@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +133,7 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
         "weights": model.weights,
         "data_version": data.version,
         "orientation": ORIENTATION,
+        "preprocess": asdict(model.preprocess),
         "dtype": settings.dtype,
         "limit": settings.limit,
     }

@@ -159,7 +159,7 @@ def first(batches: Iterable[Mapping[str, Any]], limit: int | None) -> Iterator[d
 
 
 def _batches(model: Model, source: Labelled | Captioned, settings: Settings) -> Iterable[Mapping[str, Any]]:
-    loader = source.loader(model.image_size, settings.batch_size, settings.workers)
+    loader = source.loader(model.preprocess, settings.batch_size, settings.workers)
     return loader if settings.limit is None else first(loader, settings.limit)
 
 

@@ -12,11 +12,12 @@ import torch
 from open_clip.model import resize_pos_embed
 from safetensors.torch import save_file
 
-from common import clip as clip_module
-from common.clip import CLIP, load_architecture, read_record
+from common import pretrained
+from common.clip import CLIP, load_architecture
 from common.testing import tiny_architecture
 from common.tokenizer import encode
 from common.tower import resize_positions
+from common.weights import read_record
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ class Payload:
     ],
 )
 def test_a_tag_that_cannot_fit_is_refused_before_anything_is_fetched(name, tag, quick_gelu, message, monkeypatch):
-    monkeypatch.setattr(clip_module, "_tag_state_dict", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr(pretrained, "_tag_state_dict", lambda *_: pytest.fail("fetched"))
     monkeypatch.setattr(CLIP, "__init__", None)
     with pytest.raises(ValueError, match=message):
         CLIP.from_open_clip(name, tag, quick_gelu=quick_gelu)

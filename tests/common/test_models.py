@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from common import models
-from common.clip import CLIP, MEAN, STD, save_model
-from common.models import OpenClip, load_model, registered
+from common.clip import CLIP
+from common.models import load_model, registered
 from common.reduction import ReducedTower
+from common.weights import save_model
 from waveclip import WaveTower
 
 SMALL = {
@@ -92,16 +93,30 @@ def test_local_weights_of_an_open_clip_model(small, quick_gelu, tmp_path):
 
 
 @torch.no_grad()
-def test_pictures_get_the_models_own_normalisation(small):
-    _, model, _ = small
-    model.visual.preprocess_cfg = {**model.visual.preprocess_cfg, "mean": (0.5, 0.4, 0.0), "std": (0.5, 1.0, 0.25)}
-    pixels = torch.rand(2, 3, 32, 32)
-    clips, own = (
-        (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-        for mean, std in ((MEAN, STD), ((0.5, 0.4, 0.0), (0.5, 1.0, 0.25)))
-    )
-    found = OpenClip(model, None).encode_image(clips, normalize=False)
-    torch.testing.assert_close(found, model.encode_image(own), atol=1e-5, rtol=1e-5)
+def test_a_resnet(tmp_path):
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    (tmp_path / "resnet-small.json").write_text(json.dumps({**SMALL, "vision_cfg": vision}))
+    open_clip.add_model_config(tmp_path / "resnet-small.json")
+    theirs = open_clip.create_model("resnet-small").eval()
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pt")
+    found, images = load_model("resnet-small", f"{tmp_path}/resnet.pt", False), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(found.images.encode_image(images), theirs.encode_image(images, normalize=True))
+
+
+@torch.no_grad()
+def test_training_branches_are_folded_without_changing_the_answers(tmp_path):
+    """A FastViT, as MobileCLIP's smaller image towers are."""
+    vision = {"timm_model_name": "fastvit_t8", "timm_model_pretrained": False, "timm_pool": "avg", "image_size": 64}
+    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": SMALL["text_cfg"], "custom_text": True}
+    (tmp_path / "folded-small.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "folded-small.json")
+    theirs, images = open_clip.create_model("folded-small"), torch.randn(4, 3, 64, 64)
+    theirs.train()(images, torch.zeros(4, 77, dtype=torch.long))  # moves the batch statistics off their start
+    torch.save(theirs.state_dict(), tmp_path / "folded.pt")
+    ours = load_model("folded-small", f"{tmp_path}/folded.pt", False)
+    assert len(ours.images.model.visual.state_dict()) < len(theirs.visual.state_dict()) / 2
+    expected = theirs.eval().encode_image(images, normalize=True)
+    torch.testing.assert_close(ours.images.encode_image(images), expected, atol=1e-4, rtol=0)
 
 
 def test_refusals_before_anything_is_fetched(small, clip, tmp_path, monkeypatch):
@@ -116,7 +131,7 @@ def test_refusals_before_anything_is_fetched(small, clip, tmp_path, monkeypatch)
         ("ViT-B-16", "laion9b"): "'laion9b' is no weights tag of ViT-B-16",
         ("ViT-B-16", "openai"): "trained with QuickGELU; ViT-B-16 has GELU; name the matching",
         ("ViT-B-16-quickgelu", "openai", False): "--quick-gelu says GELU",
-        (name, file): "say --quick-gelu yes or --quick-gelu no",
+        (name, file): "--quick-gelu yes or no",
         (name, f"{tmp_path}/wrong.pt", False): "does not fit evaluated-small",
         (name, f"{tmp_path}/none.pt", False): "no weights at",
     }

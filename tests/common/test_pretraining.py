@@ -111,7 +111,7 @@ def test_training_goes_on_with_larger_pictures(tmp_path, parts):
     module, _ = parts()
     module.clip.save(tmp_path / "small.safetensors")
     module, data = parts(weights=str(tmp_path / "small.safetensors"), image_size=48)
-    data.image_size = 48
+    data.preprocess = module.clip.preprocess
     trainer = lightning.Trainer(max_steps=5, limit_val_batches=1, enable_checkpointing=False, **QUIET)
     trainer.fit(module, data)
     trainer.save_checkpoint(tmp_path / "a.ckpt")

@@ -6,7 +6,7 @@ from timm import create_model
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from common.clip import MEAN, STD
+from common.preprocess import MEAN, STD, Preprocess
 from mlip.guide import Guide, GuideAttention
 
 SMALL = {"image_size": 16, "patch_size": 8, "width": 32, "depth": 2, "heads": 2}
@@ -27,7 +27,7 @@ def test_weights_of_a_masked_autoencoder_at_another_size_are_read(tmp_path):
     published = create_model("deit_tiny_patch16_224", num_classes=0).state_dict()
     decoder = {"mask_token": torch.zeros(1, 1, 96), "decoder_embed.weight": torch.zeros(96, 192)}
     torch.save({"model": published | decoder, "epoch": 400}, tmp_path / "mae.pth")
-    guide = Guide.from_weights(str(tmp_path / "mae.pth"))
+    guide = Guide.from_weights(str(tmp_path / "mae.pth"), heads=12)
     torch.testing.assert_close(guide.vit.blocks[3].mlp.fc1.weight, published["blocks.3.mlp.fc1.weight"])
     resized = resample_abs_pos_embed(published["pos_embed"], [4, 4])
     torch.testing.assert_close(guide.vit.pos_embed, resized)
@@ -40,6 +40,22 @@ def test_a_saved_guide_comes_back_with_its_sizes(tmp_path):
     same = Guide.from_weights(str(tmp_path / "guide.safetensors"))
     assert same.sizes == SMALL
     torch.testing.assert_close(same(images), guide(images))
+
+
+def test_heads_that_no_file_shows_are_asked_for(tmp_path):
+    """A DeiT-Tiny of 3 heads has the shapes of an encoder of 12."""
+    published = create_model("deit_tiny_patch16_224", num_classes=0)
+    torch.save(published.state_dict(), tmp_path / "deit.pth")
+    with pytest.raises(ValueError, match=r"deit\.pth does not record its attention heads.*say guide_heads 12"):
+        Guide.from_weights(str(tmp_path / "deit.pth"))
+    guide, images = Guide.from_weights(str(tmp_path / "deit.pth"), heads=3), torch.randn(1, 3, 64, 64)
+    published.set_input_size(64)
+    published.pos_embed.data.copy_(guide.vit.pos_embed)
+    with torch.no_grad():
+        torch.testing.assert_close(guide.vit.forward_features(images), published.eval().forward_features(images))
+    Guide(**SMALL).save(tmp_path / "guide.safetensors")
+    with pytest.raises(ValueError, match="records 2 attention heads, not 3; leave guide_heads out"):
+        Guide.from_weights(str(tmp_path / "guide.safetensors"), heads=3)
 
 
 def test_what_does_not_fit_is_named(tmp_path):
@@ -64,10 +80,14 @@ def test_a_frozen_guide_stays_as_it_is(learns):
 def test_pictures_arrive_small_and_in_the_normalisation_of_masked_autoencoders():
     colour = torch.tensor([0.2, 0.5, 0.9])
     clips = (colour - torch.tensor(MEAN)) / torch.tensor(STD)
-    small = Guide(**SMALL).shrink(clips[:, None, None].expand(1, 3, 48, 48))
+    guide = Guide(**SMALL)
+    small = guide.shrink(clips[:, None, None].expand(1, 3, 48, 48))
     assert small.shape == (1, 3, 16, 16)
     imagenets = (colour - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(small, imagenets[:, None, None].expand(1, 3, 16, 16))
+    guide.see_as(Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    again = guide.shrink((2 * colour - 1)[:, None, None].expand(1, 3, 48, 48))
+    torch.testing.assert_close(again, imagenets[:, None, None].expand(1, 3, 16, 16))
 
 
 def shaken(attention):

@@ -108,7 +108,7 @@ def test_a_models_result_has_every_column(monkeypatch, tmp_path):
     clip.save(tmp_path / "weights.safetensors")
     images = torch.randn(6, 3, 32, 32)
 
-    def loader(image_size, batch_size, workers):
+    def loader(preprocess, batch_size, workers):
         return [{"image": images, "label": torch.arange(6), "key": list("abcdef")}]
 
     def source(name, task, split=None):

@@ -91,7 +91,7 @@ def test_pictures_are_those_that_evaluation_reads_from_shards(monkeypatch, tmp_p
     drawn_here = pictures("val", 4, revision)
     batch = next(iter(data.dataloader("val", train=False)))
     for shown, labels in (drawn_here, pictures("val", 4, revision)):
-        assert torch.equal(to_batch(shown), batch["image"]) and torch.equal(labels, batch["label"])
+        assert torch.equal(to_batch(shown, data.preprocess), batch["image"]) and torch.equal(labels, batch["label"])
 
 
 def test_a_clip_is_right_where_its_own_answer_is_the_label():
@@ -100,7 +100,7 @@ def test_a_clip_is_right_where_its_own_answer_is_the_label():
     size = clip.image_tower.image_size
     shown = list(np.random.default_rng(0).integers(0, 256, (6, size, size, 3), dtype=np.uint8))
     texts = clip.encode_text(clip.tokenizer(prompts))
-    answers = (clip.encode_image(to_batch(shown)) @ texts.T).argmax(-1)
+    answers = (clip.encode_image(to_batch(shown, clip.preprocess)) @ texts.T).argmax(-1)
     assert named_right(clip, shown, answers, prompts).all()
     assert not named_right(clip, shown, (answers + 1) % 3, prompts).any()
 

@@ -10,10 +10,10 @@ from benchmarks.mlip.ablations import ROWS, runs
 from benchmarks.training.drift import first_losses
 from benchmarks.training.retrain import RUNS, evaluate
 from benchmarks.waveclip.observed import counts, observe
-from common.clip import read_record
 from common.conditions import digest
 from common.data.embedded.module import EmbeddedDataModule
 from common.inference import BF16_PRODUCTS
+from common.weights import read_record
 
 PARTS = 4
 """How many parts of test are answered again."""

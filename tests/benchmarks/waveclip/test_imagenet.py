@@ -1,7 +1,7 @@
 """Every row of Table 2, filled from a miniature ImageNet and random weights, against open_clip."""
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import open_clip
@@ -17,6 +17,7 @@ from benchmarks.waveclip.imagenet import imagenet_classes, row_accuracies, valid
 from benchmarks.waveclip.rivals import BASELINES, TEACHER, WAVECLIP, tinyclip_architecture, weights_file
 from common.data.classification import ClassificationSet
 from common.data.sources import Samples
+from common.preprocess import Preprocess
 from common.zeroshot import IMAGENET_NAMES, PHOTO, similarity
 from tests.benchmarks.waveclip.test_rivals import SMALL_TEXT, released_tinyclip
 from waveclip.gating import MarginGate
@@ -73,7 +74,7 @@ def filled(small_rows, tmp_path_factory):
         classifier = build_zero_shot_classifier(
             model, open_clip.get_tokenizer("ViT-B-16"), IMAGENET_NAMES, ["a photo of a {}."], 100
         )
-        settings = PreprocessCfg(size=row.image_size, **(row.preprocess or {}))
+        settings = PreprocessCfg(**asdict(replace(row.foreign or Preprocess(), size=row.image_size)))
         transform = image_transform_v2(settings, is_train=False)
         with torch.no_grad():
             images = torch.stack([transform(picture) for picture in pictures])

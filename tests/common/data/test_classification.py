@@ -11,6 +11,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST, Flowers102
 from common.data.catalogue import entry, names
 from common.data.classification import classification_set, loader
 from common.data.transforms import eval_transform, to_batch
+from common.preprocess import Preprocess
 from common.zeroshot import IMAGENET_NAMES
 from tests.common.data import miniature
 from tests.common.data.miniature import SPLITS, TWO, paint, small, write_idx, write_split_json
@@ -236,14 +237,14 @@ def test_the_loader_reads_every_picture_once(workers, textures):
     root, of = textures
     paint(root / "dtd/dtd/images/banded/banded_0006.jpg", 200)
     found = classification_set(of, root, "train+val+test")
-    batches = loader(found, image_size=6, batch_size=3, num_workers=workers)
+    batches = loader(found, Preprocess(6), batch_size=3, num_workers=workers)
     read = list(batches)
     assert len(batches) == len(read) == 3
     assert [key for batch in read for key in batch["key"]] == found.keys
     assert torch.cat([batch["label"] for batch in read]).tolist() == found.labels
     images = torch.cat([batch["image"] for batch in read])
-    transform = eval_transform(6)
-    expected = to_batch([transform(found.picture(index), None) for index in range(len(found))])
+    transform = eval_transform(Preprocess(6))
+    expected = to_batch([transform(found.picture(index), None) for index in range(len(found))], Preprocess(6))
     assert images.shape == (8, 3, 6, 6) and images.dtype == torch.float32 and torch.equal(images, expected)
 
 

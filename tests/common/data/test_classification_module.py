@@ -82,8 +82,8 @@ def test_an_epoch_shows_every_picture_once_in_full_batches(module, workers):
 
 
 def test_processes_share_an_epoch(module):
-    view = module(held_out=2).view
-    parts = [EpochLoader(view, 4, 0, lambda: (0, 0), rank, 2) for rank in (0, 1)]
+    data = module(held_out=2)
+    parts = [EpochLoader(data.view, data.preprocess, 4, 0, lambda: (0, 0), rank, 2) for rank in (0, 1)]
     assert [len(part) for part in parts] == [2, 2]
     shares = [set(keys(part)) for part in parts]
     assert len(shares[0]) == len(shares[1]) == 8 and not shares[0] & shares[1]

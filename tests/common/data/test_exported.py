@@ -16,6 +16,7 @@ from common.data.lookup import source, splits_of
 from common.data.packing import write_tar
 from common.evaluate.tasks import Settings, zero_shot
 from common.models import Model
+from common.preprocess import Preprocess
 from tests.common.test_zeroshot import ARCHITECTURE
 
 NAMES = ["cat", "dog", "fire truck", "sea", "tree", "house"]
@@ -47,7 +48,7 @@ def test_what_the_folder_says(folder):
     assert splits_of(f"webdataset:{folder}", "zeroshot") == ("test",)
     data = source(f"webdataset:{folder}", "zeroshot")
     assert list(data.class_names) == NAMES and data.templates == ("a photo of a {}.", "a {}")
-    batches = list(data.loader(24, 8, 0))
+    batches = list(data.loader(Preprocess(24), 8, 0))
     assert torch.cat([batch["label"] for batch in batches]).tolist() == [n % 6 for n in range(30)]
     assert data.account.to_dict()["delivered"] == 30
 
@@ -72,7 +73,7 @@ def test_what_is_missing_is_named(folder):
 def test_a_label_beyond_the_names_fails_the_evaluation(folder):
     write_tar(folder / "test" / "1.tar", [{"__key__": "a", "webp": picture(0), "cls": b"6"}])
     with pytest.raises(ValueError, match=r"needs a label .* below 6, has 6"):
-        list(source(f"webdataset:{folder}", "zeroshot").loader(24, 8, 0))
+        list(source(f"webdataset:{folder}", "zeroshot").loader(Preprocess(24), 8, 0))
 
 
 def clip_benchmark(model, folder, image_size):
@@ -104,7 +105,7 @@ def test_zero_shot_numbers_equal_clip_benchmarks(folder, tmp_path, monkeypatch):
     ours.load_weights(theirs.state_dict())
     size = ARCHITECTURE["vision_cfg"]["image_size"]
     data = source(f"webdataset:{folder}", "zeroshot")
-    model = Model("random", "CLIP", size, ours, ours, {"image": "i", "text": "t"}, {})
+    model = Model("random", "CLIP", Preprocess(size), ours, ours, {"image": "i", "text": "t"}, {})
     metrics = zero_shot(model, data, data.templates, Settings(batch_size=7, workers=0))
     expected = clip_benchmark(theirs, folder, size)
     assert {name: pytest.approx(value) for name, value in expected.items()} == {

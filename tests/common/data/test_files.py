@@ -14,8 +14,9 @@ from common.data.files import decode, find_pictures, is_system_file, read_ahead
 from common.data.smoke import jpeg
 from common.data.transforms import eval_transform
 from common.data.write_shards import read_folder
+from common.preprocess import Preprocess
 
-TRANSFORM = eval_transform(8)
+TRANSFORM = eval_transform(Preprocess(8))
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_picture_stands_as_its_orientation_says(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "turned.png", exif=exif)
-    found = decode(tmp_path / "turned.png", "turned", eval_transform(16))
+    found = decode(tmp_path / "turned.png", "turned", eval_transform(Preprocess(16)))
     assert found.error is None and np.array_equal(found.pixels, upright)
 
 

@@ -12,6 +12,7 @@ from common.data.images import open_picture
 from common.data.pictures import PictureSet
 from common.data.reader import Decoder
 from common.data.transforms import eval_transform
+from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
 
 RAMP = np.tile(np.linspace(0, 255, 16).astype(np.uint8), (16, 1))
@@ -29,8 +30,10 @@ def test_an_upside_down_picture_stands_upright_everywhere(tmp_path):
     upright = Image.fromarray(RAMP).convert("RGB")
     content = encoded(upright.rotate(180), exif=exif)
     (tmp_path / "a.png").write_bytes(content)
-    transform = eval_transform(16)
-    shard = Decoder(transform, Tokenizer())({"__key__": "a", "png": content, "txt": b"a"}, None)["image"]
+    transform = eval_transform(Preprocess(16))
+    shard = Decoder(transform, Preprocess(16), Tokenizer())({"__key__": "a", "png": content, "txt": b"a"}, None)[
+        "image"
+    ]
     evaluated = transform(PictureSet([str(tmp_path / "a.png")], tmp_path).picture(0), None)
     classified = decode(tmp_path / "a.png", "a", transform).pixels
     for pixels in (shard, evaluated, classified):
@@ -69,5 +72,5 @@ def test_errors_hold_no_addresses():
 def test_a_long_picture_shows_its_centre():
     long = np.zeros((2, 4000, 3), np.uint8)
     long[:, 1990:2010] = 200
-    pixels = eval_transform(32)(Image.fromarray(long), None)
+    pixels = eval_transform(Preprocess(32))(Image.fromarray(long), None)
     assert pixels.shape == (32, 32, 3) and pixels.min() == pixels.max() == 200

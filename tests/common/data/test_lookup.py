@@ -7,6 +7,7 @@ from common.data import catalogue
 from common.data.embedded import module as embedded
 from common.data.embedded.module import EmbeddedDataModule, class_names, indices, prompt, scene
 from common.data.lookup import EMBEDDED, Place, source, splits_of
+from common.preprocess import Preprocess
 from common.zeroshot import fill
 from tests.common.data.miniature import paint, write_food101
 from tests.common.data.miniature import small as small_entry
@@ -25,7 +26,7 @@ def test_labels_are_places_in_the_names(split):
     found = source("embedded", "zeroshot", split)
     assert [fill(template, found.class_names[0]) for template in found.templates] == [prompt(found.class_names[0])]
     stored = split.removesuffix("-alone")
-    batches = list(found.loader(24, 4, 0))
+    batches = list(found.loader(Preprocess(24), 4, 0))
     assert all(batch["image"].shape[1:] == (3, 24, 24) for batch in batches)
     shown = {key: int(label) for batch in batches for key, label in zip(batch["key"], batch["label"], strict=True)}
     names = {f"{stored}-{i:06d}": scene(stored, i)[0].facts()["name"] for i in indices(stored)}
@@ -34,7 +35,7 @@ def test_labels_are_places_in_the_names(split):
 
 
 def test_a_model_of_96_px_sees_pictures_drawn_at_96():
-    found = next(iter(source("embedded", "zeroshot", "val").loader(96, 4, 0)))
+    found = next(iter(source("embedded", "zeroshot", "val").loader(Preprocess(96), 4, 0)))
     drawn = next(iter(EmbeddedDataModule(batch_size=4, num_workers=0, image_size=96).dataloader("val")))
     assert found["key"] == drawn["key"] and torch.equal(found["image"], drawn["image"])
 
@@ -42,7 +43,7 @@ def test_a_model_of_96_px_sees_pictures_drawn_at_96():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_captions_follow_the_pictures(workers):
     found = source("embedded", "retrieval")
-    keys = [key for batch in found.loader(48, 4, workers) for key in batch["key"]]
+    keys = [key for batch in found.loader(Preprocess(48), 4, workers) for key in batch["key"]]
     assert [[scene("retrieval", int(key.split("-")[1]))[1]] for key in keys] == found.captions
     assert len(found.captions) == 9
 
@@ -62,7 +63,7 @@ def test_sets_of_the_catalogue_are_found_under_a_root(monkeypatch, tmp_path):
     monkeypatch.setattr(catalogue, "entry", lambda name, protocol="mlip": of)
     assert splits_of("food101", "training") == ("train",)
     found = source("food101", "zeroshot", place=Place(str(tmp_path)))
-    batches = list(found.loader(16, 2, 0))
+    batches = list(found.loader(Preprocess(16), 2, 0))
     assert [int(label) for batch in batches for label in batch["label"]] == [label for _, label in rows["test"]]
     assert found.class_names == ["apple pie", "baby back ribs"] and found.scale == "paper"
     assert found.version != source("food101", "training", place=Place(str(tmp_path))).version

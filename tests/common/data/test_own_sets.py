@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from common.data.classification import few_shot, loader, own_set
+from common.preprocess import Preprocess
 from common.zeroshot import PHOTO
 from tests.common.data.miniature import paint, write_text
 
@@ -25,7 +26,7 @@ def test_folders_are_classes_in_alphabetical_order(folder):
     found = own_set(folder)
     assert grays(found) == [(1, 0), (2, 0), (3, 1), (4, 1)] and found.keys[0] == "a_dog/1.png"
     assert (found.class_names, found.templates, found.metric) == (["a dog", "b cat"], PHOTO, "accuracy")
-    (batch,) = loader(found, image_size=4, batch_size=8)
+    (batch,) = loader(found, Preprocess(4), batch_size=8)
     assert batch["label"].tolist() == [0, 0, 1, 1] and batch["image"].shape == (4, 3, 4, 4)
 
 
@@ -41,7 +42,7 @@ def test_a_subset_keeps_pictures_labels_and_keys_together(folder):
     part = whole.subset([3, 0])
     assert grays(part) == [(4, 1), (1, 0)] and part.keys == [whole.keys[3], whole.keys[0]]
     assert part.class_names == whole.class_names and len(whole) == 4
-    (batch,) = loader(part, image_size=4, batch_size=8)
+    (batch,) = loader(part, Preprocess(4), batch_size=8)
     assert batch["label"].tolist() == [1, 0] and batch["key"] == part.keys
 
 

@@ -7,6 +7,7 @@ import pytest
 from common.data.catalogue import entry
 from common.data.pictures import loader
 from common.data.retrieval import retrieval_set
+from common.preprocess import Preprocess
 from tests.common.data.miniature import paint, small
 
 PARTS = {"train": ["train", "restval"], "val": ["val"], "test": ["test", "test"]}
@@ -44,7 +45,7 @@ def test_every_picture_once_with_all_its_captions(name, place, tmp_path):
         items = [found[index] for index in range(len(found))]
         assert [(image.getpixel((0, 0))[0], captions) for image, captions in items] == rows
         assert found.captions == [captions for _, captions in rows]
-        batches = list(loader(found, image_size=4, batch_size=2))
+        batches = list(loader(found, Preprocess(4), batch_size=2))
         assert [key for batch in batches for key in batch["key"]] == found.keys
         assert set(batches[0]) == {"image", "key"} and batches[0]["image"].shape[1:] == (3, 4, 4)
 

@@ -1,5 +1,6 @@
 """Transforms against open_clip's own, closed cases, and the given generator as the only randomness."""
 
+from dataclasses import asdict
 from functools import partial
 from random import Random
 
@@ -7,11 +8,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from common.data.transforms import (
-    MEAN,
-    STD,
     center_view,
     eval_transform,
     random_box,
@@ -19,6 +19,7 @@ from common.data.transforms import (
     to_batch,
     train_transform,
 )
+from common.preprocess import MEAN, STD, Preprocess
 
 
 def noise(width, height, mode="RGB"):
@@ -26,18 +27,34 @@ def noise(width, height, mode="RGB"):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), mode)
 
 
-@pytest.mark.parametrize("size", [(40, 40), (61, 37), (30, 90), (16, 17)])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_evaluation_picture_is_open_clips(size, mode):
-    image = noise(*size, mode)
-    ours = to_batch([eval_transform(32)(image, Random(0))])[0]
-    theirs = open_clip.image_transform(32, is_train=False, mean=MEAN, std=STD)(image)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+TAGS = {Preprocess.read(open_clip.get_pretrained_cfg(*tag), 32) for tag in open_clip.list_pretrained()}
+"""The ways in which open_clip's weights want their pictures; besides, models of the hub may pad."""
+
+
+@pytest.mark.parametrize("size", [(40, 40), (61, 37), (30, 91), (16, 17)], ids=str)
+@pytest.mark.parametrize("preprocess", [*sorted(TAGS, key=repr), Preprocess(32, resize_mode="longest", fill_color=7)])
+def test_evaluation_picture_is_open_clips_to_the_bit(size, preprocess):
+    image = noise(*size)
+    ours = to_batch([eval_transform(preprocess)(image, Random(0))], preprocess)[0]
+    theirs = image_transform_v2(PreprocessCfg(**asdict(preprocess)), is_train=False)(image)
+    assert torch.equal(ours, theirs)
+
+
+def test_a_grey_picture_is_prepared_as_open_clip_does():
+    ours = to_batch([eval_transform(Preprocess(32))(noise(61, 37, "L"), Random(0))], Preprocess(32))[0]
+    theirs = image_transform_v2(PreprocessCfg(32), is_train=False)(noise(61, 37, "L"))
+    assert torch.equal(ours, theirs)
+
+
+def test_all_ways_of_open_clips_tags_are_tested():
+    assert len(TAGS) == 8
+    assert {way.resize_mode for way in TAGS} == {"shortest", "squash"}
+    assert {way.interpolation for way in TAGS} == {"bicubic", "bilinear"}
 
 
 def test_normalisation_in_closed_form():
     pictures = [np.full((4, 5, 3), value, np.uint8) for value in (0, 51, 255)]
-    batch = to_batch(pictures)
+    batch = to_batch(pictures, Preprocess(4))
     assert batch.shape == (3, 3, 4, 5) and batch.dtype == torch.float32 and batch.is_contiguous()
     for image, value in zip(batch, (0.0, 0.2, 1.0), strict=True):
         expected = (value - torch.tensor(MEAN)) / torch.tensor(STD)

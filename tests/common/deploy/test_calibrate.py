@@ -19,6 +19,7 @@ from common.deploy.model import Deployed, load
 from common.evaluate.tasks import Settings
 from common.models import Model
 from common.packaged import default_model
+from common.preprocess import Preprocess
 from tests.common.towers import NAMES, AttendedTower, tiny_directory
 
 SETTINGS = Settings(batch_size=50, workers=0)
@@ -103,7 +104,7 @@ def test_keep_rates_are_calibrated_too(model, labelled):
     whole = load(model, device="cpu")
     tower = AttendedTower(random_tower(), 0.5)
     weights = {"image": "a", "text": "b"}
-    deployed = Deployed(Model("kept", "kept", 32, tower, whole.model.texts, weights, {}), NAMES, ["a {}"])
+    deployed = Deployed(Model("kept", "kept", Preprocess(32), tower, whole.model.texts, weights, {}), NAMES, ["a {}"])
     of = source(labelled, "zeroshot")
     found = calibrate(deployed, of, labelled, Wish(gmacs=deployed.costs[4] * 1.01), ["a {}"], SETTINGS)
     assert (found.knob, found.point.setting) == ("keep", deployed.paths.rates[4])
@@ -148,7 +149,9 @@ def test_a_rate_that_costs_more_than_keeping_all_is_no_choice(labelled, monkeypa
     """A predictor costs something too: on few tokens, dropping some of them saves less than finding out which."""
     clip = CLIP.tiny().eval()
     tower = AttendedTower(clip.image_tower, 0.5)
-    model = Deployed(Model("kept", "kept", 32, tower, clip, {"image": "a", "text": "b"}, {}), NAMES, ["a {}"])
+    model = Deployed(
+        Model("kept", "kept", Preprocess(32), tower, clip, {"image": "a", "text": "b"}, {}), NAMES, ["a {}"]
+    )
     costs = zip(model.paths.rates, model.costs, strict=True)
     dear = [cost + 0.2 * model.costs[-1] * (rate < 1) for rate, cost in costs]
     monkeypatch.setattr(model, "costs", dear)

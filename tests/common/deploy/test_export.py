@@ -15,6 +15,7 @@ from common.deploy.export import TOLERANCE, write_graphs
 from common.deploy.model import Deployed, load
 from common.deploy.paths import paths_of
 from common.models import Model
+from common.preprocess import Preprocess
 from common.stages import run_chain
 from tests.common.towers import NAMES, AttendedTower, pictures, tiny_directory
 
@@ -92,7 +93,7 @@ def test_early_exit_over_onnx_graphs_is_the_models_own(tmp_path):
 def deployed(model, kind):
     """A model that no directory holds."""
     clip = CLIP.tiny().eval()
-    return Deployed(Model(kind, kind, 32, model, clip, {"image": "a", "text": "b"}, {}), NAMES, ["a {}"])
+    return Deployed(Model(kind, kind, Preprocess(32), model, clip, {"image": "a", "text": "b"}, {}), NAMES, ["a {}"])
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from common.deploy.calibration import Calibration, Point
 from common.deploy.model import Deployed, load
 from common.models import Model
 from common.packaged import default_model
+from common.preprocess import Preprocess
 from common.zeroshot import embed_prompts
 from tests.common.towers import NAMES, AttendedTower, tiny_directory
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
@@ -41,8 +42,8 @@ def expected(folder, threshold):
     clip = CLIP.tiny().eval()
     wave = WaveTower.from_image_tower(clip.image_tower).eval()
     classes = embed_prompts(clip, [f"a {name}" for name in NAMES])
-    view = eval_transform(32)
-    images = to_batch([view(Image.open(folder / f"{n}.png"), None) for n in range(10) if n != 3])
+    view = eval_transform(Preprocess(32))
+    images = to_batch([view(Image.open(folder / f"{n}.png"), None) for n in range(10) if n != 3], Preprocess(32))
     return ProgressiveClassifier(wave, classes, clip.logit_scale.exp(), MarginGate(threshold))(images)
 
 
@@ -144,7 +145,9 @@ def test_models_without_levels(tmp_path, folder):
 def test_a_keep_rate_follows_the_budget_without_calibration(folder):
     clip = CLIP.tiny().eval()
     tower = AttendedTower(clip.image_tower, 0.5)
-    model = Deployed(Model("kept", "kept", 32, tower, clip, {"image": "a", "text": "b"}, {}), NAMES, ["a {}"])
+    model = Deployed(
+        Model("kept", "kept", Preprocess(32), tower, clip, {"image": "a", "text": "b"}, {}), NAMES, ["a {}"]
+    )
     rates, costs = model.paths.rates, model.costs
     assert model.setting() == 0.5
     for place in (0, 4, 9):

@@ -13,6 +13,7 @@ from common.clip import CLIP
 from common.data.lookup import Captioned, Labelled
 from common.evaluate.tasks import Settings, first, linear_probe, retrieval, scorer, zero_shot
 from common.models import Model, OpenClip
+from common.preprocess import Preprocess
 from common.testing import TINY_CAPTIONS
 from common.zeroshot import IMAGENET_NAMES
 from tests.common.test_zeroshot import ARCHITECTURE
@@ -36,7 +37,7 @@ class Blind(Flat):
 
 
 def of(images, texts=None):
-    return Model("made-up", "CLIP", 32, images, texts, {"image": "i", "text": "t"}, {})
+    return Model("made-up", "CLIP", Preprocess(32), images, texts, {"image": "i", "text": "t"}, {})
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def runs(tmp_path, monkeypatch):
 def pictures(images, labels=None):
     """A loader over tensors."""
 
-    def loader(image_size, batch_size, workers):
+    def loader(preprocess, batch_size, workers):
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
             batch = {"image": images[rows], "key": [str(i) for i in range(len(images))[rows]]}
@@ -99,7 +100,7 @@ def test_zero_shot_does_not_depend_on_the_batch_size():
 def test_ten_thousand_pictures_do_not_stay_in_memory():
     clip, alive, most = CLIP.tiny().eval(), [], 0
 
-    def loader(image_size, batch_size, workers):
+    def loader(preprocess, batch_size, workers):
         nonlocal most
         for _ in range(10_000 // batch_size):
             images = torch.randn(batch_size, 3, 32, 32)
@@ -114,7 +115,7 @@ def test_ten_thousand_pictures_do_not_stay_in_memory():
 
 def test_lower_precision_is_near_and_embeddings_stay_float32():
     clip, source = CLIP.tiny().eval(), labelled(16)
-    images = next(iter(source.loader(32, 16, 0)))["image"]
+    images = next(iter(source.loader(Preprocess(32), 16, 0)))["image"]
     full, half = (
         scorer(of(clip, clip), source.class_names, source.templates, Settings(dtype=dtype))(images)
         for dtype in ("float32", "bfloat16")
@@ -158,7 +159,7 @@ def test_probe_refuses_more_shots_than_there_are():
 
 
 def test_first_samples():
-    batches = list(labelled(20).loader(32, 8, 0))
+    batches = list(labelled(20).loader(Preprocess(32), 8, 0))
     cut = list(first(batches, 11))
     assert [len(batch["image"]) for batch in cut] == [8, 3]
     assert cut[1]["key"] == ["8", "9", "10"] and torch.equal(cut[1]["label"], batches[1]["label"][:3])

@@ -9,6 +9,7 @@ from common.data.embedded.module import VIEW, class_names
 from common.data.embedded.tasks import NAMES, PER_NAME, STYLES, draw, embedded_task, task_labels
 from common.data.lookup import source, splits_of
 from common.data.sources import few_shot
+from common.preprocess import Preprocess
 from common.zeroshot import fill
 
 
@@ -62,9 +63,9 @@ def test_the_commands_find_the_tasks_by_name():
     assert splits_of("embedded-sketch", "training") == ("train", "val")
     found = source("embedded-blur", "zeroshot", "val")
     assert found.scale == "embedded" and fill(found.templates[0], "apple") == "an apple"
-    batch = next(iter(found.loader(VIEW, 100, 0)))
+    batch = next(iter(found.loader(Preprocess(VIEW), 100, 0)))
     assert batch["image"].shape == (100, 3, VIEW, VIEW) and batch["label"].tolist() == list(range(100))
-    assert torch.equal(batch["image"], next(iter(found.loader(VIEW, 100, 0)))["image"])
+    assert torch.equal(batch["image"], next(iter(found.loader(Preprocess(VIEW), 100, 0)))["image"])
 
 
 def test_the_pictures_of_a_split_come_to_an_end():
