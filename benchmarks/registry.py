@@ -179,6 +179,7 @@ BENCHMARKS = (
         "together.fashion_mnist",
         needs="EFFCLIP_DATA",
     ),
+    Benchmark("models", "what works on each of open_clip's architectures", "together.architectures"),
     Benchmark("deploy", "classify, calibrate, convert and export, with what they print", "together.deploy"),
     Benchmark("speed", "our towers and MLIP's training step, each against its reference", "speed.towers"),
     Benchmark("loading", "our shard loader against open_clip's", "speed.loading"),

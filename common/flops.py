@@ -195,6 +195,12 @@ def _convolution(inputs, outputs) -> Counter:
     return Counter(conv=conv_flop_count(image, kernel, get_shape(outputs[0]), transposed=bool(transposed)))
 
 
+def _padded_convolution(inputs, outputs) -> Counter:
+    """A convolution whose padding is a word, such as "valid"."""
+    image, kernel = (get_shape(tensor) for tensor in inputs[:2])
+    return Counter(conv=conv_flop_count(image, kernel, get_shape(outputs[0])))
+
+
 def _einsum(inputs, outputs) -> int:
     """An einsum of two operands: the exact product of all index sizes (fvcore rounds to four digits)."""
     equation = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
@@ -244,6 +250,7 @@ _HANDLES = {
     "aten::scaled_dot_product_attention": _attention,
     "aten::baddbmm": _masked_product,
     "aten::_convolution": _convolution,
+    "aten::_convolution_mode": _padded_convolution,
     "aten::einsum": _einsum,
 }
 _HANDLES |= {f"{name}_": handle for name, handle in _HANDLES.items()}  # the in-place forms

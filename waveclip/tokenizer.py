@@ -36,7 +36,7 @@ def check_size(image_size: int, patch_size: int, levels: int) -> None:
         valid = f"{below} or {below + unit}" if below else f"{unit}"
         raise ValueError(
             f"image_size {image_size} with patch_size {patch_size} and levels {levels} needs a multiple of {unit}; "
-            f"use {valid} pixels, or fewer levels"
+            f"use {valid} pixels, or fewer levels; image_size= builds a CLIP for other pixels"
         )
 
 

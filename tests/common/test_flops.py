@@ -217,3 +217,11 @@ def test_expected_cost_of_an_early_exit():
     ]:
         with pytest.raises(ValueError, match=message):
             expected_macs(paths, fractions)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_a_convolution_with_its_padding_in_words_counts_as_one_in_numbers(padding):
+    image = torch.zeros(1, 3, 16, 16)
+    words = nn.Conv2d(3, 4, 3, padding=padding, groups=1)
+    numbers = nn.Conv2d(3, 4, 3, padding=1 if padding == "same" else 0)
+    assert count_macs(words, image).gmacs == count_macs(numbers, image).gmacs > 0

@@ -1,5 +1,7 @@
 """From a picture to tokens: how many, in which colours, and what they are before any training."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,21 @@ def test_a_size_that_does_not_divide_is_refused_with_valid_ones(image_size, patc
     for size in valid.split(" or "):
         assert WaveletTokenizer(tower(int(size), patch_size), levels).image_size == int(size)
     assert f"image_size {image_size} with patch_size {patch_size} and levels {levels}" in str(error.value)
+
+
+def test_an_odd_grid_names_the_option_that_makes_it_even(tmp_path):
+    """As ViT-B/32's 7x7 patches at 224 pixels."""
+    vision = {"image_size": 56, "patch_size": 8, "width": 64, "layers": 1}
+    text = {"context_length": 8, "vocab_size": 16, "width": 64, "heads": 1, "layers": 1}
+    (tmp_path / "odd.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    odd = CLIP.from_open_clip(str(tmp_path / "odd.json"))
+    odd.save(tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=r"use 48 or 64 pixels.*image_size= builds a CLIP for other pixels"):
+        WaveletTokenizer(odd.image_tower)
+    for size in (48, 64):
+        weights = str(tmp_path / "odd.safetensors")
+        even = CLIP.from_open_clip(str(tmp_path / "odd.json"), weights, image_size=size)
+        assert WaveletTokenizer(even.image_tower).tokens_in(0) == 1 + (size // 16) ** 2
 
 
 def test_no_levels_and_pictures_of_another_size_are_refused():
