@@ -112,7 +112,9 @@ class ClassificationDataModule(LightningDataModule):
 
     Args:
         name: A set of the catalogue that has training pictures, perhaps with its protocol (fashion_mnist, dtd@coop),
-            or an embedded task (embedded-sketch).
+            an embedded task (embedded-sketch), or a user's own pictures: a folder with one folder a class, or with
+            folders train, val and test of such folders. What a user's folder lacks is drawn from its train, see
+            ``common.data.classification.own_split``.
         architecture: open_clip model name or ``.json`` file, for picture size, context length and vocabulary.
         root: Folder of the catalogue's sets; default: $EFFCLIP_DATA.
         shots: Training pictures of each class; null: all there are. The 2 shots of a seed contain its 1 shot, the 4
@@ -126,6 +128,7 @@ class ClassificationDataModule(LightningDataModule):
         augment: Whether training pictures are random crops; False shows them as evaluation does, shuffled.
         crop: A random crop's share of the picture, least and greatest.
         flip: Whether every second random crop, by chance, is mirrored.
+        image_size: Picture size, if it differs from the architecture's.
 
     A training batch is {"image": normalised float [B,3,S,S], "label": long [B], "key": list[str]}, and with captions
     {"text": long [B,T], "caption_id": long [B], equal for pictures of one class}; validation and test have no texts. A
@@ -149,6 +152,7 @@ class ClassificationDataModule(LightningDataModule):
         augment: bool = True,
         crop: tuple[float, float] = (0.9, 1.0),
         flip: bool = False,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -160,7 +164,8 @@ class ClassificationDataModule(LightningDataModule):
             if value < least:
                 raise ValueError(f"{argument} {value} must be at least {least}")
         self.architecture = load_architecture(architecture)
-        self.image_size, text = self.architecture["vision_cfg"]["image_size"], self.architecture["text_cfg"]
+        self.image_size = image_size or self.architecture["vision_cfg"]["image_size"]
+        text = self.architecture["text_cfg"]
         self.name, self._place = name, Place(root or os.environ.get("EFFCLIP_DATA"))
         splits = splits_of(name, "training")
         self.splits = ("train", *(("val",) if held_out is not None or "val" in splits else ()), "test")
