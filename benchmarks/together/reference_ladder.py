@@ -74,6 +74,7 @@ def _root_shares(bins: np.ndarray) -> np.ndarray:
     return np.sqrt(np.bincount(bins.ravel(), minlength=BINS) / bins.size)
 
 
+@torch.enable_grad()
 def train_mlp(features: Tensor, labels: Tensor, epochs: int = EPOCHS) -> nn.Module:
     """A classifier with one hidden layer, trained on features [M,K] with labels [M] by cross-entropy."""
     with torch.random.fork_rng():

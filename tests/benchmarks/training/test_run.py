@@ -72,6 +72,19 @@ def test_a_finished_training_is_not_run_again_and_an_interrupted_one_goes_on(mon
     assert lines[1][-2:] == ["--ckpt_path", str(tmp_path / "last.ckpt")] and "/data" in lines[1]
 
 
+def test_a_few_steps_may_run_in_this_process(monkeypatch, tmp_path):
+    lines = []
+
+    def lightning(line):
+        lines.append(line)
+        torch.save({"global_step": 4}, tmp_path / "last.ckpt")
+        return 0
+
+    monkeypatch.setattr(run, "lightning", lightning)
+    assert run.fit(RUNS[0], tmp_path, "common/smoke.yaml", apart=False)["steps"] == 4
+    assert lines[0][:5] == ["fit", "-c", RUNS[0].recipe, "-c", "common/smoke.yaml"]
+
+
 def test_a_training_whose_time_was_lost_says_how_to_mend_it(tmp_path):
     torch.save({"global_step": RUNS[0].steps}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"run teacher is trained, .* write its minutes into .*minutes\.json"):
