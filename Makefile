@@ -24,6 +24,8 @@ help: ## explain every target and variable
 ## = WEIGHTS=DIR      one weights file per row of the table, for the same
 ## = EFFCLIP_DATA=DIR folder of the catalogue's data sets: reproduce-fashion-mnist, effclip evaluate
 ## = DOWNLOAD=1       reproduce-fashion-mnist fetches its data into EFFCLIP_DATA
+## = PHOTOS=DIR       reproduce-photos: pictures, one folder a class; OUT=DIR takes its results (docs/photos.md)
+## = SEEDS=N          training seeds of reproduce-photos and reproduce-fashion-mnist (default 1)
 ## = COMPILE=1        speed also measures torch.compile of our tower, which needs a C++ compiler and minutes
 ## = ONLY=NAME        retrain this run alone, or ONLY='shapes-*' those
 ## = CONFIG=FILE      the recipe of data-check, or an overlay on the recipes of retrain
@@ -67,7 +69,7 @@ retrain: $(READY) ## train the embedded models again (ONLY=NAME for one; resumes
 reproduce-%: $(READY) ## one table or figure, by its name below; trains first what it lacks
 	$(PY) -m benchmarks $*
 
-reproduce: $(READY) ## every table and figure above, in one process (Fashion-MNIST where EFFCLIP_DATA is set)
+reproduce: $(READY) ## every table and figure above, in one process (those that need data where it is named)
 	$(PY) -m benchmarks all
 
 speed: $(READY) ## our towers, MLIP's training step and our shard loader, each against its references on this machine

@@ -42,7 +42,6 @@ def run_one(entry: Benchmark, console: Console) -> None:
 
     A smoke run trains nothing. Its numbers mean nothing, so they go to the run directory and not to the results.
     """
-    folder = runs_directory() / "smoke" if smoke() else RESULTS
     console.rule(entry.name)
     start = time.monotonic()
     maker = entry.load()
@@ -52,7 +51,8 @@ def run_one(entry: Benchmark, console: Console) -> None:
         action(name).main(args)
         result = maker.run(smoke=False)
     rendered = figures.render(maker, result)
-    paths = write(result, rendered, folder)
+    place = getattr(maker, "folder", lambda: RESULTS)
+    paths = write(result, rendered, runs_directory() / "smoke" if smoke() else place())
     console.print(Markdown(rendered["md"]))
     written = ", ".join(os.path.relpath(path) for path in paths)
     console.print(f"[dim]{time.monotonic() - start:.0f} s; wrote {written}[/dim]", highlight=False)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=f"The papers' tables and figures, each beside ours.\n\n{listing()}",
         epilog="environment: SMOKE=1 (smallest runs, written to the run directory), IMAGENET and WEIGHTS "
         "(table2's accuracies at paper scale), ONLY and CONFIG (retrain), EFFCLIP_DATA and DOWNLOAD=1 (fashion-mnist), "
-        "EFFCLIP_RUNS (run directory)",
+        "PHOTOS, OUT, ARCHITECTURE and CREDIT (photos), SEEDS (photos and fashion-mnist), EFFCLIP_RUNS (run directory)",
     )
     benchmarks = {entry.name: entry for entry in BENCHMARKS}
     actions = {entry.name: entry for entry in ACTIONS}

@@ -15,20 +15,25 @@ from common.conditions import conditions, digest
 LOG = RESULTS / "test-reads.jsonl"
 
 
-def record(table: str, data: str, weights: Iterable[Path]) -> None:
-    """Log that a table now reads the test split of a data set with the models in these weights files."""
+def record(table: str, data: str, weights: Iterable[Path], log: Path | None = None) -> None:
+    """Log that a table now reads the test split of a data set with the models in these weights files.
+
+    log: the file, where it is not LOG.
+    """
+    log = log or LOG
     run = conditions("embedded")
     models = {path.name: digest(path) for path in weights}
     line = {"date": run["date"], "revision": run["revision"], "table": table, "data": data, "models": models}
-    LOG.parent.mkdir(parents=True, exist_ok=True)
-    with LOG.open("a") as file:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def reads(weights: Path, data: str) -> int:
-    """How often the model in a weights file was evaluated on the test split of a data set."""
-    if not LOG.is_file():
+def reads(weights: Path, data: str, log: Path | None = None) -> int:
+    """How often the model in a weights file was evaluated on the test split of a data set. log: see ``record``."""
+    log = log or LOG
+    if not log.is_file():
         return 0
-    lines = map(json.loads, LOG.read_text().splitlines())
+    lines = map(json.loads, log.read_text().splitlines())
     known = digest(weights)
     return sum(line["data"] == data and known in line["models"].values() for line in lines)

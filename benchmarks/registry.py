@@ -8,7 +8,8 @@ A maker is a module of ``benchmarks``, or an object in one (``module:object``), 
 * ``run(smoke) -> result``: plain values, with "name" and "conditions";
 * ``render(result) -> {"md": Markdown, "figures": {name: matplotlib figure}}``;
 * ``compare(result) -> iterable of Comparison``, if the paper prints numbers of the same kind;
-* ``missing(result) -> iterable of (what, command)``, if a result may lack embedded runs.
+* ``missing(result) -> iterable of (what, command)``, if a result may lack embedded runs;
+* ``folder() -> path``, if its result does not belong to the others.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Benchmark:
     fill: the command that fills the numbers at the paper's own scale; None: its own command.
     trains: the action, with its arguments, that trains the embedded runs which it collects.
     needs: an environment variable; `all` skips the benchmark where it is not set.
+    by_data: whether it has a result for each data set, NAME-DATA.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Benchmark:
     fill: str | None = None
     trains: str | None = None
     needs: str | None = None
+    by_data: bool = False
 
     @property
     def title(self) -> str:
@@ -180,6 +183,13 @@ BENCHMARKS = (
         needs="EFFCLIP_DATA",
     ),
     Benchmark("models", "what works on each of open_clip's architectures", "together.architectures"),
+    Benchmark(
+        "photos",
+        "a CLIP and a WaveCLIP for the pictures in PHOTOS, one folder a class, beside fair controls",
+        "together.photos",
+        needs="PHOTOS",
+        by_data=True,
+    ),
     Benchmark("deploy", "classify, calibrate, convert and export, with what they print", "together.deploy"),
     Benchmark("speed", "our towers and MLIP's training step, each against its reference", "speed.towers"),
     Benchmark("loading", "our shard loader against open_clip's", "speed.loading"),
@@ -212,6 +222,12 @@ ACTIONS = (
 def benchmark(name: str) -> Benchmark:
     """The entry of a benchmark. ValueError: there is none of that name."""
     return _named(name, BENCHMARKS, "benchmark")
+
+
+def benchmark_of(result: str) -> Benchmark:
+    """The entry that a result file of this name belongs to. ValueError: none does."""
+    by_data = (entry for entry in BENCHMARKS if entry.by_data and result.startswith(f"{entry.name}-"))
+    return next(by_data, None) or benchmark(result)
 
 
 def action(name: str) -> Action:

@@ -385,8 +385,7 @@ class TextTower(BlockTower):
 
     def normalised_tokens(self, ids: Tensor) -> Tensor:
         """ids [B,T] -> every token [B,T,D] after the last norm, before projection."""
-        length = ids.shape[1]
-        return self.ln_final(self.run_blocks(self.embed(ids), mask=self.causal_mask[:length, :length]))
+        return self.ln_final(self.run_blocks(self.embed(ids), mask="causal"))
 
     def pool(self, x: Tensor, ids: Tensor) -> Tensor:
         """x [B,T,D] -> joint embedding [B,E] of each row's end-of-text token."""
@@ -398,5 +397,4 @@ class TextTower(BlockTower):
         Attention is causal, so cutting all rows to the batch's longest text does not change z.
         """
         x = self.run_blocks(self.embed(ids), mask="causal")
-        z = self.pool(x, ids)
-        return (z, self.ln_final(x) @ self.text_projection) if return_tokens else z
+        return (self.pool(x, ids), self.ln_final(x) @ self.text_projection) if return_tokens else self.pool(x, ids)

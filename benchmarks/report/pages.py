@@ -1,6 +1,6 @@
 """Writes the tables of README and docs, and the report page, from the result files.
 
-A table is placed between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a benchmark's, or one of OTHERS.
+A table is placed between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a result's, or one of OTHERS.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.registry import BENCHMARKS, benchmark
+from benchmarks.registry import benchmark_of
 from benchmarks.report import headlines
 from benchmarks.report.page import build
 from benchmarks.together import deploy
@@ -33,20 +33,20 @@ _TABLE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- /table -->)", re.
 
 
 def table(name: str) -> str:
-    """The Markdown of a benchmark's stored result, or a line that it was not run; or one of OTHERS.
+    """The Markdown of a stored result, or a line that its benchmark was not run; or one of OTHERS.
 
     ValueError: no such table.
     """
     if name in OTHERS:
         return OTHERS[name]()
-    entry = benchmark(name)
+    entry = benchmark_of(name)
     return _stored(name, lambda result: entry.load().render(result)["md"])
 
 
 def _stored(name: str, markdown: Callable[[dict[str, Any]], str]) -> str:
     path = RESULTS / f"{name}.json"
     if not path.is_file():
-        return f"Not run: `python -m benchmarks {name}`.\n"
+        return f"Not run: `python -m benchmarks {benchmark_of(name).name}`.\n"
     return markdown(json.loads(path.read_text()))
 
 
@@ -61,9 +61,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     default = runs_directory() / "report.html"
     command.add_argument("--page", type=Path, default=default, help="the HTML file (default %(default)s)")
     args = command.parse_args(arguments)
-    for entry in BENCHMARKS:
-        if (RESULTS / f"{entry.name}.json").is_file():
-            (RESULTS / f"{entry.name}.md").write_text(table(entry.name))
+    for path in RESULTS.glob("*.json"):
+        path.with_suffix(".md").write_text(table(path.stem))
     for page in PAGES:
         text = page.read_text()
         page.write_text(fill(text))

@@ -68,10 +68,11 @@ def reducers(keep: float, patches: int, blocks: int) -> dict[str, dict[Place, Re
     }
 
 
-def families(teacher: CLIP, wave: WaveTower, smoke: bool = False) -> list[Family]:
+def families(teacher: CLIP, wave: WaveTower, smoke: bool = False, embedded: bool = True) -> list[Family]:
     """Every method and composition whose weights exist, the dense teacher first.
 
-    wave: of one level.  smoke: one keep rate.
+    wave: of one level.  smoke: one keep rate.  embedded: whether the methods trained for the embedded teacher are
+    among them.
     """
     tower = teacher.image_tower
     blocks, fine = len(tower.transformer.resblocks), wave.steps - 1
@@ -84,7 +85,7 @@ def families(teacher: CLIP, wave: WaveTower, smoke: bool = False) -> list[Family
     for name in names:
         models = {keep: ReducedTower(tower, by_name[name]) for keep, by_name in whole.items()}
         methods.append(Family(f"teacher + {name}", models, teacher))
-    methods += trained(teacher, list(whole))
+    methods += trained(teacher, list(whole)) if embedded else []
     methods.append(Family(WAVE, {None: wave}, teacher))
     for name in names:
         models = {keep: ReducedWaveTower(wave, {fine: by_name[name]}) for keep, by_name in within.items()}

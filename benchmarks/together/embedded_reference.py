@@ -1,16 +1,15 @@
 """The reference ladder of the embedded benchmark: how many names colours alone tell, beside what the teacher tells.
 
-An MLP on a histogram knows nothing about places. Where it comes near the teacher, the benchmark measures colours. All
-numbers are val's: revision 2's test pictures wait for its trained models (benchmarks/protocol.md).
+All numbers are val's: revision 2's test pictures wait for its trained models (benchmarks/protocol.md).
 
-Shapes: M pictures, H height, W width, K bins of a histogram.
+Shapes: M pictures, H height, W width.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -18,23 +17,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import WEIGHTS, cells
 from benchmarks.embedded import TEACHER
-from benchmarks.statistics import mean_interval
+from benchmarks.together.reference_ladder import (
+    BINS,
+    FULL,
+    FULL_IN_GREY,
+    HALF,
+    ROWS,
+    TRAINED_ON,
+    WIDTH,
+    cell,
+    grey,
+    measured,
+    named_right,
+    without_training,
+)
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.data.embedded.module import SPLITS, VIEW, prompt, samples, scenes_of
-from common.data.transforms import center_view, to_batch
-from common.zeroshot import embed_prompts
-
-CHANCE, RGB, GREY = "chance", "RGB histogram, MLP", "grey histogram, MLP"
-HALF, FULL, FULL_IN_GREY = "half-resolution tower", "teacher", "teacher, grey pictures"
-ROWS = (CHANCE, RGB, GREY, HALF, FULL, FULL_IN_GREY)
-TRAINED_ON, EPOCHS, WIDTH, BATCH = 20_000, 30, 512, 256
-"""Pictures of train that a histogram's MLP learns from, its epochs, hidden units and batch size."""
-BINS, _LEVELS = 216, 6  # six levels of each channel, or 216 of the luminance
+from common.data.transforms import center_view
 
 
 class Tower(NamedTuple):
@@ -66,53 +70,6 @@ def pictures(split: str, count: int, revision: int, view: int = VIEW) -> tuple[l
     return shown, torch.tensor(labels)
 
 
-def grey(picture: np.ndarray) -> np.ndarray:
-    """A picture's luminance in all three channels, uint8 [H,W,3]."""
-    return np.asarray(Image.fromarray(picture).convert("L").convert("RGB"))
-
-
-def colour_histogram(picture: np.ndarray) -> np.ndarray:
-    """Square roots of the shares of 216 colours, [K], of a picture uint8 [H,W,3]."""
-    red, green, blue = np.moveaxis(picture.astype(int) * _LEVELS // 256, -1, 0)
-    return _root_shares((red * _LEVELS + green) * _LEVELS + blue)
-
-
-def grey_histogram(picture: np.ndarray) -> np.ndarray:
-    """Square roots of the shares of 216 luminances, [K], of a picture uint8 [H,W,3]."""
-    return _root_shares(grey(picture)[..., 0].astype(int) * BINS // 256)
-
-
-def _root_shares(bins: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.bincount(bins.ravel(), minlength=BINS) / bins.size)
-
-
-def train_mlp(features: Tensor, labels: Tensor, epochs: int = EPOCHS) -> nn.Module:
-    """A classifier with one hidden layer, trained on features [M,K] with labels [M] by cross-entropy."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        hidden = [nn.LayerNorm(features.shape[1]), nn.Linear(features.shape[1], WIDTH), nn.ReLU(), nn.Dropout(0.3)]
-        mlp = nn.Sequential(*hidden, nn.Linear(WIDTH, int(labels.max()) + 1))
-        optimizer = torch.optim.AdamW(mlp.parameters(), weight_decay=0.01)
-        steps = epochs * -(-len(labels) // BATCH)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
-        for _ in range(epochs):
-            for part in torch.randperm(len(labels)).split(BATCH):
-                loss = nn.functional.cross_entropy(mlp(features[part]), labels[part])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-    return mlp.eval()
-
-
-@torch.no_grad()
-def named_right(clip: CLIP, shown: Sequence[np.ndarray], labels: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Whether a CLIP names each picture rightly among the prompts of all classes, bool [M]."""
-    classes = embed_prompts(clip, prompts)
-    batches = (to_batch(shown[start : start + BATCH], clip.preprocess) for start in range(0, len(shown), BATCH))
-    return torch.cat([(clip.encode_image(images) @ classes.T).argmax(-1) for images in batches]) == labels
-
-
 def run(smoke: bool = False) -> dict[str, Any]:
     """The ladders of both revisions on val. smoke: few pictures."""
     trained_on = 300 if smoke else TRAINED_ON
@@ -134,9 +91,7 @@ def ladder(revision: int, count: int, trained_on: int) -> dict[str, Any]:
     names = scenes_of(revision).class_names("seen")
     shown, labels = pictures("val", count, revision)
     known = pictures("train", trained_on, revision)
-    rows: list[dict[str, Any]] = [{"row": CHANCE, "accuracy": 1 / len(names)}]
-    for row, features in ((RGB, colour_histogram), (GREY, grey_histogram)):
-        rows.append(_measured(row, _mlp_right(features, known, (shown, labels))))
+    rows = without_training(len(names), known, (shown, labels))
     for tower in TOWERS[revision]:
         if not tower.weights.is_file():
             rows.append({"row": tower.row, "command": tower.command})
@@ -145,22 +100,8 @@ def ladder(revision: int, count: int, trained_on: int) -> dict[str, Any]:
         size = clip.image_tower.image_size
         seen = shown if size == VIEW else pictures("val", count, revision, size)[0]
         seen = [grey(picture) for picture in seen] if tower.in_grey else seen
-        rows.append(_measured(tower.row, named_right(clip, seen, labels, [prompt(name) for name in names])))
+        rows.append(measured(tower.row, [named_right(clip, seen, labels, [prompt(name) for name in names])]))
     return {"revision": revision, "names": len(names), "pictures": count, "rows": rows}
-
-
-Labelled = tuple[Sequence[np.ndarray], Tensor]
-
-
-def _mlp_right(features: Callable[[np.ndarray], np.ndarray], known: Labelled, shown: Labelled) -> Tensor:
-    """Whether an MLP on the features of ``known`` names each picture of ``shown`` rightly, bool [M]."""
-    train, val = (torch.from_numpy(np.stack([features(p) for p in images])).float() for images, _ in (known, shown))
-    return train_mlp(train, known[1])(val).argmax(-1) == shown[1]
-
-
-def _measured(row: str, correct: Tensor) -> dict[str, Any]:
-    middle, low, high = mean_interval(correct[None].numpy()).ends
-    return {"row": row, "accuracy": middle, "interval": [low, high]}
 
 
 def missing(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
@@ -174,7 +115,7 @@ def missing(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
     ladders, run_conditions = result["ladders"], result["conditions"]
-    columns = [{row["row"]: _cell(row) for row in block["rows"]} for block in ladders]
+    columns = [{row["row"]: cell(row) for row in block["rows"]} for block in ladders]
     head = ["top-1 on val, % [95 %]", *(f"revision {block['revision']}, {block['names']} names" for block in ladders)]
     lines = cells.table(head, [[row, *(column.get(row, "–") for column in columns)] for row in ROWS])
     counts = " and ".join(f"{block['pictures']:,}" for block in ladders)
@@ -186,11 +127,3 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"{run_conditions['dtype']} on {run_conditions['device']}, torch {run_conditions['torch']}."
     )
     return {"md": f"{lines}\n\n{note}\n", "figures": {}}
-
-
-def _cell(row: dict[str, Any]) -> str:
-    if "command" in row:
-        return f"not run: `{row['command']}`"
-    if "interval" not in row:
-        return f"{100 * row['accuracy']:.1f}"
-    return cells.accuracy(row["accuracy"], row["interval"])

@@ -82,23 +82,9 @@ def run(smoke: bool = False) -> dict[str, Any]:
         chosen_on="val, its first pictures",
         reported_on="test, its first pictures, read once",
     )
-    texts, size = class_texts(methods, EmbeddedDataModule().class_prompts), teacher.image_tower.image_size
-    costs = {(m.name, keep): path_gmacs(model, size) for m in methods for keep, model in m.models.items()}
-    # 1. On val, the best setting of each method within each budget.
-    (dense,) = costs[DENSE, None]
-    limits = [dense * share for share in budgets]
-    val = observe_all(methods, batches("val", pictures["val"]), texts)
-    chosen = [(method, point) for method in methods for point in operating_points(method, val, costs, limits)]
-    # 2. On test, the numbers of those settings alone.
-    keys = {(method.name, point.keep) for method, point in chosen}
-    test = observe_all(methods, batches("test", pictures["test"]), texts, keys)
-    rows = [table_row(method, point, test[method.name, point.keep], costs) for method, point in chosen]
-    # 3. Each composition against the best method alone, then all rows by the clock.
-    set_against_rivals(rows, methods, val, test, costs)
     timed = torch.cat([batch["image"] for batch in batches("test", PART)])[: BATCH if smoke else TIMED]
-    for row, duration in zip(rows, seconds_per_image(rows, methods, timed, texts, rounds), strict=True):
-        row["seconds"] = duration
-    mark_dominated(rows)
+    splits = [batches(split, pictures[split]) for split in ("val", "test")]
+    rows = measure(methods, *splits, EmbeddedDataModule().class_prompts, budgets, timed, rounds)
     return {
         "name": "frontier",
         "conditions": run_conditions,
@@ -107,6 +93,38 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "rows": rows,
         "missing": {name: command for name, (_, command) in TRAINED.items() if name in missing},
     }
+
+
+def measure(
+    methods: Sequence[Family],
+    val: Iterable[Mapping[str, Any]],
+    test: Iterable[Mapping[str, Any]],
+    prompts: list[str],
+    budgets: Sequence[float],
+    timed: Tensor,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """A row for every method's best setting on ``val`` within each budget, with its numbers on ``test`` and its time.
+
+    methods: the dense teacher first.  prompts: one a class.  timed: the images that are timed [M,3,S,S].
+    """
+    texts, size = class_texts(methods, prompts), timed.shape[-1]
+    costs = {(m.name, keep): path_gmacs(model, size) for m in methods for keep, model in m.models.items()}
+    # 1. On val, the best setting of each method within each budget.
+    (dense,) = costs[DENSE, None]
+    on_val = observe_all(methods, val, texts)
+    limits = [dense * share for share in budgets]
+    chosen = [(method, point) for method in methods for point in operating_points(method, on_val, costs, limits)]
+    # 2. On test, the numbers of those settings alone.
+    keys = {(method.name, point.keep) for method, point in chosen}
+    on_test = observe_all(methods, test, texts, keys)
+    rows = [table_row(method, point, on_test[method.name, point.keep], costs) for method, point in chosen]
+    # 3. Each composition against the best method alone, then all rows by the clock.
+    set_against_rivals(rows, methods, on_val, on_test, costs)
+    for row, duration in zip(rows, seconds_per_image(rows, methods, timed, texts, rounds), strict=True):
+        row["seconds"] = duration
+    mark_dominated(rows)
+    return rows
 
 
 def path_gmacs(model: nn.Module, image_size: int) -> list[float]:
@@ -266,16 +284,17 @@ def mark_dominated(rows: Sequence[dict[str, Any]]) -> None:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    blocks = [_table(result), *verdicts(result["rows"])]
+    blocks = [rows_table(result["rows"]), *verdicts(result["rows"])]
     blocks += [f"{name}: not run; `{command}`." for name, command in result["missing"].items()]
     return {"md": "\n\n".join([*blocks, _note(result)]) + "\n", "figures": {"frontier": _draw(result)}}
 
 
-def _table(result: dict[str, Any]) -> str:
+def rows_table(results: Sequence[dict[str, Any]]) -> str:
+    """The rows of ``measure`` as a Markdown table."""
     head = ["method", "keep", "refined", "GMACs", "of dense", "accuracy [95 %]"]
     head += ["against the best alone, no dearer", "ms a picture", "dominated in"]
-    dense, rows = result["rows"][0], []
-    for row in result["rows"]:
+    dense, rows = results[0], []
+    for row in results:
         rival = row["rival"]
         rows.append(
             [
@@ -350,8 +369,7 @@ def _draw(result: dict[str, Any]) -> Figure:
 
 
 def _draw_against(axes: Axes, rows: Sequence[dict[str, Any]], cost: str, unit: float, label: str, floor: float) -> None:
-    """A line a method: one colour a reducer, dashed for a composition, hollow marks for rows dominated in this cost.
-    Whole models are black.
+    """A line a method: one colour a reducer, black for a whole model, dashed for a composition, hollow where dominated.
 
     A point below ``floor`` %, where the axes end, is named there with its accuracy.
     """

@@ -24,6 +24,7 @@ from benchmarks.embedded import batches
 from benchmarks.training.drift import first_losses
 from benchmarks.training.export import card, from_checkpoint, save
 from common.checkpoints import read_plain
+from common.cli import main as lightning
 from common.conditions import conditions
 from common.data.embedded.module import scenes_of
 from common.paths import runs_directory
@@ -35,6 +36,8 @@ RECIPES = {
     "waveclip/embedded.yaml": 50,
     "common/fashion_mnist_clip.yaml": 7,
     "waveclip/fashion_mnist.yaml": 8,
+    "common/photos_clip.yaml": 28,
+    "waveclip/photos.yaml": 25,
     "common/embedded_clip_96.yaml": 15,
     "waveclip/embedded_96.yaml": 15,
     "common/shapes_clip.yaml": 60,
@@ -70,13 +73,15 @@ def options(settings: Settings) -> list[str]:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a recipe, or a part of its length with some settings changed.
+    """One training: a recipe, or another length of it, with some settings changed.
 
-    minutes: on 2 cores. A shorter run has a whole schedule: all numbers of steps in the recipe are cut by one factor.
+    minutes: on 2 cores. A run of another length has a whole schedule: one factor changes all numbers of steps in the
+    recipe.
     settings: changes of the recipe.
     output: where the weights go if they are committed.
     places: settings that only say where this machine has a file; no record repeats them.
     target: the command that trains this run alone, where it is not ``make retrain ONLY=name``.
+    length: training steps; None: the recipe's, cut by the same factor as its minutes.
     """
 
     name: str
@@ -87,15 +92,18 @@ class Run:
     output: Path | None = None
     places: Settings = field(default_factory=dict)
     target: str | None = None
+    length: int | None = None
 
     @property
     def steps(self) -> int:
-        """Training steps: the recipe's, cut by the same factor as its minutes.
+        """Training steps: ``length``, or those that the minutes give.
 
         ``last.ckpt`` holds the last step only where its interval divides the steps, because Lightning saves at the end
         of a training only if it never saved before. So the steps of a shorter run are a multiple of the interval.
         ValueError: the interval does not divide the steps of the whole recipe.
         """
+        if self.length is not None:
+            return self.length
         trainer = read_recipe(self.recipe)["trainer"]
         whole = trainer["max_steps"]
         (every,) = (
@@ -115,12 +123,12 @@ class Run:
 
     def arguments(self, overlay: str | None = None) -> list[str]:
         """The arguments of `lightning fit`."""
-        arguments = ["-c", self.recipe]
-        if self.minutes < RECIPES[self.recipe]:
-            recipe, steps = read_recipe(self.recipe), self.steps
+        arguments, recipe, steps = ["-c", self.recipe], read_recipe(self.recipe), self.steps
+        whole = recipe["trainer"]["max_steps"]
+        if steps != whole:
             arguments += ["--trainer.max_steps", str(steps)]
             schedule = {
-                name: round(value * steps / recipe["trainer"]["max_steps"])
+                name: round(value * steps / whole)
                 for name, value in recipe["model"]["init_args"].items()
                 if name.endswith("_steps")
             }
@@ -175,11 +183,14 @@ def train(run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = No
     return result
 
 
-def fit(run: Run, folder: Path, overlay: str | None = None, places: Settings | None = None) -> dict[str, Any]:
-    """Train in a process of its own, from the folder's last checkpoint on; return the training's part of the result.
+def fit(
+    run: Run, folder: Path, overlay: str | None = None, places: Settings | None = None, apart: bool = True
+) -> dict[str, Any]:
+    """Train from the folder's last checkpoint on; return the training's part of the result.
 
-    places: settings that are no part of the run, such as the folder of its data. Nothing is trained when the last
-    checkpoint is the last step. ValueError: the training failed.
+    places: settings that are no part of the run, such as the folder of its data.  apart: in a process of its own; for
+    a few steps, starting one takes longer than they do. Nothing is trained when the last checkpoint is the last step.
+    ValueError: the training failed.
     """
     steps = None if overlay else run.steps  # an overlay may change them
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +208,7 @@ def fit(run: Run, folder: Path, overlay: str | None = None, places: Settings | N
         ]
         if checkpoint:
             arguments += ["--ckpt_path", str(checkpoint.absolute())]
-        code = _timed([sys.executable, "-m", "common.cli", "fit", *arguments], clock)
+        code = _timed(["fit", *arguments], clock, apart)
         if code:
             raise ValueError(f"run {run.name} ended with code {code}; the same command continues it")
         checkpoint = last_checkpoint(folder)
@@ -222,12 +233,15 @@ def steps_of(checkpoint: Path) -> int:
     return read_plain(checkpoint)["global_step"]
 
 
-def _timed(line: list[str], record: Path) -> int:
-    """Run a command line and return its exit code; append its minutes to the list in ``record``."""
+def _timed(line: list[str], record: Path, apart: bool) -> int:
+    """Run a `lightning` command line and return its exit code; append its minutes to the list in ``record``."""
     legs = json.loads(record.read_text()) if record.is_file() else []
     start = time.monotonic()
     try:
-        code = subprocess.run(line, cwd=ROOT).returncode
+        if apart:
+            code = subprocess.run([sys.executable, "-m", "common.cli", *line], cwd=ROOT).returncode
+        else:
+            code = lightning(line)
     finally:
         legs.append((time.monotonic() - start) / 60)
         record.write_text(json.dumps(legs))

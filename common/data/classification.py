@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from PIL import Image
@@ -23,9 +24,11 @@ from common.data.sources import DOWNLOADS, READERS, Samples, few_shot, natural, 
 from common.data.tables import SEPARATORS, read_text
 from common.zeroshot import IMAGENET_NAMES, PHOTO
 
-__all__ = ["ClassificationSet", "classification_set", "few_shot", "loader", "own_set"]
+__all__ = ["ClassificationSet", "classification_set", "few_shot", "loader", "own_set", "own_split"]
 
 _log = logging.getLogger(__name__)
+DRAWN = {"test": 0.2, "val": 0.1}
+"""The share of each class's training pictures that stands for a split which a user's own data lacks."""
 
 
 class ClassificationSet(PictureSet):
@@ -155,6 +158,54 @@ def own_set(
     names = names or [readable(name) for name in samples.names]
     check_different(names, str(class_names or path))
     return ClassificationSet(samples, path if path.is_dir() else path.parent, names, templates, metric)
+
+
+def split_folders(path: str | Path) -> tuple[str, ...]:
+    """Which of train, val and test are folders of ``path``, where it holds train and no other folder; otherwise ()."""
+    path = Path(path).expanduser()
+    folders = {entry.name for entry in path.iterdir() if entry.is_dir()} if path.is_dir() else set()
+    folders = {name for name in folders if not is_system_file(name)}
+    return tuple(sorted(folders)) if "train" in folders and folders <= {"train", *DRAWN} else ()
+
+
+def own_split(path: str | Path, split: str, class_names: str | Path | None = None) -> ClassificationSet:
+    """A split of a user's own pictures: "train", "val" or "test".
+
+    path: a folder of folders train, val and test, each as ``own_set`` takes it, or undivided pictures, see ``own_set``.
+    A split that is not there is drawn from the training pictures: DRAWN of each class, always the same ones.
+    ValueError: as ``own_set``; a split with other classes than train, or a class with too few pictures to draw from.
+    """
+    path, folders = Path(path).expanduser(), split_folders(path)
+    whole = own_set(path / "train" if folders else path, class_names)
+    if split != "train" and split in folders:
+        part = own_set(path / split, class_names)
+        if part.class_names != whole.class_names:
+            other = sorted(set(part.class_names) ^ set(whole.class_names))
+            raise ValueError(f"{path / split} and {path / 'train'} differ in their classes, such as {other[0]!r}")
+        return part
+    return whole.subset(_drawn(whole, [name for name in DRAWN if name not in folders])[split])
+
+
+def _drawn(pictures: ClassificationSet, splits: Sequence[str]) -> dict[str, list[int]]:
+    """Ascending indices of "train" and of the given splits, which share no picture."""
+    parts: dict[str, list[int]] = {name: [] for name in ("train", *splits)}
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(pictures.labels):
+        members.setdefault(label, []).append(index)
+    for label, indices in members.items():
+        if len(indices) <= len(splits):
+            raise ValueError(
+                f"class {pictures.class_names[label]!r} of {pictures.root} has {len(indices)} pictures, too few to "
+                f"draw {' and '.join(splits)} from; add some, or give folders of these names"
+            )
+        Random(f"splits/{label}").shuffle(indices)
+        rest = indices
+        for name in splits:
+            count = max(1, round(DRAWN[name] * len(indices)))
+            parts[name] += rest[:count]
+            rest = rest[count:]
+        parts["train"] += rest
+    return {name: sorted(part) for name, part in parts.items()}
 
 
 def _read_folders(path: Path) -> Samples:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from random import Random
 from typing import Any
@@ -114,7 +115,9 @@ class ClassificationDataModule(LightningDataModule):
 
     Args:
         name: A set of the catalogue that has training pictures, perhaps with its protocol (fashion_mnist, dtd@coop),
-            or an embedded task (embedded-sketch).
+            an embedded task (embedded-sketch), or a user's own pictures: a folder with one folder a class, or with
+            folders train, val and test of such folders. What a user's folder lacks is drawn from its train, see
+            ``common.data.classification.own_split``.
         architecture: open_clip model name or ``.json`` file, for picture size, context length and vocabulary.
         root: Folder of the catalogue's sets; default: $EFFCLIP_DATA.
         shots: Training pictures of each class; null: all there are. The 2 shots of a seed contain its 1 shot, the 4
@@ -128,6 +131,7 @@ class ClassificationDataModule(LightningDataModule):
         augment: Whether training pictures are random crops; False shows them as evaluation does, shuffled.
         crop: A random crop's share of the picture, least and greatest.
         flip: Whether every second random crop, by chance, is mirrored.
+        image_size: Picture size, if it differs from the architecture's.
 
     A training batch is {"image": normalised float [B,3,S,S], "label": long [B], "key": list[str]}, and with captions
     {"text": long [B,T], "caption_id": long [B], equal for pictures of one class}; validation and test have no texts. A
@@ -151,6 +155,7 @@ class ClassificationDataModule(LightningDataModule):
         augment: bool = True,
         crop: tuple[float, float] = (0.9, 1.0),
         flip: bool = False,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -163,6 +168,8 @@ class ClassificationDataModule(LightningDataModule):
                 raise ValueError(f"{argument} {value} must be at least {least}")
         self.architecture = load_architecture(architecture)
         self.preprocess, text = Preprocess.of(self.architecture), self.architecture["text_cfg"]
+        if image_size is not None:
+            self.preprocess = replace(self.preprocess, size=image_size)
         self.name, self._place = name, Place(root or os.environ.get("EFFCLIP_DATA"))
         splits = splits_of(name, "training")
         self.splits = ("train", *(("val",) if held_out is not None or "val" in splits else ()), "test")

@@ -15,7 +15,7 @@ from typing import Any
 from common.data import catalogue
 from common.data.account import Account
 from common.data.catalogue import Entry
-from common.data.classification import ClassificationSet, classification_set, own_set
+from common.data.classification import ClassificationSet, classification_set, own_set, own_split, split_folders
 from common.data.embedded.module import TEMPLATES, VIEWS, EmbeddedDataModule, class_names, indices, recipe_hash, scene
 from common.data.embedded.tasks import PER_NAME, TASKS, embedded_task
 from common.data.embedded.tasks import version as tasks_version
@@ -92,7 +92,8 @@ def splits_of(name: str, task: str) -> tuple[str, ...]:
 
     name: "embedded", a few-shot task ("embedded-sketch"), one of the catalogue, perhaps with its protocol
     ("dtd@coop"), "webdataset:FOLDER" of a set that CLIP_benchmark exported, or the path of a folder with one folder a
-    class, or of a .csv or .tsv table (one that is called like a set is ``./food101``).
+    class, of one with folders train, val and test of such folders, or of a .csv or .tsv table (one that is called like
+    a set is ``./food101``).
     ValueError: no such data, or not for this task.
     """
     tasks = EMBEDDED if name == "embedded" else _tasks(name)
@@ -107,7 +108,11 @@ def _tasks(name: str) -> dict[str, tuple[str, ...]]:
         training = tuple(split for split in ("train", "val") if split in splits)
         return {"zeroshot": splits} | ({"linear-probe": splits[:1], "training": training} if "train" in splits else {})
     if _own(name):
-        return {"zeroshot": ("all",)}
+        # The parts of undivided pictures are for training alone, so that evaluation goes on reading all of them.
+        training = {"training": ("train", "val")}
+        if not split_folders(name):
+            return {"zeroshot": ("all",)} | training
+        return {"zeroshot": ("test", "val", "train"), "linear-probe": ("test",)} | training
     splits = PER_NAME if name in EMBEDDED_TASKS else _entry(name).splits
     splits = sorted(splits, key=("test", "val", "train").index)
     if name not in EMBEDDED_TASKS and _entry(name).task == "retrieval":
@@ -177,7 +182,8 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
     if name in EMBEDDED_TASKS:
         return embedded_task(EMBEDDED_TASKS[name], split)
     if _own(name):
-        return own_set(name, place.class_names)
+        names = place.class_names
+        return own_set(name, names) if split == "all" else own_split(name, split, names)
     return classification_set(_entry(name), _root(name, place), split)
 
 

@@ -29,3 +29,9 @@ def test_a_line_says_when_what_and_with_which_model(weights):
     (line,) = map(json.loads, read_log.LOG.read_text().splitlines())
     assert line.keys() == {"date", "revision", "table", "data", "models"}
     assert list(line["models"]) == ["model.safetensors"]
+
+
+def test_results_elsewhere_have_a_log_of_their_own(weights, tmp_path):
+    log = tmp_path / "elsewhere" / "test-reads.jsonl"
+    read_log.record("photos", "cats", [weights], log)
+    assert (read_log.reads(weights, "cats", log), read_log.reads(weights, "cats")) == (1, 0)

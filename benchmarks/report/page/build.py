@@ -23,7 +23,7 @@ SLIDER, PATCHES = "waveclip-fig1", "patchrank-fig4"
 
 @dataclass(frozen=True)
 class Stored:
-    """A benchmark's stored result, with its Markdown and its figures."""
+    """A benchmark's stored result, with its Markdown and its figures; where it has several, all of their Markdown."""
 
     benchmark: Benchmark
     result: dict[str, Any]
@@ -49,11 +49,12 @@ def stored(folder: Path) -> dict[str, Stored]:
     """The benchmarks that have a result in ``folder``, by name."""
     results = {}
     for entry in BENCHMARKS:
-        path = folder / f"{entry.name}.json"
-        result = json.loads(path.read_text()) if path.is_file() else {}
+        paths = sorted(folder.glob(f"{entry.name}{'-*' if entry.by_data else ''}.json"))
+        result = json.loads(paths[0].read_text()) if paths else {}
         if result.keys() - {"name", "conditions", "missing"}:  # otherwise it holds no measurement
             pictures = sorted([*folder.glob(f"{entry.name}.png"), *folder.glob(f"{entry.name}-*.png")])
-            results[entry.name] = Stored(entry, result, path.with_suffix(".md").read_text(), pictures)
+            written = "\n".join(path.with_suffix(".md").read_text() for path in paths)
+            results[entry.name] = Stored(entry, result, written, pictures)
     return results
 
 

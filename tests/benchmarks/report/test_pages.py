@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks import __main__ as runner
-from benchmarks.registry import ACTIONS, BENCHMARKS, Action, Benchmark, benchmark
+from benchmarks.registry import ACTIONS, BENCHMARKS, Action, Benchmark, benchmark, benchmark_of
 from benchmarks.report import pages as report
 from benchmarks.report.pages import OTHERS, PAGES, fill, table
 
@@ -83,6 +83,17 @@ def test_smoke_runs_never_touch_the_results(maker, monkeypatch, tmp_path):
     assert names == {"table2.json", "table2.md", "drawn.png"}
 
 
+def test_a_benchmark_may_say_where_its_result_goes(maker, monkeypatch, tmp_path):
+    maker.folder = lambda: tmp_path / "elsewhere"
+    monkeypatch.setenv("SMOKE", "0")
+    runner.run_one(benchmark("photos"), Console(quiet=True))
+    assert (tmp_path / "elsewhere/table2.md").is_file() and not (tmp_path / "results").exists()
+
+
+def test_results_of_several_data_sets_belong_to_one_benchmark():
+    assert benchmark_of("photos-cifar10") is benchmark("photos") and benchmark_of("speed") is benchmark("speed")
+
+
 @pytest.mark.parametrize(("smoke", "trains"), [("0", 1), ("1", 0)])
 def test_what_a_table_lacks_is_trained_first_but_not_by_a_smoke_run(maker, monkeypatch, smoke, trains):
     asked = []
@@ -108,20 +119,21 @@ def test_a_users_mistake_is_one_line_and_the_others_still_run(monkeypatch, capsy
             raise ValueError("set both or neither")
 
     monkeypatch.setattr(runner, "run_one", run_one)
-    for name in ("EFFCLIP_DEBUG", "EFFCLIP_DATA", "SMOKE"):
+    for name in ("EFFCLIP_DEBUG", "EFFCLIP_DATA", "PHOTOS", "SMOKE"):
         monkeypatch.delenv(name, raising=False)
     assert runner.main(["all"]) == 1
-    assert ran == [entry for entry in BENCHMARKS if entry.name != "fashion-mnist"]
+    assert ran == [entry for entry in BENCHMARKS if entry.name not in ("fashion-mnist", "photos")]
     printed = capsys.readouterr().out
     assert "benchmarks: error: table2: set both or neither" in printed
     assert "fashion-mnist: not run, EFFCLIP_DATA is not set" in printed
 
 
-@pytest.mark.parametrize("variable", ["EFFCLIP_DATA", "SMOKE"])
-def test_all_is_all_where_data_is_there_or_stood_in_for(monkeypatch, variable):
+@pytest.mark.parametrize("variables", [("EFFCLIP_DATA", "PHOTOS"), ("SMOKE",)])
+def test_all_is_all_where_data_is_there_or_stood_in_for(monkeypatch, variables):
     ran = []
     monkeypatch.setattr(runner, "run_one", lambda entry, console: ran.append(entry))
-    monkeypatch.setenv(variable, "1")
+    for name in variables:
+        monkeypatch.setenv(name, "1")
     assert runner.main(["all"]) == 0
     assert ran == list(BENCHMARKS)
 

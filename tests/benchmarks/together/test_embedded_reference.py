@@ -9,34 +9,13 @@ import torch
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.together import embedded_reference
-from benchmarks.together.embedded_reference import (
-    FULL,
-    FULL_IN_GREY,
-    HALF,
-    RGB,
-    TOWERS,
-    Tower,
-    colour_histogram,
-    grey,
-    grey_histogram,
-    ladder,
-    missing,
-    named_right,
-    pictures,
-    render,
-    train_mlp,
-)
-from common.clip import CLIP
+from benchmarks.together.embedded_reference import TOWERS, Tower, ladder, missing, pictures, render
+from benchmarks.together.reference_ladder import FULL, FULL_IN_GREY, HALF, RGB, colour_histogram, train_mlp
 from common.data.embedded.module import EmbeddedDataModule, scenes_of
 from common.data.transforms import to_batch
 
 NAMES = 20
 """Names of the small experiments below."""
-
-
-def flat(red, green, blue, side=8):
-    """A picture of one colour."""
-    return np.full((side, side, 3), (red, green, blue), np.uint8)
 
 
 def drawn(revision, split, count):
@@ -45,32 +24,6 @@ def drawn(revision, split, count):
     scenes = [draw(Random(f"{split}/{index}"), index % NAMES, labels) for index in range(count)]
     features = np.stack([colour_histogram(np.asarray(scene.render())) for scene in scenes])
     return torch.from_numpy(features).float(), torch.arange(count) % NAMES
-
-
-@pytest.mark.parametrize("features", [colour_histogram, grey_histogram])
-def test_a_histogram_knows_nothing_about_places(features):
-    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    moved = picture.reshape(64, 3)[np.random.default_rng(1).permutation(64)].reshape(8, 8, 3)
-    assert np.array_equal(features(picture), features(moved))
-    assert np.square(features(picture)).sum() == pytest.approx(1)
-
-
-def test_a_histogram_counts_six_levels_of_each_channel():
-    shares = [colour_histogram(flat(*colour)) for colour in ((0, 0, 0), (255, 130, 0))]
-    assert [len(values) for values in shares] == [216, 216]
-    assert [values.argmax() for values in shares] == [0, (5 * 6 + 3) * 6]
-
-
-def test_grey_pictures_keep_luminance_alone():
-    picture = flat(200, 100, 50)
-    assert np.array_equal(grey(picture), flat(124, 124, 124)), "0.299 R + 0.587 G + 0.114 B"
-    assert np.array_equal(grey_histogram(picture), grey_histogram(grey(picture)))
-
-
-def test_an_mlp_learns_what_its_features_tell():
-    labels = torch.arange(400) % 4
-    features = torch.nn.functional.one_hot(labels, 16) + 0.1 * torch.randn(400, 16, generator=torch.manual_seed(0))
-    assert (train_mlp(features, labels, epochs=10)(features).argmax(-1) == labels).float().mean() > 0.95
 
 
 def test_colours_tell_the_names_of_revision_1_and_not_those_of_revision_2():
@@ -92,17 +45,6 @@ def test_pictures_are_those_that_evaluation_reads_from_shards(monkeypatch, tmp_p
     batch = next(iter(data.dataloader("val", train=False)))
     for shown, labels in (drawn_here, pictures("val", 4, revision)):
         assert torch.equal(to_batch(shown, data.preprocess), batch["image"]) and torch.equal(labels, batch["label"])
-
-
-def test_a_clip_is_right_where_its_own_answer_is_the_label():
-    torch.manual_seed(0)
-    clip, prompts = CLIP.tiny().eval(), ["a red cat", "a green dog", "a blue bird"]
-    size = clip.image_tower.image_size
-    shown = list(np.random.default_rng(0).integers(0, 256, (6, size, size, 3), dtype=np.uint8))
-    texts = clip.encode_text(clip.tokenizer(prompts))
-    answers = (clip.encode_image(to_batch(shown, clip.preprocess)) @ texts.T).argmax(-1)
-    assert named_right(clip, shown, answers, prompts).all()
-    assert not named_right(clip, shown, (answers + 1) % 3, prompts).any()
 
 
 def test_a_tower_without_weights_is_not_run_and_says_how_it_is_trained(monkeypatch, tmp_path):

@@ -26,6 +26,15 @@ def test_shorter_runs_have_a_shorter_schedule():
     assert arguments[-4:] == ["--seed_everything", "2", "--data.init_args.seed", "2"]
 
 
+def test_a_longer_run_has_a_longer_schedule():
+    arguments = Run("x", "waveclip/embedded.yaml", 50, length=20_000).arguments()
+    recipe = yaml.safe_load((ROOT / "waveclip/embedded.yaml").read_text())
+    factor = 20_000 / recipe["trainer"]["max_steps"]
+    assert factor > 1 and arguments[arguments.index("--trainer.max_steps") + 1] == "20000"
+    warmup = recipe["model"]["init_args"]["warmup_steps"]
+    assert int(arguments[arguments.index("--model.init_args.warmup_steps") + 1]) == round(factor * warmup)
+
+
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_the_last_step_is_saved(run):
     """Lightning writes last.ckpt at its interval, and at the end only if it never did before."""
@@ -47,7 +56,7 @@ def test_the_newest_checkpoint_is_the_one_to_go_on_from(tmp_path):
 def test_a_finished_training_is_not_run_again_and_an_interrupted_one_goes_on(monkeypatch, tmp_path):
     teacher, lines = RUNS[0], []
 
-    def timed(line, record):
+    def timed(line, record, apart):
         lines.append(line)
         torch.save({"global_step": teacher.steps if len(lines) > 1 else 500}, tmp_path / "last.ckpt")
         record.write_text(json.dumps([2.0] * len(lines)))
@@ -61,6 +70,19 @@ def test_a_finished_training_is_not_run_again_and_an_interrupted_one_goes_on(mon
     assert "/data" not in made[0]["command"]
     assert len(lines) == 2 and "--ckpt_path" not in lines[0]
     assert lines[1][-2:] == ["--ckpt_path", str(tmp_path / "last.ckpt")] and "/data" in lines[1]
+
+
+def test_a_few_steps_may_run_in_this_process(monkeypatch, tmp_path):
+    lines = []
+
+    def lightning(line):
+        lines.append(line)
+        torch.save({"global_step": 4}, tmp_path / "last.ckpt")
+        return 0
+
+    monkeypatch.setattr(run, "lightning", lightning)
+    assert run.fit(RUNS[0], tmp_path, "common/smoke.yaml", apart=False)["steps"] == 4
+    assert lines[0][:5] == ["fit", "-c", RUNS[0].recipe, "-c", "common/smoke.yaml"]
 
 
 def test_a_training_whose_time_was_lost_says_how_to_mend_it(tmp_path):

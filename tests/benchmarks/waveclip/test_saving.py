@@ -61,3 +61,11 @@ def test_each_training_seed_has_its_own_threshold():
     seeds = [classifier(1000, number) for number in range(3)]
     result = saving(seeds, seeds, (1.0, 4.0), 4.0, resamples=50)
     assert len(set(result.thresholds)) == 3 and result.saved.seeds == 3
+
+
+def test_two_savings_of_the_same_pictures_are_compared_resample_by_resample():
+    val, test = classifier(1000, 0), classifier(1000, 1)
+    first, second = (saving([val], [test], costs, 4.0, resamples=50) for costs in ((1.0, 4.0), (1.5, 4.5)))
+    difference = first.less(second)
+    assert difference.middle == pytest.approx(0.5 / 4), "the same choices, each half a unit cheaper"
+    assert (difference.low, difference.high) == (pytest.approx(0.125), pytest.approx(0.125))

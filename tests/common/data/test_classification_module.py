@@ -10,7 +10,7 @@ from common.data.classification_module import ClassificationDataModule, EpochLoa
 from common.pretraining import CLIPPretraining
 from common.tokenizer import Tokenizer, encode
 from common.zeroshot import fill
-from tests.common.data.miniature import SPLITS, small, write_dtd, write_idx
+from tests.common.data.miniature import SPLITS, paint, small, write_dtd, write_idx
 from tests.common.data.processes import validated_by_two
 
 ARCHITECTURE = "common/fashion_mnist_clip.json"
@@ -176,3 +176,16 @@ def test_mistakes_name_the_mend(module, monkeypatch, options, message):
 def test_too_few_pictures_for_a_batch(module):
     with pytest.raises(ValueError, match="18 training pictures do not fill a batch of 19 on 1 processes; lower"):
         module(batch_size=19).train_dataloader()
+
+
+def test_pictures_of_ones_own_train_validate_and_test(tmp_path):
+    for name in ("cat", "dog"):
+        for number in range(10):
+            paint(tmp_path / "own" / name / f"{number}.png", number)
+    data = ClassificationDataModule(
+        str(tmp_path / "own"), "ViT-B-32", batch_size=4, num_workers=0, flip=True, image_size=16
+    )
+    assert data.splits == ("train", "val", "test") and data.class_prompts == ["a photo of a cat.", "a photo of a dog."]
+    assert [len(part) for part in (data.training, data.val_pictures, data.test_pictures)] == [14, 2, 4]
+    for batch in (next(iter(data.train_dataloader())), next(iter(data.test_dataloader()))):
+        assert batch["image"].shape == (4, 3, 16, 16)

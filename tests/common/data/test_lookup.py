@@ -94,3 +94,12 @@ def test_a_folder_of_ones_own_is_a_set(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("cat\nhound\n")
     assert source(str(tmp_path), "zeroshot", place=Place(class_names=str(names))).class_names == ["cat", "hound"]
+
+
+def test_a_folder_of_splits_is_a_set_to_train_on(tmp_path):
+    for split in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            paint(tmp_path / split / name / "1.png", 0)
+    assert splits_of(str(tmp_path), "training") == ("train", "val")
+    assert splits_of(str(tmp_path), "zeroshot") == ("test", "val", "train")
+    assert source(str(tmp_path), "zeroshot").class_names == ["cat", "dog"]

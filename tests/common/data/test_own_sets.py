@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from common.data.classification import few_shot, loader, own_set
+from common.data.classification import few_shot, loader, own_set, own_split, split_folders
 from common.preprocess import Preprocess
 from common.zeroshot import PHOTO
 from tests.common.data.miniature import paint, write_text
@@ -173,3 +173,54 @@ def test_few_shots_are_seeded_and_nested():
     assert drawn[4] != few_shot(labels, 4, seed=2)
     with pytest.raises(ValueError, match="0 shots"):
         few_shot(labels, 0)
+
+
+def painted(root, **classes):
+    """A folder a class with so many pictures, of consecutive gray values."""
+    gray = 0
+    for name, pictures in classes.items():
+        for _ in range(pictures):
+            paint(root / name / f"{gray}.png", gray)
+            gray += 1
+    return root
+
+
+def test_undivided_pictures_are_divided_class_by_class_and_always_alike(tmp_path):
+    root = painted(tmp_path / "own", cat=20, dog=10)
+    parts = {split: own_split(root, split) for split in ("train", "val", "test")}
+    assert {split: Counter(part.labels) for split, part in parts.items()} == {
+        "train": {0: 14, 1: 7},
+        "val": {0: 2, 1: 1},
+        "test": {0: 4, 1: 2},
+    }
+    keys = [key for part in parts.values() for key in part.keys]
+    assert sorted(keys) == sorted(own_set(root).keys), "each picture is in one part"
+    assert own_split(root, "val").keys == parts["val"].keys
+    assert not split_folders(root)
+
+
+def test_folders_of_splits_are_read_and_what_lacks_is_drawn_from_train(tmp_path):
+    root = tmp_path / "own"
+    painted(root / "train", cat=10, dog=10)
+    painted(root / "test", cat=1, dog=2)
+    (root / ".git").mkdir()
+    write_text(root / "README.md", "about these pictures")
+    assert split_folders(root) == ("test", "train")
+    assert own_split(root, "test").keys == ["cat/0.png", "dog/1.png", "dog/2.png"]
+    train, val = (own_split(root, split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (18, 2) and not set(train.keys) & set(val.keys)
+    painted(root / "val", cat=1, dog=1)
+    assert len(own_split(root, "train")) == 20 and len(own_split(root, "val")) == 2
+
+
+def test_a_class_called_train_is_no_split(tmp_path):
+    assert not split_folders(painted(tmp_path, bus=1, train=1))
+
+
+def test_splits_of_other_classes_and_small_classes_name_the_mend(tmp_path):
+    painted(tmp_path / "own/train", cat=10, dog=10)
+    painted(tmp_path / "own/test", cat=1)
+    with pytest.raises(ValueError, match=r"own/test and .*own/train differ in their classes, such as 'dog'"):
+        own_split(tmp_path / "own", "test")
+    with pytest.raises(ValueError, match=r"class 'dog' of .*few has 2 pictures, too few to draw test and val from"):
+        own_split(painted(tmp_path / "few", cat=9, dog=2), "train")

@@ -1,0 +1,248 @@
+"""WaveCLIP beside its controls (benchmarks/protocol.md), over training seeds: accuracies, costs, what early exit saves.
+
+The controls are the teacher trained on for the student's steps, a half-resolution CLIP with the student's total
+training, and a cascade of these two that shares nothing.
+
+Shapes: M pictures, S training seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from benchmarks.cells import points, table
+from benchmarks.statistics import Values, difference, holm, mean_interval
+from benchmarks.waveclip.costs import Cost
+from benchmarks.waveclip.exits import curve_by_share
+from benchmarks.waveclip.observed import observe
+from benchmarks.waveclip.saving import RESAMPLES, Exits, Saving, saving
+from common.clip import CLIP
+from common.contrastive import scaled_cosines
+from common.deploy.early_exit import threshold_for
+from common.zeroshot import embed_prompts
+from waveclip import MarginGate, WaveTower
+
+TEACHER, TRAINED_ON, HALF = "teacher (dense)", "teacher trained on", "half-resolution CLIP"
+WAVE, CASCADE, FINE = "WaveCLIP", "cascade of two CLIPs", "WaveCLIP's fine level"
+HEADLINE_SEEDS = 3
+"""Training seeds behind a headline."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the models of one training seed answer for M pictures; the reference of both classifiers is the teacher.
+
+    wave: the coarse level, then the fine one.  cascade: the half-resolution CLIP, then the teacher trained on.
+    """
+
+    wave: Exits
+    cascade: Exits
+
+    def right(self) -> dict[str, np.ndarray]:
+        """Which answers of each single model are right, bool [M]."""
+        return {
+            "teacher": self.wave.reference,
+            "coarse": self.wave.first,
+            "fine": self.wave.second,
+            TRAINED_ON: self.cascade.second,
+            HALF: self.cascade.first,
+        }
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The image towers' costs of one picture: of leaving either classifier at each step, and of the dense teacher."""
+
+    dense: Cost
+    wave: Sequence[Cost]
+    half: Cost
+
+    def steps(self, classifier: str) -> list[tuple[float, float]]:
+        """(tokens, GMACs) of leaving at the first step and at the second."""
+        half, dense, *wave = ((cost.tokens, cost.macs.gmacs) for cost in (self.half, self.dense, *self.wave))
+        return wave if classifier == WAVE else [half, (half[0] + dense[0], half[1] + dense[1])]
+
+
+@torch.no_grad()
+def named(clip: CLIP, loader: Iterable[Mapping[str, Any]], prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """A CLIP's margins, fp32 [M], and which of its answers are right, bool [M]."""
+    classes, scale, gate = embed_prompts(clip, prompts), clip.logit_scale.exp(), MarginGate(0.0)
+    margins, right = [], []
+    for batch in track(loader, "evaluating"):
+        scores = scaled_cosines(clip.encode_image(batch["image"]), classes, scale).softmax(-1)
+        margins.append(gate.confidence(scores))
+        right.append(scores.argmax(-1) == batch["label"])
+    return torch.cat(margins), torch.cat(right)
+
+
+def answers(
+    models: tuple[CLIP, WaveTower, CLIP, CLIP],
+    whole: Iterable[Mapping[str, Any]],
+    halved: Iterable[Mapping[str, Any]],
+    prompts: Sequence[str],
+) -> Answers:
+    """The answers of (teacher, WaveCLIP of one level, teacher trained on, half-resolution CLIP).
+
+    whole, halved: batches of the same pictures at the teacher's size and at half of it.
+    """
+    teacher, wave, trained_on, half = models
+    seen = observe(teacher, wave, whole, list(prompts))
+    margin, first = named(half, halved, prompts)
+    _, second = named(trained_on, whole, prompts)
+    reference = seen.teacher.numpy()
+    return Answers(
+        Exits(seen.margin[0].numpy(), seen.coarse.numpy(), seen.fine.numpy(), reference),
+        Exits(margin.numpy(), first.numpy(), second.numpy(), reference),
+    )
+
+
+def rows(
+    val: Sequence[Answers], test: Sequence[Answers], costs: Costs, shares: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Accuracy and cost on ``test`` of the teacher, of WaveCLIP's operating points, and of the controls.
+
+    val, test: one entry a training seed.  shares: of refined pictures on ``val``, by the operating point's name.
+    ``p`` is that of the difference to the teacher after Holm's correction over these rows.
+    """
+    dense = (costs.dense.tokens, costs.dense.macs.gmacs)
+    teacher = [seen.wave.reference for seen in test]
+    result = [_row(TEACHER, teacher, dense) | {"refined": None}]
+    whole = {"coarse-only": 0.0, **shares, "full": 1.0}
+    result += _points(WAVE, [seen.wave for seen in val], [seen.wave for seen in test], costs, whole)
+    result.append(_row(TRAINED_ON, [seen.cascade.second for seen in test], dense) | {"refined": None})
+    half = costs.steps(CASCADE)[0]
+    result.append(_row(HALF, [seen.cascade.first for seen in test], half) | {"refined": None})
+    result += _points(CASCADE, [seen.cascade for seen in val], [seen.cascade for seen in test], costs, shares)
+    compared = {row["method"]: difference(row.pop("correct"), teacher, paired_seeds=True) for row in result}
+    adjusted = holm({name: interval.p for name, interval in compared.items() if name != TEACHER})
+    for row in result:
+        row["against_teacher"], row["p"] = compared[row["method"]].ends, adjusted.get(row["method"])
+    return result
+
+
+def _points(
+    name: str, val: Sequence[Exits], test: Sequence[Exits], costs: Costs, shares: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """A row for each share of refined pictures; every seed has the threshold that gives this share on its val."""
+    steps, result = costs.steps(name), []
+    for point, share in shares.items():
+        thresholds = [threshold_for(torch.from_numpy(seen.confidence), share) for seen in val]
+        refined = [seen.confidence < threshold for seen, threshold in zip(test, thresholds, strict=True)]
+        correct = [np.where(late, seen.second, seen.first) for late, seen in zip(refined, test, strict=True)]
+        part = fmean(float(late.mean()) for late in refined)
+        cost = [first + part * (second - first) for first, second in zip(*steps, strict=True)]
+        result.append(_row(f"{name} {point}", correct, cost) | {"refined": part, "thresholds": thresholds})
+    return result
+
+
+def _row(method: str, correct: Values, cost: Sequence[float]) -> dict[str, Any]:
+    middle, low, high = mean_interval(correct).ends
+    tokens, gmacs = cost
+    interval = {"accuracy": middle, "interval": [low, high]}
+    return {"method": method, "correct": correct, **interval, "tokens": tokens, "gmacs": gmacs}
+
+
+def savings(
+    val: Sequence[Answers], test: Sequence[Answers], costs: Costs, resamples: int = RESAMPLES
+) -> list[dict[str, Any]]:
+    """What WaveCLIP and the cascade save at the accuracy of each reference, and how much more WaveCLIP does.
+
+    The references are the teacher, the teacher trained on and, of WaveCLIP alone, its own fine level.
+    """
+    result = []
+    for reference in ("teacher", TRAINED_ON):
+        by_name = {name: _saving(name, reference, val, test, costs, resamples) for name in (WAVE, CASCADE)}
+        result += [_saved(name, reference, value) for name, value in by_name.items()]
+        more = by_name[WAVE].less(by_name[CASCADE])
+        result.append({"method": f"{WAVE} less {CASCADE}", "reference": reference, "saved": more.ends})
+    return [*result, _saved(WAVE, FINE, _saving(WAVE, "fine", val, test, costs, resamples))]
+
+
+def _saving(
+    name: str, reference: str, val: Sequence[Answers], test: Sequence[Answers], costs: Costs, resamples: int
+) -> Saving:
+    def compared(split: Sequence[Answers]) -> list[Exits]:
+        classifiers = [seen.wave if name == WAVE else seen.cascade for seen in split]
+        references = [seen.right()[reference] for seen in split]
+        return [replace(exits, reference=right) for exits, right in zip(classifiers, references, strict=True)]
+
+    first, second = (gmacs for _, gmacs in costs.steps(name))
+    dense = costs.dense.macs.gmacs
+    return saving(compared(val), compared(test), (first, second), dense, resamples=resamples)
+
+
+def _saved(name: str, reference: str, value: Saving) -> dict[str, Any]:
+    return {
+        "method": name,
+        "reference": reference,
+        "saved": value.saved.ends,
+        "difference": value.difference.ends,
+        "refined": fmean(value.refined),
+        "thresholds": list(value.thresholds),
+        "chosen": value.chosen,
+    }
+
+
+def curves(test: Sequence[Answers], costs: Costs) -> dict[str, dict[str, list[float]]]:
+    """Mean accuracy over the seeds against GMACs, when ever more of the least confident pictures are refined."""
+    result = {}
+    for name in (WAVE, CASCADE):
+        lines = []
+        for seen in test:
+            exits = seen.wave if name == WAVE else seen.cascade
+            shares, line = curve_by_share(*map(torch.from_numpy, (exits.confidence, exits.first, exits.second)))
+            lines.append(line)
+        (_, first), (_, second) = costs.steps(name)
+        gmacs = [first + share * (second - first) for share in shares]
+        result[name] = {"gmacs": gmacs, "accuracy": [fmean(values) for values in zip(*lines, strict=True)]}
+    return result
+
+
+def savings_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The savings as a Markdown table."""
+    head = ["at the accuracy of", "model", "refined", "GMACs saved, % [95 %]", "accuracy against it", "verdict"]
+    cells = []
+    for line in lines:
+        middle, low, high = (100 * value for value in line["saved"])
+        alone = "refined" in line
+        refined = f"{100 * line['refined']:.1f} %" if alone else "–"
+        cells.append(
+            [
+                line["reference"],
+                line["method"],
+                refined,
+                f"{middle:.1f} [{low:.1f}, {high:.1f}]",
+                points(line.get("difference")),
+                _verdict(line) if alone else "–",
+            ]
+        )
+    return table(head, cells, left=(0, 1, 5))
+
+
+def _verdict(line: Mapping[str, Any]) -> str:
+    if not line["chosen"]:
+        return "no saving shown: on val no threshold comes near enough"
+    return "saves" if line["saved"][1] > 0 else "no saving shown"
+
+
+def headline(lines: Sequence[Mapping[str, Any]], seeds: int) -> str:
+    """The protocol's headline in words; with fewer than three training seeds, that there is none."""
+    if seeds < HEADLINE_SEEDS:
+        count = "One training seed" if seeds == 1 else f"{seeds} training seeds"
+        return f"{count}: no headline is drawn; SEEDS={HEADLINE_SEEDS} trains enough."
+    by_name = {line["method"]: line for line in lines if line["reference"] == "teacher"}
+    wave, more = by_name[WAVE], by_name[f"{WAVE} less {CASCADE}"]
+    middle, low, high = (100 * value for value in wave["saved"])
+    saved = f"{middle:.1f} % [{low:.1f}, {high:.1f}]" if _verdict(wave) == "saves" else "no saving shown"
+    return (
+        f"**Headline** ({seeds} training seeds): multiply-adds that WaveCLIP saves at its teacher's accuracy: {saved}; "
+        f"less what the cascade saves: {points(more['saved'])} points."
+    )

@@ -1,0 +1,177 @@
+"""The benchmark on any folder of pictures, with untrained models in the place of trained ones."""
+
+import json
+
+import pytest
+
+from benchmarks import read_recipe
+from benchmarks.cells import points
+from benchmarks.together import photo_models, photos
+from benchmarks.together.frontier import PICTURES
+from benchmarks.together.photo_models import CLIP, HALF, TRAINED_ON, WAVE, PhotoSet, spelling, written_once
+from benchmarks.together.photos import RECIPES, render, stand_in
+from benchmarks.waveclip import controls
+from common.cli import main as lightning
+from common.clip import CLIP as Model
+from common.tokenizer import Tokenizer
+from tests.benchmarks.together.untrained import untrained
+
+NAMES = ["circle", "square", "triangle"]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """The folder of pictures, that of runs, and the result of two seeds."""
+    folder = tmp_path_factory.mktemp("photos")
+    for split in ("train", "test"):
+        stand_in(folder / "Shapes, drawn" / split)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFCLIP_RUNS", str(folder / "runs"))
+        patch.setenv("PHOTOS", str(folder / "Shapes, drawn"))
+        patch.setenv("SEEDS", "2")
+        patch.setattr(photo_models, "fit", untrained)
+        patch.setitem(PICTURES, "val", 6)
+        patch.setitem(PICTURES, "test", 12)
+        patch.setattr(photos.frontier, "ROUNDS", 1)
+        patch.setattr(photos.frontier, "BUDGETS", (0.6,))
+        yield folder, json.loads(json.dumps(photos.run()))
+
+
+def test_two_seeds_have_four_models_each(outcome):
+    _, result = outcome
+    names = [f"photos-shapes-drawn-{model}" for model in (CLIP, WAVE, TRAINED_ON, HALF)]
+    assert [run["name"] for run in result["runs"]] == [*names, *(f"{name}-seed1" for name in names)]
+    assert result["name"] == "photos-shapes-drawn" and result["conditions"]["classes"] == NAMES
+    assert result["pictures"] == {"val": 6, "test": 60}, "a tenth of train validates, the folder test tests"
+
+
+def test_students_and_the_teacher_trained_on_start_from_their_own_seeds_teacher(outcome):
+    runs = outcome[0] / "runs"
+    weights = {
+        folder.name.removeprefix("photos-shapes-drawn-"): json.loads((folder / "places.json").read_text())["model"]
+        for folder in (runs / "retrain").iterdir()
+    }
+    first = str(runs / "photos/shapes-drawn/weights/photos_shapes_drawn_clip.safetensors")
+    second = str(runs / "retrain/photos-shapes-drawn-clip-seed1/photos-shapes-drawn-clip-seed1.safetensors")
+    for model in (WAVE, TRAINED_ON):
+        assert weights[model]["weights"] == first and weights[f"{model}-seed1"]["weights"] == second
+    assert not any("weights" in weights[model] for model in (CLIP, HALF, f"{HALF}-seed1"))
+
+
+def test_costs_are_those_of_the_towers(outcome):
+    rows = {row["method"]: row for row in outcome[1]["rows"]}
+    tokens = [
+        rows[name]["tokens"] for name in ("teacher (dense)", "WaveCLIP coarse-only", controls.HALF, "WaveCLIP full")
+    ]
+    assert tokens == [65, 17, 17, 66]  # 8², 4² and 3 x 4² patches, class tokens
+    assert rows[controls.TRAINED_ON]["gmacs"] == rows["teacher (dense)"]["gmacs"] > 3 * rows[controls.HALF]["gmacs"]
+
+
+def test_the_table_has_all_parts(outcome):
+    _, result = outcome
+    rendered = render(result)
+    text = rendered["md"]
+    assert text.startswith("| Shapes, drawn | refined |") and "| WaveCLIP full | 100.0 % |" in text
+    assert "2 training seeds: no headline is drawn; SEEDS=3 trains enough." in text
+    for row in (
+        "| teacher trained on |",
+        "| cascade of two CLIPs half |",
+        "| chance | 33.3 |",
+        "| RGB histogram, MLP |",
+    ):
+        assert row in text, row
+    (control,) = (row for row in result["rows"] if row["method"] == "teacher trained on")
+    assert f"| {points(control['against_teacher'])} | 65.0 |" in text, "a control stands against the teacher too"
+    assert "| teacher + class attention |" in text and "| WaveCLIP + ToMe |" in text
+    assert "Zero-shot among 3 names by “a photo of a {}.”, on 60 test pictures" in text
+    assert "Reads of test by the most often read of these models: 1." in text
+    (figure,) = rendered["figures"]
+    assert figure == "photos-shapes-drawn"
+
+
+def test_weights_cards_and_the_log_of_reads_stand_outside_of_the_checkout(outcome):
+    folder = outcome[0] / "runs/photos/shapes-drawn"
+    for model, levels in ((CLIP, ["teacher"]), (WAVE, ["coarse", "fine"])):
+        card = (folder / f"weights/photos_shapes_drawn_{model}.md").read_text()
+        assert "(`make reproduce-photos PHOTOS=" in card and "of the folder Shapes, drawn." in card
+        assert [line.split()[2] for line in card.splitlines() if line.startswith("| test,")] == levels
+    (line,) = map(json.loads, (folder / "results/test-reads.jsonl").read_text().splitlines())
+    assert line["table"] == line["data"] == "photos-shapes-drawn" and len(line["models"]) == 8
+
+
+def test_effclip_evaluate_finds_the_same_accuracies(outcome, monkeypatch, tmp_path):
+    folder, result = outcome
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    weights = folder / "runs/photos/shapes-drawn/weights"
+    clip, wave = (str(weights / f"photos_shapes_drawn_{model}.safetensors") for model in (CLIP, WAVE))
+    data = ["--data", str(folder / "Shapes, drawn"), "--template", "single", "--device", "cpu", "--workers", "0"]
+    for model, level in ((["--model", clip], "teacher"), (["--model", wave, "--text-model", clip], "fine")):
+        out = tmp_path / level
+        assert lightning(["evaluate", *model, *data, "--out", str(out)]) == 0
+        (file,) = out.glob("*.json")
+        assert json.loads(file.read_text())["metrics"]["top1"] == result["levels"]["test"][level]["accuracy"]
+
+
+def test_controls_have_the_students_training(tmp_path):
+    pictures = PhotoSet("p", "p", *RECIPES, tmp_path, "make", "by nobody")
+    whole, more = (read_recipe(recipe)["trainer"]["max_steps"] for recipe in RECIPES)
+    student = read_recipe(RECIPES[1])["model"]["init_args"]
+    runs = pictures.runs(seed=3)
+    assert [run.steps for run in runs.values()] == [whole, more, more, whole + more]
+    assert runs[TRAINED_ON].settings == {"model": {"learning_rate": student["learning_rate"]}}
+    assert runs[HALF].settings == {"model": {"image_size": 16}, "data": {"image_size": 16}}
+    assert {run.seed for run in runs.values()} == {3} and not any(run.output for run in runs.values())
+
+
+def test_photographs_are_cropped_and_flipped():
+    for recipe in RECIPES:
+        settings = read_recipe(recipe)["data"]["init_args"]
+        assert settings["flip"] is True and settings["crop"][0] < 0.9
+
+
+def test_the_vocabulary_is_that_of_the_prompts():
+    architecture = spelling(["a photo of a red panda.", "a photo of an owl."], "common/photos_clip.json")
+    text = architecture["text_cfg"]
+    assert Tokenizer(text["context_length"], text["vocabulary"])(["a photo of a red owl."]).shape == (1, 16)
+    with pytest.raises(ValueError, match="'cat'"):
+        Tokenizer(text["context_length"], text["vocabulary"])(["a photo of a cat."])
+    assert Model(architecture).image_tower.image_size == 32
+
+
+def test_runs_of_other_classes_under_the_same_name_are_refused(tmp_path):
+    file = tmp_path / "name" / "architecture.json"
+    for _ in range(2):
+        assert written_once(file, {"classes": 2}, "/data/name") == file
+    with pytest.raises(ValueError, match=r"other classes than those of /data/name.* give this folder another name"):
+        written_once(file, {"classes": 3}, "/data/name")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({}, "set PHOTOS to a folder with one folder a class"),
+        ({"PHOTOS": "/no/such"}, "PHOTOS=/no/such: no folder at /no/such"),
+        ({"PHOTOS": "drawn", "SEEDS": "none"}, "SEEDS=none is no number of trainings"),
+        ({"PHOTOS": "drawn/circle"}, "it holds no folder"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(monkeypatch, tmp_path, variables, message):
+    stand_in(tmp_path / "drawn")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(photo_models, "fit", lambda *arguments, **others: pytest.fail("it trained"))
+    for name in ("PHOTOS", "SEEDS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        photos.run()
+
+
+def test_results_go_where_out_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("PHOTOS", "/data/My Cats")
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    monkeypatch.delenv("OUT", raising=False)
+    assert photos.folder() == tmp_path / "photos/my-cats/results"
+    monkeypatch.setenv("OUT", "benchmarks")
+    assert str(photos.folder()) == "benchmarks/results"
