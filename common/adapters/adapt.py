@@ -23,6 +23,7 @@ def adapt(model: nn.Module) -> ImageTower | AdaptedTower:
     A tower of this suite is returned as it is.
     ValueError: an architecture without a fixed sequence of tokens, or with a part that is not adapted.
     """
+    projection = getattr(model, "visual_projection", None)
     for name in ("image_tower", "visual", "vision_model"):
         model = getattr(model, name, model)
     if isinstance(model, ImageTower | AdaptedTower):
@@ -39,6 +40,11 @@ def adapt(model: nn.Module) -> ImageTower | AdaptedTower:
         if isinstance(trunk, tuple(KINDS)):
             return TimmTower(trunk, head)
     kind = type(trunk).__name__
+    if library == "transformers":
+        from common.adapters import transformers_vit
+
+        if kind in transformers_vit.KINDS:
+            return transformers_vit.TransformersTower(model, projection)
     reason = _REASONS.get(kind, "it is none of the vision transformers that are adapted")
     raise ValueError(
         f"{kind} has no sequence of patch tokens that a reducer could shorten: {reason}; choose a ViT architecture"
