@@ -130,16 +130,18 @@ class MLIPPretraining(ContrastivePretraining):
             proportional_attention=proportional_attention,
         )
         if weights is not None:
-            start = CLIP.from_open_clip(architecture, weights, preprocess=preprocess)
-            self.clip.text_tower, self.clip.logit_scale = start.text_tower, start.logit_scale
-            if image_layers:
-                self.clip.image_tower.start_from(start.image_tower, image_layers)
+            self._start_from(CLIP.from_open_clip(architecture, weights, preprocess=preprocess), image_layers)
         elif image_layers:
             raise ValueError(f"image_layers {image_layers} without weights that the layers could start from; name some")
         if frequency_layers and not (frequency_weight or frequency_token_weight):
             # No loss reads the head, and DDP would wait for its gradient.
             self.clip.image_tower.frequency_head.requires_grad_(False)
         self.neighbours = NearestCaptions(neighbour_queue, sizes["embed_dim"]) if neighbour_weight else None
+
+    def _start_from(self, start: CLIP, image_layers: int) -> None:
+        self.clip.text_tower, self.clip.logit_scale = start.text_tower, start.logit_scale
+        if image_layers:
+            self.clip.image_tower.start_from(start.image_tower, image_layers)
 
     def _check(self, frequency_layers: int) -> None:
         for name, value in self.weights.items():
