@@ -6,9 +6,10 @@ Shapes: B images or texts, T text tokens, E joint dim, S image size.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,7 @@ def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None, pre
             f"architecture, such as ViT-B-16 or ViT-B-16-quickgelu"
         )
     state = None if source.file is None else source.read()  # a damaged file is an error before a model is built
-    with _transformers_text(name, config):
+    with _building(name, config):
         if state is None:
             with downloads(f"the weights {weights!r} of {name}", LOCAL_WEIGHTS):
                 model = open_clip.create_model(name, pretrained=weights, force_quick_gelu=trained)
@@ -277,7 +278,7 @@ def _from_folder(name: str, folder: Folder) -> Model:
         files = {folder.weights.name: weights["image"]}
         return Model(name, "CLIP", clip.preprocess, clip.eval(), clip, weights, files)
     local = f"{LOCAL}{folder.path}"
-    with _transformers_text(name, folder.architecture):
+    with _building(name, folder.architecture):
         model = open_clip.create_model(local, load_weights=False, pretrained_text=False)
         tokenizer = open_clip.get_tokenizer(local)
     _load_strictly(model, state, str(folder.weights), "its open_clip_config.json")
@@ -300,19 +301,21 @@ def _foreign(
 
 
 @contextmanager
-def _transformers_text(name: str, config: Mapping[str, Any]) -> Iterator[None]:
-    """A block that builds a model, whose text tower or tokenizer open_clip may take from the hub.
+def _building(name: str, config: Mapping[str, Any]) -> Iterator[None]:
+    """A block in which open_clip builds a model, whose text tower or tokenizer it may take from the hub.
 
     ValueError: it does, and there is neither a network nor a copy.
     """
     text = config.get("text_cfg", {})
     taken = text.get("hf_model_name") or text.get("hf_tokenizer_name")
-    if not taken:
-        yield
-        return
     mend = f"fetch that once where there is a network, `hf download {taken}`, and name the folder by HF_HOME"
-    with downloads(f"the text side of {name}, transformers' {taken},", mend):
-        yield
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # that its weights are random, which are loaded next
+    try:
+        with downloads(f"the text side of {name}, transformers' {taken},", mend) if taken else nullcontext():
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _load_strictly(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:

@@ -124,9 +124,10 @@ def _of_image_processor(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"resample {resampling} is neither 2 (bilinear) nor 3 (bicubic)")
     size = config.get("size", {})
     shortest = isinstance(size, int) or "shortest_edge" in size or not size
+    normalised = config.get("do_normalize", True)
     return {
-        "mean": config.get("image_mean"),
-        "std": config.get("image_std"),
+        "mean": config.get("image_mean") if normalised else 0.0,
+        "std": config.get("image_std") if normalised else 1.0,
         "interpolation": _RESAMPLING[resampling],
         "resize_mode": "shortest" if shortest else "squash",
     }

@@ -137,10 +137,7 @@ class MLIPPretraining(ContrastivePretraining):
             proportional_attention=proportional_attention,
         )
         if weights is not None:
-            start = CLIP.from_open_clip(architecture, weights, preprocess=preprocess)
-            self.clip.text_tower, self.clip.logit_scale = start.text_tower, start.logit_scale
-            if image_layers:
-                self.clip.image_tower.start_from(start.image_tower, image_layers)
+            self._start_from(CLIP.from_open_clip(architecture, weights, preprocess=preprocess), image_layers)
         elif image_layers:
             raise ValueError(f"image_layers {image_layers} without weights that the layers could start from; name some")
         self._set_up_terms(neighbour_queue, neighbour_form)
@@ -156,6 +153,11 @@ class MLIPPretraining(ContrastivePretraining):
         head = self.clip.image_tower.frequency_head
         if head is not None and not (weights["frequency"] or weights["frequency_token"]):
             head.requires_grad_(False)  # DDP would wait for its gradient
+
+    def _start_from(self, start: CLIP, image_layers: int) -> None:
+        self.clip.text_tower, self.clip.logit_scale = start.text_tower, start.logit_scale
+        if image_layers:
+            self.clip.image_tower.start_from(start.image_tower, image_layers)
 
     def _check(self, frequency_layers: int) -> None:
         for name, value in self.weights.items():

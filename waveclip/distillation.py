@@ -132,13 +132,7 @@ class WaveCLIPDistillation(LightningModule):
             "contrastive": contrastive_weight,
             "token": token_weight,
         }
-        for name, value in terms.items():
-            if value < 0:
-                raise ValueError(f"{name}_weight {value} is negative; 0 leaves the term out")
-        if train not in ("all", "new"):
-            raise ValueError(f"train {train!r} is neither all nor new")
-        if distribution_scale <= 0:
-            raise ValueError(f"distribution_scale {distribution_scale} must be positive; 1 keeps the teacher's scale")
+        _check(terms, train, distribution_scale)
         self.save_hyperparameters()
         self.distribution_scale = distribution_scale
         clip = CLIP.from_open_clip(
@@ -266,6 +260,16 @@ class WaveCLIPDistillation(LightningModule):
         new = list(self.wave.tokenizer.parameters())
         groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay, new, self.new_rate_factor)
         return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
+
+
+def _check(term_weights: dict[str, float], train: str, distribution_scale: float) -> None:
+    for name, value in term_weights.items():
+        if value < 0:
+            raise ValueError(f"{name}_weight {value} is negative; 0 leaves the term out")
+    if train not in ("all", "new"):
+        raise ValueError(f"train {train!r} is neither all nor new")
+    if distribution_scale <= 0:
+        raise ValueError(f"distribution_scale {distribution_scale} must be positive; 1 keeps the teacher's scale")
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

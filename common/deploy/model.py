@@ -257,8 +257,8 @@ def load(
     weights: str | None = None,
     quick_gelu: bool | None = None,
     text_model: str | None = None,
-    preprocess: str | None = None,
     device: str | None = None,
+    preprocess: str | None = None,
 ) -> Deployed:
     """Load a model to classify with. The other arguments are those of ``common.models.load_model``.
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from common import contrastive
 from common.data.shards import ShardDataModule
 from common.data.smoke import write_shards
+from common.preprocess import Preprocess
 from common.pretraining import CLIPPretraining
 from common.testing import TINY_CAPTIONS, tiny_architecture
 
@@ -78,6 +79,15 @@ def test_it_learns_pairs_with_equal_captions_and_its_checkpoint_is_plain(tmp_pat
         assert torch.equal(again.clip.encode_image(images), module.cpu().clip.encode_image(images))
     (metrics,) = trainer.test(module, data, verbose=False)
     assert metrics == {"val_top1": 1.0, "val_image_to_text_r1": 1.0, "val_text_to_image_r1": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_data_shows_pictures_as_the_model_wants_them(parts):
+    module, data = parts(preprocess={"resize_mode": "squash", "std": [0.5, 0.5, 0.5]})
+    lightning.Trainer(limit_val_batches=1, **QUIET).validate(module, data, verbose=False)
+    assert data.preprocess == Preprocess(32, std=(0.5, 0.5, 0.5), resize_mode="squash")
+    assert data.picture_transform(train=False).keywords == {"preprocess": data.preprocess}
+    assert module.hparams.preprocess["resize_mode"] == "squash"
 
 
 @pytest.mark.filterwarnings("ignore")
