@@ -35,12 +35,11 @@ BATCHES = (1, 8)
 REFERENCE = "open_clip"
 DENSE, COARSE = "ours", "WaveCLIP, level 0"
 OPTIMIZED = ", optimised"
-OPTIONAL = {"transformers": "transformers", "ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
-"""Engine -> the package that it needs."""
+OPTIONAL = {"transformers", "ONNX Runtime", "OpenVINO"}
 
 
 def measure(architecture: dict[str, Any], device: str, rounds: int) -> dict[str, Any]:
-    """A row for each dtype, batch size and engine, and the engines that are not installed.
+    """A row for each dtype, batch size and engine, and the engines that are missing.
 
     A row has seconds, their 95 % interval, the speed over open_clip's with its interval, and the greatest difference
     from open_clip's embeddings (None for an engine with other weights). bfloat16 is left out on a processor that does
@@ -48,7 +47,7 @@ def measure(architecture: dict[str, Any], device: str, rounds: int) -> dict[str,
     """
     dtypes = (torch.float32, torch.bfloat16) if device != "cpu" or BF16_PRODUCTS else (torch.float32,)
     rows = [row for dtype in dtypes for row in _rows(architecture, dtype, device, rounds)]
-    return {"rows": rows, "missing": [name for name, package in OPTIONAL.items() if find_spec(package) is None]}
+    return {"rows": rows, "missing": sorted(OPTIONAL - {row["engine"] for row in rows})}
 
 
 def _rows(architecture: dict[str, Any], dtype: torch.dtype, device: str, rounds: int) -> list[dict[str, Any]]:
@@ -60,7 +59,7 @@ def _rows(architecture: dict[str, Any], dtype: torch.dtype, device: str, rounds:
     picture = torch.zeros(1, 3, size, size)
     gmacs = {DENSE: count_macs(ours.image_tower, picture).gmacs, COARSE: count_macs(_Coarse(wave), picture).gmacs}
     engines: dict[str, Engine] = _graph_engines(ours, size, dtype) if device == "cpu" else {}
-    if find_spec("transformers") is not None:
+    if _installed("transformers"):
         engines["transformers"] = _transformers(architecture, device, dtype)
     theirs, ours, wave = (model.to(device, dtype) for model in (theirs, ours, wave))
     engines[REFERENCE] = lambda images: theirs.encode_image(images, normalize=True)
@@ -118,17 +117,20 @@ def _our_engines(ours: CLIP, wave: WaveTower) -> dict[str, Engine]:
 def _graph_engines(ours: CLIP, size: int, dtype: torch.dtype) -> dict[str, Engine]:
     """ONNX Runtime (fp32 alone) and OpenVINO, which read the same ONNX graph, with torch's number of threads."""
     engines: dict[str, Engine] = {}
-    wanted = [name for name in ("ONNX Runtime", "OpenVINO") if find_spec(OPTIONAL[name]) is not None]
-    if not wanted or find_spec("onnxscript") is None:
+    if not _installed("onnxscript") or not _installed("onnxruntime"):
         return engines
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image.onnx"
         (graph,) = export_stages(stages_of(ours), size, "onnx", [file])
         if dtype == torch.float32:
             engines["ONNX Runtime"] = lambda images: graph(images)[0]
-        if "OpenVINO" in wanted:
+        if _installed("openvino"):
             engines["OpenVINO"] = _openvino(file, dtype)
     return engines
+
+
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def _openvino(file: Path, dtype: torch.dtype) -> Engine:
@@ -170,7 +172,7 @@ def parts(result: dict[str, Any]) -> list[str]:
     ]
     texts = [table(head, lines, left=(0, 1)), _realised(rows)]
     if result["missing"]:
-        texts.append(f"Not installed: {', '.join(result['missing'])} (`pip install -e '.[rivals]'`).")
+        texts.append(f"Not measured: {', '.join(result['missing'])} (`pip install -e '.[export,rivals]'`).")
     return texts
 
 

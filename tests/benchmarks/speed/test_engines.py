@@ -25,7 +25,7 @@ def test_every_engine_gives_the_same_embeddings_at_both_batch_sizes(result):
 def test_the_table_names_what_is_missing(result):
     text = "\n".join(engines.parts({**result, "missing": ["OpenVINO"]}))
     assert "| ours, optimised | float32 | 8 |" in text and "% (optimised, float32, batch 1)" in text
-    assert "Not installed: OpenVINO (`pip install -e '.[rivals]'`)." in text
+    assert "Not measured: OpenVINO (`pip install -e '.[export,rivals]'`)." in text
 
 
 def test_the_interval_of_a_median_is_that_of_its_resamples():
