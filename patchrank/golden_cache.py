@@ -19,6 +19,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.adapters import AdaptedTower
 from common.conditions import state_digest
 from common.paths import runs_directory, written_whole
 from common.tower import ImageTower
@@ -47,7 +48,7 @@ class Rankings:
 
 
 def ranked(
-    tower: ImageTower,
+    tower: ImageTower | AdaptedTower,
     batches: Iterable[Mapping[str, Any]],
     score: Score = "feature",
     *,
@@ -68,7 +69,7 @@ def ranked(
     settings: of ``golden_ranking``, except ``labels``. It runs in the tower's precision, without autocast.
     ValueError: batches without keys or needed labels; two different images under one key.
     """
-    device = tower.proj.device
+    device = next(tower.parameters()).device
     store = _Store(Path(folder or runs_directory() / "golden") / settings_key(tower, score, **settings), save_every)
     needs = ("key", "label") if score == "label" else ("key",)
     places: dict[str, str] = {}
@@ -97,14 +98,16 @@ def ranked(
     return Rankings({key: row for row, key in enumerate(places)}, store.orders()[rows])
 
 
-def _description(tower: ImageTower, settings: Mapping[str, Any]) -> str:
+def _description(tower: ImageTower | AdaptedTower, settings: Mapping[str, Any]) -> str:
+    if isinstance(tower, AdaptedTower):
+        return "golden rankings"  # their cost has no closed form
     counted = ("prune_layer", "block", "stride", "rounds", "removed_per_round")
     cost = golden_macs(tower, **{name: settings[name] for name in counted if name in settings}) / 1e9
     bound = "at most " if settings.get("rounds", 1) > 1 else ""
     return f"golden rankings ({bound}{cost:.4g} GMACs a picture)"
 
 
-def settings_key(tower: ImageTower, score: Score, **settings: Any) -> str:
+def settings_key(tower: ImageTower | AdaptedTower, score: Score, **settings: Any) -> str:
     """16 hex digits that depend on all that a ranking depends on, except the image: weights and settings.
 
     A default that is spelled out changes nothing, nor does ``memory``.
@@ -116,8 +119,14 @@ def settings_key(tower: ImageTower, score: Score, **settings: Any) -> str:
     classes, scale = key.pop("class_embeddings"), key.pop("logit_scale")
     if score != "feature":
         key["classes"] = [picture_digests(classes[None])[0], float(scale)]
-    activation, attention = tower.transformer.resblocks[0].mlp.gelu, tower.transformer.resblocks[0].attn
-    key |= {"version": _VERSION, "score": score, "heads": attention.heads, "gelu": type(activation).__name__}
+    if isinstance(tower, AdaptedTower):
+        # What the weights do not tell: the kinds of parts, and their heads.
+        heads = [part.num_heads for part in tower.modules() if hasattr(part, "num_heads")]
+        kind: dict[str, Any] = {"tower": repr(tower), "heads": heads}
+    else:
+        activation, attention = tower.transformer.resblocks[0].mlp.gelu, tower.transformer.resblocks[0].attn
+        kind = {"heads": attention.heads, "gelu": type(activation).__name__}
+    key |= {"version": _VERSION, "score": score, **kind}
     return state_digest(tower, json.dumps(key, sort_keys=True))
 
 

@@ -40,7 +40,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     """A row for each architecture. smoke: ``SMALLEST`` alone."""
     names = SMALLEST if smoke else open_clip.list_models()
     run_conditions = conditions("paper", seeds=None, open_clip=open_clip.__version__, timm=timm.__version__)
-    result = {row["name"]: row for row in bar(list(rows(sorted(names, key=_size))), "architectures")}
+    result = {row["name"]: row for row in rows(bar(sorted(names, key=_size), "architectures"))}
     return {"name": "models", "conditions": run_conditions, "rows": [result[name] for name in names]}
 
 

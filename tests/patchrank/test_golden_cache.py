@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.adapters import adapt
 from common.tower import ImageTower
 from patchrank import golden_cache as rankings
 from patchrank.golden import golden_ranking
 from patchrank.golden_cache import ranked, settings_key
+from tests.common.foreign import foreign
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 2, "embed_dim": 16}
 SETTINGS = {"prune_layer": 1, "block": 2, "progress": False}
@@ -169,3 +171,15 @@ def test_batches_must_name_their_pictures_apart(tower, tmp_path):
         ranked(tower, [{"image": pictures(2), "key": ["a", "a"]}], folder=tmp_path, **SETTINGS)
     with pytest.raises(ValueError, match="gave no batch"):
         ranked(tower, [], folder=tmp_path, **SETTINGS)
+
+
+def test_another_librarys_tower_is_ranked_and_stored_too(computed, tmp_path):
+    for name in ("SigLIP", "EVA02"):
+        tower = adapt(foreign(name))
+        first = ranked(tower, loader(), folder=tmp_path, **SETTINGS)
+        again = ranked(tower, loader(), folder=tmp_path, **{**SETTINGS, "progress": True})
+        assert torch.equal(first.orders, again.orders)
+    assert computed == [3, 3, 1] * 2
+    tower, other = adapt(foreign("SigLIP")), adapt(foreign("SigLIP"))
+    other.source.blocks[0].attn.num_heads = 4
+    assert settings_key(tower, "feature") != settings_key(other, "feature")
