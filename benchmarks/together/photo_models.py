@@ -123,7 +123,9 @@ def write_cards(pictures: PhotoSet, trainings: Sequence[Mapping[str, Any]], resu
         run = runs[model]
         measured = {split: {level: part[level] for level in levels} for split, part in result["levels"].items()}
         described = by_name[run.name] | measured | {"names": len(result["conditions"]["classes"])}
-        run.output.with_suffix(".md").write_text(card(run.output, described, pictures.command, pictures.credit))
+        run.output.with_suffix(".md").write_text(
+            card(run.output, described, target=pictures.command, attribution=pictures.credit)
+        )
 
 
 def spelling(prompts: Sequence[str], like: str) -> dict[str, Any]:
