@@ -113,7 +113,8 @@ def _draw(result: dict[str, Any]) -> Figure:
     for row in result["rows"]:
         if row["refined"] is None:
             (x,), (y, low, high) = _millions([row["gmacs"]]), _percent([row["accuracy"], *row["interval"]])
-            axes.errorbar(x, y, [[y - low], [high - y]], fmt="o", color="black", markersize=4, capsize=3)
+            axes.vlines(x, low, high, color="black")
+            axes.plot(x, y, "o", color="black", markersize=4)
             axes.annotate(row["method"], (x, y), xytext=(6, -3), textcoords="offset points", fontsize=8)
     reducers = [row for row in result["reducers"] if " + " in row["method"] and not row["composed"]]
     xs, ys = _millions([row["gmacs"] for row in reducers]), _percent([row["accuracy"] for row in reducers])
