@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.preprocess import Preprocess
 from common.two_pass import in_parts
 from common.weights import load_saved, save_model
 from mlip.alignment import caption_mask, late_interaction, late_similarities
@@ -51,6 +52,11 @@ class FILIP(nn.Module):
     def logit_scale(self) -> nn.Parameter:
         """The logarithm of the similarities' multiplier."""
         return self.clip.logit_scale
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The CLIP's."""
+        return self.clip.preprocess
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> patch tokens [B,N,P], not normalised; the class token is not one of them."""

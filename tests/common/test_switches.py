@@ -50,7 +50,7 @@ def train(tmp_path):
 
     def run(*callbacks):
         lightning.seed_everything(0, verbose=False)
-        module = MLIPPretraining(str(tmp_path / "tiny.json"), None, 0, 1, {2: 0.5}, warmup_steps=1)
+        module = MLIPPretraining(str(tmp_path / "tiny.json"), frequency_layers=1, keep_rates={2: 0.5}, warmup_steps=1)
         observed = Observed()
         trainer = lightning.Trainer(
             max_steps=2, enable_checkpointing=False, callbacks=[*callbacks, observed], num_sanity_val_steps=1, **QUIET

@@ -80,7 +80,7 @@ def test_smoke_runs_never_touch_the_results(maker, monkeypatch, tmp_path):
     monkeypatch.setenv("SMOKE", "0")
     runner.run_one(benchmark("table2"), Console(quiet=True))
     names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {"table2.json", "table2.md", "drawn.png"}
+    assert names == {"table2.json", "table2.md", "drawn.png", "drawn.svg"}
 
 
 def test_a_benchmark_may_say_where_its_result_goes(maker, monkeypatch, tmp_path):
