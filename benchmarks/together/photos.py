@@ -186,7 +186,7 @@ def evaluate(weights: Sequence[Weights], data: ClassificationDataModule, smoke: 
     }
 
 
-def _levels(answers: controls.Answers) -> dict[str, dict[str, Any]]:
+def _levels(answers: controls.SeedAnswers) -> dict[str, dict[str, Any]]:
     """Accuracy, interval and number of pictures of seed 0's models."""
     right = {name: torch.from_numpy(correct) for name, correct in answers.right().items()}
     return {name: {**accuracy_of(correct), "pictures": len(correct)} for name, correct in right.items()}

@@ -37,7 +37,7 @@ HEADLINE_SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Answers:
+class SeedAnswers:
     """What the models of one training seed answer for M pictures; the reference of both classifiers is the teacher.
 
     wave: the coarse level, then the fine one.  cascade: the half-resolution CLIP, then the teacher trained on.
@@ -88,7 +88,7 @@ def answers(
     whole: Iterable[Mapping[str, Any]],
     halved: Iterable[Mapping[str, Any]],
     prompts: Sequence[str],
-) -> Answers:
+) -> SeedAnswers:
     """The answers of (teacher, WaveCLIP of one level, teacher trained on, half-resolution CLIP).
 
     whole, halved: batches of the same pictures at the teacher's size and at half of it.
@@ -98,14 +98,14 @@ def answers(
     margin, first = named(half, halved, prompts)
     _, second = named(trained_on, whole, prompts)
     reference = seen.teacher.numpy()
-    return Answers(
+    return SeedAnswers(
         Exits(seen.margin[0].numpy(), seen.coarse.numpy(), seen.fine.numpy(), reference),
         Exits(margin.numpy(), first.numpy(), second.numpy(), reference),
     )
 
 
 def rows(
-    val: Sequence[Answers], test: Sequence[Answers], costs: Costs, shares: Mapping[str, float]
+    val: Sequence[SeedAnswers], test: Sequence[SeedAnswers], costs: Costs, shares: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Accuracy and cost on ``test`` of the teacher, of WaveCLIP's operating points, and of the controls.
 
@@ -151,7 +151,7 @@ def _row(method: str, correct: Values, cost: Sequence[float]) -> dict[str, Any]:
 
 
 def savings(
-    val: Sequence[Answers], test: Sequence[Answers], costs: Costs, resamples: int = RESAMPLES
+    val: Sequence[SeedAnswers], test: Sequence[SeedAnswers], costs: Costs, resamples: int = RESAMPLES
 ) -> list[dict[str, Any]]:
     """What WaveCLIP and the cascade save at the accuracy of each reference, and how much more WaveCLIP does.
 
@@ -167,9 +167,9 @@ def savings(
 
 
 def _saving(
-    name: str, reference: str, val: Sequence[Answers], test: Sequence[Answers], costs: Costs, resamples: int
+    name: str, reference: str, val: Sequence[SeedAnswers], test: Sequence[SeedAnswers], costs: Costs, resamples: int
 ) -> Saving:
-    def compared(split: Sequence[Answers]) -> list[Exits]:
+    def compared(split: Sequence[SeedAnswers]) -> list[Exits]:
         classifiers = [seen.wave if name == WAVE else seen.cascade for seen in split]
         references = [seen.right()[reference] for seen in split]
         return [replace(exits, reference=right) for exits, right in zip(classifiers, references, strict=True)]
@@ -191,7 +191,7 @@ def _saved(name: str, reference: str, value: Saving) -> dict[str, Any]:
     }
 
 
-def curves(test: Sequence[Answers], costs: Costs) -> dict[str, dict[str, list[float]]]:
+def curves(test: Sequence[SeedAnswers], costs: Costs) -> dict[str, dict[str, list[float]]]:
     """Mean accuracy over the seeds against GMACs, when ever more of the least confident pictures are refined."""
     result = {}
     for name in (WAVE, CASCADE):

@@ -10,8 +10,8 @@ from benchmarks.waveclip.controls import (
     HALF,
     TRAINED_ON,
     WAVE,
-    Answers,
     Costs,
+    SeedAnswers,
     answers,
     curves,
     headline,
@@ -42,7 +42,7 @@ def seen(seed, pictures=400):
     rng = np.random.default_rng(seed)
     teacher, coarse, fine, trained_on, half = (rng.random(pictures) < p for p in (0.7, 0.6, 0.75, 0.72, 0.55))
     sure, unsure = (rng.random(pictures) * 0.5 + 0.5 * right for right in (coarse, half))
-    return Answers(Exits(sure, coarse, fine, teacher), Exits(unsure, half, trained_on, teacher))
+    return SeedAnswers(Exits(sure, coarse, fine, teacher), Exits(unsure, half, trained_on, teacher))
 
 
 @pytest.fixture(scope="module")

@@ -44,37 +44,26 @@ def test_rows_have_the_accuracy_and_its_distance_from_the_teacher(families):
     assert "difference" not in rows["teacher"]
 
 
-def test_a_student_is_compared_with_its_own_teacher_and_a_cascade_with_that_of_its_seed(families):
-    by_name = {contest.name: contest for contest in shapes.CONTESTS}
-    teachers = [part.last for part in families["shapes-teacher"]["test"]]
-    student = shapes.exits(families, by_name["WaveCLIP against its teacher"], "test")
-    assert all(np.array_equal(part.reference, teachers[0]) for part in student) and len(student) == 3
-    cascade = shapes.exits(families, shapes.CONTESTS[3], "test")
-    assert all(np.array_equal(part.reference, teacher) for part, teacher in zip(cascade, teachers, strict=True))
-
-
-def test_a_cascade_pays_for_both_towers_where_it_goes_on(families):
-    curve = shapes.curves(families, COSTS)["cascade of two CLIPs"]
-    assert curve[0][0] == COSTS["half"] and curve[-1][0] == COSTS["half"] + COSTS["dense"]
-    assert curve[-1][1] == pytest.approx(np.mean([part.last.mean() for part in families["shapes-teacher"]["test"]]))
-
-
-def test_the_verdict_is_the_lower_end_of_the_saving():
-    row = {"contest": "A against B", "seeds": 3, "saved": (0.2, 0.05, 0.3), "chosen": True}
-    assert shapes.verdict(row) == "A against B: saves at least 5 % of the dense tower's multiply-adds."
-    assert "no saving shown" in shapes.verdict(row | {"saved": (0.2, -0.01, 0.3)})
-    assert "no threshold on val" in shapes.verdict(row | {"chosen": False})
-    assert "1 training seed(s): no headline" in shapes.verdict(row | {"seeds": 1})
+def test_students_and_controls_are_compared_with_the_teacher_of_seed_0(families):
+    teacher = families["shapes-teacher"]["test"][0].last
+    seeds = shapes.by_seed(families, "test")
+    assert len(seeds) == 3
+    for seed, part in enumerate(seeds):
+        assert np.array_equal(part.wave.reference, teacher) and np.array_equal(part.cascade.reference, teacher)
+        assert np.array_equal(part.cascade.confidence, families["shapes-half"]["test"][seed].margin[0])
+        assert np.array_equal(part.cascade.second, families["shapes-longer"]["test"][seed].last)
 
 
 def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(families, monkeypatch):
-    del families["shapes-longer"]
     monkeypatch.setattr(shapes, "known", lambda: families)
+    page = shapes.render(shapes.run(smoke=True))
+    assert "**Headline** (3 training seeds)" in page["md"] and set(page["figures"]) == {"waveclip-shapes"}
+    del families["shapes-longer"]
     result = shapes.run(smoke=True)
     page = shapes.render(result)
     assert "half-resolution CLIP | 3 |" in page["md"] and "trained on" not in page["md"].split("Zero-shot")[0]
     assert ("3 of 3 runs of shapes-longer", "make retrain ONLY='shapes-longer-*'") in list(shapes.missing(result))
-    assert set(page["figures"]) == {"waveclip-shapes"}
+    assert "Headline" not in page["md"] and page["figures"] == {}
 
 
 def test_without_any_training_the_page_says_so(monkeypatch):
