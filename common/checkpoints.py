@@ -50,7 +50,8 @@ def _refuse_other_kinds(path: Path) -> None:
     if not start.startswith((b"PK", b"\x80")):
         what = f"begins with {start!r}" if start else "is empty"
         lfs = "; it only points to a file in Git LFS: fetch that by `git lfs pull`" if start == _LFS else ""
-        raise ValueError(f"{path} is no file that torch.save wrote: it {what}{lfs or '; copy or download it again'}")
+        mend = lfs or "; copy or download it again"
+        raise ValueError(f"{path} is damaged, or no checkpoint: torch.save did not write it, it {what}{mend}")
     if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         raise ValueError(
             f"{path} is a TorchScript archive, which holds a program; of OpenAI's models open_clip has the weights as "

@@ -41,7 +41,7 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0] or _named_package(str(error))
         extra = EXTRAS.get(package)
-        return f"{package} is not installed; pip install 'efficient-clip[{extra}]'" if extra else None
+        return f"{package} is not installed; pip install '.[{extra}]' in the checkout" if extra else None
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{error.filename}: {_DISK.get(error.errno, f'{error.strerror}; check the path')}"
     if isinstance(error, OSError) and error.errno in _DISK:

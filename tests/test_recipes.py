@@ -23,6 +23,7 @@ from patchrank import prompt_tuning as tuning
 from patchrank.predictor import RankPredictor
 from tests.readme import ROOT
 from tests.test_configs import RECIPES
+from waveclip import distillation
 
 SETS = [
     f"{name}@coop"
@@ -50,6 +51,8 @@ def without_weights(monkeypatch):
     monkeypatch.setattr(CLIP, "load_weights", lambda *_: None)
     monkeypatch.setattr(guide_module, "read_record", lambda path: {"guide": {"heads": 12}})
     monkeypatch.setattr(Guide, "load_weights", lambda *_: None)
+    monkeypatch.setattr(distillation, "adopt_levels", lambda *_: None)
+    monkeypatch.setattr(distillation.WaveTower, "load", lambda path: None)
     monkeypatch.setattr(tuning, "load_predictor", lambda path, tower, prune_layer: RankPredictor.for_tower(tower))
 
 

@@ -105,7 +105,7 @@ def _read_parquet(file: Path, columns: Sequence[str]) -> Iterator[Line]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ValueError(f"reading {file} needs pyarrow: pip install 'efficient-clip[data]'") from error
+        raise ValueError(f"reading {file} needs pyarrow: pip install '.[data]' in the checkout") from error
     try:
         check_columns(file, columns, parquet.read_schema(file).names)
         table = parquet.read_table(file, columns=list(columns) or None)

@@ -150,7 +150,7 @@ def _need_onnx() -> None:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"--format onnx needs {error.name}: pip install 'efficient-clip[export]', or take --format torch-export"
+            f"--format onnx needs {error.name}: pip install '.[export]' in the checkout, or take --format torch-export"
         ) from error
 
 

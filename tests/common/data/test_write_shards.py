@@ -158,7 +158,7 @@ def test_wrong_tables_are_explained(tmp_path, pictures, capsys, monkeypatch):
     assert "--max-rejected 2.0" in message("folder", pictures, out, "--max-rejected", 2)
     assert "--samples-per-shard 0" in message("folder", pictures, out, "--samples-per-shard", 0)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install 'efficient-clip[data]'" in message("table", tmp_path / "bad.parquet", out)
+    assert "pip install '.[data]' in the checkout" in message("table", tmp_path / "bad.parquet", out)
 
 
 def test_files_that_are_no_samples_are_counted(tmp_path, pictures, capsys):

@@ -21,7 +21,7 @@ from common.errors import sentence
         (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: permission denied; name another file"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), "a: No such file or directory; check"),
         (MisconfigurationException("No supported gpu backend found!\nmore"), "No supported gpu backend found!"),
-        (ModuleNotFoundError("No module named 'wandb'", name="wandb"), "pip install 'efficient-clip[wandb]'"),
+        (ModuleNotFoundError("No module named 'wandb'", name="wandb"), "pip install '.[wandb]' in the checkout"),
         (SafetensorError("Error while deserializing header: header too small"), "fetch or write it again"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
         (RuntimeError("Found no NVIDIA driver on your system: CUDA"), "has no GPU; take --device cpu"),
