@@ -42,10 +42,13 @@ def test_the_table_has_twenty_faults_and_names_their_tests():
 
 SENTENCES = {
     "no GPU": (["--trainer.accelerator", "gpu"], "gpu"),
-    "no W&B": (["--trainer.logger", "lightning.pytorch.loggers.WandbLogger"], r"pip install 'efficient-clip\[wandb\]'"),
+    "no W&B": (
+        ["--trainer.logger", "lightning.pytorch.loggers.WandbLogger"],
+        r"pip install '\.\[wandb\]' in the checkout",
+    ),
     "no TensorBoard": (
         ["--trainer.logger", "lightning.pytorch.loggers.TensorBoardLogger", "--trainer.logger.save_dir", "tb"],
-        r"pip install 'efficient-clip\[tensorboard\]'",
+        r"pip install '\.\[tensorboard\]' in the checkout",
     ),
     "rate": (["--model.init_args.learning_rate", "-1"], r"learning_rate -1(\.0)? must be positive"),
     "decay": (["--model.init_args.weight_decay", "-1"], r"weight_decay -1(\.0)? must not be negative"),
