@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from common.deploy.model import load
 
     deployed = load(**model_arguments(args), device="cpu")
-    if args.format == "open-clip":
-        write_open_clip(deployed, folder)
-        print(f"{folder}: open_clip.create_model('local-dir:{folder}')")
-        return 0
     try:
+        if args.format == "open-clip":
+            write_open_clip(deployed, folder)
+            print(f"{folder}: open_clip.create_model('local-dir:{folder}')")
+            return 0
         report = write_graphs(deployed, args.format, folder, names, templates)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # the folder was new, and half an export is useless

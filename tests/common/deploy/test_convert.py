@@ -1,5 +1,6 @@
 """`effclip convert`: from a run of `lightning fit` to a model directory, and back to open_clip."""
 
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,3 +194,17 @@ def test_a_cut_vocabulary_goes_along_with_our_own_ids(tmp_path, capsys):
     wave = tiny_directory(tmp_path / "wave")
     assert main(["export", str(wave), "--format", "open-clip"]) == 1
     assert "is of type wave, for which open_clip has no image tower" in capsys.readouterr().err
+
+
+def test_an_export_that_a_full_disk_stops_leaves_nothing(tmp_path, monkeypatch, capsys):
+    folder = tiny_directory(tmp_path / "model", levels=0)
+
+    def half(clip, target):
+        target.mkdir()
+        (target / "open_clip_model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(CLIP, "save_pretrained", half)
+    assert main(["export", str(folder), "--format", "open-clip", "--out", str(tmp_path / "theirs")]) == 1
+    assert "the disk is full; make room" in capsys.readouterr().err
+    assert not (tmp_path / "theirs").exists()
