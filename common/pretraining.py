@@ -149,7 +149,7 @@ class CLIPPretraining(ContrastivePretraining):
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
         class_weight: weight of the cross-entropy of each image over the data's class prompts, for data with classes.
-            In captions that tell much besides the class, InfoNCE alone learns the class last. 0 leaves it out.
+            It is meant for captions that tell much besides the class. 0 leaves it out.
         parts: number of parts in which a batch passes through the towers. More than 1 is for batches larger than
             memory: the same loss and gradient, for one more forward pass; see ``common.two_pass``.
     """
