@@ -11,6 +11,7 @@ Dropout of patches is left out, since it would hide from a reducer which patches
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class PatchMap(NamedTuple):
     class_token: Tensor | None
 
 
-class AdaptedBlock(nn.Module):
+class AdaptedBlock(nn.Module, ABC):
     """A block of another library as the two half steps of ``common.tower.Block``.
 
     A family implements ``project``, ``output`` and ``feed_forward``.
@@ -52,17 +53,17 @@ class AdaptedBlock(nn.Module):
         super().__init__()
         self.source, self.reader = source, reader
 
+    @abstractmethod
     def project(self, x: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B,H,N,d] of the block's input x [B,N,D]; each depends on its own token alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output(self, mixed: Tensor) -> Tensor:
         """What attention adds: mixed values [B,N,Hd] -> [B,N,D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def feed_forward(self, x: Tensor) -> Tensor:
         """The second half step, x [B,N,D] -> [B,N,D]."""
-        raise NotImplementedError
 
     def mix(
         self,
@@ -123,7 +124,7 @@ class AdaptedBlock(nn.Module):
         return (query[:, :, :1] @ keys.transpose(-1, -2)).squeeze(2) * query.shape[-1] ** -0.5
 
 
-class AdaptedTower(BlockTower):
+class AdaptedTower(BlockTower, ABC):
     """An image tower of another library: the original's modules behind ``embed``, ``run_blocks`` and ``pool``.
 
     source: the module that holds the original's parts, of which ``stem`` names those that embed.
@@ -162,18 +163,18 @@ class AdaptedTower(BlockTower):
         """The greatest number of values that a linear map of the first block makes of one token."""
         return max(part.out_features for part in self.transformer.resblocks[0].modules() if isinstance(part, nn.Linear))
 
+    @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """images [B,3,S,S], normalised as the original expects them, -> tokens [B,P+g²,D], leading tokens first."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def ln_pre(self) -> nn.Module:
         """The norm that tokens pass before the first block; an identity where there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def patch_map(self) -> PatchMap:
         """How patches are embedded. ValueError: not by one linear map and a position for each patch; it says why."""
-        raise NotImplementedError
 
     def without_stem(self) -> AdaptedTower:
         """A copy of the blocks and the pooling, for tokens that are embedded elsewhere."""
@@ -182,13 +183,13 @@ class AdaptedTower(BlockTower):
             setattr(copied.source, name, None)
         return copied
 
+    @abstractmethod
     def pool(self, x: Tensor, sizes: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [B,N,D] after the last block -> joint embedding [B,E].
 
         sizes: [B,K], the patches in each token, by which a mean weighs it; None: one each.
         bias: [B,1,1,N], added to the logits of an attention head; None: nothing.
         """
-        raise NotImplementedError
 
     def run_blocks(
         self,
