@@ -19,7 +19,7 @@ from common.weights import load_saved, save_model
 from mlip.alignment import caption_mask, late_interaction, late_similarities
 from mlip.guide import Guide
 from mlip.model import MLIP
-from mlip.pretraining import MLIPPretraining
+from mlip.pretraining import WITHOUT_ALIGNMENT, MLIPPretraining
 
 
 class FILIP(nn.Module):
@@ -162,15 +162,13 @@ class FILIPPretraining(MLIPPretraining):
             frequency_layers=frequency_layers,
             keep_rates=keep_rates,
             guide=guide,
-            frequency_weight=0.0,
             spatial_weight=1.0,
-            frequency_token_weight=0.0,
-            spatial_token_weight=0.0,
             label_smoothing=label_smoothing,
             parts=parts,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
+            **WITHOUT_ALIGNMENT,
         )
         self.hparams.clear()  # MLIPPretraining's
         self.save_hyperparameters()

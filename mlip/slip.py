@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from common.contrastive import info_nce
 from common.two_pass import in_parts
-from mlip.pretraining import MLIPPretraining
+from mlip.pretraining import WITHOUT_ALIGNMENT, MLIPPretraining
 from mlip.self_supervision import BatchNormOverRanks, perceptron, simclr
 
 
@@ -81,15 +81,13 @@ class SLIPPretraining(MLIPPretraining):
             frequency_layers=frequency_layers,
             keep_rates=keep_rates,
             guide=guide,
-            frequency_weight=0.0,
             spatial_weight=clip_weight,
-            frequency_token_weight=0.0,
-            spatial_token_weight=0.0,
             label_smoothing=label_smoothing,
             parts=parts,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
+            **WITHOUT_ALIGNMENT,
         )
         self.hparams.clear()  # MLIPPretraining's
         self.save_hyperparameters()
