@@ -5,6 +5,8 @@ Shapes: B pairs, S image size, T text tokens, D width of the text tower, E joint
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +30,9 @@ class DeCLIPPretraining(MLIPPretraining):
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
         weights: what text tower and scale start from: null (random), an open_clip tag, or a local weights file.
         image_layers: how many of the image tower's last layers start from those weights too; see MLIPPretraining.
-        frequency_layers, keep_rates, guide: MLIP's tower in the place of CLIP's; by default there is none of it.
+        preprocess: as MLIPPretraining's.
+        frequency_layers, keep_rates, guide, guide_heads: MLIP's tower in the place of CLIP's; by default there is none
+            of it.
         clip_weight: weight of InfoNCE; this and the next three are DeCLIP's.
         neighbour_weight: weight of nearest-neighbour supervision. 0 leaves the term out; the others keep theirs, since
             DeCLIP does not say otherwise.
@@ -46,10 +50,12 @@ class DeCLIPPretraining(MLIPPretraining):
         self,
         architecture: str = "ViT-B-16",
         weights: str | None = None,
+        preprocess: str | dict[str, Any] | None = None,
         image_layers: int = 0,
         frequency_layers: int = 0,
         keep_rates: dict[int, float] | None = None,
         guide: str | None = None,
+        guide_heads: int | None = None,
         clip_weight: float = 0.4,
         neighbour_weight: float = 0.2,
         simsiam_weight: float = 0.2,
@@ -65,10 +71,12 @@ class DeCLIPPretraining(MLIPPretraining):
         super().__init__(
             architecture,
             weights,
+            preprocess,
             image_layers=image_layers,
             frequency_layers=frequency_layers,
             keep_rates=keep_rates,
             guide=guide,
+            guide_heads=guide_heads,
             spatial_weight=clip_weight,
             neighbour_weight=neighbour_weight,
             neighbour_queue=neighbour_queue,
@@ -80,8 +88,10 @@ class DeCLIPPretraining(MLIPPretraining):
             warmup_steps=warmup_steps,
             **WITHOUT_ALIGNMENT,
         )
+        resolved = self.hparams.preprocess  # as the weights' source tells it
         self.hparams.clear()  # MLIPPretraining's
         self.save_hyperparameters()
+        self.hparams.preprocess = resolved
         self.weights = {"clip": clip_weight, "neighbour": neighbour_weight}
         self.weights |= {"simsiam": simsiam_weight, "masking": masking_weight}
         self.simsiam = SimSiam(self.clip.architecture["embed_dim"]) if simsiam_weight else None

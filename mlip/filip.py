@@ -126,7 +126,9 @@ class FILIPPretraining(MLIPPretraining):
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
         weights: what text tower and scale start from: null (random), an open_clip tag, or a local weights file.
         image_layers: how many of the image tower's last layers start from those weights too; see MLIPPretraining.
-        frequency_layers, keep_rates, guide: MLIP's tower in the place of CLIP's; by default there is none of it.
+        preprocess: as MLIPPretraining's.
+        frequency_layers, keep_rates, guide, guide_heads: MLIP's tower in the place of CLIP's; by default there is none
+            of it.
         token_dim: width of the compared tokens.
         keys: how many tokens of the other side a token may choose from.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
@@ -140,10 +142,12 @@ class FILIPPretraining(MLIPPretraining):
         self,
         architecture: str = "ViT-B-16",
         weights: str | None = None,
+        preprocess: str | dict[str, Any] | None = None,
         image_layers: int = 0,
         frequency_layers: int = 0,
         keep_rates: dict[int, float] | None = None,
         guide: str | None = None,
+        guide_heads: int | None = None,
         token_dim: int = 256,
         keys: int = 16,
         label_smoothing: float = 0.0,
@@ -158,10 +162,12 @@ class FILIPPretraining(MLIPPretraining):
         super().__init__(
             architecture,
             weights,
+            preprocess,
             image_layers=image_layers,
             frequency_layers=frequency_layers,
             keep_rates=keep_rates,
             guide=guide,
+            guide_heads=guide_heads,
             spatial_weight=1.0,
             label_smoothing=label_smoothing,
             parts=parts,
@@ -170,8 +176,10 @@ class FILIPPretraining(MLIPPretraining):
             warmup_steps=warmup_steps,
             **WITHOUT_ALIGNMENT,
         )
+        resolved = self.hparams.preprocess  # as the weights' source tells it
         self.hparams.clear()  # MLIPPretraining's
         self.save_hyperparameters()
+        self.hparams.preprocess = resolved
         self.weights, self.keys = {"late_interaction": 1.0}, keys
         self.clip = FILIP(self.clip, token_dim)
 

@@ -38,7 +38,9 @@ class SLIPPretraining(MLIPPretraining):
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
         weights: what text tower and scale start from: null (random), an open_clip tag, or a local weights file.
         image_layers: how many of the image tower's last layers start from those weights too; see MLIPPretraining.
-        frequency_layers, keep_rates, guide: MLIP's tower in the place of CLIP's; by default there is none of it.
+        preprocess: as MLIPPretraining's.
+        frequency_layers, keep_rates, guide, guide_heads: MLIP's tower in the place of CLIP's; by default there is none
+            of it.
         clip_weight: weight of InfoNCE.
         simclr_weight: weight of SimCLR; 1 in SLIP.
         temperature: SimCLR's, fixed.
@@ -55,10 +57,12 @@ class SLIPPretraining(MLIPPretraining):
         self,
         architecture: str = "ViT-B-16",
         weights: str | None = None,
+        preprocess: str | dict[str, Any] | None = None,
         image_layers: int = 0,
         frequency_layers: int = 0,
         keep_rates: dict[int, float] | None = None,
         guide: str | None = None,
+        guide_heads: int | None = None,
         clip_weight: float = 1.0,
         simclr_weight: float = 1.0,
         temperature: float = 0.1,
@@ -77,10 +81,12 @@ class SLIPPretraining(MLIPPretraining):
         super().__init__(
             architecture,
             weights,
+            preprocess,
             image_layers=image_layers,
             frequency_layers=frequency_layers,
             keep_rates=keep_rates,
             guide=guide,
+            guide_heads=guide_heads,
             spatial_weight=clip_weight,
             label_smoothing=label_smoothing,
             parts=parts,
@@ -89,8 +95,10 @@ class SLIPPretraining(MLIPPretraining):
             warmup_steps=warmup_steps,
             **WITHOUT_ALIGNMENT,
         )
+        resolved = self.hparams.preprocess  # as the weights' source tells it
         self.hparams.clear()  # MLIPPretraining's
         self.save_hyperparameters()
+        self.hparams.preprocess = resolved
         self.weights = {"clip": clip_weight, "simclr": simclr_weight}
         self.temperature = temperature
         width = self.clip.architecture["vision_cfg"]["width"]

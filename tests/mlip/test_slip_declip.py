@@ -170,3 +170,11 @@ def test_recipes_state_cui_and_others_settings(name):
     assert model["weight_decay"] == {"slip": 0.5, "declip": 0.1}[name]
     assert data["image_views"] == ["mocov2"] * {"slip": 2, "declip": 1}[name]
     assert data["augmentation"] == {"slip": "slip", "declip": "mocov2"}[name]
+
+
+@pytest.mark.parametrize("training", [SLIPPretraining, DeCLIPPretraining])
+def test_a_checkpoint_remembers_how_pictures_were_prepared(training, tmp_path):
+    clip = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    module = training(tiny_architecture(tmp_path), preprocess=clip, warmup_steps=1)
+    assert module.clip.preprocess.mean == (0.5, 0.5, 0.5)
+    assert module.hparams.preprocess == module.clip.architecture["preprocess_cfg"]
