@@ -1,11 +1,11 @@
 """The commands of README.md and docs/*.md: their blocks, and (as `python tests/readme.py`) running them.
 
 A fenced `bash` block is to be run as it stands, unless the line before it (blank lines aside) is a comment
-such as `<!-- needs: network, gpu -->`, or it stands in a benchmark's table, between `<!-- table: NAME -->` and
-`<!-- /table -->`: the benchmark wrote it there because it runs it, and `make smoke` runs the benchmark.
+such as `<!-- needs: network, gpu -->`, or `make smoke` runs what it says: it is `make reproduce-NAME` alone, or it
+stands in a benchmark's table, between `<!-- table: NAME -->` and `<!-- /table -->`, where the benchmark wrote it
+because it runs it.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -34,7 +34,8 @@ class Block:
     @property
     def runs(self) -> bool:
         """Whether CI runs it from the page."""
-        return not self.needs and not self.in_table
+        tables = all(re.fullmatch(r"(SMOKE=1 )?make reproduce-\S+", line) for line in self.commands())
+        return not (self.needs or self.in_table or tables)
 
     def commands(self) -> list[str]:
         """The commands, one string each: continued lines joined, comments and blank lines left out."""
@@ -57,16 +58,20 @@ def blocks(text: str) -> list[Block]:
 
 
 def main() -> int:
-    """Run every block that is to be run, from the checkout's root; 1 if any failed."""
-    failed = 0
+    """Run every block that is to be run, from the checkout's root, and end with what failed; 1 if any did."""
+    failures = []
     runnable = [(page, block) for page in PAGES for block in blocks(page.read_text()) if block.runs]
     for page, block in runnable:
         start = time.monotonic()
         print(f"--- {page.name}:\n{block.script}", flush=True)
-        code = subprocess.run(["bash", "-euo", "pipefail", "-c", block.script], cwd=ROOT, env=os.environ).returncode
-        print(f"--- exit code {code} after {time.monotonic() - start:.0f} s", flush=True)
-        failed += code != 0
-    return int(failed > 0)
+        shell = ["bash", "-euo", "pipefail", "-c", block.script]
+        done = subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        print(f"{done.stdout}--- exit code {done.returncode} after {time.monotonic() - start:.0f} s", flush=True)
+        if done.returncode:
+            failures.append(f"--- FAILED, {page.name}:\n{block.script}{done.stdout[-2000:]}")
+    for failure in failures:
+        print(failure)
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

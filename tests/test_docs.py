@@ -25,12 +25,12 @@ def test_blocks_are_told_apart_by_the_comment_before_them():
     text = (
         "```bash\nmake test  # quick\n```\n<!-- needs: network, gpu -->\n\n```bash\na \\\n  b\n```\n"
         "```python\nno()\n```\n<!-- a remark -->\n```bash\nc\n```\n"
-        "<!-- table: deploy -->\n```bash\nd\n```\n<!-- /table -->\n"
+        "<!-- table: deploy -->\n```bash\nd\n```\n<!-- /table -->\n```bash\nSMOKE=1 make reproduce-e\n```\n"
     )
     found = blocks(text)
-    assert [block.commands() for block in found] == [["make test"], ["a b"], ["c"], ["d"]]
-    assert [block.needs for block in found] == [set(), {"network", "gpu"}, set(), set()]
-    assert [block.runs for block in found] == [True, False, True, False]
+    assert [block.commands() for block in found] == [["make test"], ["a b"], ["c"], ["d"], ["SMOKE=1 make reproduce-e"]]
+    assert [block.needs for block in found] == [set(), {"network", "gpu"}, set(), set(), set()]
+    assert [block.runs for block in found] == [True, False, True, False, False]
 
 
 def _words(command: str) -> list[str]:

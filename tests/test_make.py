@@ -1,4 +1,4 @@
-"""`make` on a bare machine: one line says what is missing."""
+"""`make` on a bare machine says in one line what is missing; `make reproduce-NAME` is the benchmark of that name."""
 
 import os
 import subprocess
@@ -31,3 +31,9 @@ def test_what_is_missing_is_one_line(script, line, tmp_path):
     assert made.returncode != 0
     told = [text for text in (made.stdout + made.stderr).splitlines() if "***" not in text]
     assert len(told) == 1 and line in told[0] and str(python) in told[0]
+
+
+def test_a_table_is_the_benchmark_of_its_name():
+    call = ["make", "--dry-run", "reproduce-table2", "VENV=here"]
+    made = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "here/bin/python -m benchmarks table2" in made.stdout.splitlines()
