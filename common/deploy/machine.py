@@ -9,8 +9,10 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from common.paths import runs_directory
@@ -54,13 +56,20 @@ def room(what: str, folder: Path, variable: str) -> Answer:
 
 def hidden_packages() -> Iterator[Answer]:
     """Packages of other distributions or of the working directory that Python finds instead of ours."""
-    ours = [*PACKAGES, *(["tests"] if (_ROOT / "tests" / "__init__.py").is_file() else [])]
-    for name in ours:
-        spec = importlib.util.find_spec(name)
-        place = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
+    places = {name: _place(importlib.util.find_spec(name)) for name in PACKAGES}
+    if (_ROOT / "tests" / "__init__.py").is_file():
+        # pytest looks in the checkout before site-packages, where some distribution may have left its own tests.
+        earlier = [entry for entry in sys.path if Path(entry).name not in ("site-packages", "dist-packages")]
+        places["tests"] = _place(PathFinder.find_spec("tests", earlier)) or _ROOT
+    for name, place in places.items():
         if place != _ROOT:
             mend = f"run from {_ROOT}, or remove the other package from this environment or PYTHONPATH"
             yield f"package {name}", f"{place or 'none'} hides {_ROOT / name}", mend
+
+
+def _place(spec: ModuleSpec | None) -> Path | None:
+    """The folder in which a package lies."""
+    return Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
 
 
 def lightning_owner() -> Answer:

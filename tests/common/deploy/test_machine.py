@@ -39,6 +39,14 @@ def test_a_package_that_hides_ours_is_told(name, tmp_path, monkeypatch):
     assert found.startswith(f"{tmp_path} hides") and mend.startswith("run from")
 
 
+def test_tests_that_another_distribution_left_in_site_packages_hide_nothing(tmp_path, monkeypatch):
+    (tmp_path / "site-packages/tests").mkdir(parents=True)
+    (tmp_path / "site-packages/tests/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    monkeypatch.delitem(sys.modules, "tests")
+    assert list(machine.hidden_packages()) == []
+
+
 def test_another_lightning_is_told(tmp_path, monkeypatch):
     (tmp_path / "lightning.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
