@@ -53,7 +53,8 @@ def test_the_second_gate_and_the_levels_agreement_are_observed_too(clip, batches
     wave = WaveTower.from_image_tower(clip.image_tower).eval()
     answers = observe(clip, wave, batches, PROMPTS)
     classes, scale = embed_prompts(clip, PROMPTS), clip.logit_scale.exp()
-    gate = MaxProbabilityGate(float(answers.maximum.median()))
+    between = answers.maximum[0].sort().values[1:3].mean()  # no picture's own: its rounding differs between batches
+    gate = MaxProbabilityGate(float(between))
     classify = ProgressiveClassifier(wave, classes, scale, gate).eval()
     with torch.no_grad():
         steps = torch.cat([classify(batch["image"]).exit_step for batch in batches])

@@ -36,7 +36,8 @@ def commands(folder):
             return Ended(code, output.read_text())
 
         yield run
-        server.stdin.close()
+        # Said in words, since loader workers that another test forked may hold this pipe open.
+        print("null", file=server.stdin, flush=True)
 
 
 def fit(run, place, name, workers, *words, **variables):
@@ -60,15 +61,16 @@ def fill(folder, full, room):
 
 
 def serve():
-    """Fork and run the requests of the standard input, one after the other."""
+    """Fork and run the requests of the standard input, one after the other, until one is null."""
     import lightning.pytorch.cli  # noqa: F401  imported here once for all
     import torch
 
     from common.cli import main
 
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        request = json.loads(line)
+    for request in map(json.loads, sys.stdin):
+        if request is None:
+            return
         child = os.fork()
         if child == 0:
             os.environ.update(request["variables"])
