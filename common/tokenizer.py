@@ -11,32 +11,24 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-
-@lru_cache(maxsize=1)
-def _byte_pair_encoder():
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()
+from common import byte_pairs
 
 
 @lru_cache(maxsize=65536)
 def _encode(text: str) -> tuple[int, ...]:
-    return tuple(_byte_pair_encoder().encode(text))
+    return tuple(byte_pairs.encode(text))
 
 
 def is_empty(text: str) -> bool:
     """Whether CLIP's cleaning (entities, control characters) leaves nothing of a text that can be seen."""
     if text.isprintable() and "&" not in text:
         return not text.strip()
-    from open_clip.tokenizer import basic_clean
-
-    return not any(letter.isprintable() and not letter.isspace() for letter in basic_clean(text))
+    return not any(letter.isprintable() and not letter.isspace() for letter in byte_pairs.cleaned(text))
 
 
 def encode(text: str) -> list[int]:
     """The full-vocabulary ids of a text, framed by start-of-text and end-of-text."""
-    bpe = _byte_pair_encoder()
-    return [bpe.sot_token_id, *_encode(text), bpe.eot_token_id]
+    return [byte_pairs.START, *_encode(text), byte_pairs.END]
 
 
 class Tokenizer:
@@ -65,7 +57,7 @@ class Tokenizer:
             ids = ids[: self.context_length - 1] + ids[-1:]
         if self._new_id is None:
             return ids
-        missing = [_byte_pair_encoder().decode([i]).strip() for i in ids if i not in self._new_id]
+        missing = [byte_pairs.decode(i).strip() for i in ids if i not in self._new_id]
         if missing:
             raise ValueError(
                 f"{missing} in {text!r} is not in this model's vocabulary of {len(self._new_id)} ids; use words "
