@@ -35,9 +35,14 @@ def cleaned(text: str) -> str:
 
 
 def encode(text: str) -> list[int]:
-    """The ids of a text, without start-of-text and end-of-text."""
+    """The ids of a text, framed by start-of-text and end-of-text."""
+    return list(_text(text))
+
+
+@lru_cache(maxsize=65_536)
+def _text(text: str) -> tuple[int, ...]:
     words = _WORD.findall(" ".join(cleaned(text).split()).lower())
-    return [number for word in words for number in _word(word)]
+    return START, *(number for word in words for number in _word(word)), END
 
 
 def decode(number: int) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.adapters import AdaptedTower, adapt
+from common.arguments import SUFFIXES
 from common.clip import CLIP
 from common.conditions import digest, state_digest
 from common.directory import TEXT, WEIGHTS, is_directory
@@ -37,7 +38,6 @@ OPEN_CLIP = "open_clip"
 
 _QUICK = "-quickgelu"
 """How open_clip's names of architectures with that activation end."""
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _weights_path(model: str) -> Path | Folder | None:
         if len(files) != 1:
             raise ValueError(f"{path.absolute()} has {len(files)} safetensors files; name one of them")
         return files[0]
-    return path if path.is_file() or path.suffix in _SUFFIXES or "/" in model else None
+    return path if path.is_file() or path.suffix in SUFFIXES or "/" in model else None
 
 
 def _name(model: str) -> str:

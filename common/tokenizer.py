@@ -6,29 +6,20 @@ Shapes: B texts, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from common import byte_pairs
+from common.byte_pairs import cleaned, decode, encode
 
-
-@lru_cache(maxsize=65536)
-def _encode(text: str) -> tuple[int, ...]:
-    return tuple(byte_pairs.encode(text))
+__all__ = ["Tokenizer", "encode", "is_empty"]
 
 
 def is_empty(text: str) -> bool:
     """Whether CLIP's cleaning (entities, control characters) leaves nothing of a text that can be seen."""
     if text.isprintable() and "&" not in text:
         return not text.strip()
-    return not any(letter.isprintable() and not letter.isspace() for letter in byte_pairs.cleaned(text))
-
-
-def encode(text: str) -> list[int]:
-    """The full-vocabulary ids of a text, framed by start-of-text and end-of-text."""
-    return [byte_pairs.START, *_encode(text), byte_pairs.END]
+    return not any(letter.isprintable() and not letter.isspace() for letter in cleaned(text))
 
 
 class Tokenizer:
@@ -57,7 +48,7 @@ class Tokenizer:
             ids = ids[: self.context_length - 1] + ids[-1:]
         if self._new_id is None:
             return ids
-        missing = [byte_pairs.decode(i).strip() for i in ids if i not in self._new_id]
+        missing = [decode(i).strip() for i in ids if i not in self._new_id]
         if missing:
             raise ValueError(
                 f"{missing} in {text!r} is not in this model's vocabulary of {len(self._new_id)} ids; use words "

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return 0. ValueError: something is missing, or no setting meets the wish."""
     args = parser().parse_args(arguments)
     templates = None if args.template is None else read_templates(args.template)
+    named = model_arguments(args)
     from common.data.lookup import Place, source, splits_of
     from common.deploy.calibration import Wish, calibration_file
     from common.deploy.model import load
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.split is None and split == "test":
         raise ValueError(f"{args.data} has no val, and a test split is for reporting; name what to use with --split")
     data = source(args.data, "zeroshot", split, Place(args.root, None, args.class_names))
-    deployed = load(**model_arguments(args), device=args.device)
+    deployed = load(**named, device=args.device)
     settings = Settings(args.batch_size, args.workers, deployed.device, limit=args.limit)
     calibration = calibrate(deployed, data, args.data, wish, templates, settings)
     file = deployed.calibration_file if args.calibration is None else calibration_file(args.calibration)

@@ -86,10 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     paths = _given(args.paths)
     total = sum(1 for _ in find_pictures(paths))  # a missing path is an error before torch is imported
+    named = model_arguments(args)
     from common.deploy.model import load
 
     options = {"device": args.device, "dtype": args.dtype, "calibration": args.calibration}
-    deployed = load(**model_arguments(args), **options)
+    deployed = load(**named, **options)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
         classification = deployed.prepare(

@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0. ValueError: something is missing, or two arguments do not fit together."""
     args = parser().parse_args(arguments)
     args.tasks, args.shots = _tasks(args.tasks), _shots(args.shots)
+    named = model_arguments(args)
     if args.seeds < 1:
         raise ValueError(f"--seeds {args.seeds} must be at least 1")
     import torch
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit)
     args.place = Place(args.root, args.captions, args.class_names)
     sources = {task: source(args.data, task, args.split, args.place) for task in args.tasks}
-    model = load_model(**model_arguments(args))
+    model = load_model(**named)
     # Plan all tasks before the first one runs: a mistake in the last one then costs nothing.
     plans = [_plan(task, data, model, args, settings) for task, data in sources.items()]
     for plan in plans:
