@@ -8,7 +8,8 @@ from common.packaged import PackagedModel
 
 def embedded() -> PackagedModel:
     """The embedded WaveCLIP, with the text tower of the CLIP that it was distilled from."""
-    from common.data.embedded.module import TEMPLATES, class_names  # imports torch
+    from common.data.embedded.scenes import class_names
+    from common.data.embedded.twemoji import TEMPLATES
 
     names = class_names("seen")
     return PackagedModel(

@@ -7,6 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+PREFIXES = ("hf-hub:", "local-dir:")
+"""How models on the hub, and folders of other programs, are named."""
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+"""Of weights files."""
+
 
 def add_model(command: argparse.ArgumentParser, default: str | None = None, positional: bool = False) -> None:
     """Add the arguments that name a model.
@@ -34,7 +39,14 @@ def add_model(command: argparse.ArgumentParser, default: str | None = None, posi
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, str | bool | None]:
-    """The arguments of ``load_model`` and ``load``, from those that ``add_model`` added."""
+    """The arguments of ``load_model`` and ``load``, from those that ``add_model`` added.
+
+    ValueError: --model is a path where nothing is; said here, before torch is imported.
+    """
+    path = Path(args.model or "")
+    named = not str(args.model).startswith(PREFIXES) and ("/" in str(args.model) or path.suffix in SUFFIXES)
+    if args.model is not None and named and not path.exists():
+        raise ValueError(f"no weights at {path.absolute()}")
     quick_gelu = None if args.quick_gelu is None else args.quick_gelu == "yes"
     others = {name: getattr(args, name) for name in ("model", "weights", "text_model", "preprocess")}
     return {**others, "quick_gelu": quick_gelu}

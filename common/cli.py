@@ -20,6 +20,7 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "evaluate": "common.evaluate.command",
     **{name: f"common.deploy.{name}" for name in ("classify", "calibrate", "convert", "export", "doctor")},
+    **{name: f"common.deploy.{name}" for name in ("models", "datasets")},
 }
 """Our commands besides Lightning's. Each is a module with ``main(arguments) -> exit code``."""
 SIGTERM_EXIT_CODE, INTERRUPTED_EXIT_CODE = 128 + 15, 128 + 2
@@ -31,7 +32,7 @@ usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] 
        effclip calibrate --data NAME (--gmacs BUDGET | --accuracy TARGET)
        effclip convert CKPT DIR
        effclip export DIR --format {onnx,torch-export,open-clip}
-       effclip doctor
+       effclip models [WORD] | datasets | doctor | --version
 
   -c FILE.yaml        a recipe, or changes to the recipes before it; a packaged one is found from any
                       directory by its name, such as waveclip/embedded.yaml
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         return _answered(lambda: importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]), f"effclip {argv[0]}")
     if argv[:1] and argv[0] in ("-h", "--help"):
         return _answered(lambda: print(USAGE) or 0, "effclip")
+    if argv[:1] == ["--version"]:
+        return _answered(lambda: print(f"efficient-clip {_version()}") or 0, "effclip")
     other = _other_lightning()
     if other is not None:
         return other.load()()
@@ -78,6 +81,13 @@ def _unknown(argv: list[str]) -> str:
     near = get_close_matches(argv[0], (*SUBCOMMANDS, *COMMANDS), 1)
     guess = f"; did you mean {near[0]}?" if near else "; it comes first on the line"
     return f"no subcommand {argv[0]!r}{guess}"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("efficient-clip")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a checkout that is not installed (pip install -e .)"
 
 
 def _other_lightning() -> importlib.metadata.EntryPoint | None:

@@ -43,14 +43,14 @@ def load_architecture(name: str) -> dict[str, Any]:
 
     ValueError: an unknown name, a missing file, or a part that CLIP's plain ViT family does not have.
     """
-    import open_clip
-
     if name.endswith(".json"):
         path = Path(name) if Path(name).exists() else Path(__file__).parent.parent / name
         if not path.exists():
             raise ValueError(f"no architecture file at {Path(name).absolute()}")
         architecture = json.loads(path.read_text())
     else:
+        import open_clip  # with torchvision, as slow to import as torch
+
         architecture = open_clip.get_model_config(name)
         if architecture is None:
             raise ValueError(f"{name!r} is neither an open_clip model name nor a .json file")

@@ -23,7 +23,7 @@ _DISK = {
     errno.EACCES: "permission denied; name another file or folder, or change its permissions",
     errno.EPERM: "permission denied; name another file or folder, or change its permissions",
 }
-_SYSTEM_TEXT = {28: errno.ENOSPC, 30: errno.EROFS, 13: errno.EACCES}
+_SYSTEM_TEXT = {28: errno.ENOSPC, 27: errno.EFBIG, 30: errno.EROFS, 13: errno.EACCES}
 
 
 def sentence(error: BaseException | None) -> str | None:

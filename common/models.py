@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.adapters import AdaptedTower, adapt
+from common.arguments import SUFFIXES
 from common.clip import CLIP
 from common.conditions import digest, state_digest
 from common.directory import TEXT, WEIGHTS, is_directory
@@ -35,7 +36,8 @@ GROUP = "effclip.models"
 OPEN_CLIP = "open_clip"
 """The type of a model that open_clip's own code runs; its results are open_clip's bit by bit."""
 
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+_QUICK = "-quickgelu"
+"""How open_clip's names of architectures with that activation end."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Model:
     files: the hash of each file that was read, by file name.
     folder: the model directory, if the model came from one.
     templates: those of that directory, if the texts were tuned for them (``tuned_for_templates``) and need them.
+    own_templates: those of the data that the model was trained on, where its directory or package says them.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Model:
     files: dict[str, str]
     folder: Path | None = None
     templates: tuple[str, ...] = ()
+    own_templates: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -110,12 +114,10 @@ def load_model(
         loaded = _from_folder(_name(model), path)
     else:
         loaded = _from_directory(path) if path.is_dir() else _from_file(model, path)
-    if text_model is None:
-        packaged = packaged_model(model)
-        if packaged is None:
-            return loaded
-        text_model = str(packaged.texts)
-    text_side = load_model(text_model)
+    packaged = packaged_model(model) if text_model is None else None
+    if text_model is None and packaged is None:
+        return loaded
+    text_side = load_model(text_model or str(packaged.texts))
     return replace(
         loaded,
         texts=text_side.text_encoder(),
@@ -123,6 +125,7 @@ def load_model(
         files=loaded.files | text_side.files,
         folder=None,
         templates=text_side.templates,
+        own_templates=text_side.own_templates if packaged is None else tuple(packaged.templates),
     )
 
 
@@ -157,7 +160,7 @@ def _weights_path(model: str) -> Path | Folder | None:
         if len(files) != 1:
             raise ValueError(f"{path.absolute()} has {len(files)} safetensors files; name one of them")
         return files[0]
-    return path if path.is_file() or path.suffix in _SUFFIXES or "/" in model else None
+    return path if path.is_file() or path.suffix in SUFFIXES or "/" in model else None
 
 
 def _name(model: str) -> str:
@@ -178,6 +181,7 @@ def _from_directory(folder: Path) -> Model:
         files=described.files,
         folder=folder,
         templates=tuple(described.templates) if tuned else (),
+        own_templates=tuple(described.templates),
     )
 
 
@@ -237,8 +241,8 @@ def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None, pre
     config = open_clip.get_model_config(name)
     if config is None:
         raise ValueError(
-            f"{name!r} is no file or folder here and no open_clip model; `python -c 'import open_clip; "
-            "print(open_clip.list_models())'` lists those"
+            f"{name!r} is no file or folder here and no open_clip model; `effclip models WORD` lists those with a word "
+            "in their name"
         )
     if weights is None:
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -250,7 +254,7 @@ def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None, pre
         raise ValueError(
             f"{weights} was trained with {activation[trained]}; {name} has {activation[native]}"
             f"{'' if quick_gelu is None else f' and --quick-gelu says {activation[quick_gelu]}'}; name the matching "
-            f"architecture, such as ViT-B-16 or ViT-B-16-quickgelu"
+            f"architecture, {name.removesuffix(_QUICK) + (_QUICK if trained else '')}"
         )
     state = None if source.file is None else source.read()  # a damaged file is an error before a model is built
     with _building(name, config):

@@ -31,7 +31,7 @@ class PackagedModel:
 
 def default_model() -> PackagedModel:
     """The first packaged model by name. ValueError: no package brings one."""
-    first = next(_packaged(), None)
+    first = next(packaged_models(), None)
     if first is None:
         raise ValueError(
             f"no installed package brings a model (entry points {GROUP}), so none is the default; name one with "
@@ -43,8 +43,9 @@ def default_model() -> PackagedModel:
 def packaged_model(weights: str | Path) -> PackagedModel | None:
     """The packaged model whose weights file this is; None where it is another file."""
     path = Path(weights).resolve()
-    return next((model for model in _packaged() if model.weights.resolve() == path), None)
+    return next((model for model in packaged_models() if model.weights.resolve() == path), None)
 
 
-def _packaged() -> Iterator[PackagedModel]:
+def packaged_models() -> Iterator[PackagedModel]:
+    """All of them, by name."""
     return (point.load()() for point in sorted(entry_points(group=GROUP), key=lambda point: point.name))

@@ -89,12 +89,12 @@ def choose_preprocess(name: str, tag: str | None, chosen: str | Mapping[str, Any
         a ``preprocess_cfg``.
     ValueError: no such tag; or neither tag nor choice, and the model's tags differ in it.
     """
-    import open_clip
-
     if chosen == "clip":
         return Preprocess(size)
     if isinstance(chosen, Mapping):
         return Preprocess.read(chosen, size)
+    import open_clip  # with torchvision, as slow to import as torch
+
     tags = open_clip.list_pretrained_tags_by_model(name)
     if chosen is not None and chosen not in tags:
         raise ValueError(f"preprocess {chosen!r} is neither clip nor a weights tag of {name}; it has {tags}")

@@ -15,11 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
+from common.arguments import PREFIXES
 from common.network import LOCAL_WEIGHTS, downloads
 from common.preprocess import Preprocess, choose_preprocess
 from common.weights import read_record, read_state_dict
 
-HUB, LOCAL = "hf-hub:", "local-dir:"
+HUB, LOCAL = PREFIXES
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _WEIGHTS = (
     OPEN_CLIP_WEIGHTS,

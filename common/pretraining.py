@@ -16,8 +16,8 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from common.contrastive import clamp_logit_scale, info_nce, scaled_cosines
+from common.pair_recall import PairRecall
 from common.preprocess import prepare_data
-from common.retrieval import PairRecall
 from common.two_pass import in_parts
 from common.zeroshot import embed_prompts, similarity
 

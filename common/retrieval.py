@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 TIE = 1e-6
 """Cosines that differ by less count as equal; fp32 rounding of one pair differs by as much between block sizes."""
@@ -54,32 +52,3 @@ def ranks(images: Tensor, texts: Tensor, owner: Tensor, block: int = 2048) -> tu
 def recall(rank: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """R@k, the share of ranks ``rank`` [M] up to k, for each k, as {"R@1": ...}."""
     return {f"R@{k}": (rank <= k).double().mean().item() for k in ks}
-
-
-class PairRecall(Metric):
-    """R@k over the pairs of an epoch and of all processes, for validation during training.
-
-    Only the first of the pairs with equal captions counts, since the caption cannot distinguish their images.
-    """
-
-    full_state_update = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        for state in ("images", "texts", "captions"):
-            self.add_state(state, default=[], dist_reduce_fx="cat")
-
-    def update(self, images: Tensor, texts: Tensor, caption_id: Tensor) -> None:
-        """Add pairs: images [B,E], texts [B,E], and ids long [B], equal for equal captions."""
-        self.images.append(images)
-        self.texts.append(texts)
-        self.captions.append(caption_id)
-
-    def compute(self) -> dict[str, dict[str, float]]:
-        """{"image_to_text": {"R@1": ...}, "text_to_image": ...}."""
-        images, texts, captions = (dim_zero_cat(state) for state in (self.images, self.texts, self.captions))
-        distinct, number = captions.unique(return_inverse=True)
-        order = torch.arange(len(captions), device=captions.device)
-        first = torch.full_like(distinct, len(captions)).scatter_reduce(0, number, order, "amin")
-        image_ranks, text_ranks = ranks(images[first], texts[first], torch.arange(len(first), device=first.device))
-        return {"image_to_text": recall(image_ranks), "text_to_image": recall(text_ranks)}

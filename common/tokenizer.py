@@ -6,37 +6,20 @@ Shapes: B texts, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from common.byte_pairs import cleaned, decode, encode
 
-@lru_cache(maxsize=1)
-def _byte_pair_encoder():
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()
-
-
-@lru_cache(maxsize=65536)
-def _encode(text: str) -> tuple[int, ...]:
-    return tuple(_byte_pair_encoder().encode(text))
+__all__ = ["Tokenizer", "encode", "is_empty"]
 
 
 def is_empty(text: str) -> bool:
     """Whether CLIP's cleaning (entities, control characters) leaves nothing of a text that can be seen."""
     if text.isprintable() and "&" not in text:
         return not text.strip()
-    from open_clip.tokenizer import basic_clean
-
-    return not any(letter.isprintable() and not letter.isspace() for letter in basic_clean(text))
-
-
-def encode(text: str) -> list[int]:
-    """The full-vocabulary ids of a text, framed by start-of-text and end-of-text."""
-    bpe = _byte_pair_encoder()
-    return [bpe.sot_token_id, *_encode(text), bpe.eot_token_id]
+    return not any(letter.isprintable() and not letter.isspace() for letter in cleaned(text))
 
 
 class Tokenizer:
@@ -65,7 +48,7 @@ class Tokenizer:
             ids = ids[: self.context_length - 1] + ids[-1:]
         if self._new_id is None:
             return ids
-        missing = [_byte_pair_encoder().decode([i]).strip() for i in ids if i not in self._new_id]
+        missing = [decode(i).strip() for i in ids if i not in self._new_id]
         if missing:
             raise ValueError(
                 f"{missing} in {text!r} is not in this model's vocabulary of {len(self._new_id)} ids; use words "

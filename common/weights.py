@@ -28,9 +28,13 @@ def save_model(module: nn.Module, path: str | Path, record: dict[str, Any], dtyp
 
 def save_state(state: Mapping[str, Tensor], path: str | Path, record: dict[str, Any], dtype: torch.dtype) -> None:
     """The same for a state dict."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     stored = {key: value.detach().to("cpu", dtype).contiguous().clone() for key, value in state.items()}
+    path.touch()  # with the rights that the umask gives, where safetensors lets only the owner read
+    mode = path.stat().st_mode
     save_file(stored, str(path), metadata={key: json.dumps(value) for key, value in record.items()})
+    path.chmod(mode)
 
 
 def load_saved(path: str | Path, sections: set[str], problem: str, build: Callable[[dict[str, Any]], _Model]) -> _Model:

@@ -5,35 +5,52 @@ Shapes: B images, C classes, P templates, T text tokens, E joint dim.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
-from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.article import article
+from common.article import article, has_article
 
-IMAGENET_NAMES: tuple[str, ...] = tuple(IMAGENET_CLASSNAMES)
-"""The 1,000 class names of ImageNet as open_clip curates them, in the order of the sorted WordNet ids."""
-
-IMAGENET_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-"""CLIP's 80 prompts for ImageNet, with ``{}`` for the class name."""
-
+_WITH_ARTICLE = re.compile(r"(?:\b(?:a|an|the)|\{a\}) \{\}")
 PHOTO: tuple[str, ...] = ("a photo of a {}.",)
 """The single prompt of quick evaluations."""
-
 
 Template = str | Callable[[str], str]
 """A prompt with ``{}`` for the class name and optionally ``{a}`` for its article; or a function of the class name."""
 
 
+@cache
+def imagenet_names() -> tuple[str, ...]:
+    """The 1,000 class names of ImageNet as open_clip curates them, in the order of the sorted WordNet ids."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # takes seconds, and few commands are about ImageNet
+
+    return tuple(IMAGENET_CLASSNAMES)
+
+
+@cache
+def imagenet_templates() -> tuple[str, ...]:
+    """CLIP's 80 prompts for ImageNet, with ``{}`` for the class name."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+
+
 def fill(template: Template, name: str) -> str:
-    """The prompt of one class. ValueError: a template without ``{}``."""
+    """The prompt of one class. ValueError: a template without ``{}``.
+
+    A name with an article of its own, such as "a beach", is given no second one: it takes the place of the template's.
+    """
     if callable(template):
         return template(name)
     if "{}" not in template:
         raise ValueError(f"template {template!r} has no {{}} for the class name")
+    if has_article(name):
+        template = _WITH_ARTICLE.sub("{}", template)
+        name = name.partition(" ")[2] if "{a}" in template else name  # an adjective stands between, as in "{a} red {}"
     if "{a}" in template:
         template = template.replace("{a}", article(name))
     return template.replace("{}", name)

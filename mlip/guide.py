@@ -9,9 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,6 +44,8 @@ class Guide(nn.Module):
         weights: str | None = None,
         train: bool = False,
     ) -> None:
+        from timm.models.vision_transformer import VisionTransformer  # with torchvision, as slow to import as torch
+
         super().__init__()
         self.sizes = {
             "image_size": image_size,
@@ -90,6 +89,8 @@ class Guide(nn.Module):
 
     def see_as(self, preprocess: Preprocess) -> None:
         """Expect images that are normalised as ``preprocess`` says, the tower's."""
+        from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
         tower = torch.tensor([preprocess.mean, preprocess.std])
         imagenet = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD])  # what MAE encoders learned on
         self.register_buffer("scale", (tower[1] / imagenet[1])[:, None, None], persistent=False)
@@ -97,6 +98,8 @@ class Guide(nn.Module):
 
     def load_weights(self, path: str) -> None:
         """Load an encoder. ValueError: no file, one that would run code, or keys and shapes that do not fit."""
+        from timm.layers import resample_abs_pos_embed
+
         state = read_state_dict(path)
         state = {key: value for key, value in state.items() if not key.startswith(("decoder_", "mask_token"))}
         if "pos_embed" in state:

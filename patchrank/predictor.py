@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from timm.models.mlp_mixer import MixerBlock
 from torch import Tensor, nn
 
 from common.adapters import AdaptedTower
@@ -33,6 +32,8 @@ class RankPredictor(nn.Module):
     """
 
     def __init__(self, width: int = 768, tokens: int = 197, leading: int = 1) -> None:
+        from timm.models.mlp_mixer import MixerBlock  # with torchvision, as slow to import as torch
+
         super().__init__()
         self.width, self.tokens, self.leading = width, tokens, leading
         self.channels = max(part for part in range(1, CHANNELS + 1) if width % part == 0)

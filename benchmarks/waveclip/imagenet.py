@@ -28,7 +28,7 @@ from common.data.classification import ClassificationSet, classification_set
 from common.deploy.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import wilson_interval, zero_shot
 from common.models import OpenClip
-from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES, class_embeddings, similarity
+from common.zeroshot import class_embeddings, imagenet_names, imagenet_templates, similarity
 from waveclip.gating import MarginGate
 from waveclip.tower import WaveTower
 
@@ -51,13 +51,14 @@ def row_accuracies(
     rows: Sequence[dict[str, Any]],
     imagenet: str | Path,
     weights: str | Path,
-    templates: Sequence[str] = IMAGENET_TEMPLATES,
+    templates: Sequence[str] | None = None,
     batch_size: int = 64,
     workers: int = 4,
 ) -> list[dict[str, Any] | None]:
     """Each row's {"top1" in %, "interval", "images"}, or None where its file is missing.
 
     rows: with "model" (the stem of a file) and, for WAVECLIP, "refined"; see benchmarks/paper/waveclip.yaml.
+    templates: None: CLIP's 80.
     ValueError: ImageNet is not there or incomplete, WEIGHTS has no file at all, a file does not fit, or WAVECLIP lacks
     its teacher.
     """
@@ -67,6 +68,7 @@ def row_accuracies(
         raise ValueError(
             f"WEIGHTS={folder} has no file for any row; name them {', '.join(files)} with one of {SUFFIXES}"
         )
+    templates = imagenet_templates() if templates is None else templates
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = validation_images(imagenet)
     accuracies: dict[tuple[str, float | None], dict[str, Any]] = {}
@@ -103,7 +105,7 @@ def validation_images(root: str | Path) -> ClassificationSet:
 def imagenet_classes(model: CLIP | OpenClip, templates: Sequence[str]) -> Tensor:
     """Class embeddings [C,E] of the 1,000 names; our towers read prompts only as far as the longest one."""
     tokenizer, device = partial(model.tokenizer, longest=True), next(model.parameters()).device
-    return class_embeddings(model.encode_text, tokenizer, IMAGENET_NAMES, templates, device=device)
+    return class_embeddings(model.encode_text, tokenizer, imagenet_names(), templates, device=device)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ ImageNet's prompts come from open_clip; this project wrote the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES
+from common.zeroshot import imagenet_names, imagenet_templates
 
 PROTOCOLS = ("mlip", "coop")
 METRICS = ("accuracy", "mean_per_class")
@@ -84,8 +84,8 @@ def entry(name: str, protocol: str = "mlip") -> Entry:
         split: Split(options["count"], {key: value for key, value in options.items() if key != "count"})
         for split, options in data.pop("splits").items()
     }
-    class_names = _words(data.pop("class_names", None), IMAGENET_NAMES)
-    templates = _words(data.pop("templates", ()), IMAGENET_TEMPLATES)
+    class_names = _words(data.pop("class_names", None), imagenet_names)
+    templates = _words(data.pop("templates", ()), imagenet_templates)
     return Entry(name=name, protocol=protocol, splits=splits, class_names=class_names, templates=templates, **data)
 
 
@@ -93,8 +93,8 @@ def _folder() -> Traversable:
     return files("common.data") / "catalogue"
 
 
-def _words(written: list[str] | str | None, imagenet: tuple[str, ...]) -> tuple[str, ...] | None:
+def _words(written: list[str] | str | None, imagenet: Callable[[], tuple[str, ...]]) -> tuple[str, ...] | None:
     """The words of a YAML list; the word "imagenet" in place of a list means open_clip's."""
     if written == "imagenet":
-        return imagenet
+        return imagenet()
     return None if written is None else tuple(written)

@@ -14,7 +14,6 @@ from random import Random
 from typing import Any
 
 from PIL import Image
-from scipy.io.matlab import MatReadError
 
 from common.data import catalogue
 from common.data.catalogue import METRICS, Entry
@@ -22,7 +21,7 @@ from common.data.files import is_system_file
 from common.data.pictures import PictureSet, loader
 from common.data.sources import DOWNLOADS, READERS, Samples, few_shot, natural, read_csv, read_folder
 from common.data.tables import SEPARATORS, read_text
-from common.zeroshot import IMAGENET_NAMES, PHOTO
+from common.zeroshot import PHOTO
 
 __all__ = ["ClassificationSet", "classification_set", "few_shot", "loader", "own_set", "own_split"]
 
@@ -110,10 +109,20 @@ def classification_set(
         for part in samples[1:]:
             whole.account.add(part.account)
         return ClassificationSet(whole, root, names, entry.templates, entry.metric, f"{split}/")
-    # torchvision and scipy raise these for missing and damaged files.
-    except (ValueError, RuntimeError, OSError, KeyError, MatReadError) as error:
+    except Exception as error:
+        if not _is_about_data(error):
+            raise
         reason = str(error).rstrip(".")
         raise ValueError(f"{entry.title} ({split}) in {root}: {reason}. It needs {entry.get}") from error
+
+
+def _is_about_data(error: Exception) -> bool:
+    """Whether an error is what torchvision and scipy raise for missing and damaged files."""
+    if isinstance(error, (ValueError, RuntimeError, OSError, KeyError)):
+        return True
+    from scipy.io.matlab import MatReadError  # takes a while, and a folder of pictures needs no scipy
+
+    return isinstance(error, MatReadError)
 
 
 def _part(entry: Entry, root: Path, split: str, download: bool) -> Samples:
@@ -242,7 +251,7 @@ def _check_order(path: Path, folders: Sequence[str], names: Sequence[str]) -> No
 def check_different(names: Sequence[str], where: str) -> None:
     """ValueError: a name stands there twice. ImageNet's 1,000 names may: two of its classes are called missile."""
     twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice and len(names) != len(IMAGENET_NAMES):
+    if twice and len(names) != 1000:
         raise ValueError(f"{where} names two classes {twice[0]!r}; merge them or give them different names")
 
 

@@ -13,13 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from common.data.account import Account, Unusable
 from common.data.images import open_picture
-from common.data.transforms import Transform
+
+if TYPE_CHECKING:
+    from common.data.transforms import Transform
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _SYSTEM = re.compile(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from common.data.account import Account
 from common.data.reader import ShardDataset
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 
 def position(trainer: Trainer) -> tuple[int, int]:
@@ -88,6 +89,8 @@ class ShardLoader:
             f"{name} was {state[name]}, is {now[name]}" for name in now if state.get(name, now[name]) != now[name]
         ]
         if changed:
+            from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # loaded already: a trainer resumes
+
             rank_zero_warn(
                 f"{'; '.join(changed)}: this epoch continues in another order, so some of its samples come twice "
                 "and others not at all; from the next epoch on every sample comes once"

@@ -16,13 +16,19 @@ from common.data import catalogue
 from common.data.account import Account
 from common.data.catalogue import Entry
 from common.data.classification import ClassificationSet, classification_set, own_set, own_split, split_folders
-from common.data.embedded.module import TEMPLATES, VIEWS, EmbeddedDataModule, class_names, indices, recipe_hash, scene
+from common.data.embedded.scenes import VIEWS, class_names
+from common.data.embedded.splits import indices, pack, recipe_hash, scene
 from common.data.embedded.tasks import PER_NAME, TASKS, embedded_task
 from common.data.embedded.tasks import version as tasks_version
+from common.data.embedded.twemoji import TEMPLATES, VIEW
 from common.data.exported import PREFIX, ExportedSet, exported_splits
+from common.data.loader import ShardLoader
 from common.data.pictures import loader as picture_loader
+from common.data.reader import Decoder, ShardDataset, count_samples
 from common.data.retrieval import retrieval_set
+from common.data.transforms import center_view
 from common.preprocess import Preprocess
+from common.tokenizer import Tokenizer
 from common.zeroshot import Template
 
 Loader = Callable[[Preprocess, int, int], Iterable[Mapping[str, Any]]]
@@ -59,7 +65,7 @@ class Place:
 class Labelled:
     """Pictures of classes; the batches carry "label": long [B], places in ``class_names``.
 
-    templates: prompts for the names, see ``common.zeroshot.Template``.
+    templates: prompts for the names, see ``common.zeroshot.Template``; none for a user's own pictures.
     metric: "accuracy" or "mean_per_class", the one that papers report.
     scale: "paper" or "embedded".  version: a hash that changes with the pictures.
     account: of the samples; its ``delivered`` stays 0 where the loader does not count them.
@@ -161,7 +167,8 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
         pictures = labelled_set(name, split, place)
         if name in EMBEDDED_TASKS:
             return replace(_labelled(split, pictures, tasks_version()), scale="embedded")
-        return _labelled(split, pictures, pictures.version)
+        labelled = _labelled(split, pictures, pictures.version)
+        return replace(labelled, templates=()) if _own(name) else labelled
     entry, root = _entry(name), _root(name, place)
     if place.captions is None:
         raise ValueError(f"{entry.title}: give --captions, the path of Karpathy's json file. It needs {entry.get}")
@@ -202,13 +209,13 @@ def _labelled(split: str, pictures: ClassificationSet, version: str) -> Labelled
     return Labelled(split, names, templates, pictures.metric, loader, version=version, account=copy(pictures.account))
 
 
-class _Pictures(EmbeddedDataModule):
-    """The embedded benchmark without texts, at any picture size; sizes in VIEWS are drawn, others resized."""
-
-    def __init__(self, preprocess: Preprocess, batch_size: int, workers: int) -> None:
-        drawn = preprocess.size if preprocess.size in VIEWS else None
-        super().__init__(batch_size=batch_size, num_workers=workers, captions=False, image_size=drawn)
-        self.preprocess = preprocess
+def _embedded_loader(split: str, preprocess: Preprocess, batch_size: int, workers: int) -> ShardLoader:
+    """Pictures of the embedded benchmark at any size, without texts; sizes in VIEWS are drawn, others resized."""
+    view = preprocess.size if preprocess.size in VIEWS else VIEW
+    shards = count_samples([str(path) for path in sorted(pack(split, view=view).glob("*.tar"))])
+    transform = partial(center_view, image_size=preprocess.size, view=view)
+    dataset = ShardDataset(shards, Decoder(transform, preprocess, Tokenizer(), False), batch_size, max_damaged=0.0)
+    return ShardLoader(dataset, workers, dataset.evaluation_batches(max(1, workers)))
 
 
 def _embedded_classes(split: str) -> Labelled:
@@ -221,7 +228,7 @@ def _embedded_classes(split: str) -> Labelled:
     first = len(class_names("seen")) if split == "unseen-alone" else 0
 
     def loader(preprocess: Preprocess, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
-        batches = _Pictures(preprocess, batch_size, workers).dataloader(split.removesuffix("-alone"), train=False)
+        batches = _embedded_loader(split.removesuffix("-alone"), preprocess, batch_size, workers)
         return ({**batch, "label": batch["label"] - first} for batch in batches) if first else batches
 
     return Labelled(split, names, TEMPLATES, "accuracy", loader, "embedded", recipe_hash())
@@ -232,7 +239,7 @@ def _embedded_captions(split: str) -> Captioned:
 
     def loader(preprocess: Preprocess, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
         # Several readers would interleave their shards; one keeps the order.
-        return _Pictures(preprocess, batch_size, min(workers, 1)).dataloader(split, train=False)
+        return _embedded_loader(split, preprocess, batch_size, min(workers, 1))
 
     captions = [[scene(split, index)[1]] for index in indices(split)]
     return Captioned(split, captions, loader, "embedded", recipe_hash())

@@ -281,6 +281,12 @@ class ShardDataset(IterableDataset):
             return samples
         return len(range(self.rank + self.world * worker, samples, self.world * workers))
 
+    def evaluation_batches(self, workers: int) -> int | None:
+        """Batches of an evaluation by so many workers of this rank; None where a shard's samples are not known."""
+        if any(shard.samples is None for shard in self.shards):
+            return None
+        return sum(-(-self.reader_samples(worker, workers) // self.batch_size) for worker in range(workers))
+
     def __iter__(self) -> Iterator[dict[str, Tensor | list[str]]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)

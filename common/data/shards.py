@@ -231,7 +231,7 @@ class ShardDataModule(LightningDataModule):
             shuffle_buffer=self.shuffle_buffer,
             max_damaged=self.max_damaged,
         )
-        length = dataset.batches * workers if train else self._eval_batches(dataset, workers)
+        length = dataset.batches * workers if train else dataset.evaluation_batches(workers)
         loader = ShardLoader(dataset, self.num_workers, length, self._progress if train and trainer else None)
         self._loaders[split] = loader
         return loader
@@ -294,11 +294,6 @@ class ShardDataModule(LightningDataModule):
                 "lower it or num_workers"
             )
         return share // batch_size
-
-    def _eval_batches(self, dataset: ShardDataset, workers: int) -> int | None:
-        if any(shard.samples is None for shard in dataset.shards):
-            return None
-        return sum(-(-dataset.reader_samples(worker, workers) // dataset.batch_size) for worker in range(workers))
 
     def train_dataloader(self) -> ShardLoader:
         """Shuffled, augmented batches; the same number on every rank."""

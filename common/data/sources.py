@@ -23,13 +23,11 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import torchvision
-from timm.data import ImageNetInfo
 
 from common.data.account import Account
 from common.data.files import is_system_file, pictures_below
 from common.data.tables import read_json, read_table, read_text, text_cell
-from common.zeroshot import IMAGENET_NAMES
+from common.zeroshot import imagenet_names
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def first_there(root: Path, places: Sequence[str]) -> Path:
 
 def read_torchvision(root: Path, *, dataset: str, download: bool = False, **arguments: Any) -> Samples:
     """A set that torchvision reads: picture by picture (by its ``loader``), or as one array."""
-    kind = getattr(torchvision.datasets, dataset)
+    kind = _torchvision_class(dataset)
     if "loader" in inspect.signature(kind).parameters:
         data = kind(root, download=download, loader=str, **arguments)  # a "picture" is then its path
         samples = [data[index] for index in range(len(data))]
@@ -98,6 +96,12 @@ def read_torchvision(root: Path, *, dataset: str, download: bool = False, **argu
         return Samples(data.data, data.targets, data.classes)
     # The pets have neither, and their public interface decodes a picture to read its label.
     return Samples([str(path) for path in data._images], data._labels, data.classes)
+
+
+def _torchvision_class(name: str) -> type:
+    from torchvision import datasets  # takes seconds, and a user's own pictures need none of its classes
+
+    return getattr(datasets, name)
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -120,6 +124,13 @@ def class_folders(root: Path, account: Account) -> list[str]:
     return sorted(names, key=int)
 
 
+def _imagenet_folders(subset: str) -> list[str]:
+    """The class folders of ImageNet, or of a subset, as timm lists them."""
+    from timm.data import ImageNetInfo  # takes seconds
+
+    return ImageNetInfo(subset).label_names()
+
+
 def read_folder(
     root: Path,
     *,
@@ -138,7 +149,7 @@ def read_folder(
     """
     base, account = first_there(root, pictures), Account()
     names = class_folders(base, account)
-    known = ImageNetInfo(folders).label_names() if folders else names
+    known = _imagenet_folders(folders) if folders else names
     if not (set(names) <= set(known) if some else set(names) == set(known)):
         raise ValueError(
             f"{base} has {len(names)} folders ({', '.join(names[:3])}, ...), which are not the classes of {folders}"
@@ -156,7 +167,7 @@ def read_folder(
         kept = [index for index in range(len(paths)) if (index in chosen) == (take == "sampled")]
         paths, labels = [paths[index] for index in kept], [labels[index] for index in kept]
     if some:
-        words = dict(zip(known, IMAGENET_NAMES, strict=True))
+        words = dict(zip(known, imagenet_names(), strict=True))
         names = [words[name] for name in names]
     return Samples(paths, labels, names, account)
 
@@ -247,7 +258,7 @@ def read_idx(root: Path, *, dataset: str, folders: Sequence[str], prefix: str, d
 
     dataset: torchvision's class, which has the class names.  prefix: the start of the split's file names.
     """
-    kind = getattr(torchvision.datasets, dataset)
+    kind = _torchvision_class(dataset)
     if download:
         kind(root, download=True)
     names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")

@@ -36,8 +36,13 @@ def parser() -> argparse.ArgumentParser:
     add("--class-names", help="text file with one name a line, for a folder or table of your own")
     add(
         "--template",
-        help="a prompt with {} for the class name, or a .txt file of such; default: the data set's, but for a model "
-        "directory of tuned prompts the templates that they were tuned for",
+        help="a prompt with {} for the class name, or a .txt file of such; default: the data set's, for a folder or "
+        "table of your own the model's, for a model of tuned prompts the templates that they were tuned for",
+    )
+    add(
+        "--calibration",
+        metavar="NAME|FILE",
+        help="where the result goes: a name, or a .json file; default: with the model, where classify looks for it",
     )
     add("--limit", type=int, help="the first so many pictures")
     add("--batch-size", type=int, default=256, help="pictures at a time (default %(default)s)")
@@ -50,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return 0. ValueError: something is missing, or no setting meets the wish."""
     args = parser().parse_args(arguments)
     templates = None if args.template is None else read_templates(args.template)
+    named = model_arguments(args)
     from common.data.lookup import Place, source, splits_of
-    from common.deploy.calibration import Wish
+    from common.deploy.calibration import Wish, calibration_file
     from common.deploy.model import load
     from common.evaluate.tasks import Settings
 
@@ -61,12 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.split is None and split == "test":
         raise ValueError(f"{args.data} has no val, and a test split is for reporting; name what to use with --split")
     data = source(args.data, "zeroshot", split, Place(args.root, None, args.class_names))
-    deployed = load(**model_arguments(args), device=args.device)
+    deployed = load(**named, device=args.device)
     settings = Settings(args.batch_size, args.workers, deployed.device, limit=args.limit)
     calibration = calibrate(deployed, data, args.data, wish, templates, settings)
-    calibration.write(deployed.calibration_file)
+    file = deployed.calibration_file if args.calibration is None else calibration_file(args.calibration)
+    calibration.write(file)
     print("\n".join(lines(calibration)))
-    print(f"saved: {deployed.calibration_file}")
+    print(f"saved: {file}")
     return 0
 
 
@@ -81,15 +88,16 @@ def calibrate(
     """Choose the setting that meets a wish on labelled images.
 
     name: the name of the data, which the result records.
-    templates: prompts; None: the data's, or the model's where its texts were tuned for them.
+    templates: prompts; None: the data's, or the model's where its texts were tuned for them or the data has none.
     ValueError: the model has no setting, or no setting meets the wish.
     """
     from common.conditions import conditions
     from common.deploy.calibration import Calibration, choose, thinned
     from common.evaluate.tasks import Settings
 
-    settings, tuned = settings or Settings(device=deployed.device), deployed.model.templates
-    templates = tuple(templates or tuned or data.templates)
+    settings = settings or Settings(device=deployed.device)
+    own = tuple(deployed.model.templates or (() if data.templates else deployed.templates))
+    templates = tuple(templates or own or data.templates)
     if deployed.setting_name is None:
         raise ValueError(
             f"{deployed.model.name} has one cost, {deployed.costs[0]:.4g} GMACs a picture, and nothing to calibrate; "
@@ -107,7 +115,7 @@ def calibrate(
         deployed.costs,
         deployed.model.weights,
         deployed.prompts_hash(data.class_names, templates),
-        at_start | {"classes": len(data.class_names), "templates": len(templates), "own_templates": templates == tuned},
+        at_start | {"classes": len(data.class_names), "templates": len(templates), "own_templates": templates == own},
     )
 
 

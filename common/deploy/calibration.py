@@ -7,6 +7,7 @@ Shapes: M images, P paths (cheapest first), S settings (cheapest first).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -194,6 +195,18 @@ class Calibration:
             return cls(point=Point(**point), **fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is no calibration ({error}); `effclip calibrate` writes one") from error
+
+
+def calibration_file(name: str) -> Path:
+    """The file of ``--calibration NAME|FILE``: a path that ends in .json, or a name among the stored ones.
+
+    They are stored in $EFFCLIP_RUNS, or in the user's data folder where that is not set. The working directory is no
+    place for them: what a classification costs would depend on it.
+    """
+    if name.endswith(".json"):
+        return Path(name).expanduser()
+    data = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+    return Path(os.environ.get("EFFCLIP_RUNS") or data / "effclip") / "calibrations" / f"{name}.json"
 
 
 def thinned(outcomes: Outcomes) -> list[list[float]]:

@@ -1,7 +1,8 @@
 """`effclip classify`: which of some labels fits each picture, at a chosen cost.
 
-Each picture gives one row, as soon as it is classified: csv on the screen, or a .csv or .jsonl file. All other messages
-go to the error stream. A mistake in the command line is answered before torch is imported.
+Each picture gives one row, as soon as it is classified: csv or JSON lines, on the screen or in a file. All other
+messages go to the error stream; the first one says what decides the cost. A mistake in the command line, or a path
+where nothing is, is answered before torch is imported.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -35,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="effclip classify", description=__doc__.splitlines()[0])
     add = command.add_argument
-    add("paths", nargs="+", metavar="PATH", help="pictures, and folders of pictures at any depth")
+    add(
+        "paths", nargs="+", metavar="PATH", help="pictures, folders of pictures at any depth; - reads paths, one a line"
+    )
     add("--labels", help='the classes, as "cat,dog"; default: those that the model was trained on')
     add("--labels-file", help="the classes in a text file, one a line")
     add(
@@ -45,12 +48,26 @@ def parser() -> argparse.ArgumentParser:
     add_model(command, default="the packaged model")
     add("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds; needs `effclip calibrate` once")
     add("--threshold", type=float, help="stop at the first level whose margin is at least this, in [0, 1]")
-    add("--out", type=Path, help="a .csv or .jsonl file for the rows (default: csv to the screen)")
+    add(
+        "--calibration",
+        metavar="NAME|FILE",
+        help="follow what `effclip calibrate` stored under this name or file; default: that of a model directory, and "
+        "for --gmacs that of the model",
+    )
+    add("--topk", type=_topk, default=1, metavar="K|all", help="how many classes a row names (default %(default)s)")
+    add("--out", type=Path, help="a .csv or .jsonl file for the rows (default: to the screen)")
+    add("--format", choices=("csv", "jsonl"), help="of rows on the screen (default csv); a file's suffix says its own")
+    add("--stats", type=Path, metavar="FILE", help="a .json file for the summary: pictures, seconds, cost, levels")
     add("--strict", action="store_true", help="exit with code 1 when a picture could not be read")
     add("--batch-size", type=int, default=64, help="pictures at a time (default %(default)s)")
     add("--workers", type=int, help="threads that read pictures (default: one a core, at most 8)")
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
+    add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
     return command
+
+
+def _topk(text: str) -> int:
+    return sys.maxsize if text == "all" else int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,38 +75,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done.  1: with --strict, a picture was damaged.  141: the reader of the rows has closed the pipe.
     """
+    start = time.monotonic()
     args = parser().parse_args(arguments)
     labels = read_labels(args.labels, args.labels_file)
     templates = None if args.template is None else read_templates(args.template)
-    if args.out is not None and args.out.suffix not in _SUFFIXES:
-        raise ValueError(f"--out {args.out}: rows are written as {' or '.join(_SUFFIXES)}")
+    _check_outputs(args)
     from common.data.files import find_pictures
-    from common.deploy.model import load
     from common.packaged import default_model
     from common.progress import bar
 
-    total = sum(1 for _ in find_pictures(args.paths))  # a missing path is an error before a model is loaded
-    deployed = load(**model_arguments(args), device=args.device)
-    if args.model is None:
-        _say(default_model().about)
+    paths = _given(args.paths)
+    total = sum(1 for _ in find_pictures(paths))  # a missing path is an error before torch is imported
+    named = model_arguments(args)
+    from common.deploy.model import load
+
+    options = {"device": args.device, "dtype": args.dtype, "calibration": args.calibration}
+    deployed = load(**named, **options)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
-        classification = deployed.prepare(labels, gmacs=args.gmacs, threshold=args.threshold, templates=templates)
+        classification = deployed.prepare(
+            labels, gmacs=args.gmacs, threshold=args.threshold, templates=templates, topk=args.topk
+        )
+    _say(_choice(classification, args))
+    if args.model is None:
+        _say(default_model().about)
     for remark in remarks:
         _say(f"note: {remark.message}")
-    tally, start = Tally(), time.monotonic()
-    answers = classification.stream(find_pictures(args.paths), args.batch_size, args.workers)
+    tally, loaded = Tally(), time.monotonic()
+    answers = classification.stream(find_pictures(paths), args.batch_size, args.workers)
     try:
-        with _writer(args.out) as write:
+        with _writer(args.out, args.format, classification.topk) as write:
             for answer in bar(answers, "classifying", total):
                 tally.add(answer)
-                write(asdict(answer))
+                write(answer)
     except BrokenPipeError:
         # The reader of the rows, such as head, has stopped. Rows in the buffer are flushed at exit and need a target.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _SIGPIPE_EXIT_CODE
-    _say("\n".join(tally.lines(classification, time.monotonic() - start)))
+    stats = tally.stats(classification, loaded - start, time.monotonic() - start)
+    _say("\n".join(lines(stats)))
+    if args.stats is not None:
+        with written_whole(args.stats) as part:
+            part.write_text(json.dumps(stats, indent=1) + "\n")
     return 1 if args.strict and tally.damaged else 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """ValueError: two arguments about what is written do not fit together, or a file has another suffix."""
+    if args.out is not None and args.out.suffix not in _SUFFIXES:
+        raise ValueError(f"--out {args.out}: rows are written as {' or '.join(_SUFFIXES)}")
+    if args.out is not None and args.format not in (None, args.out.suffix[1:]):
+        raise ValueError(f"--format {args.format} is not what --out {args.out} says; leave one of them out")
+    if args.stats is not None and args.stats.suffix != ".json":
+        raise ValueError(f"--stats {args.stats}: the summary is written as .json")
+    if args.calibration is not None and args.threshold is not None:
+        raise ValueError("--calibration and --threshold both choose a threshold; give one of them")
+
+
+def _given(paths: Sequence[str]) -> list[str]:
+    """The paths of the command line; "-" stands for those on the input stream, one a line. ValueError: no path."""
+    given = [line for path in paths for line in (sys.stdin.read().splitlines() if path == "-" else [path]) if line]
+    if not given:
+        raise ValueError("no path came over the input stream; give one a line")
+    return given
+
+
+def _choice(classification: Classification, args: argparse.Namespace) -> str:
+    """What decides how much a picture costs: the first line of the command."""
+    deployed, setting, used = classification.deployed, classification.setting, classification.calibration
+    if deployed.setting_name is None:
+        return "every picture takes the one path of this model"
+    what = "all levels" if setting > 1 else f"{deployed.setting_name.replace('keep', 'keep rate')} {setting:.4g}"
+    if used is not None:
+        wish = " ".join(f"{name} {value:g}" for name, value in used.wish.items() if value is not None)
+        made = f", made for {wish} on {used.conditions.get('data')}" if wish else ""
+        return f"{what}, by the calibration {deployed.calibration_file}{made}"
+    asked = args.threshold is not None or args.gmacs is not None
+    return f"{what}, as asked" if asked else f"{what}: neither --gmacs, --threshold nor --calibration asks for less"
 
 
 @dataclass
@@ -111,55 +173,94 @@ class Tally:
         if answer.level is not None:
             self.levels[answer.level] += 1
 
-    def lines(self, classification: Classification, seconds: float) -> list[str]:
-        """The summary: how many, how fast, at what cost, and what the calibration predicted."""
-        line = f"{self.answered:,} pictures in {seconds:.1f} s ({self.answered / max(seconds, 1e-9):.0f} images/s)"
-        lines = [line + (f", {self.damaged:,} that could not be read" if self.damaged else "")]
-        if not self.answered:
-            return lines
-        if self.gmacs is None:
-            return [*lines, "cost: not counted, this architecture has an operation whose cost is not known"]
+    def stats(self, classification: Classification, start_up: float, seconds: float) -> dict[str, Any]:
+        """The summary as plain values.
+
+        start_up, seconds: since the command began, until the model was ready and until the last picture.
+        """
         deployed, setting = classification.deployed, classification.setting
-        mean, most = self.gmacs / self.answered, max(deployed.costs)
-        lines.append(f"mean cost {mean:.4g} GMACs a picture in the image tower, {100 * mean / most:.0f} % of the most")
-        stops = ", ".join(f"{count:,} at level {level}" for level, count in sorted(self.levels.items()))
-        if stops:
-            threshold = "no threshold: all levels" if setting > 1 else f"threshold {setting:.4g}"
-            lines.append(f"stopped: {stops} ({threshold})")
-        lines += [f"keep rate {setting:g}"] if deployed.setting_name == "keep" else []
-        calibration = deployed.calibration if deployed.setting_name else None
-        if calibration is not None and classification.calibrated_on_these and setting == calibration.point.setting:
-            point, (low, high) = calibration.point, calibration.point.gmacs_interval
-            lines.append(f"calibrated: {point.gmacs:.4g} [{low:.4g}, {high:.4g}] on {calibration.pictures:,} pictures")
-        return lines
+        known = self.gmacs is not None and self.answered > 0
+        used = classification.calibration
+        foretold = used is not None and classification.calibrated_on_these and setting == used.point.setting
+        return {
+            "pictures": self.answered,
+            "damaged": self.damaged,
+            "seconds": seconds,
+            "start_up_seconds": start_up,
+            "pictures_per_second": self.answered / max(seconds - start_up, 1e-9),
+            "mean_gmacs": self.gmacs / self.answered if known else None,
+            "most_gmacs": max(deployed.costs) if known else None,
+            "setting": deployed.setting_name,
+            "value": setting,
+            "levels": {str(level): count for level, count in sorted(self.levels.items())},
+            "calibration": str(deployed.calibration_file) if used is not None else None,
+            "calibrated_gmacs": [used.point.gmacs, *used.point.gmacs_interval] if foretold else None,
+            "calibrated_on": used.pictures if foretold else None,
+            "device": deployed.device,
+            "dtype": deployed.dtype,
+        }
+
+
+def lines(stats: dict[str, Any]) -> list[str]:
+    """The summary in words: how many, how fast, at what cost, and what the calibration predicted."""
+    line = f"{stats['pictures']:,} pictures in {stats['seconds']:.1f} s, {stats['start_up_seconds']:.1f} s of them to "
+    line += f"start; then {stats['pictures_per_second']:.0f} images/s"
+    result = [line + (f", {stats['damaged']:,} that could not be read" if stats["damaged"] else "")]
+    if not stats["pictures"]:
+        return result
+    if stats["mean_gmacs"] is None:
+        return [*result, "cost: not counted, this architecture has an operation whose cost is not known"]
+    mean, setting = stats["mean_gmacs"], stats["value"]
+    share = 100 * mean / stats["most_gmacs"]
+    result.append(f"mean cost {mean:.4g} GMACs a picture in the image tower, {share:.0f} % of the most")
+    stops = ", ".join(f"{count:,} at level {level}" for level, count in stats["levels"].items())
+    if stops:
+        result.append(f"stopped: {stops} ({'no threshold: all levels' if setting > 1 else f'threshold {setting:.4g}'})")
+    result += [f"keep rate {setting:g}"] if stats["setting"] == "keep" else []
+    if stats["calibrated_gmacs"] is not None:
+        gmacs, low, high = stats["calibrated_gmacs"]
+        result.append(f"calibrated: {gmacs:.4g} [{low:.4g}, {high:.4g}] on {stats['calibrated_on']:,} pictures")
+    return result
 
 
 @contextmanager
-def _writer(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes one row. In files, a name that is not valid Unicode keeps its bytes."""
+def _writer(out: Path | None, screen: str | None, topk: int) -> Iterator[Callable[[Answer], None]]:
+    """A function that writes one row. In files, a name that is not valid Unicode keeps its bytes.
+
+    screen: the format where there is no file.  topk: the number of classes in a row.
+    """
     if out is None:
-        write = _rows(sys.stdout, jsonl=False)
-        yield lambda row: write(row | {"picture": row["picture"].encode(errors="replace").decode()})
+        write = _rows(sys.stdout, screen == "jsonl", topk)
+        yield lambda answer: write(replace(answer, picture=answer.picture.encode(errors="replace").decode()))
         sys.stdout.flush()
         return
     with written_whole(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        yield _rows(file, jsonl=out.suffix == ".jsonl")
+        yield _rows(file, out.suffix == ".jsonl", topk)
 
 
-def _rows(file: IO[str], jsonl: bool) -> Callable[[dict[str, Any]], None]:
+def _rows(file: IO[str], jsonl: bool, topk: int) -> Callable[[Answer], None]:
+    """A function that writes one row: further classes as a list "top" in JSON, in columns label_2 and so on in csv."""
     if jsonl:
-        return lambda row: print(json.dumps(row), file=file)
+        return lambda answer: print(json.dumps(_fields(answer, {"top": answer.top} if topk > 1 else {})), file=file)
     table: csv.DictWriter | None = None
 
-    def write(row: dict[str, Any]) -> None:
+    def write(answer: Answer) -> None:
         nonlocal table
+        others: dict[str, Any] = {}
+        for place in range(1, topk):
+            label, probability = answer.top[place] if answer.top else (None, None)
+            others |= {f"label_{place + 1}": label, f"probability_{place + 1}": probability}
+        row = _fields(answer, others)
         if table is None:
             table = csv.DictWriter(file, list(row), lineterminator="\n")
             table.writeheader()
-        shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
-        table.writerow(shown)
+        table.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
 
     return write
+
+
+def _fields(answer: Answer, others: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in asdict(answer).items() if name != "top"} | others
 
 
 def _say(text: str) -> None:

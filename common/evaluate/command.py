@@ -49,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--template",
         help=f"{ENSEMBLE} (all of the data set's), {SINGLE} (its first), a text with {{}} for the class name, or a "
-        f".txt file of such lines; default: {ENSEMBLE}, or for a model directory of tuned prompts the templates that "
-        "they were tuned for",
+        f".txt file of such lines; default: {ENSEMBLE}; for a folder or table of your own, which has none, the "
+        "model's, and for a model of tuned prompts the templates that they were tuned for",
     )
     add("--shots", default="full", help="linear probe: samples of each class, or full, such as 1,4,16,full")
     add(
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0. ValueError: something is missing, or two arguments do not fit together."""
     args = parser().parse_args(arguments)
     args.tasks, args.shots = _tasks(args.tasks), _shots(args.shots)
+    named = model_arguments(args)
     if args.seeds < 1:
         raise ValueError(f"--seeds {args.seeds} must be at least 1")
     import torch
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit)
     args.place = Place(args.root, args.captions, args.class_names)
     sources = {task: source(args.data, task, args.split, args.place) for task in args.tasks}
-    model = load_model(**model_arguments(args))
+    model = load_model(**named)
     # Plan all tasks before the first one runs: a mistake in the last one then costs nothing.
     plans = [_plan(task, data, model, args, settings) for task, data in sources.items()]
     for plan in plans:
@@ -202,14 +203,19 @@ def _run(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings)
 def _templates(choice: str | None, data: Labelled, model: Model) -> tuple[str, tuple[Template, ...]]:
     """The name of the ``--template`` in force, and its templates for this model on this data set.
 
+    A user's own pictures come without templates: theirs are the model's, or CLIP's single prompt.
     ValueError: no such file, or a text without {}.
     """
-    if choice is None and model.templates:
-        return OWN, model.templates
+    from common.zeroshot import PHOTO
+
+    own = model.templates or (() if data.templates else model.own_templates)
+    if choice is None and own:
+        return OWN, own
+    written = tuple(data.templates) or PHOTO
     if choice in (None, ENSEMBLE):
-        return ENSEMBLE, tuple(data.templates)
+        return ENSEMBLE, written
     if choice == SINGLE:
-        return SINGLE, tuple(data.templates[:1])
+        return SINGLE, written[:1]
     return choice, read_templates(choice, f", {ENSEMBLE} or {SINGLE}")
 
 

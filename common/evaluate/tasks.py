@@ -21,7 +21,7 @@ from common.data.sources import few_shot
 from common.evaluate.accuracy import Accuracy, accuracy, wilson_interval
 from common.evaluate.class_cache import cached_class_embeddings
 from common.evaluate.probe import fit_best
-from common.inference import optimize_for_inference
+from common.inference import DTYPES, optimize_for_inference
 from common.models import OPEN_CLIP, Model
 from common.progress import bar
 from common.retrieval import ranks, recall
@@ -29,7 +29,6 @@ from common.zeroshot import Template, embed_prompts, fill
 
 Features = Literal["embedding", "penultimate"]
 """What a linear probe reads: joint embeddings, or the class token before projection, as CLIP and SLIP do."""
-DTYPES = ("float32", "bfloat16", "float16")
 FULL = "full"
 
 

@@ -91,3 +91,11 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     assert load_model(str(folder)).type == "wave"
     with pytest.raises(ValueError, match="holds no text tower alone"):
         TextModel.load(other / "model.safetensors")
+
+
+def test_files_have_the_rights_that_the_umask_gives(tmp_path):
+    folder = tiny_directory(tmp_path / "model")
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in [*folder.iterdir(), tmp_path / "plain"]} == {
+        (tmp_path / "plain").stat().st_mode
+    }

@@ -129,7 +129,7 @@ def test_refusals_before_anything_is_fetched(small, clip, tmp_path, monkeypatch)
         ("ViT-Z-99",): "'ViT-Z-99' is no file or folder here and no open_clip model",
         ("ViT-B-16",): r"without weights is random; give --weights with one of \['openai'",
         ("ViT-B-16", "laion9b"): "'laion9b' is no weights tag of ViT-B-16",
-        ("ViT-B-16", "openai"): "trained with QuickGELU; ViT-B-16 has GELU; name the matching",
+        ("ViT-B-16", "openai"): "ViT-B-16 has GELU; name the matching architecture, ViT-B-16-quickgelu",
         ("ViT-B-16-quickgelu", "openai", False): "--quick-gelu says GELU",
         (name, file): "--quick-gelu yes or no",
         (name, f"{tmp_path}/wrong.pt", False): "does not fit evaluated-small",

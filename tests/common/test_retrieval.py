@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.retrieval import PairRecall, ranks, recall
+from common.pair_recall import PairRecall
+from common.retrieval import ranks, recall
 
 
 def brute_force(images, texts, owner):

@@ -4,6 +4,7 @@ import open_clip
 import pytest
 import torch
 
+from common import byte_pairs
 from common.tokenizer import Tokenizer, encode
 
 TEXTS = [
@@ -13,6 +14,7 @@ TEXTS = [
     "naïve 北京 🦉",
     "x",
     "supercalifragilisticexpialidocious " * 3,
+    "<start_of_text> We'LL've 1234 ½ &lt;b&gt; \u00a0\u200b ſ İ <END_OF_TEXT>",
 ]
 
 
@@ -20,6 +22,15 @@ TEXTS = [
 def test_ids_equal_open_clips(context_length):
     expected = open_clip.get_tokenizer("ViT-B-16")(TEXTS, context_length=context_length)
     assert torch.equal(Tokenizer(context_length)(TEXTS), expected)
+
+
+def test_every_id_is_spelt_as_open_clip_spells_it():
+    spelling = open_clip.tokenizer.SimpleTokenizer().decode
+    assert [byte_pairs.decode(number) for number in range(0, 49_408, 7)] == [
+        spelling([number]) for number in range(0, 49_408, 7)
+    ]
+    for text in open_clip.IMAGENET_CLASSNAMES[:300]:
+        assert encode(text)[1:-1] == open_clip.tokenizer.SimpleTokenizer.encode(open_clip.tokenizer._tokenizer, text)
 
 
 def test_a_long_text_is_cut_before_its_end_only_when_asked():

@@ -6,7 +6,7 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch.nn import functional as F
 
 from common.clip import CLIP
-from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES, class_embeddings, fill, similarity
+from common.zeroshot import class_embeddings, fill, imagenet_names, imagenet_templates, similarity
 
 ARCHITECTURE = {
     "embed_dim": 32,
@@ -20,7 +20,7 @@ def test_equals_open_clips_classifier(templates):
     theirs = open_clip.CLIP(**ARCHITECTURE).eval()
     ours = CLIP(ARCHITECTURE).eval()
     ours.load_weights(theirs.state_dict())
-    names = list(IMAGENET_NAMES[:23])
+    names = list(imagenet_names()[:23])
     expected = build_zero_shot_classifier(theirs, open_clip.get_tokenizer("ViT-B-16"), names, templates).T
     prompts = [template("{}") for template in templates]
     for batch_size in (1, 7, 512):
@@ -34,10 +34,10 @@ def test_equals_open_clips_classifier(templates):
 
 
 def test_imagenet_names_and_prompts():
-    assert len(IMAGENET_NAMES) == 1000
-    assert (IMAGENET_NAMES[0], IMAGENET_NAMES[-1]) == ("tench", "toilet paper")
-    assert len(IMAGENET_TEMPLATES) == 80
-    assert IMAGENET_TEMPLATES[0].replace("{}", "tench") == OPENAI_IMAGENET_TEMPLATES[0]("tench")
+    assert len(imagenet_names()) == 1000
+    assert (imagenet_names()[0], imagenet_names()[-1]) == ("tench", "toilet paper")
+    assert len(imagenet_templates()) == 80
+    assert imagenet_templates()[0].replace("{}", "tench") == OPENAI_IMAGENET_TEMPLATES[0]("tench")
 
 
 def test_bad_prompts_are_refused():
@@ -52,6 +52,12 @@ def test_a_template_can_ask_for_the_article():
     assert fill("a photo of {a} {}.", "apple") == "a photo of an apple."
     assert fill("{a} {} and {a} {}", "Egg") == "an Egg and an Egg"
     assert fill("{a} {}", "unicorn") == "a unicorn" and fill("the {}", "hourglass") == "the hourglass"
+
+
+def test_a_name_with_an_article_is_given_no_second_one():
+    assert fill("a photo of a {}.", "an apple") == fill("a photo of {a} {}.", "an apple") == "a photo of an apple."
+    assert fill("the {}", "The Hague") == "The Hague" and fill("{}", "a beach") == "a beach"
+    assert fill("{a} red {}", "a car") == "a red car" and fill("a {}", "android") == "a android"
 
 
 def test_similarity_is_fp32_under_autocast():

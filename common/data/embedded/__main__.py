@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from common.data.embedded.module import SPLITS, pack
+from common.data.embedded.splits import SPLITS, pack
 
 
 def main() -> int:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.data.embedded.module import SPLITS, indices, scene
 from common.data.embedded.scenes import CANVAS, VIEW, class_names
+from common.data.embedded.splits import SPLITS, indices, scene
 
 
 def write_folder(folder: Path, split: str = "test", pictures: int = 200) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from common.data.classification import ClassificationSet
-from common.data.embedded.module import recipe_hash
 from common.data.embedded.scenes import CANVAS, VIEW, class_names, draw_scene
+from common.data.embedded.splits import recipe_hash
 from common.data.embedded.twemoji import TEMPLATES
 from common.data.sources import Samples
 

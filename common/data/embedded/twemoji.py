@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from common.article import with_article
-from common.tokenizer import encode
+from common.byte_pairs import encode
 
 CANVAS, VIEW = 56, 48  # stored pixels, and those a model sees: the margin is what the training crop moves in
 COLOURS = {

@@ -18,7 +18,7 @@ from benchmarks.waveclip.rivals import BASELINES, TEACHER, WAVECLIP, tinyclip_ar
 from common.data.classification import ClassificationSet
 from common.data.sources import Samples
 from common.preprocess import Preprocess
-from common.zeroshot import IMAGENET_NAMES, PHOTO, similarity
+from common.zeroshot import PHOTO, imagenet_names, similarity
 from tests.benchmarks.waveclip.test_rivals import SMALL_TEXT, released_tinyclip
 from waveclip.gating import MarginGate
 from waveclip.progressive import ProgressiveClassifier
@@ -72,7 +72,7 @@ def filled(small_rows, tmp_path_factory):
         state = model.state_dict()
         torch.save(released_tinyclip(model) if name.startswith("tinyclip") else state, weights / f"{name}.pt")
         classifier = build_zero_shot_classifier(
-            model, open_clip.get_tokenizer("ViT-B-16"), IMAGENET_NAMES, ["a photo of a {}."], 100
+            model, open_clip.get_tokenizer("ViT-B-16"), imagenet_names(), ["a photo of a {}."], 100
         )
         settings = PreprocessCfg(**asdict(replace(row.foreign or Preprocess(), size=row.image_size)))
         transform = image_transform_v2(settings, is_train=False)
@@ -91,8 +91,8 @@ def labelled(filled, monkeypatch):
     pictures, _, scores, _, _ = filled
     names = list(scores)
     labels = [int(scores[names[index % len(names)]][index].argmax()) for index in range(16)]
-    samples = Samples([np.asarray(picture) for picture in pictures], labels, list(IMAGENET_NAMES))
-    images = ClassificationSet(samples, "imagenet", IMAGENET_NAMES)
+    samples = Samples([np.asarray(picture) for picture in pictures], labels, list(imagenet_names()))
+    images = ClassificationSet(samples, "imagenet", imagenet_names())
     monkeypatch.setattr(imagenet, "validation_images", lambda root: images)
     return torch.tensor(labels)
 

@@ -6,7 +6,7 @@ import pytest
 
 from common.data.catalogue import METRICS, PROTOCOLS, entry, names
 from common.data.sources import READERS
-from common.zeroshot import IMAGENET_NAMES, IMAGENET_TEMPLATES
+from common.zeroshot import imagenet_names, imagenet_templates
 
 # classes, train, test, metric of MLIP's Table 11; Caltech-101's test split is explained in its file
 TABLE_11 = {
@@ -86,7 +86,7 @@ def test_entries_of_classification_are_usable(name, protocol):
 
 
 def test_imagenet_takes_names_and_prompts_from_open_clip():
-    assert entry("imagenet").class_names == IMAGENET_NAMES and entry("imagenet").templates == IMAGENET_TEMPLATES
+    assert entry("imagenet").class_names == imagenet_names() and entry("imagenet").templates == imagenet_templates()
     assert entry("imagenet", "coop").templates == ("a photo of a {}.",)
 
 

@@ -12,7 +12,7 @@ from common.data.catalogue import entry, names
 from common.data.classification import classification_set, loader
 from common.data.transforms import eval_transform, to_batch
 from common.preprocess import Preprocess
-from common.zeroshot import IMAGENET_NAMES
+from common.zeroshot import imagenet_names
 from tests.common.data import miniature
 from tests.common.data.miniature import SPLITS, TWO, paint, small, write_idx, write_split_json
 
@@ -91,7 +91,7 @@ def test_an_unknown_pickle_is_never_opened(tmp_path, monkeypatch):
 def test_imagenet_wherever_it_stands(tmp_path):
     written = miniature.write_imagenet(tmp_path / "val")
     of = small(entry("imagenet"), written, 1000)
-    check(of, tmp_path, written, list(IMAGENET_NAMES))
+    check(of, tmp_path, written, list(imagenet_names()))
     place = tmp_path / "val"
     for new in (tmp_path / "imagenet/val", tmp_path / "imagenet/images/val"):
         new.parent.mkdir()

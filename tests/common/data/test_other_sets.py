@@ -11,7 +11,7 @@ from torchvision.datasets import STL10
 
 from common.data.catalogue import Split, entry
 from common.data.classification import classification_set
-from common.zeroshot import IMAGENET_NAMES
+from common.zeroshot import imagenet_names
 from tests.common.data.miniature import paint, write_text
 
 WNIDS = list(ImageNetInfo("imagenet-1k").label_names())
@@ -33,7 +33,7 @@ def test_variants_of_some_of_imagenets_classes_have_their_names(name, folder, tm
         paint(tmp_path / folder / WNIDS[label] / "a.png", gray)
     result = classification_set(miniature(name, 2, 2), tmp_path)
     assert contents(result) == [(5, 0), (6, 1)]
-    assert result.class_names == [IMAGENET_NAMES[1], IMAGENET_NAMES[999]] == ["goldfish", "toilet paper"]
+    assert result.class_names == [imagenet_names()[1], imagenet_names()[999]] == ["goldfish", "toilet paper"]
     paint(tmp_path / folder / "README" / "a.png", 7)
     with pytest.raises(ValueError, match="are not the classes of imagenet-1k"):
         classification_set(miniature(name, 3, 3), tmp_path)
@@ -43,7 +43,7 @@ def test_sketches_of_all_of_imagenets_classes(tmp_path):
     for wnid in WNIDS:
         paint(tmp_path / "sketch" / wnid / "sketch_0.JPEG", 9)
     result = classification_set(miniature("imagenet_sketch", 1000, 1000), tmp_path)
-    assert result.labels == list(range(1000)) and result.class_names == list(IMAGENET_NAMES)
+    assert result.labels == list(range(1000)) and result.class_names == list(imagenet_names())
 
 
 def test_the_numbers_of_imagenet_v2s_folders_are_labels(tmp_path):

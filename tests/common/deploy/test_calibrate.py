@@ -14,13 +14,14 @@ from common.data.embedded import module as embedded
 from common.data.embedded.folder import write_folder
 from common.data.lookup import source
 from common.deploy.calibrate import calibrate, observe
-from common.deploy.calibration import Wish, choose
+from common.deploy.calibration import Calibration, Wish, choose
 from common.deploy.model import Deployed, load
 from common.evaluate.tasks import Settings
 from common.models import Model
 from common.packaged import default_model
 from common.preprocess import Preprocess
 from tests.common.towers import NAMES, AttendedTower, tiny_directory
+from waveclip import WaveTower
 
 SETTINGS = Settings(batch_size=50, workers=0)
 
@@ -65,6 +66,46 @@ def test_a_budget_from_calibration_to_classification(model, labelled, capsys):
     assert "note: the calibration was made with other labels" in capsys.readouterr().err
 
 
+def test_a_calibration_is_used_where_it_was_asked_for(labelled, tmp_path, monkeypatch, capsys):
+    """Weights that lie in no model directory: their calibration is stored, and not followed unasked."""
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    wave, text = str(tmp_path / "wave.safetensors"), str(tmp_path / "clip.safetensors")
+    clip = CLIP.tiny().eval()
+    clip.save(text)
+    WaveTower.from_image_tower(clip.image_tower).save(wave, clip.architecture)
+    weights = ["--model", wave, "--text-model", text]
+    first, last = load(wave, text_model=text, device="cpu").costs
+    budget, template = ["--gmacs", f"{(first + last) / 2:.9f}"], ["--template", "{a} {}"]
+    line = ["calibrate", "--data", labelled, *weights, *template, *budget, "--workers", "0"]
+    for place in ([], ["--calibration", "nightly"], ["--calibration", str(tmp_path / "mine.json")]):
+        assert main([*line, *place]) == 0
+    stored = tmp_path / "runs" / "calibrations" / "nightly.json"
+    assert Calibration.read(stored).point == Calibration.read(tmp_path / "mine.json").point
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)  # the working directory has no say
+    for asked, said in (
+        ([], "all levels: neither --gmacs"),
+        (budget, ", by the calibration "),
+        (["--calibration", "nightly"], "nightly.json, made for gmacs"),
+        (["--calibration", "mine.json"], "by the calibration mine.json"),
+    ):
+        labels = ["--labels", ",".join(NAMES)]
+        assert main(["classify", labelled, *weights, *template, *labels, "--device", "cpu", *asked]) == 0
+        error = capsys.readouterr().err
+        assert said in error.splitlines()[0] and ("calibrated: " in error) == bool(asked)
+
+
+def test_a_users_own_pictures_take_the_models_templates(model, labelled, tmp_path, capsys):
+    """Here the model knows its words alone, so any other template would be refused."""
+    line = ["--data", labelled, "--model", model, "--workers", "0", "--device", "cpu"]
+    assert main(["calibrate", *line, "--gmacs", "1"]) == 0
+    assert main(["evaluate", *line, "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.count(", the model's own templates") == 2
+    assert load(model, device="cpu").prepare().calibrated_on_these
+    assert main(["evaluate", *line, "--template", "ensemble"]) == 1
+    assert "is not in this model's vocabulary" in capsys.readouterr().err
+
+
 def test_held_out_pictures_cost_what_was_foretold(tmp_path, monkeypatch):
     """The embedded model, calibrated on val: the mean cost of test pictures, really run, lies in the interval."""
     monkeypatch.setitem(embedded.SPLITS, 1, {"val": (400, 200), "test": (400, 200)})
@@ -100,17 +141,17 @@ def test_the_default_model_keeps_its_calibration_with_the_runs(tmp_path, monkeyp
 
 
 @torch.no_grad()
-def test_keep_rates_are_calibrated_too(model, labelled):
+def test_keep_rates_are_calibrated_too(model, labelled, tmp_path):
     whole = load(model, device="cpu")
     tower = AttendedTower(random_tower(), 0.5)
-    weights = {"image": "a", "text": "b"}
-    deployed = Deployed(Model("kept", "kept", Preprocess(32), tower, whole.model.texts, weights, {}), NAMES, ["a {}"])
+    kept = Model("kept", "kept", Preprocess(32), tower, whole.model.texts, {"image": "a", "text": "b"}, {})
+    deployed = Deployed(kept, NAMES, ["a {}"])
     of = source(labelled, "zeroshot")
-    found = calibrate(deployed, of, labelled, Wish(gmacs=deployed.costs[4] * 1.01), ["a {}"], SETTINGS)
-    assert (found.knob, found.point.setting) == ("keep", deployed.paths.rates[4])
-    found.write(deployed.calibration_file)
-    answers = deployed.classify(labelled)
-    assert {answer.gmacs for answer in answers} == {deployed.costs[4]}
+    found = calibrate(deployed, of, labelled, Wish(gmacs=deployed.costs[3] * 1.01), ["a {}"], SETTINGS)
+    assert (found.knob, found.point.setting) == ("keep", deployed.paths.rates[3])
+    found.write(tmp_path / "kept.json")
+    answers = Deployed(kept, NAMES, ["a {}"], calibration=tmp_path / "kept.json").classify(labelled)
+    assert {answer.gmacs for answer in answers} == {deployed.costs[3]}
     right = np.mean([answer.picture.split("/")[-2] == answer.label for answer in answers])
     assert right == pytest.approx(found.point.accuracy)
 

@@ -75,6 +75,44 @@ def test_only_strict_makes_a_damaged_picture_a_failure(model, folder, capsys):
     assert "it is none of JPEG, PNG" in capsys.readouterr().out
 
 
+def test_a_row_names_as_many_classes_as_asked_for(model, folder, capsys):
+    line = ["classify", folder, "--model", model, "--device", "cpu"]
+    assert main([*line, "--topk", "2"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert list(rows[0])[-4:] == ["gmacs", "error", "label_2", "probability_2"]
+    assert main([*line, "--topk", "all", "--format", "jsonl"]) == 0
+    parsed = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    for row, other in zip(rows, parsed, strict=True):
+        if row["error"]:
+            assert row["label_2"] == row["probability_2"] == "" and other["top"] == []
+            continue
+        assert sorted(label for label, _ in other["top"]) == sorted(NAMES)
+        assert sum(probability for _, probability in other["top"]) == pytest.approx(1, abs=1e-5)
+        assert [label for label, _ in other["top"][:2]] == [row["label"], row["label_2"]]
+        assert other["top"][1][1] == pytest.approx(float(row["probability_2"]), rel=1e-4)
+
+
+def test_paths_from_the_input_stream(model, folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{folder}/a/0.png\n\n{folder}/b/1.png\n"))
+    assert main(["classify", "-", "--model", model]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["picture"] for row in rows] == [f"{folder}/a/0.png", f"{folder}/b/1.png"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert main(["classify", "-", "--model", model]) == 1
+    assert "no path came over the input stream" in capsys.readouterr().err
+
+
+def test_the_summary_as_a_file(model, folder, tmp_path, capsys):
+    line = ["classify", folder, "--model", model, "--device", "cpu", "--threshold", "0.01", "--dtype", "bfloat16"]
+    assert main([*line, "--stats", str(tmp_path / "summary.json")]) == 0
+    stats, printed = json.loads((tmp_path / "summary.json").read_text()), capsys.readouterr()
+    costs = [float(row["gmacs"]) for row in csv.DictReader(io.StringIO(printed.out)) if row["gmacs"]]
+    assert (stats["pictures"], stats["damaged"], stats["dtype"]) == (9, 1, "bfloat16")
+    assert stats["mean_gmacs"] == pytest.approx(np.mean(costs), rel=1e-4) and sum(stats["levels"].values()) == 9
+    assert 0 < stats["start_up_seconds"] < stats["seconds"]
+    assert printed.err.splitlines()[0] == "threshold 0.01, as asked"
+
+
 def test_labels_from_the_line_or_a_file(model, folder, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("cat\n\n dog \n", encoding="utf-8-sig")  # as some editors save it
     for words in (["--labels", "cat, dog"], ["--labels-file", str(tmp_path / "labels.txt")]):
@@ -132,7 +170,16 @@ def test_the_default_model_knows_emoji_and_says_so(tmp_path, capsys, monkeypatch
         (["--gmacs", "0.0001"], "run `effclip calibrate"),
         (["--gmacs", "1e-9"], "GMACs at least; give that or more"),
         (["--threshold", "0.1", "--gmacs", "1"], "two ways to say one thing"),
-        (["--threshold", "-1"], "margin threshold -1.0 is negative"),
+        (["--threshold", "-1"], "threshold -1: confidence lies in [0, 1]"),
+        (["--threshold", "nan"], "threshold nan: confidence lies in [0, 1]"),
+        (["--threshold", "3"], "threshold 3: confidence lies in [0, 1]"),
+        (["--gmacs", "nan"], "GMACs at least; give that or more"),
+        (["--topk", "0"], "topk 0 must be at least 1"),
+        (["--dtype", "int8"], "dtype 'int8' is none of"),
+        (["--out", "rows.csv", "--format", "jsonl"], "leave one of them out"),
+        (["--stats", "summary.txt"], "the summary is written as .json"),
+        (["--calibration", "nightly"], "effclip calibrate --calibration nightly` makes one"),
+        (["--calibration", "a.json", "--threshold", "0.1"], "both choose a threshold"),
         (["--batch-size", "0"], "batch_size 0 must be at least 1"),
         (["--workers", "0"], "workers 0 must be at least 1"),
     ],
@@ -157,6 +204,10 @@ def test_help_and_mistakes_in_the_line_need_no_torch():
         (["classify", "--help"], 0, "--labels-file"),
         (["classify"], 2, "PATH"),
         (["classify", "x.jpg", "--labels", "cat"], 1, "two different names"),
+        (["classify", "nowhere.jpg"], 1, "no picture and no folder at"),
+        (["evaluate", "--model", "nowhere.pt", "--data", "embedded"], 1, "no weights at"),
+        (["models"], 0, "the embedded WaveCLIP"),
+        (["--version"], 0, "efficient-clip "),
         (["calibrate", "--data", "embedded"], 2, "--accuracy"),
         (["convert", "nowhere.ckpt", "d"], 1, "no checkpoint at"),
         (["export", "nowhere", "--format", "pdf"], 2, "torch-export"),

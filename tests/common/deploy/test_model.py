@@ -110,6 +110,9 @@ def test_budgets_come_from_the_calibration(tmp_path, model):
     calibrated(model).write(tmp_path / "model" / "calibration.json")
     model = load(tmp_path / "model", device="cpu")
     assert model.setting(gmacs=between) == 0.5 and model.setting() == 0.3
+    moved = (tmp_path / "model" / "calibration.json").rename(tmp_path / "mine.json")
+    named = load(tmp_path / "model", device="cpu", calibration=moved)
+    assert named.setting() == 0.3 and load(tmp_path / "model", device="cpu").setting() > 1
     for wish, message in (
         ({"gmacs": first / 2}, "a picture costs .* GMACs at least"),
         ({"gmacs": between, "threshold": 0.1}, "two ways to say one thing"),

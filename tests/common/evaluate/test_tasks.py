@@ -15,7 +15,7 @@ from common.evaluate.tasks import Settings, first, linear_probe, retrieval, scor
 from common.models import Model, OpenClip
 from common.preprocess import Preprocess
 from common.testing import TINY_CAPTIONS
-from common.zeroshot import IMAGENET_NAMES
+from common.zeroshot import imagenet_names
 from tests.common.test_zeroshot import ARCHITECTURE
 
 
@@ -78,7 +78,7 @@ def test_scores_equal_open_clips(wrapped):
     else:
         ours = CLIP(ARCHITECTURE).eval()
         ours.load_weights(theirs.state_dict())
-    names, prompts = list(IMAGENET_NAMES[:17]), OPENAI_IMAGENET_TEMPLATES[:5]
+    names, prompts = list(imagenet_names()[:17]), OPENAI_IMAGENET_TEMPLATES[:5]
     images = torch.randn(3, 3, 32, 32)
     classes = build_zero_shot_classifier(theirs, tokenizer, names, prompts)
     expected = theirs.encode_image(images, normalize=True) @ classes

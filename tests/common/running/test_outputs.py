@@ -10,6 +10,7 @@ from PIL import Image
 from common.cli import main
 from common.clip import CLIP
 from common.paths import written_whole
+from tests.common.towers import NAMES, tiny_directory
 
 
 @contextmanager
@@ -43,6 +44,28 @@ def test_a_full_disk_leaves_nothing_half_written(weights, tmp_path, capsys):
             printed = capsys.readouterr()
             assert "error: " in printed.err and "Traceback" not in printed.err
             assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_full_disk_leaves_no_half_of_a_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    model = tiny_directory(tmp_path / "model")
+    for name in NAMES:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / name / "0.png")
+    line = ["--model", str(model), "--data", str(tmp_path / "data"), "--workers", "0", "--device", "cpu"]
+    assert main(["evaluate", *line]) == 0  # and the class embeddings are in their cache
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    with files_of_at_most(10):
+        for command in (
+            ["evaluate", *line, "--out", str(tmp_path / "out")],
+            ["evaluate", *line, "--template", "{}"],
+            ["calibrate", *line, "--gmacs", "1"],
+            ["classify", str(tmp_path / "data"), "--model", str(model), "--stats", str(tmp_path / "stats.json")],
+        ):
+            assert main(command) == 1
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert error.startswith(f"effclip {command[0]}: error: ")
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
 
 
 def test_a_folder_that_takes_no_files_is_one_sentence(weights, capsys):

@@ -12,6 +12,7 @@ from PIL import Image
 from common.clip import load_architecture
 from common.data.embedded import module as embedded
 from common.data.embedded import scenes as embedded_scenes
+from common.data.embedded import splits
 from common.data.embedded.module import EmbeddedDataModule, indices, pack, scene
 from common.data.embedded.scenes import (
     CANVAS,
@@ -187,7 +188,7 @@ def test_sizes_of_the_splits():
 def test_retrieval_has_one_picture_per_full_caption(monkeypatch):
     monkeypatch.setitem(embedded.SPLITS, 1, {"retrieval": (40, 10)})
     clash = scene("retrieval", 0)
-    monkeypatch.setattr(embedded, "scene", lambda split, i, _: clash if i in (3, 5) else scene(split, i))
+    monkeypatch.setattr(splits, "scene", lambda split, i, _: clash if i in (3, 5) else scene(split, i))
     chosen = indices("retrieval")
     captions = [scene("retrieval", index)[1] for index in chosen]
     assert len(set(captions)) == 40 and not {3, 5} & set(chosen)
@@ -211,7 +212,7 @@ def test_an_interrupted_packing_leaves_nothing(small, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedded, "track", interrupt)
+    monkeypatch.setattr(splits, "track", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pack("val", small / "c")
     assert [path for path in (small / "c").rglob("*") if path.is_file() or path.name.startswith(".val")] == []

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import chi2_contingency
 
 from common.clip import load_architecture
-from common.data.embedded import module, shapes
+from common.data.embedded import module, shapes, splits
 from common.data.embedded.module import EmbeddedDataModule
 from common.data.embedded.shapes import (
     CANVAS,
@@ -289,7 +289,7 @@ def test_sizes_of_the_splits():
 def test_retrieval_has_one_picture_per_full_caption(monkeypatch):
     monkeypatch.setitem(module.SPLITS, 2, {"retrieval": (40, 10)})
     clash = scene("retrieval", 0)
-    monkeypatch.setattr(module, "scene", lambda split, i, _: clash if i in (3, 5) else scene(split, i))
+    monkeypatch.setattr(splits, "scene", lambda split, i, _: clash if i in (3, 5) else scene(split, i))
     chosen = indices("retrieval")
     captions = [scene("retrieval", index)[1] for index in chosen]
     assert len(set(captions)) == 40 and not {3, 5} & set(chosen)
