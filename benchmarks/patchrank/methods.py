@@ -6,8 +6,8 @@ from torch import nn
 
 from common.reduction import Place, ReducedTower, Reducer
 from common.tower import ImageTower
-from patchrank.baselines import ClassAttention, EViT, RandomKeep, ToMe
 from patchrank.predictor import RankPredictor
+from patchrank.reducers import ClassAttention, EViT, RandomKeep, ToMe
 from patchrank.scores import keep_count
 from patchrank.tower import PatchRankTower
 

@@ -20,8 +20,8 @@ from common.clip import CLIP
 from common.reduction import Place, ReducedTower, Reducer
 from mlip.merging import Merging
 from mlip.model import MLIP
-from patchrank.baselines import ClassAttention, EViT, RandomKeep
 from patchrank.predictor import load_predictor
+from patchrank.reducers import ClassAttention, EViT, RandomKeep
 from patchrank.tower import PatchRankTower
 from waveclip import WaveTower
 from waveclip.reduced import ReducedWaveTower

@@ -19,9 +19,9 @@ from common.clip import CLIP
 from common.flops import count_macs
 from common.reduction import ReducedTower
 from mlip.merging import Merging
-from patchrank.baselines import ClassAttention, EViT, GoldenOracle, RandomKeep, ToMe
 from patchrank.golden import golden_ranking
 from patchrank.predictor import RankPredictor
+from patchrank.reducers import ClassAttention, EViT, GoldenOracle, RandomKeep, ToMe
 from patchrank.tower import PatchRankTower
 from tests.common.foreign import FAMILIES, OPEN_CLIP, TIMM, foreign
 

@@ -9,7 +9,7 @@ from common.flops import count_macs
 from common.stages import run_chain
 from common.tower import ImageTower
 from mlip.merging import Merging
-from patchrank.baselines import ClassAttention, EViT, RandomKeep, ToMe
+from patchrank.reducers import ClassAttention, EViT, RandomKeep, ToMe
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 from waveclip.reduced import ReducedWaveTower
 
@@ -186,7 +186,10 @@ def test_the_state_of_the_plain_tower_can_be_refined_with_reducers():
 
 @pytest.mark.parametrize(
     ("reducers", "message"),
-    [({2: {}}, "this tower has steps 0 to 1"), ({1: {3: ToMe(1)}}, r"a reducer at 3: places are i or \(i, 'middle'\)")],
+    [
+        ({2: {}}, "this tower has steps 0 to 1"),
+        ({1: {3: ToMe(1)}}, r"a reducer at 3: places are i, \(i, 'middle'\) and \(i, 'after'\)"),
+    ],
 )
 def test_a_step_or_place_that_is_not_there_is_refused(reducers, message):
     with pytest.raises(ValueError, match=message):
