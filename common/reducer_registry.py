@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from common.adapters.tower import AdaptedTower
 from common.reduction import Place, Reducer
+from common.tower import ImageTower
 
 NEEDS = {
     "class token": "the class token's attention; a pooling head's query stands for it",
@@ -37,6 +39,11 @@ class Setting(NamedTuple):
     blocks: int
     grid: int = 0
     tower: Any = None
+
+
+def setting_for(tower: ImageTower | AdaptedTower, keep: float, layer: int) -> Setting:
+    """The setting of a whole tower at one keep rate, from block ``layer`` on."""
+    return Setting(keep, layer, tower.grid**2, len(tower.transformer.resblocks), tower.grid, tower)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks.cells import Result, accuracy, accuracy_of, points, table
 from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models
+from benchmarks.patchrank.methods import REVISION, remark
 from benchmarks.timing import seconds
 from benchmarks.together.compositions import DENSE, TRAINED, WAVE, Family, families
 from benchmarks.waveclip.observed import Observed
@@ -81,6 +82,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         weights={path.name: digest(path) for path in weights},
         chosen_on="val, its first pictures",
         reported_on="test, its first pictures, read once",
+        reducers=REVISION,
     )
     timed = torch.cat([batch["image"] for batch in batches("test", PART)])[: BATCH if smoke else TIMED]
     splits = [batches(split, pictures[split]) for split in ("val", "test")]
@@ -353,6 +355,7 @@ def _note(result: dict[str, Any]) -> str:
         "training seed. Time from pixels to class probabilities, × against the dense teacher: batch "
         f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, "
         f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no more."
+        f"{remark(run)}"
     )
 
 

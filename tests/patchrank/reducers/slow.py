@@ -3,7 +3,8 @@
 import torch
 from torch.nn import functional as F
 
-from common.tower import ImageTower
+from common.reduction import ReductionContext
+from common.tower import ImageTower, KVCache
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 16}
 PATCHES = 16
@@ -44,3 +45,28 @@ def class_row(block, x):
 def rest(tower, x, start):
     """One picture's tokens x [N,D] through the blocks from ``start`` on -> z [E]."""
     return tower.pool(tower.run_blocks(x[None], start=start))[0]
+
+
+def at_middle(tower, reducer, count=2):
+    """Run a reducer in the middle of the second block, on random tokens.
+
+    Returns the block's input [B,N,D], the output of its attention [B,N,D], its keys of patches [B,H,1+K,D/H], and the
+    reducer's context, which also holds its tokens as ``result``.
+    """
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(count, 1 + PATCHES, TOWER["width"], dtype=torch.float64, generator=generator)
+    block, cache = tower.transformer.resblocks[1], KVCache()
+    y, keys = block.attend(x, None, cache, 1), cache.keys(1)
+    positions = torch.arange(PATCHES).expand(count, -1)
+    result, context = reducer(y, ReductionContext(positions, block=block, entered=x, keys=keys))
+    return x, y, keys, Outcome(result, context)
+
+
+class Outcome:
+    """A reducer's tokens, ``result`` [B,N',D], beside all that their context holds."""
+
+    def __init__(self, result, context):
+        self.result, self.context = result, context
+
+    def __getattr__(self, name):
+        return getattr(self.context, name)

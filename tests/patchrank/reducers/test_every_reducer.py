@@ -12,8 +12,8 @@ from patchrank.reducers.base import Call
 from waveclip import WaveTower
 from waveclip.reduced import ReducedWaveTower
 
-TOWER = {"image_size": 32, "patch_size": 4, "width": 32, "layers": 4, "heads": 2, "embed_dim": 16}
-PATCHES, GRID, LAYER = 64, 8, 1
+TOWER = {"image_size": 8, "patch_size": 2, "width": 16, "layers": 3, "heads": 2, "embed_dim": 8}
+PATCHES, GRID, LAYER = 16, 4, 1
 each = pytest.mark.parametrize("name", sorted(REDUCERS))
 
 
@@ -28,7 +28,7 @@ def tower():
 
 
 def images(count=3):
-    return torch.randn(count, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def rate_of(name):
@@ -43,7 +43,7 @@ def reducers(name, tower, keep=None):
 def closed_form(tower, places):
     """Multiply-adds of one picture: the embedding, blocks on the tokens that are left, reducers, and the readout."""
     width, heads, embed = TOWER["width"], TOWER["heads"], TOWER["embed_dim"]
-    patches, total = PATCHES, 3 * 4 * 4 * width * PATCHES + 5 * width * (PATCHES + 1)
+    patches, total = PATCHES, 3 * 2 * 2 * width * PATCHES + 5 * width * (PATCHES + 1)
     for block in range(TOWER["layers"]):
         for half in ("before", "middle", "after"):
             reducer = places.get(at(block, half))
@@ -71,7 +71,7 @@ def test_it_removes_tokens_and_a_pictures_answer_does_not_depend_on_its_batch(na
     reduced = ReducedTower(tower, reducers(name, tower))
     together = reduced(images())
     x, context = reduced.run(images())
-    assert together.isfinite().all() and x.shape[1] < 1 + 0.6 * PATCHES
+    assert together.isfinite().all() and x.shape[1] < 1 + 0.7 * PATCHES
     assert context.positions.shape[1] == x.shape[1] - 1 and context.positions.max() < PATCHES
     if "batch" in REDUCERS[name].exceptions:
         assert not torch.allclose(reduced(images()), together)
@@ -88,9 +88,9 @@ def test_it_stands_before_in_the_middle_of_and_after_a_block(name, tower):
     for place in (0, (1, "middle"), (1, "after")):
         assert ReducedTower(tower, {place: reducer})(images()).isfinite().all()
     if name != "half-resolution":
-        merged = named("tome").cls(8)
+        merged = named("tome").cls(4)
         x, context = ReducedTower(tower, {(0, "middle"): merged, 2: reducer}).run(images())
-        assert x.isfinite().all() and x.shape[1] == 1 + reducer.left(PATCHES - 8)
+        assert x.isfinite().all() and x.shape[1] == 1 + reducer.left(PATCHES - 4)
         assert context.bias.shape == (3, 1, 1, x.shape[1]) and context.sizes.shape[1] == x.shape[1] - 1
 
 
@@ -106,17 +106,20 @@ def test_keeping_everything_changes_nothing(name, tower):
 
 @each
 @torch.no_grad()
-def test_its_shapes_are_static(name, tower):
-    """One graph without breaks, that is right for other pictures than the traced ones."""
-    reduced = ReducedTower(tower, reducers(name, tower)).float()
-    try:
-        exported = torch.export.export(reduced, (images(2).float(),), strict=False).module()
-        others = torch.randn(2, 3, 32, 32)
-        z = exported(others)
-        if "batch" not in REDUCERS[name].exceptions:
-            torch.testing.assert_close(z, reduced(others), atol=1e-5, rtol=1e-4)
-    finally:
-        tower.double()
+def test_its_shapes_are_static(name):
+    """It runs on tensors without values, so no shape depends on them."""
+    with torch.device("meta"):
+        empty = ImageTower(**TOWER)
+    x, _ = ReducedTower(empty, reducers(name, empty)).to("meta").run(images().float().to("meta"))
+    assert x.shape[1] < 1 + 0.7 * PATCHES
+
+
+@torch.no_grad()
+def test_a_loop_over_tokens_is_exported(tower):
+    """DivPrune chooses one token at a time, and is still one graph that is right for other pictures."""
+    reduced = ReducedTower(tower, reducers("divprune", tower))
+    exported = torch.export.export(reduced, (torch.zeros_like(images()),)).module()
+    torch.testing.assert_close(exported(images()), reduced(images()))
 
 
 @each
@@ -135,7 +138,7 @@ def test_it_works_in_a_level_of_a_waveclip_beside_its_cache(name, tower):
     entry, patches = REDUCERS[name], wave.tokens_in(1) - 1
     setting = Setting(rate_of(name), LAYER, patches, TOWER["layers"], 0, None if "readout" in entry.needs else tower)
     if "levels" in entry.exceptions:
-        with pytest.raises(ValueError, match="needs every patch of a square grid|reads the tower's output"):
+        with pytest.raises(ValueError, match=r"needs every patch of a square grid|reads the tower's output"):
             entry.reducers(setting)
         return
     coarse, fine = ReducedWaveTower(wave, {1: entry.reducers(setting)})(images())
