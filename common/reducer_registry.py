@@ -20,7 +20,6 @@ NEEDS = {
     "attention": "the whole attention matrix of a block",
     "grid": "where patches stand: every patch of a square grid, as in a whole tower",
     "readout": "the tower's last norm and projection",
-    "training": "weights of its own",
 }
 """What a reducer may read beside the patch tokens."""
 
@@ -52,7 +51,7 @@ class Entry:
 
     name: as commands take it.  title: as tables print it.
     cls: its class, whose docstring describes it.
-    place: "before", "middle" or "after" a block; where it stands unless told otherwise.
+    place: "before", "middle" or "after" a block, where it stands.
     build: ``Setting`` -> reducers by their places.
     needs: of NEEDS.  source: the publication.  licence: of the released code.
     differs: what this implementation does otherwise; empty: nothing that is known.

@@ -40,10 +40,10 @@ def agglomerate(distances: Tensor, clusters: int, linkage: Linkage = "average") 
             joined = (sizes[:, :1] * near + sizes[:, 1:] * far) / sizes.sum(1, keepdim=True)
         else:
             joined = torch.minimum(near, far) if linkage == "single" else torch.maximum(near, far)
-        joined = joined.masked_fill(is_first | is_second, torch.inf)
+        joined = joined.masked_fill(is_first.logical_or(is_second), torch.inf)
         distances = torch.where(is_first[:, :, None], joined[:, None], distances)
         distances = torch.where(is_first[:, None], joined[:, :, None], distances)
-        distances = distances.masked_fill(is_second[:, :, None] | is_second[:, None], torch.inf)
+        distances = distances.masked_fill(is_second[:, :, None].logical_or(is_second[:, None]), torch.inf)
         count = count + is_first * count.gather(1, second[:, None])
         label = torch.where(label == second[:, None], first[:, None], label)
     number = (label == place).cumsum(1) - 1

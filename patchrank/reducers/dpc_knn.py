@@ -49,7 +49,8 @@ class DPCKNN(Keeping):
             distances = squares.sqrt()
             # Of equal densities the earlier token counts as the denser.
             earlier = torch.ones_like(squares[0], dtype=torch.bool).tril(-1)
-            higher = (density[:, None] > density[..., None]) | (earlier & (density[:, None] == density[..., None]))
+            equal = earlier & (density[:, None] == density[..., None])
+            higher = (density[:, None] > density[..., None]).logical_or(equal)
             apart = distances.masked_fill(~higher, torch.inf).amin(-1)
             apart = apart.where(apart.isfinite(), distances.amax(-1))
             centres = in_order(most(density * apart, count))
