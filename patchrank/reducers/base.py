@@ -139,3 +139,11 @@ def in_order(kept: Tensor) -> Tensor:
 def most(scores: Tensor, count: int) -> Tensor:
     """The places (long [B,R]) of the ``count`` highest scores [B,K], highest first; of equal ones the first."""
     return scores.argsort(dim=-1, descending=True, stable=True)[:, :count]
+
+
+def marked(like: Tensor, places: Tensor) -> Tensor:
+    """bool [B,K]: which of the K tokens stand at ``places`` (long [B,R]); the shape is that of ``like`` [B,K].
+
+    A tracer knows no scatter of booleans.
+    """
+    return torch.zeros_like(like, dtype=torch.uint8).scatter(1, places, 1) > 0

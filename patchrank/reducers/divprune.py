@@ -53,7 +53,7 @@ class DivPrune(Keeping):
         self.of = of
 
     def left(self, patches: int) -> int:
-        return max(1, round(self.keep * patches))
+        return max(1, round(self.keep * int(patches)))
 
     def macs(self, call: Call) -> int:
         """The cosines between all pairs, and keys that are not there yet."""

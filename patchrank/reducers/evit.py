@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Keeping, most
+from patchrank.reducers.base import Call, Keeping, marked, most
 from patchrank.reducers.groups import append_fused
 from patchrank.scores import keep_count
 
@@ -46,7 +46,7 @@ class EViT(Keeping):
 
     def kept(self, patches: int) -> int:
         """How many patches stay as they are."""
-        return keep_count(self.keep, patches) if self.form == "averaged" else math.ceil(self.keep * patches)
+        return keep_count(self.keep, patches) if self.form == "averaged" else math.ceil(self.keep * int(patches))
 
     def left(self, patches: int) -> int:
         kept = self.kept(patches)
@@ -63,7 +63,7 @@ class EViT(Keeping):
         short, remaining = context.select(x, kept)
         if not self.fuse or kept.shape == attention.shape:
             return short, remaining
-        gone = torch.ones_like(attention, dtype=torch.bool).scatter(1, kept, False)
+        gone = ~marked(attention, kept)
         weights = attention
         if self.form == "averaged":
             total = (attention * gone).sum(1, keepdim=True)

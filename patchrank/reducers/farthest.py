@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchrank.reducers.base import wide
+from patchrank.reducers.base import marked, wide
 
 
 def cosines(tokens: Tensor) -> Tensor:
@@ -40,11 +40,11 @@ def farthest(distances: Tensor, first: Tensor, count: int, weights: Tensor | Non
     """
     chosen = [first]
     near = row(distances, first)
-    taken = torch.zeros_like(near, dtype=torch.bool).scatter(1, first[:, None], True)
+    taken = marked(near, first[:, None])
     for _ in range(count - 1):
         score = near if weights is None else near * weights
         place = score.masked_fill(taken, -torch.inf).argmax(-1)
         chosen.append(place)
         near = torch.minimum(near, row(distances, place))
-        taken = taken.scatter(1, place[:, None], True)
+        taken = taken.logical_or(marked(near, place[:, None]))
     return torch.stack(chosen, dim=1)

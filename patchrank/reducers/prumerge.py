@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Keeping, in_order, most, wide
+from patchrank.reducers.base import Call, Keeping, in_order, marked, most, wide
 from patchrank.reducers.groups import append_fused
 
 
@@ -63,7 +63,7 @@ class PruMerge(Keeping):
             near = likeness.topk(min(self.neighbours, tokens - 1), dim=-1).indices
             chosen = torch.zeros_like(likeness).scatter(2, near, 1.0)
         weights = (chosen * attention[:, None]).to(x.dtype)
-        gone = torch.ones_like(attention, dtype=torch.bool).scatter(1, kept, False)
+        gone = ~marked(attention, kept)
         short, remaining = context.select(x, kept)
         short = remaining.with_patches(short, remaining.patches(short) + weights @ patches)
         return append_fused(short, remaining, x, context, attention, gone)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.reducer_registry import Setting, reducer
 from common.reduction import Place, Reducer, ReductionContext
-from patchrank.reducers.base import Call, TokenReducer, most
+from patchrank.reducers.base import Call, TokenReducer, marked, most
 from patchrank.reducers.farthest import farthest, squared_distances
 from patchrank.reducers.groups import append_fused, merge_groups
 from patchrank.reducers.kmedoids import assigned
@@ -62,6 +62,7 @@ class TokenCondensation(TokenReducer):
 
     def split(self, patches: int) -> tuple[int, int, int]:
         """How many of ``patches`` stay, merge into four, and fuse into one. ValueError: see the class."""
+        patches = int(patches)  # a traced size is a tensor
         kept = math.ceil((1 - self.rate) * patches)
         merging = 2 * (patches + 1 - kept)
         if kept - merging < 1 or merging < CENTRES:
@@ -102,5 +103,5 @@ class TokenCondensation(TokenReducer):
         short, remaining = merge_groups(short, remaining, group, kept + CENTRES, weights)
         if not fused:
             return short, remaining
-        gone = torch.zeros_like(attention, dtype=torch.bool).scatter(1, order[:, kept + merging :], True)
+        gone = marked(attention, order[:, kept + merging :])
         return append_fused(short, remaining, x, context, attention, gone)

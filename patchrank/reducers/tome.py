@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Removing, spread
+from patchrank.reducers.base import Call, Removing, marked, most, spread
 from patchrank.reducers.groups import merge_groups, numbered
 
 
@@ -126,8 +126,8 @@ class ToFu(ToMe):
         with torch.no_grad():
             group, going, _ = pairs(context, context.patches(context.block_keys().mean(1)), merged)
         if self.prune:
-            stays = torch.ones_like(group, dtype=torch.bool).scatter(1, going, False)
-            return context.select(x, stays.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :-merged])
+            stays = ~marked(group, going)
+            return context.select(x, most(stays.to(x.dtype), patches.shape[1] - merged))
         left = patches.shape[1] - merged
         short, remaining = merge_groups(x, context, group, left, proportional=self.proportional)
         means = remaining.patches(short)

@@ -51,7 +51,7 @@ class VisionZip(Keeping):
 
     def split(self, patches: int) -> tuple[int, int]:
         """R - C and C of ``patches``."""
-        left = self.left(patches)
+        left = int(self.left(patches))  # a traced size is a tensor
         if left == patches:
             return left, 0
         contextual = min(left, max(1, round(self.contextual * left)))

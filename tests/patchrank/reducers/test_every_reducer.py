@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import mlip.merging  # noqa: F401  (puts its reducer on the list)
 import patchrank.reducers  # noqa: F401
 from common.flops import count_macs
 from common.reducer_registry import NEEDS, REDUCERS, Setting, at, named
