@@ -59,17 +59,17 @@ def overview() -> str:
     for name, entry in sorted(REDUCERS.items()):
         places = _at_the_setting(entry)
         total, own = tower_macs(places)
-        where = "several blocks" if len(places) > 1 else "the block" if entry.place == "middle" else "a block"
-        where = f"{'in the middle of' if entry.place == 'middle' else entry.place} {where}"
+        where = entry.place + (", several blocks" if len(places) > 1 else "")
         needs = ", ".join(entry.needs) or "–"
         rows.append([f"`{name}`", entry.title, where, needs, f"{total / 1e9:.2f}", f"{own / 1e6:.1f}"])
-    head = ["name", "reducer", "stands", "needs", "GMACs", "own, million MACs"]
+    head = ["name", "reducer", "place", "needs", "GMACs", "own, million MACs"]
     dense = tower_macs({})[0] / 1e9
     note = (
         f"Costs by closed form: the image tower of ViT-B/16 at 224 px ({dense:.2f} GMACs, attention's products "
         f"included), {100 * KEEP:.0f} % of the patches from block {LAYER} on. A reducer of several blocks loses as "
         "many tokens over them; DiffRate has the nearest of its released schedules, half resolution keeps a quarter. "
-        "“Own” is what choosing and merging cost, comparisons and sums being free. "
+        "Place: before a block, in its middle, or after it. “Own” is what choosing and merging cost, comparisons and "
+        "sums being free. "
         f"Needs: {'; '.join(f'*{need}*, {about}' for need, about in NEEDS.items())}."
     )
     return f"{table(head, rows, left=(0, 1, 2, 3))}\n\n{note}\n"
@@ -81,7 +81,8 @@ def descriptions() -> str:
 
 
 def _section(entry: Entry) -> str:
-    lines = [f"### {entry.title}", f"`{entry.name}`: `{entry.cls.__name__}`. {entry.source}; {entry.licence}."]
+    origin = f"Source: {entry.source}. Licence: {entry.licence}."
+    lines = [f"### {entry.title}", f"`{entry.name}` is `{entry.cls.__name__}`. {origin}"]
     lines.append(_markdown(inspect.getdoc(entry.cls)))
     if entry.differs:
         lines.append(f"Differs: {entry.differs}")

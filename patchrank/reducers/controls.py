@@ -26,7 +26,7 @@ def _crop(setting: Setting) -> dict[Place, Reducer]:
     "centre-crop",
     "centre crop",
     needs=("grid",),
-    source="a control; with other radii in Haurum et al., ICCV 2023",
+    source="a control; with other radii in Haurum et al., 2023 (Which Tokens to Use?)",
     licence="none is needed",
     build=_crop,
     exceptions=_LEVELS,

@@ -20,7 +20,7 @@ from patchrank.reducers.kmedoids import assigned
     "dpc-knn",
     "DPC-KNN (TCFormer)",
     source="Zeng et al., CVPR 2022 (TCFormer)",
-    licence="code of the benchmark by Haurum et al. (ICCV 2023) MIT",
+    licence="the code of Haurum et al., 2023 (Which Tokens to Use?), from which the formula is, MIT",
     differs="Equal densities, which the released code breaks by noise, are broken by the tokens' order. Without its "
     "fine-tuning, channels of large values decide what is a centre: a warning rather than a baseline.",
 )

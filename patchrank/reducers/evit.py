@@ -31,8 +31,8 @@ from patchrank.scores import keep_count
 class EViT(Keeping):
     """Keep the ceil(keep·K) patches to which the class token attends most, and fuse the others: x_f = Σ a_j x_j.
 
-    a is the class token's attention in this block, mean over heads, not normalised over the fused patches, as
-    released: the fused token is as small as the attention that they got. It stands between the half steps.
+    a is the class token's attention in this block, mean over heads. As released it is not normalised over the fused
+    patches, so the fused token is as small as the attention that they got. It stands between the half steps.
 
     form: "released"; or "averaged", where keep·K is rounded and x_f = Σ a_j x_j / Σ a_j.
     fuse: False drops the others.

@@ -47,7 +47,7 @@ class RandomKeep(Keeping):
     "random-per-picture",
     "random, a draw for each picture",
     source="Li et al., CVPR 2023 (FLIP), whose training drops patches so",
-    licence="released code Apache-2.0 (JAX)",
+    licence="nothing of its code is here",
     differs="FLIP trains with it; here it also runs in evaluation, where ``torch.manual_seed`` decides.",
     exceptions={"batch": "every picture has new draws from torch's generator, in the order of the batch"},
 )

@@ -31,7 +31,7 @@ def _build(setting: Setting) -> dict[Place, Reducer]:
     "zoo-prune",
     "ZOO-Prune",
     needs=("readout",),
-    source="Kim et al., 2025 (ZOO-Prune), from its abstract and public pages",
+    source="ZOO-Prune (2025), from its abstract and public pages",
     licence="no code was released",
     differs="Number of directions, step and normalisation are ours (4, a hundredth of the token's length, by the "
     "largest). With 64 directions the score would cost as much as ViT-B/16 itself.",

@@ -68,18 +68,18 @@ def most_attended(weights):
 
 
 def merge_two(x, keys, sizes):
-    """The two best edges from even to odd patches, by the cosine of their mean keys; means weighted by sizes."""
+    """The two best edges from odd to even patches, by the cosine of their mean keys; means weighted by sizes."""
     if len(sizes) == 1:
         return x, sizes
     keys = keys.mean(0)[1:]
     patches, evens, odds = x[1:], range(0, len(sizes), 2), range(1, len(sizes), 2)
     edges = []
-    for a in evens:
-        closeness = [float(F.cosine_similarity(keys[a], keys[b], dim=0)) for b in odds]
-        edges.append((max(closeness), a, odds[closeness.index(max(closeness))]))
+    for a in odds:
+        closeness = [float(F.cosine_similarity(keys[a], keys[b], dim=0)) for b in evens]
+        edges.append((max(closeness), a, evens[closeness.index(max(closeness))]))
     going = {a: b for _, a, b in sorted(edges, reverse=True)[:2]}
-    staying = [a for a in evens if a not in going]
-    groups = [[a] for a in staying] + [[b, *(a for a in going if going[a] == b)] for b in odds]
+    staying = [a for a in odds if a not in going]
+    groups = [[a] for a in staying] + [[b, *(a for a in going if going[a] == b)] for b in evens]
     tokens = [sum(sizes[i] * patches[i] for i in group) / sum(sizes[i] for i in group) for group in groups]
     return torch.stack([x[0], *tokens]), [sum(sizes[i] for i in group) for group in groups]
 

@@ -252,6 +252,6 @@ def test_mlip_merges_as_many_in_two_blocks_as_pruning_drops(keep, blocks, merges
 
 
 def test_mlip_merges_in_more_blocks_where_two_cannot():
+    """Two merges of 67 would be more than half of what the second finds."""
     places = equal_cost(Setting(0.35, 3, 196, 12))
-    removed = [reducer.removed for reducer in places.values()]
-    assert len(removed) == 2 or removed[0] * (len(removed) + 1) <= 196 + len(removed)
+    assert [reducer.removed for reducer in places.values()] == [48, 48, 48]
