@@ -37,18 +37,19 @@ _FREE = set(
     """
     abs acos add addcdiv addcmul adaptive_max_pool2d alias all amax amin any argmax argmin argsort
     as_strided avg_pool2d avg_pool1d bernoulli bitwise_and bitwise_or broadcast_tensors broadcast_to
-    ceil clamp_max clamp_min clone complex concat conj _conj cos cumsum diagonal diagonal_copy diff div elu
-    embedding empty_like erf exp expand_as expm1 exponential fill fft_fftshift fft_ifftshift flip
-    frobenius_norm gelu hardsigmoid hardswish hardtanh imag index_add index_copy index_fill index_put
-    index_select isfinite isinf isnan item le leaky_relu lerp lift_fresh linalg_vector_norm log log1p
-    log2 log_sigmoid log_softmax logical_and logical_not logical_or logical_xor logsumexp lt
-    masked_scatter masked_select max_pool2d maximum mean min minimum movedim mul multiply nan_to_num ne neg
-    new_ones norm normal numel numpy_T ones_like pad pixel_shuffle pixel_unshuffle pow prelu prod rand
-    rand_like randn randn_like real reciprocal relu6 repeat repeat_interleave resolve_conj resolve_neg
-    round rsqrt rsub scalar_tensor scatter scatter_add sigmoid sign silu sin softmax softplus sort sqrt
-    square std sub subtract sum swapaxes take_along_dim tan tanh tensor tensor_split tile topk tril triu
-    true_divide unflatten unfold uniform _unique2 unique_consecutive unsafe_chunk unsafe_split var var_mean
-    view_as view_as_complex view_as_real where zero mT
+    ceil clamp_max clamp_min clone complex concat conj _conj cos cumsum diagonal diagonal_copy diff div
+    elu embedding empty_like erf exp expand_as expm1 eye exponential fill fft_fftshift fft_ifftshift
+    flip frobenius_norm gelu hardsigmoid hardswish hardtanh imag index_add index_copy index_fill
+    index_put index_select isfinite isinf isnan item le leaky_relu lerp lift_fresh linspace
+    linalg_vector_norm log log1p log2 log_sigmoid log_softmax logical_and logical_not logical_or
+    logical_xor logsumexp lt masked_scatter masked_select max_pool2d maximum mean min minimum movedim
+    mul multiply nan_to_num ne neg new_ones norm normal numel numpy_T ones_like pad pixel_shuffle
+    pixel_unshuffle pow prelu prod rand rand_like randn randn_like real reciprocal relu6 repeat
+    repeat_interleave resolve_conj resolve_neg round rsqrt rsub scalar_tensor scatter scatter_add
+    scatter_reduce sigmoid sign silu sin softmax softplus sort sqrt square std sub subtract sum
+    swapaxes take_along_dim tan tanh tensor tensor_split tile topk tril triu true_divide unflatten
+    unfold uniform _unique2 unique_consecutive unsafe_chunk unsafe_split var var_mean view_as
+    view_as_complex view_as_real where zero mT
     """.split()  # noqa: SIM905
 )
 

@@ -4,9 +4,9 @@ Shapes: B images, N tokens, K patch tokens among them, R patch tokens kept, M ca
 H heads, E joint dim.
 
 A reducer is a callable ``(x [B,N,D], context) -> (x [B,N',D], context)``. It runs before block i, on the block's
-input, or between the two half steps of block i, on the output of its attention (as EViT and ToMe do). Pruning,
-fusing and merging all have this form, so the same code counts and times them. Cached tokens are attended to and
-never reduced.
+input, between the two half steps of block i, on the output of its attention (as EViT and ToMe do), or after block i,
+with the attention of that block at hand. Pruning, fusing and merging all have this form, so the same code counts and
+times them. Cached tokens are attended to and never reduced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.adapters.tower import AdaptedBlock, AdaptedTower
 from common.tower import Block, ImageTower, KVCache, class_logits
 
 Place = int | tuple[int, str]
-"""Where a reducer runs: ``i`` is before block i, ``(i, "middle")`` between its two half steps."""
+"""Where a reducer runs: ``i`` before block i, ``(i, "middle")`` between its half steps, ``(i, "after")`` after it."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ class ReductionContext:
         row, column = self.centres.round().long().unbind(-1)
         return row * self.grid + column
 
-    def class_attention(self) -> Tensor:
-        """Attention [B,K] of the class token to the patch tokens in this block, averaged over heads.
+    def class_logits(self) -> Tensor:
+        """Attention logits [B,H,M+N] of the class token in this block, up to one constant per head.
 
-        The softmax runs over all M+N tokens; ``class_logits`` computes this one row cheaply. In a tower without a
-        class token, the query of its pooling head stands for it.
+        M cached tokens come first; ``common.tower.class_logits`` computes this one row cheaply. In a tower without a
+        class token, the query of its pooling head stands for it [B,H,N].
         ValueError: the tower has neither.
         """
         assert self.block is not None and self.entered is not None, "only a reducer at a block has class attention"
@@ -103,8 +103,54 @@ class ReductionContext:
             logits = class_logits(self.block.attn, self.block.ln_1(x), self.past)
         if self.bias is not None:
             logits = logits + F.pad(self.bias[:, 0], (logits.shape[-1] - x.shape[1], 0))
-        weights = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32)).mean(1)
-        return self.patches(weights[:, -x.shape[1] :])
+        return logits
+
+    def class_attention(self) -> Tensor:
+        """Attention [B,K] of the class token to the patch tokens in this block, averaged over heads.
+
+        The softmax runs over all M+N tokens. ValueError: see ``class_logits``.
+        """
+        logits = self.class_logits()
+        weights = logits.softmax(-1, torch.promote_types(logits.dtype, torch.float32)).mean(1)
+        return self.patches(weights[:, -self.entered.shape[1] :])
+
+    def block_keys(self) -> Tensor:
+        """This block's keys [B,H,N,D/H]; before the block they are computed from its input."""
+        return self._projected(1, 1)[0] if self.keys is None else self.keys
+
+    def block_values(self) -> Tensor:
+        """This block's values [B,H,N,D/H], computed from its input."""
+        return self._projected(2, 1)[0]
+
+    def attention(self) -> Tensor:
+        """The whole attention [B,H,N,N] of this block: row i is token i's attention to the N present tokens.
+
+        The softmax runs over all M+N tokens. The fused kernel keeps no such matrix, so this computes it again; a
+        reducer that needs the class token's row alone takes ``class_attention``.
+        """
+        if self.keys is None:
+            query, key = self._projected(0, 2)
+        else:
+            (query,), key = self._projected(0, 1), self.keys
+        seen = key if self.past is None else torch.cat([self.past, key], dim=2)
+        if isinstance(self.block, AdaptedBlock):
+            logits = self.block.attention_logits(query, seen, self.places)
+        else:
+            logits = query @ seen.transpose(-1, -2) * query.shape[-1] ** -0.5
+        if self.bias is not None:
+            logits = logits + F.pad(self.bias, (logits.shape[-1] - query.shape[2], 0))
+        weights = logits.softmax(-1, torch.promote_types(logits.dtype, torch.float32))
+        return weights[..., -query.shape[2] :]
+
+    def _projected(self, first: int, count: int) -> tuple[Tensor, ...]:
+        """``count`` of queries (0), keys (1) and values (2) [B,H,N,D/H] of this block's input, from ``first`` on."""
+        assert self.block is not None and self.entered is not None, "only a reducer at a block has its projections"
+        if isinstance(self.block, AdaptedBlock):
+            return self.block.project(self.entered, self.places)[first : first + count]
+        attention, width = self.block.attn, self.entered.shape[-1]
+        rows = slice(first * width, (first + count) * width)
+        parts = F.linear(self.block.ln_1(self.entered), attention.in_proj_weight[rows], attention.in_proj_bias[rows])
+        return parts.unflatten(-1, (count, attention.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 Reducer = Callable[[Tensor, ReductionContext], tuple[Tensor, ReductionContext]]
@@ -126,7 +172,7 @@ def run_reduced(
     """
     cached = cache is not None and cache.tokens > 0
     for layer, block in enumerate(blocks, start):
-        before, middle = reducers.get(layer), reducers.get((layer, "middle"))
+        before, middle, after = (reducers.get(place) for place in (layer, (layer, "middle"), (layer, "after")))
         past = cache.keys(layer) if cached else None
         # 1. The reducer before the block sees the block's input.
         if before is not None:
@@ -136,27 +182,38 @@ def run_reduced(
         if mask is not None and past is not None:
             mask = F.pad(mask, (past.shape[2], 0))
         where = {} if context.centres is None else {"places": context.places}
-        # 3. Without a reducer in its middle, the block runs whole.
-        if middle is None:
+        # 3. Without a reducer in its middle or after it, the block runs whole.
+        if middle is None and after is None:
             x = block(x, mask, cache, layer, **where)
             continue
         # 4. Otherwise attention runs first and leaves its keys in a cache; the reducer sees its output and the keys.
         block_cache = KVCache() if cache is None else cache
         entered, x = x, block.attend(x, mask, block_cache, layer, **where)
         keys = block_cache.keys(layer)[:, :, -x.shape[1] :]
-        x, context = middle(x, replace(context, block=block, entered=entered, keys=keys, past=past))
+        seen = {"block": block, "entered": entered, "keys": keys, "past": past}
+        if middle is not None:
+            x, context = middle(x, replace(context, **seen))
         # 5. The feed-forward half runs on the tokens that are left.
         x = block.feed_forward(x)
+        if after is not None:
+            x, context = after(x, replace(context, **seen))
     return x, replace(context, block=None, entered=None, keys=None, past=None)
 
 
 def check_places(places: Iterable[Place], layers: int) -> None:
-    """Raise ValueError for a place that a tower of ``layers`` blocks does not have."""
+    """Raise ValueError for a place that a tower of ``layers`` blocks does not have, or two that exclude each other."""
+    places = set(places)
     for place in places:
         layer, half = place if isinstance(place, tuple) else (place, "middle")
-        if half != "middle" or not 0 <= layer < layers:
+        if half not in ("middle", "after") or not 0 <= layer < layers:
             raise ValueError(
-                f"a reducer at {place!r}: places are i or (i, 'middle') with i from 0 to {layers - 1} in this tower"
+                f"a reducer at {place!r}: places are i, (i, 'middle') and (i, 'after') with i from 0 to {layers - 1} "
+                "in this tower"
+            )
+        if {(layer, "middle"), (layer, "after")} <= places:
+            raise ValueError(
+                f"reducers in the middle of block {layer} and after it: the second would read attention to tokens that "
+                "the first took away; put it before the next block"
             )
 
 

@@ -1,6 +1,6 @@
 """MLIP's token merging: the least attended tokens are paired by similarity and merged (section 3.4, Figure 4).
 
-Shapes: B images, N tokens (patches only), R tokens kept, C = N - R tokens merged into another, D width.
+Shapes: B images, N tokens (patches only), R tokens kept, C = N - R tokens merged into another, D width, H heads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.reduction import ReductionContext
+from common.reducer_registry import Setting, reducer
+from common.reduction import Place, Reducer, ReductionContext
 
 
 def kept_tokens(rate: float, tokens: int) -> int:
@@ -82,25 +83,78 @@ def take(x: Tensor, places: Tensor) -> Tensor:
     return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
 
+def equal_cost(setting: Setting) -> dict[Place, Reducer]:
+    """Merging in the fewest blocks from ``layer`` on that loses as many tokens as pruning before ``layer`` would.
+
+    Summed over the blocks, pruning loses L' (K - R) tokens in L' blocks. Two blocks merge r tokens each, as in the
+    paper; where r would be more than half of what is there, more blocks do. Where even halving in every block is too
+    little, that is what happens, and it costs more than pruning.
+    """
+    blocks, patches = setting.blocks - setting.layer, setting.patches
+    gone = blocks * (patches - max(1, round(setting.keep * patches)))
+    count = min(2, blocks)
+    while count < blocks and _each(gone, blocks, count) * (count + 1) > patches:
+        count += 1
+    removed = round(_each(gone, blocks, count))
+    return {(setting.layer + i, "middle"): Merging(removed=removed) for i in range(count)} if removed else {}
+
+
+def _each(gone: int, blocks: int, count: int) -> float:
+    """r, by which ``count`` merges from the first of ``blocks`` on lose ``gone`` tokens in sum."""
+    return gone / sum(blocks - i for i in range(count))
+
+
+@reducer(
+    "mlip-merging",
+    "MLIP's merging",
+    place="middle",
+    needs=("class token",),
+    source="MLIP, ICML 2024, section 3.4 and Figure 4",
+    licence="no code was released",
+    differs="Outside MLIP's tower there are no frequency features and no Guide, which the paper merges by. Two blocks "
+    "merge one number of tokens each, so that as many are gone over all blocks as when pruning.",
+    build=equal_cost,
+)
 @dataclass(frozen=True)
 class Merging:
-    """``merge`` as a reducer, for the place between a block's half steps.
+    """Pair the patches to which the class token attends least by likeness, and merge: ``merge`` as a reducer.
+
+    Of the last 2C by attention, those at odd ranks join the most similar of those at even ranks, by the cosine of the
+    tokens; each is the mean of its patches, by size. It stands between a block's half steps.
 
     A token's importance is the class token's attention to it in this block, averaged over heads. The paper names
     the class token and leaves block and heads open. The class token itself never merges.
 
-    rate: share of the patch tokens that stay, see ``kept_tokens``.
+    rate: share of the patch tokens that stay, see ``kept_tokens``; None: ``removed`` says how many go.
     proportional: later blocks add the logarithm of a token's size to its attention logits (as ToMe does), so that a
         merged token counts for all its patches. This option is not in the paper.
+    removed: C, at most half of the tokens; None: ``rate`` says how many stay.
+    ValueError: both of them, or neither.
     """
 
-    rate: float
+    rate: float | None = None
     proportional: bool = False
+    removed: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.rate is None) == (self.removed is None):
+            raise ValueError(f"rate {self.rate} and removed {self.removed}: give one of them")
+
+    def left(self, patches: int) -> int:
+        """How many patch tokens it leaves of ``patches``."""
+        if self.removed is None:
+            return kept_tokens(self.rate, patches)
+        return patches - min(self.removed, patches // 2)
+
+    def macs(self, call) -> int:
+        """Multiply-adds of one call for one picture; call: ``patchrank.reducers.base.Call``."""
+        gone = call.patches - self.left(call.patches)
+        return (call.class_row + gone**2 * call.width) if gone else 0
 
     def __call__(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
         """x [B,1+N,D] -> [B,1+R,D]; positions of tokens that stand for several become -1."""
         patches = context.patches(x)
-        keep = kept_tokens(self.rate, int(patches.shape[1]))  # a traced size is a tensor
+        keep = self.left(int(patches.shape[1]))  # a traced size is a tensor
         if keep == patches.shape[1]:
             return x, context
         sizes = patches.new_ones(patches.shape[:2], dtype=torch.float32) if context.sizes is None else context.sizes
@@ -113,7 +167,7 @@ class Merging:
         merged, sizes = combine(patches, sizes, kept, gone, into)
         x, context = context.select(x, kept)
         bias = context.bias
-        if self.proportional:
+        if self.proportional or bias is not None:
             bias = F.pad(sizes.log(), (context.leading, context.trailing)).to(x.dtype)[:, None, None]
         positions = context.positions.scatter(1, into, -1)
         context = replace(context, positions=positions, sizes=sizes, centres=centres, bias=bias)

@@ -5,7 +5,8 @@ Shapes: B images, N tokens (class token first), L blocks, D width, E joint dim, 
 After block l a token's halting score is h_l = σ(scale · x₀ + shift), where x₀ is its first channel; after the last
 block it is 1. The token halts at the block n where h_1 + ... + h_n reaches 1 - ε. Its halting probabilities are
 p_l = h_l before n, the remainder r = 1 - h_1 - ... - h_(n-1) at n, and 0 beyond; they sum to one. The output is the
-class token's mean over the blocks, weighted by its p. No other token attends to a token that has halted.
+class token's mean over the blocks, weighted by its p. Every token halts by itself, as released, also after the class
+token has; no other token attends to one that has halted.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ class Halting(NamedTuple):
     """The result of a pass over B images.
 
     z: [B,E], not normalised.  active: bool [L,B,N], the tokens that each block computed.
-    probability: [L,B,N], p.  ponder: [B,N], n + r.
+    probability: [L,B,N], p.  ponder: [B,N], n + r.  score: [L,B,N], h of each block, 0 for tokens that had halted.
     """
 
     z: Tensor
     active: Tensor
     probability: Tensor
     ponder: Tensor
+    score: Tensor
 
     @property
     def depth(self) -> Tensor:
@@ -45,13 +47,13 @@ class AViTTower(nn.Module):
     """A copy of an image tower whose tokens halt. With a shift of -inf none halts, and it equals the tower.
 
     Halted tokens are only masked here; a kernel for ragged batches would skip them. The cost to report is therefore
-    that of the active tokens (``saved_macs``), averaged over images. When the class token halts, nothing can change
-    the output any more, so all tokens of that image halt with it.
+    that of the active tokens (``saved_macs``), averaged over images.
 
-    scale, shift: of the halting score; 5 and -10 in the paper.  epsilon: ε.
+    scale, shift: of the halting score. The released gates are 10 and -30 for the tiny model, 10 and -75 for the small
+        one; the paper has 5 and -10.  epsilon: ε.
     """
 
-    def __init__(self, tower: ImageTower, scale: float = 5.0, shift: float = -10.0, epsilon: float = 0.01) -> None:
+    def __init__(self, tower: ImageTower, scale: float = 10.0, shift: float = -30.0, epsilon: float = 0.01) -> None:
         super().__init__()
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon {epsilon} is not in (0, 1)")
@@ -65,26 +67,26 @@ class AViTTower(nn.Module):
         x = self.tower.embed(images)
         blocks = self.tower.transformer.resblocks
         active = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        is_class = torch.arange(x.shape[1], device=x.device) == 0
         left = torch.ones(x.shape[:2], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        ponder, output, actives, probabilities = torch.zeros_like(left), 0.0, [], []
+        ponder, output = torch.zeros_like(left), 0.0
+        actives, probabilities, scores = [], [], []
         for number, block in enumerate(blocks, 1):
-            # 1. Run the block on the active tokens. The class token stays visible, so that no row attends to nothing.
-            mask = active.logical_or(is_class)[:, None, None]
+            # 1. Run the block on the active tokens. Where all have halted, all are visible: no row attends to nothing.
+            mask = active.logical_or(~active.any(1, keepdim=True))[:, None, None]
             x = torch.where(active[..., None], block(x, mask), x)
-            # 2. Which tokens halt here: those out of probability, and all of them where the class token is.
+            # 2. Which tokens halt here: those out of probability.
             score = torch.sigmoid(self.scale * x[..., 0].to(left.dtype) + self.shift)
-            reached = left - score <= self.epsilon if number < len(blocks) else active
-            halts = active & reached.logical_or(reached[:, :1])
+            halts = active & (left - score <= self.epsilon) if number < len(blocks) else active
             # 3. A halting token takes the remainder, the others their score; the output is the weighted mean.
             probability = torch.where(halts, left, score) * active
             output = output + probability[:, 0, None] * x[:, 0]
             ponder = ponder + active + halts * left
             actives.append(active)
             probabilities.append(probability)
+            scores.append(score * active)
             left, active = left - score * active, active & ~halts
         z = self.tower.pool(output.to(x.dtype)[:, None])
-        return Halting(z, torch.stack(actives), torch.stack(probabilities), ponder)
+        return Halting(z, torch.stack(actives), torch.stack(probabilities), ponder, torch.stack(scores))
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> z [B,E], not normalised."""
@@ -128,13 +130,30 @@ def ponder_loss(halting: Halting) -> Tensor:
     return halting.ponder.mean()
 
 
-def distribution_loss(halting: Halting, depth: float) -> Tensor:
-    """KL(H || Gaussian of mean ``depth`` and deviation 1), both over the blocks 1 to L.
+BUFFER = 0.02
+"""The released target gives the blocks before its mean all but this share."""
 
-    H is the mean over tokens of the halting probabilities p, which sum to one. (The paper takes the scores h, which
-    need not sum to one, and does not say how it normalises them.)
+
+def distribution_target(blocks: int, depth: float) -> Tensor:
+    """The released target [L] for the halting distribution, which does not sum to one.
+
+    The density of a Gaussian of mean ``depth`` and deviation 1 at 0, 1, ..., L - 1, scaled so that the values before
+    ``depth`` sum to 0.98. So its peak stands at the block after the first ``depth``.
     """
-    mean = halting.probability.mean((1, 2))  # [L]
-    blocks = torch.arange(1, len(mean) + 1, device=mean.device, dtype=mean.dtype)
-    target = (-0.5 * (blocks - depth) ** 2).log_softmax(0)
-    return (mean * (mean.clamp(min=1e-8).log() - target)).sum()
+    place = torch.arange(blocks, dtype=torch.float64)
+    density = (-0.5 * (place - depth) ** 2).exp()
+    return (1 - BUFFER) * density / density[place < depth].sum()
+
+
+def distribution_loss(halting: Halting, depth: float) -> Tensor:
+    """KL(target || H) / L over the L blocks, as released; see ``distribution_target``.
+
+    H_l is the mean over all tokens of the halting scores h_l, divided by their sum over the blocks and clamped to
+    [0.01, 0.99]. The score of a halted token is 0; the released code scores what a block makes of zeros, which its
+    gates turn to nearly 0. It also leaves the first picture of the batch out, by a slip of an index; here all count.
+    Below 0, which a target of less than 1 allows, the loss teaches nothing, as released.
+    """
+    mean = halting.score.mean((1, 2))  # [L]
+    mean = (mean / mean.sum().clamp(min=torch.finfo(mean.dtype).tiny)).clamp(0.01, 0.99)
+    target = distribution_target(len(mean), depth).to(mean)
+    return (target * (target.log() - mean.log())).mean().clamp(min=0)

@@ -30,11 +30,11 @@ class AViTTraining(FrozenCLIPTraining):
         quick_gelu: the activation of a local weights file that does not record it.
         preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
             architecture that was trained alike, or open_clip's preprocess_cfg.
-        depth: blocks that the average token should go through; the mean of the paper's halting distribution.
+        depth: the mean of the target for the halting distribution, in blocks (``distribution_target``).
         distribution_weight: weight of the divergence from that distribution.
         ponder_weight: weight of the ponder loss.
-        scale: scale of the halting score.
-        shift: shift of the halting score.
+        scale: scale of the halting score; released: 10.
+        shift: shift of the halting score; released: -30 for the tiny model, -75 for the small one.
         learning_rate: peak rate of AdamW.
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
@@ -47,10 +47,10 @@ class AViTTraining(FrozenCLIPTraining):
         quick_gelu: bool | None = None,
         preprocess: str | dict[str, Any] | None = None,
         depth: float = 8.0,
-        distribution_weight: float = 0.1,
+        distribution_weight: float = 0.001,
         ponder_weight: float = 5e-4,
-        scale: float = 5.0,
-        shift: float = -10.0,
+        scale: float = 10.0,
+        shift: float = -30.0,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.05,
         warmup_steps: int = 100,

@@ -14,9 +14,9 @@ from common.inference import optimize_for_inference
 from common.reduction import ReducedTower
 from mlip.guide import Guide
 from mlip.tower import MLIPTower
-from patchrank.baselines import ClassAttention, EViT, ToMe
 from patchrank.predictor import RankPredictor
 from patchrank.prompts import Prompts
+from patchrank.reducers import ClassAttention, EViT, ToMe
 from patchrank.tower import PatchRankTower
 from tests.common.towers import pictures
 from waveclip import WaveTower

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.cells import Comparison, Result, table
-from benchmarks.patchrank.methods import DENSE, OURS, methods
+from benchmarks.patchrank.methods import DENSE, OURS, REVISION, methods, remark
 from benchmarks.patchrank.tasks import PLAIN, PRUNE_LAYER
 from benchmarks.printed import paper_numbers
 from benchmarks.timing import alternate, ratio
@@ -130,7 +130,9 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
     smoke: the embedded tower instead of ViT-B/16, one keep rate, one round.
     """
-    setting = conditions("paper and embedded", seeds=None, dtype="float32", weights="random; committed")
+    setting = conditions(
+        "paper and embedded", seeds=None, dtype="float32", weights="random; committed", reducers=REVISION
+    )
     small = PLAIN.clip().image_tower
     if smoke:
         tower, name, keeps, batches, rounds = small, "embedded", (0.6,), {True: 1, False: 1}, 1
@@ -166,7 +168,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "trained. "
         "Golden rankings: feature preservation, sliding windows of 2x2, one round; a pass each is the whole tower at "
         "batch 1 for every "
-        f"variant, timed on {', '.join(sampled)}; pictures ranked together: {', '.join(together)}."
+        f"variant, timed on {', '.join(sampled)}; pictures ranked together: {', '.join(together)}.{remark(setting)}"
     )
     demands = "\n".join(f"- {line}" for line in verdicts(result))
     parts = [_pruning_table(result), _golden_table(result["golden"]), demands, note]

@@ -41,11 +41,11 @@ from common.reduction import ReducedTower
 from common.tower import ImageTower
 from common.zeroshot import embed_prompts
 from patchrank.avit import AViTTower
-from patchrank.baselines import GoldenOracle, RandomKeep
 from patchrank.golden_cache import Rankings, ranked
 from patchrank.losses import kendall_tau, pruned_overlap
 from patchrank.predictor import RankPredictor, load_predictor, save_predictor
 from patchrank.prompted import PromptedCLIP
+from patchrank.reducers import GoldenOracle, RandomKeep
 from patchrank.scores import keep_count
 from patchrank.tower import PatchRankTower
 

@@ -20,9 +20,9 @@ from common.conditions import conditions, digest
 from common.data.pictures import loader
 from common.preprocess import Preprocess
 from common.reduction import ReducedTower
-from patchrank.baselines import ClassAttention, GoldenOracle
 from patchrank.golden import golden_ranking
 from patchrank.predictor import load_predictor
+from patchrank.reducers import ClassAttention, GoldenOracle
 from patchrank.tower import PatchRankTower
 
 KEEP, COMPARED = 0.5, 256

@@ -26,8 +26,8 @@ from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.reduction import ReducedTower
 from common.zeroshot import embed_prompts
-from patchrank.baselines import ClassAttention, RandomKeep
 from patchrank.predictor import load_predictor
+from patchrank.reducers import ClassAttention, RandomKeep
 from patchrank.tower import PatchRankTower
 
 LAYER, PICTURES = 0, 1500

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
-from common.reduction import Place, ReducedTower, Reducer
+from common.reducer_registry import named, setting_for
+from common.reduction import ReducedTower
 from common.tower import ImageTower
-from patchrank.baselines import ClassAttention, EViT, RandomKeep, ToMe
 from patchrank.predictor import RankPredictor
-from patchrank.scores import keep_count
+from patchrank.reducers import ClassAttention, EViT, RandomKeep
 from patchrank.tower import PatchRankTower
 
 DENSE, OURS = "all tokens", "Patch Ranking"
+REVISION = 2
+"""Of the reducers' definitions: a run notes it as "reducers" in its conditions. 1 were those that differed from
+released code: EViT rounded and averaged (now ``EViT(keep, "averaged")``), ToMe's sets were swapped, all tokens of A-ViT
+halted with the class token, under another loss, and MLIP's merging was not at equal cost."""
 
 
-def merging(patches: int, blocks: int, keep: float, layer: int) -> dict[Place, Reducer]:
-    """ToMe with the same number of merges in every block from ``layer`` on.
-
-    Summed over the blocks, as many tokens are gone as when ``keep`` of the patches enter ``layer``.
-    """
-    removed = round(2 * (patches - keep_count(keep, patches)) / (blocks - layer + 1))
-    return {(i, "middle"): ToMe(removed) for i in range(layer, blocks)}
+def remark(run: Mapping[str, Any]) -> str:
+    """What a table must say of a run's reducers: nothing, or that they were the forms of revision 1."""
+    if run.get("reducers") == REVISION:
+        return ""
+    return (
+        " EViT, ToMe, A-ViT and MLIP's merging are here as they were before they followed released code and equal cost "
+        "(CHANGELOG): EViT averages the fused tokens and rounds, ToMe's two sets are swapped."
+    )
 
 
 def training_free(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Module]:
@@ -28,12 +36,11 @@ def training_free(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Mo
 
     "given scores" keeps random patches: it has the cost of any order that is known beforehand.
     """
-    patches, blocks = tower.grid**2, len(tower.transformer.resblocks)
     return {
         "given scores": ReducedTower(tower, {layer: RandomKeep(keep)}),
         "class attention": ReducedTower(tower, {layer: ClassAttention(keep)}),
         "EViT": ReducedTower(tower, {(layer, "middle"): EViT(keep)}),
-        "ToMe": ReducedTower(tower, merging(patches, blocks, keep, layer)),
+        "ToMe": ReducedTower(tower, named("tome").reducers(setting_for(tower, keep, layer))),
     }
 
 

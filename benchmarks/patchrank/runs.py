@@ -30,6 +30,7 @@ from benchmarks.patchrank.evaluate import (
     evaluate_prompts,
     evaluate_transfer,
 )
+from benchmarks.patchrank.methods import REVISION
 from benchmarks.patchrank.tasks import (
     COMMITTED,
     FOR_ALL,
@@ -151,7 +152,7 @@ def _baselines(task: Task, listing: bool, console: Console) -> None:
     console.print(f"patchrank/{name:<24} {state}", markup=False, highlight=False)
     if listing or finished.is_file():
         return
-    setting = conditions("embedded", seeds=None, seed=None, dtype="float32")
+    setting = conditions("embedded", seeds=None, seed=None, dtype="float32", reducers=REVISION)
     result = {"name": f"patchrank/{name}", "conditions": setting, **evaluate_baselines(task)}
     for path in (RESULTS / f"{name}.json", finished):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.cells import Comparison, Result, mean, missing_runs, paired_interval, percent, points, saved, table
 from benchmarks.figures import COLOURS
-from benchmarks.patchrank.methods import DENSE, OURS, training_free
+from benchmarks.patchrank.methods import DENSE, OURS, REVISION, remark, training_free
 from benchmarks.patchrank.rows import (
     BASELINES,
     ORACLE,
@@ -50,6 +50,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
     setting = conditions(
         "embedded", dtype="float32", keep=KEEP, prune_layer=PRUNE_LAYER, chosen_on="val", reported_on=read
     )
+    found = [run["conditions"] for name, run in known.items() if name.endswith("-baselines")]
+    setting["reducers"] = min((run.get("reducers", 1) for run in found), default=REVISION)
     rows = [_row(known, name) for name in ROWS]
     for row, seconds_by_batch in zip(rows, times(1 if smoke else 15), strict=True):
         row["seconds"] = seconds_by_batch
@@ -246,7 +248,8 @@ def _reading(result: dict[str, Any]) -> str:
         "each seen name), prompts from 16 shots. GMACs (attention on both sides) and what they save are the embedded "
         f"tower's{_fashion(result)}; A-ViT's are measured means, and it is run masked, so its time says nothing. The "
         "oracle (greedy, 3 rounds) ranks the test pictures themselves: no method, a bound. "
-        f"{setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}.{waiting}"
+        f"{setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}."
+        f"{remark(setting)}{waiting}"
     )
 
 

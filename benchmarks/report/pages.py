@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.registry import benchmark_of
-from benchmarks.report import headlines
+from benchmarks.report import headlines, reducers
 from benchmarks.report.page import build
 from benchmarks.together import deploy
 from benchmarks.training import retrain
@@ -25,6 +25,8 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 OTHERS: dict[str, Callable[[], str]] = {
     "deploy-python": lambda: _stored("deploy", deploy.in_python),
     "headlines": headlines.table,
+    "reducers": reducers.overview,
+    "reducers-one-by-one": reducers.descriptions,
     "retrain": retrain.table,
     "table2-embedded": lambda: _stored("table2", lambda result: table2_embedded.markdown(result["embedded"])),
 }

@@ -26,8 +26,8 @@ from common.conditions import conditions
 from common.flops import count_macs
 from common.progress import bar
 from common.reduction import ReducedTower
-from patchrank.baselines import ClassAttention, ToMe
 from patchrank.golden import golden_ranking
+from patchrank.reducers import ClassAttention, ToMe
 from waveclip import AdaptedWaveTower
 
 SMALLEST = ("ViT-S-32-alt", "ViT-B-32-SigLIP2-256", "PE-Core-T-16-384", "ViTamin-S", "MobileCLIP2-S0")

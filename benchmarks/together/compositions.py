@@ -13,15 +13,14 @@ from torch import nn
 
 from benchmarks.mlip.ablations import BASELINE, MODEL
 from benchmarks.mlip.models import MAKE
-from benchmarks.patchrank.methods import merging
 from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import FOR_ALL, PRUNE_LAYER
 from common.clip import CLIP
+from common.reducer_registry import Setting, named
 from common.reduction import Place, ReducedTower, Reducer
-from mlip.merging import Merging
 from mlip.model import MLIP
-from patchrank.baselines import ClassAttention, EViT, RandomKeep
 from patchrank.predictor import load_predictor
+from patchrank.reducers import ClassAttention, EViT, RandomKeep
 from patchrank.tower import PatchRankTower
 from waveclip import WaveTower
 from waveclip.reduced import ReducedWaveTower
@@ -58,13 +57,13 @@ class Family:
 
 def reducers(keep: float, patches: int, blocks: int) -> dict[str, dict[Place, Reducer]]:
     """Each training-free method's reducers at a keep rate of at least 0.25, for a tower or a level of a tower."""
-    halfway = keep**0.5
+    setting = Setting(keep, LAYER, patches, blocks)
     return {
         "random": {LAYER: RandomKeep(keep)},
         "class attention": {LAYER: ClassAttention(keep)},
         "EViT": {(LAYER, "middle"): EViT(keep)},
-        "ToMe": merging(patches, blocks, keep, LAYER),
-        "MLIP's merging": {(layer, "middle"): Merging(halfway) for layer in (LAYER, LAYER + 1)},
+        "ToMe": named("tome").reducers(setting),
+        "MLIP's merging": named("mlip-merging").reducers(setting),
     }
 
 

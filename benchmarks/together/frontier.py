@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks.cells import Result, accuracy, accuracy_of, points, table
 from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models
+from benchmarks.patchrank.methods import REVISION, remark
 from benchmarks.timing import seconds
 from benchmarks.together.compositions import DENSE, TRAINED, WAVE, Family, families
 from benchmarks.waveclip.observed import Observed
@@ -81,6 +82,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         weights={path.name: digest(path) for path in weights},
         chosen_on="val, its first pictures",
         reported_on="test, its first pictures, read once",
+        reducers=REVISION,
     )
     timed = torch.cat([batch["image"] for batch in batches("test", PART)])[: BATCH if smoke else TIMED]
     splits = [batches(split, pictures[split]) for split in ("val", "test")]
@@ -111,9 +113,8 @@ def measure(
     texts, size = class_texts(methods, prompts), timed.shape[-1]
     costs = {(m.name, keep): path_gmacs(model, size) for m in methods for keep, model in m.models.items()}
     # 1. On val, the best setting of each method within each budget.
-    (dense,) = costs[DENSE, None]
     on_val = observe_all(methods, val, texts)
-    limits = [dense * share for share in budgets]
+    limits = [costs[DENSE, None][0] * share for share in budgets]
     chosen = [(method, point) for method in methods for point in operating_points(method, on_val, costs, limits)]
     # 2. On test, the numbers of those settings alone.
     keys = {(method.name, point.keep) for method, point in chosen}
@@ -328,11 +329,10 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
         above = sum(row["rival"]["difference"][1] > 0 for row in composed)
         below = sum(row["rival"]["difference"][2] < 0 for row in composed)
         quick = sum("seconds" not in row["dominated"] for row in composed)
-        verdict = "pays" if above else "does not pay"
         lines.append(
-            f"**{name} {verdict}** in multiply-adds: at {above} of {len(composed)} operating points it is clearly "
-            f"above the best method alone that costs no more, at {below} clearly below. In measured time it is on "
-            f"the frontier at {quick} of them: no other row is as accurate and no slower."
+            f"**{name} {'pays' if above else 'does not pay'}** in multiply-adds: at {above} of {len(composed)} operating "
+            f"points it is clearly above the best method alone that costs no more, at {below} clearly below. In measured "
+            f"time it is on the frontier at {quick} of them: no other row is as accurate and no slower."
         )
     return lines
 
@@ -352,7 +352,7 @@ def _note(result: dict[str, Any]) -> str:
         "CLIP beside it were trained for minutes, on their own. Random: one draw of places for all pictures. One "
         "training seed. Time from pixels to class probabilities, × against the dense teacher: batch "
         f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, "
-        f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no more."
+        f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no more.{remark(run)}"
     )
 
 

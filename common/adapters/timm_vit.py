@@ -73,6 +73,9 @@ class RelativeBlock(TimmBlock):
             bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
         return super().mix(x, query, key, value, bias)
 
+    def attention_logits(self, query: Tensor, key: Tensor, places: Tensor | None = None) -> Tensor:
+        return super().attention_logits(query, key, places) + self.bias(places, key.shape[2])
+
     def class_logits(
         self, x: Tensor, keys: Tensor | None = None, past: Tensor | None = None, places: Tensor | None = None
     ) -> Tensor:

@@ -103,6 +103,10 @@ class AdaptedBlock(nn.Module, ABC):
         """Both half steps, x [B,N,D] -> [B,N,D]."""
         return self.feed_forward(self.attend(x, mask, cache, layer, places))
 
+    def attention_logits(self, query: Tensor, key: Tensor, places: Tensor | None = None) -> Tensor:
+        """Attention logits [B,H,N,M+N] of queries [B,H,N,d] and keys [B,H,M+N,d]."""
+        return query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+
     def class_logits(
         self, x: Tensor, keys: Tensor | None = None, past: Tensor | None = None, places: Tensor | None = None
     ) -> Tensor:
@@ -232,7 +236,7 @@ def no_class_attention(name: str) -> Reader:
     def refuse(x: Tensor) -> Tensor:
         raise ValueError(
             f"{name} pools by the mean and has no class token, so there is no class attention; take a reducer that "
-            "reads features, such as ToMe or RandomKeep"
+            "reads features, such as DivPrune or ToMe"
         )
 
     return refuse

@@ -19,9 +19,9 @@ from common.clip import CLIP
 from common.flops import count_macs
 from common.reduction import ReducedTower
 from mlip.merging import Merging
-from patchrank.baselines import ClassAttention, EViT, GoldenOracle, RandomKeep, ToMe
 from patchrank.golden import golden_ranking
 from patchrank.predictor import RankPredictor
+from patchrank.reducers import ClassAttention, EViT, GoldenOracle, RandomKeep, ToMe
 from patchrank.tower import PatchRankTower
 from tests.common.foreign import FAMILIES, OPEN_CLIP, TIMM, foreign
 
@@ -102,7 +102,7 @@ def test_every_reducer_runs_or_says_why_not(name):
 @each_family
 @torch.no_grad()
 def test_class_attention_is_the_row_of_the_class_token_or_of_the_pooling_query(name):
-    tower, seen = adapt(foreign(name)), []
+    tower, seen, whole = adapt(foreign(name)), [], []
     if name in WITHOUT_CLASS_ATTENTION:
         with pytest.raises(ValueError, match="no class attention"):
             ReducedTower(tower, {1: ClassAttention(0.5)})(pictures(tower))
@@ -110,6 +110,7 @@ def test_class_attention_is_the_row_of_the_class_token_or_of_the_pooling_query(n
 
     def look(x, context):
         seen.append(context.class_attention())
+        whole.append(context.attention().mean(1)[:, 0, tower.leading :])
         return x, context
 
     ReducedTower(tower, {1: look})(pictures(tower))
@@ -127,6 +128,8 @@ def test_class_attention_is_the_row_of_the_class_token_or_of_the_pooling_query(n
             logits = logits + block.relative.get_bias()[:, :, :1]
     expected = logits.softmax(-1)[:, :, 0, tower.leading :].mean(1)
     torch.testing.assert_close(seen, [expected, expected])
+    if name != "SigLIP":  # whose pooling query is no row of the block's attention
+        torch.testing.assert_close(whole, [expected, expected])
 
 
 @each_family

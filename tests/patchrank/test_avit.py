@@ -13,7 +13,7 @@ from common.data.smoke import write_shards
 from common.flops import count_macs
 from common.testing import tiny_architecture
 from common.tower import ImageTower
-from patchrank.avit import AViTTower, Halting, distribution_loss, ponder_loss
+from patchrank.avit import AViTTower, Halting, distribution_loss, distribution_target, ponder_loss
 from patchrank.avit_training import AViTTraining
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 4, "heads": 2, "embed_dim": 16}
@@ -31,10 +31,11 @@ def images(count=3):
 
 
 def slow(tower, picture, scale, shift):
-    """One picture [3,S,S] -> z [E], tokens in each block, p by token and block, n + r by token."""
+    """One picture [3,S,S] -> z [E], tokens in each block, p and h by token and block, n + r by token."""
     x, blocks = tower.embed(picture[None])[0], tower.transformer.resblocks
     tokens = list(range(len(x)))
     p, n, output, counts = [[0.0] * len(blocks) for _ in tokens], [0] * len(x), 0, []
+    scores = [[0.0] * len(blocks) for _ in tokens]
     alive = tokens
     for layer, block in enumerate(blocks):
         counts.append(len(alive))
@@ -46,18 +47,16 @@ def slow(tower, picture, scale, shift):
         for token in alive:
             n[token] += 1
             score = 1 / (1 + math.exp(-(scale * x[token, 0].item() + shift)))
-            p[token][layer] = score
+            p[token][layer] = scores[token][layer] = score
             if layer == len(blocks) - 1 or sum(p[token]) >= 1 - EPSILON:
                 halted.append(token)
-        if 0 in halted:
-            halted = list(alive)
         for token in halted:
             p[token][layer] = 1 - sum(p[token][:layer])
         output = output + p[0][layer] * x[0]
         alive = [token for token in alive if token not in halted]
     remainders = [p[token][n[token] - 1] for token in tokens]
     z = tower.pool(output[None, None])[0]
-    return z, counts, p, [a + b for a, b in zip(n, remainders, strict=True)]
+    return z, counts, p, scores, [a + b for a, b in zip(n, remainders, strict=True)]
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, -1.0), (3.0, -2.0), (0.5, 3.0), (5.0, -10.0)])
@@ -65,10 +64,11 @@ def slow(tower, picture, scale, shift):
 def test_equals_the_formulas_with_halted_tokens_left_out(tower, scale, shift):
     halting = AViTTower(tower, scale, shift).run(images())
     for row, picture in enumerate(images()):
-        z, counts, p, ponder = slow(tower, picture, scale, shift)
+        z, counts, p, scores, ponder = slow(tower, picture, scale, shift)
         torch.testing.assert_close(halting.z[row], z)
         assert halting.active[:, row].sum(-1).tolist() == counts
         torch.testing.assert_close(halting.probability[:, row].T, torch.tensor(p).double())
+        torch.testing.assert_close(halting.score[:, row].T, torch.tensor(scores).double())
         torch.testing.assert_close(halting.ponder[row], torch.tensor(ponder).double())
     torch.testing.assert_close(halting.probability.sum(0), torch.ones(3, 17).double())
 
@@ -124,16 +124,31 @@ def test_masking_is_counted_in_full():
     assert round(1e9 * count_macs(AViTTower(tower), picture).gmacs) == round(dense) - read_out
 
 
-def test_the_distribution_loss_is_a_divergence_with_its_least_at_the_target():
-    target = torch.exp(-0.5 * (torch.arange(1.0, 5) - 2.5) ** 2)
-    target = target / target.sum()
+def test_the_released_target_of_twelve_blocks():
+    """A Gaussian of mean 8 and deviation 1 at 0 to 11, whose first eight values sum to .98."""
+    density = [math.exp(-0.5 * (place - 8) ** 2) / math.sqrt(2 * math.pi) for place in range(12)]
+    expected = [0.98 / sum(density[:8]) * value for value in density]
+    torch.testing.assert_close(distribution_target(12, 8), torch.tensor(expected, dtype=torch.float64))
 
-    def halting(p):
-        return Halting(torch.zeros(1), torch.zeros(1), p[:, None, None].expand(4, 2, 3), torch.zeros(1))
 
-    assert distribution_loss(halting(target), 2.5).abs() < 1e-6
-    other = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    torch.testing.assert_close(distribution_loss(halting(other), 2.5), (other * (other / target).log()).sum())
+def test_the_distribution_loss_by_hand():
+    """Mean scores of two pictures of three tokens over four blocks, of which the last is clamped to .01."""
+    scores = torch.rand(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores[3] = 1e-6
+    halting = Halting(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1), scores)
+    means = [float(sum(scores[block].flatten())) / 6 for block in range(4)]
+    shares = [min(max(mean / sum(means), 0.01), 0.99) for mean in means]
+    target = distribution_target(4, 2.0).tolist()
+    expected = sum(t * (math.log(t) - math.log(h)) for t, h in zip(target, shares, strict=True)) / 4
+    assert distribution_loss(halting, 2.0).item() == pytest.approx(expected)
+
+
+@torch.no_grad()
+def test_other_tokens_go_on_after_the_class_token_has_halted(tower):
+    """As released; the output is then decided, and the rest is only cost."""
+    tower.class_embedding[0] = 50.0  # the first channel, so that this token halts in the first block
+    active = AViTTower(tower, 3.0, -2.0).run(images()).active
+    assert not active[1, :, 0].any() and active[1, :, 1:].any(1).all()
 
 
 def test_both_losses_teach_the_scores(tower):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from common.adapters import adapt
 from common.tower import ImageTower
-from patchrank.baselines import ClassAttention, ToMe
+from patchrank.reducers import ClassAttention, ToMe
 from tests.common.foreign import FAMILIES, OPEN_CLIP, foreign
 from waveclip import AdaptedWaveTower, WaveTower
 from waveclip.growing import adopt_levels

@@ -9,7 +9,7 @@ from common.flops import count_macs
 from common.stages import run_chain
 from common.tower import ImageTower
 from mlip.merging import Merging
-from patchrank.baselines import ClassAttention, EViT, RandomKeep, ToMe
+from patchrank.reducers import ClassAttention, EViT, RandomKeep, ToMe
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 from waveclip.reduced import ReducedWaveTower
 
@@ -68,18 +68,18 @@ def most_attended(weights):
 
 
 def merge_two(x, keys, sizes):
-    """The two best edges from even to odd patches, by the cosine of their mean keys; means weighted by sizes."""
+    """The two best edges from odd to even patches, by the cosine of their mean keys; means weighted by sizes."""
     if len(sizes) == 1:
         return x, sizes
     keys = keys.mean(0)[1:]
     patches, evens, odds = x[1:], range(0, len(sizes), 2), range(1, len(sizes), 2)
     edges = []
-    for a in evens:
-        closeness = [float(F.cosine_similarity(keys[a], keys[b], dim=0)) for b in odds]
-        edges.append((max(closeness), a, odds[closeness.index(max(closeness))]))
+    for a in odds:
+        closeness = [float(F.cosine_similarity(keys[a], keys[b], dim=0)) for b in evens]
+        edges.append((max(closeness), a, evens[closeness.index(max(closeness))]))
     going = {a: b for _, a, b in sorted(edges, reverse=True)[:2]}
-    staying = [a for a in evens if a not in going]
-    groups = [[a] for a in staying] + [[b, *(a for a in going if going[a] == b)] for b in odds]
+    staying = [a for a in odds if a not in going]
+    groups = [[a] for a in staying] + [[b, *(a for a in going if going[a] == b)] for b in evens]
     tokens = [sum(sizes[i] * patches[i] for i in group) / sum(sizes[i] for i in group) for group in groups]
     return torch.stack([x[0], *tokens]), [sum(sizes[i] for i in group) for group in groups]
 
@@ -186,7 +186,10 @@ def test_the_state_of_the_plain_tower_can_be_refined_with_reducers():
 
 @pytest.mark.parametrize(
     ("reducers", "message"),
-    [({2: {}}, "this tower has steps 0 to 1"), ({1: {3: ToMe(1)}}, r"a reducer at 3: places are i or \(i, 'middle'\)")],
+    [
+        ({2: {}}, "this tower has steps 0 to 1"),
+        ({1: {3: ToMe(1)}}, r"a reducer at 3: places are i, \(i, 'middle'\) and \(i, 'after'\)"),
+    ],
 )
 def test_a_step_or_place_that_is_not_there_is_refused(reducers, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,122 @@
+"""One list of token reducers: each says what it needs, where it stands, what it costs and where it comes from.
+
+A class joins the list by ``@reducer(...)``; its docstring is its description in docs/reducers.md. Packages that define
+reducers are imported by whoever wants the list (``patchrank.reducers``, ``mlip.merging``): this file knows none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from common.adapters.tower import AdaptedTower
+from common.reduction import Place, Reducer
+from common.tower import ImageTower
+
+NEEDS = {
+    "class token": "the class token's attention; a pooling head's query stands for it",
+    "keys": "the keys of a block",
+    "attention": "the whole attention matrix of a block",
+    "grid": "where patches stand: every patch of a square grid, as in a whole tower",
+    "readout": "the tower's last norm and projection",
+}
+"""What a reducer may read beside the patch tokens."""
+
+
+class Setting(NamedTuple):
+    """The tower, or the level of a tower, for which reducers are built.
+
+    keep: share of the patch tokens that stay.  layer: the block at which the reducer works, or the first of several.
+    patches: K, the patch tokens that enter.  blocks: L.  grid: patches a side; 0: the tokens are no square grid.
+    tower: the whole tower, for reducers that read its output; None: they cannot be built.
+    """
+
+    keep: float
+    layer: int
+    patches: int
+    blocks: int
+    grid: int = 0
+    tower: Any = None
+
+
+def setting_for(tower: ImageTower | AdaptedTower, keep: float, layer: int) -> Setting:
+    """The setting of a whole tower at one keep rate, from block ``layer`` on."""
+    return Setting(keep, layer, tower.grid**2, len(tower.transformer.resblocks), tower.grid, tower)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reducer of the list.
+
+    name: as commands take it.  title: as tables print it.
+    cls: its class, whose docstring describes it.
+    place: "before", "middle" or "after" a block, where it stands.
+    build: ``Setting`` -> reducers by their places.
+    needs: of NEEDS.  source: the publication.  licence: of the released code.
+    differs: what this implementation does otherwise; empty: nothing that is known.
+    exceptions: properties of all other reducers that it lacks, by name, each with the reason; of "batch" (a picture's
+        answer does not depend on its batch), "identity" (keep 1 changes nothing), "levels" (works in WaveCLIP's
+        levels).
+    """
+
+    name: str
+    title: str
+    cls: type
+    place: str
+    build: Callable[[Setting], dict[Place, Reducer]]
+    needs: tuple[str, ...]
+    source: str
+    licence: str
+    differs: str
+    exceptions: dict[str, str]
+
+    def reducers(self, setting: Setting) -> dict[Place, Reducer]:
+        """The reducers of one setting, by their places. ValueError: a setting that lacks what this reducer needs."""
+        if "grid" in self.needs and setting.grid**2 != setting.patches:
+            raise ValueError(
+                f"{self.name} needs every patch of a square grid; {setting.patches} tokens of a grid of "
+                f"{setting.grid} are none"
+            )
+        if "readout" in self.needs and setting.tower is None:
+            raise ValueError(f"{self.name} reads the tower's output; give the tower")
+        return self.build(setting)
+
+
+REDUCERS: dict[str, Entry] = {}
+"""Every reducer that was imported, by its name."""
+
+
+def at(layer: int, place: str) -> Place:
+    """The place "before", in the "middle" of or "after" a block."""
+    return layer if place == "before" else (layer, place)
+
+
+def reducer(
+    name: str,
+    title: str,
+    *,
+    source: str,
+    licence: str,
+    place: str = "before",
+    needs: tuple[str, ...] = (),
+    differs: str = "",
+    build: Callable[[Setting], dict[Place, Reducer]] | None = None,
+    exceptions: dict[str, str] | None = None,
+) -> Callable[[type], type]:
+    """Put a class on the list; see ``Entry``. build: None is one reducer, ``cls(keep)``, at ``place`` of ``layer``."""
+    assert set(needs) <= set(NEEDS) and name not in REDUCERS, name
+
+    def register(cls: type) -> type:
+        builder = build or (lambda setting: {at(setting.layer, place): cls(setting.keep)})
+        REDUCERS[name] = Entry(name, title, cls, place, builder, needs, source, licence, differs, exceptions or {})
+        return cls
+
+    return register
+
+
+def named(name: str) -> Entry:
+    """The entry of a name. ValueError: there is none."""
+    if name not in REDUCERS:
+        raise ValueError(f"no reducer {name!r}; there are {', '.join(sorted(REDUCERS))}")
+    return REDUCERS[name]

@@ -1,0 +1,47 @@
+"""Token reducers, one idea a file, on the list of ``common.reducer_registry``; docs/reducers.md describes each."""
+
+from patchrank.reducers.atc import ATC
+from patchrank.reducers.ats import ATS
+from patchrank.reducers.class_attention import ClassAttention, HiRED
+from patchrank.reducers.controls import CentreCrop, HalfResolution
+from patchrank.reducers.diffrate import DiffRate
+from patchrank.reducers.divprune import DivPrune
+from patchrank.reducers.dpc_knn import DPCKNN
+from patchrank.reducers.evit import EViT
+from patchrank.reducers.given import GoldenOracle
+from patchrank.reducers.gtp import GTP
+from patchrank.reducers.kmedoids import KMedoids
+from patchrank.reducers.mctf import MCTF
+from patchrank.reducers.pitome import PiToMe
+from patchrank.reducers.prumerge import PruMerge
+from patchrank.reducers.random import RandomKeep, RandomPerPicture
+from patchrank.reducers.tca import TokenCondensation
+from patchrank.reducers.tome import ToFu, ToMe
+from patchrank.reducers.visionzip import VisionZip
+from patchrank.reducers.zoo_prune import ZOOPrune
+
+__all__ = [
+    "ATC",
+    "ATS",
+    "DPCKNN",
+    "GTP",
+    "MCTF",
+    "CentreCrop",
+    "ClassAttention",
+    "DiffRate",
+    "DivPrune",
+    "EViT",
+    "GoldenOracle",
+    "HalfResolution",
+    "HiRED",
+    "KMedoids",
+    "PiToMe",
+    "PruMerge",
+    "RandomKeep",
+    "RandomPerPicture",
+    "ToFu",
+    "ToMe",
+    "TokenCondensation",
+    "VisionZip",
+    "ZOOPrune",
+]

@@ -1,0 +1,54 @@
+"""Pruning by the class token's attention, and HiRED's form of it.
+
+Shapes: B images, N tokens, K patch tokens, R kept, D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from common.reducer_registry import reducer
+from common.reduction import ReductionContext
+from patchrank.reducers.base import Call, Keeping, most
+
+
+@reducer(
+    "class-attention",
+    "class attention",
+    needs=("class token",),
+    source="the baseline of Patch Ranking's Figures 1 and 5 (WACV 2025)",
+    licence="its released code (MIT) holds it in comments alone",
+    differs="The paper's comparison ranks by block 3 after running it: place `after`, block 3.",
+)
+class ClassAttention(Keeping):
+    """Keep the patches to which the class token attends most: top R of a_j = mean over heads of A[class, j].
+
+    The attention is that of the block where this stands. Before block i it chooses what enters that block; in the
+    middle, what passes the second half step; after it, what leaves the block.
+    """
+
+    def macs(self, call: Call) -> int:
+        """The class token's row of attention."""
+        return call.class_row
+
+    def forward(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
+        """x [B,N,D] -> x with R patch tokens, most attended first."""
+        attention = context.class_attention()
+        return context.select(x, most(attention, self.left(attention.shape[1])))
+
+
+@reducer(
+    "hired",
+    "HiRED, one tile",
+    place="after",
+    needs=("class token",),
+    source="Arif et al., AAAI 2025 (HiRED)",
+    licence="released code MIT",
+    differs="Its budgets over the tiles of a large picture are not here. It stands in the last block but one there, "
+    "behind which a CLIP tower has little left to save.",
+)
+class HiRED(ClassAttention):
+    """Keep the int(keep·K) patches to which the class token attends most, summed over heads, after a late block."""
+
+    def left(self, patches: int) -> int:
+        return max(1, int(self.keep * patches))

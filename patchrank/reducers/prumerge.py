@@ -1,0 +1,69 @@
+"""PruMerge: attended patches stay, and each takes in what is like it.
+
+Shapes: B images, N tokens, K patch tokens, R kept, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.reducer_registry import reducer
+from common.reduction import ReductionContext
+from patchrank.reducers.base import Call, Keeping, in_order, marked, most, wide
+from patchrank.reducers.groups import append_fused
+
+
+@reducer(
+    "prumerge",
+    "PruMerge",
+    place="middle",
+    needs=("class token", "keys"),
+    source="Shang et al., ICCV 2025 (LLaVA-PruMerge)",
+    licence="released code Apache-2.0",
+    differs="Released, the number of kept patches is that of outliers (above the third quartile by 1.5 interquartile "
+    "ranges) and differs from picture to picture; here it is keep·K. It reads the last block there.",
+)
+class PruMerge(Keeping):
+    """Keep the R patches of highest a, and add to each what is like it: x_i' = x_i + Σ_j a_j x_j over 32 others.
+
+    a is the class token's attention with its heads taken as one: softmax of q·k/√D. The 32 are the patches with the
+    most similar keys (cosine, all heads as one vector). One more token is Σ_j a_j x_j over all that go.
+    """
+
+    neighbours = 32
+
+    def left(self, patches: int) -> int:
+        kept = super().left(patches)
+        return kept + (kept < patches)
+
+    def macs(self, call: Call) -> int:
+        """The class token's row, keys that are not there yet, cosines of the kept with all, and the two sums."""
+        kept = super().left(call.patches)
+        if kept == call.patches:
+            return 0
+        return call.class_row + call.keys + (2 * kept + 1) * call.patches * call.width
+
+    def forward(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
+        """x [B,N,D] -> x with R patch tokens in the order of their places, and one of all that go, at position -1."""
+        patches = context.patches(x)
+        tokens = patches.shape[1]
+        count = super().left(tokens)
+        if count == tokens:
+            return x, context
+        logits = context.class_logits()
+        attention = (logits.sum(1) * logits.shape[1] ** -0.5).softmax(-1)  # q·k/√D is the sum over heads by √H
+        attention = context.patches(attention[:, -x.shape[1] :])
+        with torch.no_grad():
+            kept = in_order(most(attention, count))
+            keys = F.normalize(wide(context.patches(context.block_keys().transpose(1, 2).flatten(2))), dim=-1)
+            likeness = keys.gather(1, kept[..., None].expand(-1, -1, keys.shape[-1])) @ keys.transpose(1, 2)  # [B,R,K]
+            likeness = likeness.scatter(2, kept[..., None], -torch.inf)  # a token is not its own neighbour
+            near = likeness.topk(min(self.neighbours, tokens - 1), dim=-1).indices
+            chosen = torch.zeros_like(likeness).scatter(2, near, 1.0)
+        weights = (chosen * attention[:, None]).to(x.dtype)
+        gone = ~marked(attention, kept)
+        short, remaining = context.select(x, kept)
+        short = remaining.with_patches(short, remaining.patches(short) + weights @ patches)
+        return append_fused(short, remaining, x, context, attention, gone)

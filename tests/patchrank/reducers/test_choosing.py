@@ -1,0 +1,189 @@
+"""Reducers that choose among tokens, each against its formula in loops over one picture's tokens."""
+
+import pytest
+import torch
+
+from common.reduction import ReductionContext
+from patchrank.reducers import ATS, GTP, CentreCrop, DivPrune, HalfResolution, KMedoids, ZOOPrune
+from patchrank.reducers.gtp import neighbour_graph
+from patchrank.reducers.kmedoids import k_medoids
+from tests.patchrank.reducers.slow import PATCHES, at_middle, class_row, projections, slow_attention, small_tower
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return small_tower()
+
+
+def tokens(count=2, patches=PATCHES, width=6, seed=0):
+    return torch.randn(count, 1 + patches, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def plain(x):
+    return ReductionContext(torch.arange(x.shape[1] - 1).expand(len(x), -1))
+
+
+def cosine(a, b):
+    return float(torch.cosine_similarity(a, b, dim=0))
+
+
+@pytest.mark.parametrize(("keep", "count"), [(0.2, 3), (0.6, 10), (0.53, 8)])
+def test_divprune_takes_the_farthest_token_again_and_again(keep, count):
+    x = tokens()
+    _, context = DivPrune(keep)(x, plain(x))
+    for picture, kept in zip(x[:, 1:], context.positions.tolist(), strict=True):
+        distance = [[1 - cosine(a, b) for b in picture] for a in picture]
+        nearest = [min(distance[i][j] for j in range(PATCHES) if j != i) for i in range(PATCHES)]
+        chosen = [nearest.index(max(nearest))]
+        while len(chosen) < count:
+            near = [-1 if i in chosen else min(distance[i][j] for j in chosen) for i in range(PATCHES)]
+            chosen.append(near.index(max(near)))
+        assert kept == sorted(chosen)
+
+
+def test_divprune_takes_no_token_twice_where_all_are_equal():
+    x = torch.ones(1, 1 + PATCHES, 6)
+    _, context = DivPrune(0.5)(x, plain(x))
+    assert len(set(context.positions[0].tolist())) == 8
+
+
+@torch.no_grad()
+def test_divprune_may_compare_keys(tower):
+    _, _, keys, context = at_middle(tower, DivPrune(0.5, of="keys"))
+    for picture, kept in zip(keys.mean(1), context.positions.tolist(), strict=True):
+        again = DivPrune(0.5)(picture[None], plain(picture[None]))[1]
+        assert again.positions[0].tolist() == kept
+
+
+def slow_medoids(picture, count):
+    """Medoids and clusters of tokens [K,F], until nothing changes."""
+    places = range(len(picture))
+    distance = [[float((a - b).norm()) for b in picture] for a in picture]
+    norms = [float(token.norm()) for token in picture]
+    medoids = [norms.index(max(norms))]
+    while len(medoids) < count:
+        near = [-1 if i in medoids else min(distance[i][j] for j in medoids) for i in places]
+        medoids.append(near.index(max(near)))
+    while True:
+        cluster = [medoids.index(i) if i in medoids else min((distance[i][m], k) for k, m in enumerate(medoids))[1]
+                   for i in places]  # fmt: skip
+        members = [[i for i in places if cluster[i] == k] for k in range(count)]
+        better = [min((sum(distance[i][j] for j in group), i) for i in group)[1] for group in members]
+        if better == medoids:
+            return sorted(medoids), [sorted(medoids).index(medoids[k]) for k in cluster]
+        medoids = better
+
+
+def test_k_medoids_reach_the_fixed_point():
+    x = tokens(4)[:, 1:]
+    medoids, cluster = k_medoids(x, 6, rounds=20)
+    for row, picture in enumerate(x):
+        assert (medoids[row].tolist(), cluster[row].tolist()) == slow_medoids(picture, 6)
+
+
+def test_k_medoids_keep_the_medoids_or_the_means_of_their_clusters():
+    x = tokens(1)
+    medoids, cluster = slow_medoids(x[0, 1:], 6)
+    kept, context = KMedoids(6 / 16, rounds=20)(x, plain(x))
+    torch.testing.assert_close(kept, x[:, [0] + [1 + place for place in medoids]])
+    means, context = KMedoids(6 / 16, "means", rounds=20)(x, plain(x))
+    groups = [[i for i in range(PATCHES) if cluster[i] == k] for k in range(6)]
+    torch.testing.assert_close(means[0, 1:], torch.stack([x[0, 1:][group].mean(0) for group in groups]))
+    assert context.sizes[0].tolist() == [len(group) for group in groups]
+    torch.testing.assert_close(context.bias[0, 0, 0, 1:], context.sizes[0].double().log())
+
+
+@torch.no_grad()
+def test_ats_takes_the_token_whose_cumulated_significance_is_nearest(tower):
+    x, _, _, context = at_middle(tower, ATS(0.6), count=3)
+    block = tower.transformer.resblocks[1]
+    repeats = 0
+    for row in range(3):
+        values = projections(block, x[row])[2][:, 1:].transpose(0, 1).flatten(1)
+        raw = [float(a) * float(v.norm()) for a, v in zip(class_row(block, x[row]), values, strict=True)]
+        order = sorted(range(PATCHES), key=lambda place: raw[place])
+        sums = [sum(raw[place] for place in order[: k + 1]) for k in range(PATCHES)]
+        sums = [(value - sums[0]) / (sums[-1] - sums[0]) for value in sums]
+        start = min(value for value in sums if value > 0)
+        points = [start + (1 - start) * k / 9 for k in range(10)]
+        places = [order[min(range(PATCHES), key=lambda k, point=point: abs(sums[k] - point))] for point in points]
+        fresh = [place if place not in places[:k] else -1 for k, place in enumerate(places)]
+        assert context.positions[row].tolist() == fresh
+        hidden = [place == -1 for place in fresh]
+        assert (context.bias[row, 0, 0, 1:] == -torch.inf).tolist() == hidden
+        assert (context.sizes[row] == 0).tolist() == hidden
+        repeats += sum(hidden)
+    assert repeats  # or the case is not there
+
+
+@torch.no_grad()
+def test_gtp_passes_pruned_tokens_to_their_neighbours(tower):
+    x, y, _, context = at_middle(tower, GTP(0.6, grid=4, alpha=0.3))
+    result = context.result
+    block = tower.transformer.resblocks[1]
+    degree = [sum(abs(i // 4 - j // 4) <= 1 and abs(i % 4 - j % 4) <= 1 for j in range(16)) - 1 for i in range(16)]
+    for row in range(2):
+        weights = slow_attention(block, x[row])[1]
+        score = [
+            max(float(head[1 + i, 1 + i]) for head in weights) * max(float(head[:, 1 + i].sum()) for head in weights)
+            for i in range(16)
+        ]
+        order = sorted(range(16), key=lambda i: -score[i])
+        kept, gone = order[:10], order[10:]
+        assert context.positions[row].tolist() == kept
+        for place, i in enumerate(kept):
+            expected = y[row, 1 + i].clone()
+            for j in gone:
+                if abs(i // 4 - j // 4) <= 1 and abs(i % 4 - j % 4) <= 1:
+                    expected += 0.3 * y[row, 1 + j] / (degree[i] * degree[j]) ** 0.5
+            torch.testing.assert_close(result[row, 1 + place], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_graph_of_neighbours_is_symmetric_and_has_no_loops():
+    graph = neighbour_graph(4)
+    assert torch.equal(graph, graph.T) and graph.diagonal().eq(0).all() and (graph[5] > 0).sum() == 8
+
+
+def test_zoo_prune_weighs_distance_by_sensitivity():
+    x = tokens(1)
+    norm = torch.nn.LayerNorm(6).double()
+    readout = torch.randn(6, 4, dtype=torch.float64)
+    prune = ZOOPrune(0.5, lambda t: norm(t) @ readout, directions=3)
+    with torch.no_grad():
+        _, context = prune(x, plain(x))
+        scores = []
+        for token in x[0, 1:]:
+            step, changes = 0.01 * token.norm(), []
+            for direction in prune.directions[:, :6].double():
+                unit = direction / direction.norm()
+                moved = norm(token + step * unit) @ readout - norm(token - step * unit) @ readout
+                changes.append(float(moved.norm() / (2 * step)))
+            scores.append(sum(changes) / 3)
+    chosen = [scores.index(max(scores))]
+    while len(chosen) < 8:
+        near = [
+            -1 if i in chosen else scores[i] * min(1 - cosine(x[0, 1 + i], x[0, 1 + j]) for j in chosen)
+            for i in range(PATCHES)
+        ]
+        chosen.append(near.index(max(near)))
+    assert context.positions[0].tolist() == sorted(chosen)
+
+
+def test_the_centre_of_a_grid_of_four():
+    x = tokens(1)
+    _, context = CentreCrop(0.25, grid=4)(x, plain(x))
+    assert sorted(context.positions[0].tolist()) == [5, 6, 9, 10]
+    _, context = CentreCrop(0.75, grid=4, norm="l2")(x, plain(x))
+    assert set(range(16)) - set(context.positions[0].tolist()) == {0, 3, 12, 15}
+
+
+def test_half_the_resolution_averages_two_by_two():
+    x = tokens(1)
+    halved, context = HalfResolution(4)(x, plain(x))
+    torch.testing.assert_close(halved[0, 1], x[0, [1, 2, 5, 6]].mean(0))
+    torch.testing.assert_close(halved[0, 4], x[0, [11, 12, 15, 16]].mean(0))
+    assert context.sizes.tolist() == [[4.0] * 4] and halved.shape[1] == 5
+    with pytest.raises(ValueError, match="15 tokens are not the 16 patches of the grid"):
+        HalfResolution(4)(x[:, :-1], plain(x[:, :-1]))
+    with pytest.raises(ValueError, match="a grid of 5 patches a side has no halves"):
+        HalfResolution(5)
