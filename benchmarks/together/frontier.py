@@ -330,9 +330,9 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
         below = sum(row["rival"]["difference"][2] < 0 for row in composed)
         quick = sum("seconds" not in row["dominated"] for row in composed)
         lines.append(
-            f"**{name} {'pays' if above else 'does not pay'}** in multiply-adds: at {above} of {len(composed)} operating "
-            f"points it is clearly above the best method alone that costs no more, at {below} clearly below. In measured "
-            f"time it is on the frontier at {quick} of them: no other row is as accurate and no slower."
+            f"**{name} {'pays' if above else 'does not pay'}** in multiply-adds: at {above} of {len(composed)} "
+            f"operating points it is clearly above the best method alone that costs no more, at {below} clearly below. "
+            f"In measured time it is on the frontier at {quick} of them: no other row is as accurate and no slower."
         )
     return lines
 
@@ -351,8 +351,8 @@ def _note(result: dict[str, Any]) -> str:
         "and A-ViT, which masks the tokens that halt, so that its time would not show what it saves. MLIP and the "
         "CLIP beside it were trained for minutes, on their own. Random: one draw of places for all pictures. One "
         "training seed. Time from pixels to class probabilities, × against the dense teacher: batch "
-        f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, "
-        f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no more.{remark(run)}"
+        f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, {run['threads']} "
+        f"threads, torch {run['torch']}. Dominated: another row is as accurate for no more.{remark(run)}"
     )
 
 
