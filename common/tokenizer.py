@@ -13,7 +13,8 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=1)
-def _byte_pair_encoder():
+def byte_pair_encoder():
+    """CLIP's byte-pair encoder with its whole vocabulary, of open_clip."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
@@ -21,7 +22,7 @@ def _byte_pair_encoder():
 
 @lru_cache(maxsize=65536)
 def _encode(text: str) -> tuple[int, ...]:
-    return tuple(_byte_pair_encoder().encode(text))
+    return tuple(byte_pair_encoder().encode(text))
 
 
 def is_empty(text: str) -> bool:
@@ -35,7 +36,7 @@ def is_empty(text: str) -> bool:
 
 def encode(text: str) -> list[int]:
     """The full-vocabulary ids of a text, framed by start-of-text and end-of-text."""
-    bpe = _byte_pair_encoder()
+    bpe = byte_pair_encoder()
     return [bpe.sot_token_id, *_encode(text), bpe.eot_token_id]
 
 
@@ -50,6 +51,7 @@ class Tokenizer:
         if vocabulary is not None and list(vocabulary) != sorted(set(vocabulary)):
             raise ValueError("a vocabulary must list its ids once each, in ascending order")
         self.context_length = context_length
+        self.vocabulary = None if vocabulary is None else list(vocabulary)
         self._new_id = None if vocabulary is None else {old: new for new, old in enumerate(vocabulary)}
 
     def ids(self, text: str, truncate: bool = False) -> list[int]:
@@ -65,7 +67,7 @@ class Tokenizer:
             ids = ids[: self.context_length - 1] + ids[-1:]
         if self._new_id is None:
             return ids
-        missing = [_byte_pair_encoder().decode([i]).strip() for i in ids if i not in self._new_id]
+        missing = [byte_pair_encoder().decode([i]).strip() for i in ids if i not in self._new_id]
         if missing:
             raise ValueError(
                 f"{missing} in {text!r} is not in this model's vocabulary of {len(self._new_id)} ids; use words "
