@@ -72,14 +72,14 @@ def _export(stage: Stage, given: tuple[Tensor, ...], form: str, file: Path) -> N
     if form == "onnx":
         write_onnx(stage, given, shapes, file)
     else:
-        with _quiet():
+        with quiet():
             torch.export.save(torch.export.export(stage.module, given, dynamic_shapes=shapes), file)
 
 
 def write_onnx(stage: Stage, given: tuple[Tensor, ...], shapes: Any, file: Path) -> None:
     """Write a module's ONNX graph, with its weights beside it. shapes: dynamic ones, as of ``torch.export``."""
     names = {"input_names": list(stage.inputs), "output_names": list(stage.outputs)}
-    with _quiet():
+    with quiet():
         program = torch.export.export(stage.module, given, dynamic_shapes=shapes)
         settings = {"external_data": True, "verbose": False, "dynamo": True}
         torch.onnx.export(program, (), str(file), custom_translation_table=_translations(), **settings, **names)
@@ -165,7 +165,7 @@ def need_onnx(*others: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters' warnings and log messages."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -105,7 +105,10 @@ class EarlyExit:
             options.log_severity_level = 3  # errors; what falls back to the CPU is said below
             if self.threads is not None:
                 options.intra_op_num_threads = self.threads
-            session = onnxruntime.InferenceSession(str(self.folder / file), options, providers=self._providers)
+            try:
+                session = onnxruntime.InferenceSession(str(self.folder / file), options, providers=self._providers)
+            except Exception as error:  # onnxruntime has a type for each of its reasons
+                raise ValueError(f"{self.folder / file} cannot be run ({error}); export it anew") from error
             if session.get_providers()[0] != self._providers[0]:
                 _fall_back(self._providers[0], "it could not be started")
                 self._providers = session.get_providers()
@@ -193,7 +196,7 @@ class EarlyExit:
         threshold = self.threshold if threshold is None else threshold
         live, inputs = np.arange(len(images)), [images]
         for step, stage in enumerate(self.about["stages"]):
-            z, *state = self._session(stage["file"]).run(None, dict(zip(stage["inputs"], inputs, strict=True)))
+            z, *state = self._run(stage, inputs)
             p = z[:, :0] if self.classes is None else self.probabilities(z)
             if step == 0:
                 found = Exits(z.copy(), p.copy(), np.zeros(len(images), int))
@@ -201,11 +204,25 @@ class EarlyExit:
             found.embeddings[live], found.probabilities[live], found.levels[live] = z, p, step
             if step == self.levels - 1:
                 break
-            rows = np.arange(len(live)) if threshold is None or self.classes is None else _undecided(p, threshold)
+            stops = np.zeros(len(live), bool)
+            if threshold is not None and self.classes is not None:
+                stops = margins(p) >= threshold
+            rows = np.flatnonzero(~stops)
             if not len(rows):
                 break
             live, inputs = live[rows], [tensor[rows] for tensor in state]
         return found
+
+    def all_levels(self, images: np.ndarray) -> list[np.ndarray]:
+        """Normalised images [B,3,S,S] -> the unit embeddings [B,E] of every level."""
+        levels, state = [], [images]
+        for stage in self.about["stages"]:
+            z, *state = self._run(stage, state)
+            levels.append(z)
+        return levels
+
+    def _run(self, stage: dict[str, Any], inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return self._session(stage["file"]).run(None, dict(zip(stage["inputs"], inputs, strict=True)))
 
     def classify(
         self,
@@ -308,10 +325,10 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
-def _undecided(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """The rows whose margin, largest less second largest probability, is below the threshold."""
+def margins(probabilities: np.ndarray) -> np.ndarray:
+    """probabilities [B,C] -> largest less second largest [B]."""
     second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
-    return np.flatnonzero(~(first - second >= threshold))
+    return first - second
 
 
 def _description(folder: Path) -> dict[str, Any]:
