@@ -60,7 +60,7 @@ def export_texts(texts: nn.Module, folder: Path) -> tuple[dict[str, Any], float]
     shapes = {0: torch.export.Dim("texts")} | ({1: torch.export.Dim("tokens", max=words["context"])} if own else {})
     stage = Stage("text", _EncodeText(texts), ("ids",), ("text_embedding",))
     try:
-        write_onnx(stage, (ids,), ((shapes,),), folder / GRAPH)
+        write_onnx(stage, (ids,), (shapes,), folder / GRAPH)
     except Exception as error:
         raise ValueError(
             f"the text tower cannot be exported as onnx: {reason(error)}; leave it out by --no-text"

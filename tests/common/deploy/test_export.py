@@ -68,30 +68,6 @@ def test_a_directory_becomes_one_graph_a_level(tmp_path, form, levels, capsys):
     np.testing.assert_allclose(odds / odds.sum(1, keepdims=True), scores, atol=TOLERANCE)
 
 
-@torch.no_grad()
-def test_early_exit_over_onnx_graphs_is_the_models_own(tmp_path):
-    """What export.json tells a user to do: gate the first graph's answer, run the next on the rows that go on."""
-    folder = tiny_directory(tmp_path / "model")
-    report = write_graphs(load(folder, device="cpu"), "onnx", tmp_path / "onnx", texts=False)
-    coarse, fine = loaded(report, tmp_path / "onnx")
-    classes, images = torch.from_numpy(np.load(tmp_path / "onnx" / "classes.npy")), pictures(12)
-
-    def probabilities(z):
-        return (report["logit_scale"] * z @ classes.T).softmax(-1)
-
-    z, *state = coarse(images)
-    scores = probabilities(z)
-    top = scores.topk(2, dim=-1).values
-    margin = top[:, 0] - top[:, 1]
-    threshold = margin.sort().values[6:8].mean().item()
-    rows = (margin < threshold).nonzero().squeeze(1)
-    scores[rows] = probabilities(fine(*(tensor[rows] for tensor in state))[0])
-    run = load(folder, device="cpu").paths.runner(threshold, classes, torch.tensor(report["logit_scale"]))
-    expected, level = run(images)
-    assert level.nonzero().squeeze(1).tolist() == rows.tolist() and 0 < len(rows) < 12
-    torch.testing.assert_close(scores, expected, atol=TOLERANCE, rtol=0)
-
-
 def deployed(model, kind):
     """A model that no directory holds."""
     clip = CLIP.tiny().eval()
