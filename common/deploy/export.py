@@ -270,7 +270,12 @@ def _write_texts(deployed: Deployed, folder: Path, wanted: bool, difference: flo
         return {"text": None, "left_out": [f"the text tower, by --no-text: {rest}"]}
     if words_of(texts) is None:
         return {"text": None, "left_out": [f"the text tower, whose tokenizer is not CLIP's: {rest}"]}
-    entry, text_difference = export_texts(texts, folder)
+    try:
+        entry, text_difference = export_texts(texts, folder)
+    except ValueError as error:  # the image tower is worth having without it
+        for path in folder.glob("text.*"):
+            path.unlink()
+        return {"text": None, "left_out": [f"{error}; {rest}"]}
     return {"text": entry, "left_out": [], "difference": max(difference, text_difference)}
 
 

@@ -62,9 +62,7 @@ def export_texts(texts: nn.Module, folder: Path) -> tuple[dict[str, Any], float]
     try:
         write_onnx(stage, (ids,), (shapes,), folder / GRAPH)
     except Exception as error:
-        raise ValueError(
-            f"the text tower cannot be exported as onnx: {reason(error)}; leave it out by --no-text"
-        ) from error
+        raise ValueError(f"the text tower cannot be exported as onnx: {reason(error)}") from error
     share_weights([folder / GRAPH], folder / WEIGHTS)
     write_tokenizer(folder / TOKENIZER)
     graph = onnx_graph(folder / GRAPH)
