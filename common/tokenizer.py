@@ -33,6 +33,7 @@ class Tokenizer:
         if vocabulary is not None and list(vocabulary) != sorted(set(vocabulary)):
             raise ValueError("a vocabulary must list its ids once each, in ascending order")
         self.context_length = context_length
+        self.vocabulary = None if vocabulary is None else list(vocabulary)
         self._new_id = None if vocabulary is None else {old: new for new, old in enumerate(vocabulary)}
 
     def ids(self, text: str, truncate: bool = False) -> list[int]:

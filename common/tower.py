@@ -389,7 +389,7 @@ class TextTower(BlockTower):
 
     def pool(self, x: Tensor, ids: Tensor) -> Tensor:
         """x [B,T,D] -> joint embedding [B,E] of each row's end-of-text token."""
-        return self.ln_final(x)[torch.arange(len(x), device=x.device), ids.argmax(-1)] @ self.text_projection
+        return self.ln_final(x)[torch.arange(x.shape[0], device=x.device), ids.argmax(-1)] @ self.text_projection
 
     def forward(self, ids: Tensor, return_tokens: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """ids [B,T] -> z [B,E]; with ``return_tokens`` also every token [B,T,E] after the last norm and projection.

@@ -351,8 +351,9 @@ def _note(result: dict[str, Any]) -> str:
         "and A-ViT, which masks the tokens that halt, so that its time would not show what it saves. MLIP and the "
         "CLIP beside it were trained for minutes, on their own. Random: one draw of places for all pictures. One "
         "training seed. Time from pixels to class probabilities, × against the dense teacher: batch "
-        f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, {run['threads']} "
-        f"threads, torch {run['torch']}. Dominated: another row is as accurate for no more.{remark(run)}"
+        f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, "
+        f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no "
+        f"more.{remark(run)}"
     )
 
 

@@ -6,7 +6,6 @@ Shapes: H height, W width.
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,16 +19,10 @@ from PIL import Image
 
 from common.data.account import Account, Unusable
 from common.data.images import open_picture
+from common.data.prepared import SUFFIXES, is_system_file
 
 if TYPE_CHECKING:
     from common.data.transforms import Transform
-
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_SYSTEM = re.compile(
-    r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:__macosx|@eadir|\$recycle\.bin|system volume information|lost\+found|thumbs\.db"
-    r"|desktop\.ini)(?:/|$))",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -39,11 +32,6 @@ class Picture:
     name: str
     pixels: np.ndarray | None
     error: str | None = None
-
-
-def is_system_file(name: str) -> bool:
-    """Whether a relative path is a file manager's or a tool's own: hidden (``._x.jpg``), or a folder such as @eaDir."""
-    return _SYSTEM.search(name) is not None
 
 
 def files_below(folder: Path, account: Account | None = None) -> Iterator[Path]:

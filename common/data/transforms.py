@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from common.data.prepared import resized, to_rgb
 from common.preprocess import Preprocess
 
 Transform = Callable[[Image.Image, Random], np.ndarray]
@@ -40,40 +41,16 @@ def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), fl
     return partial(_crop_and_resize, image_size=image_size, scale=scale, flip=flip)
 
 
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_LONG = 20  # aspect ratio beyond which the evaluation crop is resized alone
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-# Transforms are partial objects rather than closures because "spawn" pickles them for workers. They use PIL alone and
-# equal torchvision's results: a worker would need as long to import torchvision as torch.
+# Transforms are partial objects rather than closures because "spawn" pickles them for workers.
 def _prepare(image: Image.Image, rng: Random, preprocess: Preprocess) -> np.ndarray:
-    image, size, resampling = _rgb(image), preprocess.size, _RESAMPLING[preprocess.interpolation]
-    if preprocess.resize_mode == "squash":
-        return np.asarray(image.resize((size, size), resampling))
-    if preprocess.resize_mode == "longest":
-        ratio = max(image.size) / size
-        small = image.resize(tuple(max(1, round(side / ratio)) for side in image.size), resampling)
-        canvas = Image.new("RGB", (size, size), (preprocess.fill_color,) * 3)
-        canvas.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
-        return np.asarray(canvas)
-    width, height = (int(size * side / min(image.size)) for side in image.size)
-    if max(width, height) > _LONG * size:  # the whole picture would need gigabytes: resize its centre alone
-        side, (x, y) = min(image.size), (length / 2 for length in image.size)
-        box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
-        return np.asarray(image.resize((size, size), resampling, box=box))
-    image = image.resize((width, height), resampling)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    how = preprocess
+    return resized(image, how.size, how.interpolation, how.resize_mode, how.fill_color)
 
 
 def _crop_and_resize(
     image: Image.Image, rng: Random, image_size: int, scale: tuple[float, float], flip: bool
 ) -> np.ndarray:
-    image = _rgb(image)
+    image = to_rgb(image)
     box = random_box(*image.size, scale, rng)
     image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
     return np.asarray(ImageOps.mirror(image) if flip and rng.random() < 0.5 else image)

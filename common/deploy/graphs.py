@@ -5,6 +5,7 @@ Shapes: B images, S image size.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.deploy.shared_weights import share_weights
 from common.progress import bar
 from common.stages import Stage, inputs_of, run_chain
 
@@ -26,33 +28,36 @@ Graph = Callable[..., tuple[Tensor, ...]]
 
 _EXAMPLE = 2
 """The batch size of the example inputs; the exporter would treat 1 as a constant."""
-_LARGE = 1_500_000_000
-"""Weights of more bytes go into a file beside the ONNX graph, whose format ends at 2 GB."""
 _MEASURED = 0.5
 """The least time in seconds for which each chain is timed."""
+
+
+WEIGHTS = "weights.bin"
+"""The file of the weights of all ONNX graphs of one folder."""
 
 
 @torch.no_grad()
 def export_stages(stages: Sequence[Stage], image_size: int, form: str, files: Sequence[Path]) -> list[Graph]:
     """Write each stage's graph, for any batch size, to its file and read it back.
 
-    form: "onnx" or "torch-export". ValueError: a package is missing, or a stage cannot be exported, with the reason.
+    form: "onnx" or "torch-export". ONNX graphs share one file of weights in the folder of the first.
+    ValueError: a package is missing, or a stage cannot be exported, with the reason.
     """
     if form == "onnx":
-        _need_onnx()
-    graphs = []
+        need_onnx()
     inputs = inputs_of(stages, torch.randn(_EXAMPLE, 3, image_size, image_size))
     for stage, given, file in bar(list(zip(stages, inputs, files, strict=True)), "exporting"):
         try:
-            with _quiet():
-                graphs.append(_export(stage, given, form, file))
+            _export(stage, given, form, file)
         except Exception as error:  # exporters raise their own types, RuntimeError, KeyError, ...
             other = "; --format torch-export has more operations" if form == "onnx" else ""
-            raise ValueError(f"{stage.name} cannot be exported as {form}: {_reason(error)}{other}") from error
-    return graphs
+            raise ValueError(f"{stage.name} cannot be exported as {form}: {reason(error)}{other}") from error
+    if form == "onnx" and files:
+        share_weights(files, files[0].parent / WEIGHTS)
+    return [onnx_graph(file) if form == "onnx" else torch.export.load(file).module() for file in files]
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of the error that an exporter failed with originally, without colour codes."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -60,19 +65,24 @@ def _reason(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
-def _export(stage: Stage, given: tuple[Tensor, ...], form: str, file: Path) -> Graph:
+def _export(stage: Stage, given: tuple[Tensor, ...], form: str, file: Path) -> None:
     batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()
     for tensor in given:
         shapes[tensor] = {0: batch}
-    program = torch.export.export(stage.module, given, dynamic_shapes=shapes)
-    if form == "torch-export":
-        torch.export.save(program, file)
-        return torch.export.load(file).module()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in stage.module.parameters())
+    if form == "onnx":
+        write_onnx(stage, given, shapes, file)
+    else:
+        with quiet():
+            torch.export.save(torch.export.export(stage.module, given, dynamic_shapes=shapes), file)
+
+
+def write_onnx(stage: Stage, given: tuple[Tensor, ...], shapes: Any, file: Path) -> None:
+    """Write a module's ONNX graph, with its weights beside it. shapes: dynamic ones, as of ``torch.export``."""
     names = {"input_names": list(stage.inputs), "output_names": list(stage.outputs)}
-    settings = {"external_data": weights > _LARGE, "verbose": False, "dynamo": True}
-    torch.onnx.export(program, (), str(file), custom_translation_table=_translations(), **settings, **names)
-    return onnx_graph(file)
+    with quiet():
+        program = torch.export.export(stage.module, given, dynamic_shapes=shapes)
+        settings = {"external_data": True, "verbose": False, "dynamo": True}
+        torch.onnx.export(program, (), str(file), custom_translation_table=_translations(), **settings, **names)
 
 
 def _translations() -> dict[Callable, Callable]:
@@ -143,19 +153,19 @@ def _seconds(chain: Sequence[nn.Module | Graph], images: Tensor) -> float:
     return median(taken)
 
 
-def _need_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--format onnx needs {error.name}: pip install '.[export]' in the checkout, or take --format torch-export"
-        ) from error
+def need_onnx(*others: str) -> None:
+    """ValueError: a package that ONNX graphs need, or another one, is missing."""
+    for name in ("onnx", "onnxruntime", "onnxscript", *others):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"--format onnx needs {name}: pip install '.[export]' in the checkout, or take --format torch-export"
+            ) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters' warnings and log messages."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -84,7 +84,7 @@ def test_a_graph_comes_with_what_its_pictures_need(model, tmp_path, monkeypatch)
     monkeypatch.setattr("common.deploy.graphs._seconds", lambda chain, images: 0.5)
     assert main(["export", str(model), "--format", "torch-export", "--out", str(tmp_path / "graph")]) == 0
     report = json.loads((tmp_path / "graph" / "export.json").read_text())
-    assert {name: report[name] for name in SQUASH} == SQUASH and report["image_size"] == 32
+    assert {name: report["preprocess"][name] for name in (*SQUASH, "size")} == SQUASH | {"size": 32}
     graph, images = torch.export.load(tmp_path / "graph" / "image.pt2").module(), torch.randn(3, 3, 32, 32)
     clip = open_clip.create_model(f"local-dir:{model}").eval()
     with torch.no_grad():

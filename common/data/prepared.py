@@ -1,0 +1,106 @@
+"""From a picture's file to the pixels that a model sees, by numpy and Pillow alone.
+
+Training, evaluation and exported folders (``common.deploy.runtime``) prepare pictures by these functions. They need no
+torch: a worker process would need as long to import torchvision as torch. They equal torchvision's results.
+Shapes: S image size, H height, W width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""The formats that are decoded, whatever the suffix: PIL would start other programs for some others."""
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""The suffixes of files that are taken from a folder."""
+
+_SYSTEM = re.compile(
+    r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:__macosx|@eadir|\$recycle\.bin|system volume information|lost\+found|thumbs\.db"
+    r"|desktop\.ini)(?:/|$))",
+    re.IGNORECASE,
+)
+_EXIF_ORIENTATION = 0x0112
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_LONG = 20  # aspect ratio beyond which the evaluation crop is resized alone
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a relative path is a file manager's or a tool's own: hidden (``._x.jpg``), or a folder such as @eaDir."""
+    return _SYSTEM.search(name) is not None
+
+
+def open_upright(source: str | Path | BinaryIO | Image.Image, formats: Sequence[str] = FILE_FORMATS) -> Image.Image:
+    """The first frame of a file, stream or PIL image, upright by its EXIF orientation, in 8-bit RGB.
+
+    Pixels of 16 bits are scaled to 8. An alpha channel is dropped, as open_clip drops it.
+    ValueError: it is damaged, too large, of another format, or has 32-bit pixels, whose white is unknown.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _upright_rgb(source)
+        with Image.open(source, formats=formats) as image:
+            return _upright_rgb(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(formats)}") from error
+    except _UnknownWhite:
+        raise
+    except Exception as error:  # decoders raise many kinds of errors on damaged bytes
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+class _UnknownWhite(ValueError):
+    """A picture's pixels have no known scale."""
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode in ("I", "F") and not (image.mode == "I" and image.format == "PNG"):
+        kind = "whole numbers" if image.mode == "I" else "floating-point numbers"
+        raise _UnknownWhite(f"its pixels are 32-bit {kind}; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):
+        turned = _upright(image)
+        return Image.fromarray((np.asarray(turned).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    return _upright(to_rgb(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block: the picture itself is sound
+        return image
+    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB, itself where it is that already."""
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resized(image: Image.Image, size: int, interpolation: str, resize_mode: str, fill_color: int) -> np.ndarray:
+    """The picture as a model sees it before normalisation: uint8 [S,S,3].
+
+    size, interpolation, resize_mode, fill_color: as in ``common.preprocess.Preprocess``.
+    """
+    image, resampling = to_rgb(image), _RESAMPLING[interpolation]
+    if resize_mode == "squash":
+        return np.asarray(image.resize((size, size), resampling))
+    if resize_mode == "longest":
+        ratio = max(image.size) / size
+        small = image.resize(tuple(max(1, round(side / ratio)) for side in image.size), resampling)
+        canvas = Image.new("RGB", (size, size), (fill_color,) * 3)
+        canvas.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+        return np.asarray(canvas)
+    width, height = (int(size * side / min(image.size)) for side in image.size)
+    if max(width, height) > _LONG * size:  # the whole picture would need gigabytes: resize its centre alone
+        side, (x, y) = min(image.size), (length / 2 for length in image.size)
+        box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+        return np.asarray(image.resize((size, size), resampling, box=box))
+    image = image.resize((width, height), resampling)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))

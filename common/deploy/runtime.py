@@ -1,0 +1,370 @@
+"""An exported model without torch: Python's standard library, numpy, Pillow and ONNX Runtime.
+
+``EarlyExit(FOLDER).classify(pictures)`` runs a folder of `effclip export --format onnx`. A picture stops at the first
+level whose margin reaches the threshold, and only the others go on. export.json holds everything that is not in the
+graphs. The folder's predict.py is this code with a command line (``common.deploy.predict``).
+
+Shapes: B pictures, S pixels, C classes, E joint dim.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from common.arguments import checked_labels
+from common.article import article
+from common.data.prepared import open_upright, resized
+
+EXPORT_VERSION = 1
+"""The version of export.json that this code reads."""
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+"""What can run the graphs, and ONNX Runtime's name of it."""
+ALL_LEVELS = 2.0
+"""A threshold that no margin reaches."""
+_TEXTS = 256  # prompts in a batch
+
+Source = str | Path | BytesIO | Image.Image
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One picture's class, the level at which it stopped and its GMACs in the image tower; or the error instead."""
+
+    picture: str
+    label: str | None = None
+    probability: float | None = None
+    level: int | None = None
+    gmacs: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Exits:
+    """embeddings [B,E] and class probabilities [B,C] of the level [B] at which each picture stopped."""
+
+    embeddings: np.ndarray
+    probabilities: np.ndarray
+    levels: np.ndarray
+
+
+class EarlyExit:
+    """An exported folder, ready to classify.
+
+    folder: of `effclip export --format onnx`.  provider: one of PROVIDERS; where it is missing, the CPU runs, and a
+    warning says so.  threads: of ONNX Runtime; None: its own choice.
+    ValueError: it is no such folder, or the provider is unknown.
+    """
+
+    def __init__(self, folder: str | Path, provider: str = "cpu", threads: int | None = None) -> None:
+        self.folder, self.threads = Path(folder), threads
+        if provider not in PROVIDERS:
+            raise ValueError(f"provider {provider!r} is none of {', '.join(PROVIDERS)}")
+        self.about = _description(self.folder)
+        self.names: list[str] = self.about["class_names"]
+        self.templates: list[str] = self.about["templates"]
+        self.classes = np.load(self.folder / "classes.npy", allow_pickle=False) if self.names else None
+        """The class embeddings [C,E]; None: the folder names no classes."""
+        self.threshold: float | None = (self.about["gate"] or {}).get("threshold")
+        """The threshold of calls that give none; None: every picture goes through all levels."""
+        self._providers = self._available(PROVIDERS[provider])
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._session(self.about["stages"][0]["file"])  # the first answers at once whether the folder is whole
+
+    def _available(self, provider: str) -> list[str]:
+        cpu, have = PROVIDERS["cpu"], onnxruntime.get_available_providers()
+        if provider not in have:
+            _fall_back(provider, f"this onnxruntime has {', '.join(have)}")
+            return [cpu]
+        return [provider] if provider == cpu else [provider, cpu]
+
+    def _session(self, file: str) -> onnxruntime.InferenceSession:
+        if file not in self._sessions:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3  # errors; what falls back to the CPU is said below
+            if self.threads is not None:
+                options.intra_op_num_threads = self.threads
+            try:
+                session = onnxruntime.InferenceSession(str(self.folder / file), options, providers=self._providers)
+            except Exception as error:  # onnxruntime has a type for each of its reasons
+                raise ValueError(f"{self.folder / file} cannot be run ({error}); export it anew") from error
+            if session.get_providers()[0] != self._providers[0]:
+                _fall_back(self._providers[0], "it could not be started")
+                self._providers = session.get_providers()
+            self._sessions[file] = session
+        return self._sessions[file]
+
+    @property
+    def levels(self) -> int:
+        """How many levels the model has; 1 where every picture takes the whole way."""
+        return len(self.about["stages"])
+
+    def name_classes(self, names: Sequence[str], templates: Sequence[str] | None = None) -> None:
+        """Classify among other classes from now on. templates: prompts with {}; None: the folder's.
+
+        ValueError: fewer than two names, one twice, a template without {}, no text tower in the folder, or a word
+        that is not in the model's vocabulary.
+        """
+        names, templates = checked_labels(names), list(templates or self.templates)
+        if not templates or any("{}" not in template for template in templates):
+            raise ValueError(f"templates {templates} must be texts with {{}} for the class name")
+        prompts = [_filled(template, name) for name in names for template in templates]
+        z = self._texts(prompts).reshape(len(names), len(templates), -1)
+        self.classes, self.names, self.templates = _unit(z.mean(1)), names, templates
+
+    def _texts(self, texts: Sequence[str]) -> np.ndarray:
+        """The unit embeddings [B,E] of texts."""
+        rows = [self._words.ids(text) for text in texts]
+        session, parts = self._session(self.about["text"]["file"]), []
+        for start in range(0, len(rows), _TEXTS):
+            some = rows[start : start + _TEXTS]
+            ids = np.zeros((len(some), self.about["text"]["tokens"] or max(map(len, some))), np.int64)
+            for row, values in zip(ids, some, strict=True):
+                row[: len(values)] = values
+            parts += session.run(None, {session.get_inputs()[0].name: ids})
+        return _unit(np.concatenate(parts))
+
+    @cached_property
+    def _words(self) -> Words:
+        if self.about["text"] is None:
+            raise ValueError(
+                f"{self.folder} has no text tower, so its classes are those of classes.npy; export it anew"
+            )
+        return Words(self.folder / self.about["text"]["tokenizer"], **self.about["text"]["words"])
+
+    def threshold_for(self, gmacs: float) -> float | None:
+        """The calibrated threshold for a mean budget of a picture. ValueError: it cannot be met, or is not known."""
+        costs, calibration = self.about["gmacs"], self.about["calibration"]
+        if costs is None or gmacs < costs[0]:
+            least = "an unknown number of" if costs is None else f"{costs[0]:.4g}"
+            raise ValueError(f"gmacs {gmacs:g}: a picture costs {least} GMACs at least; give that or more")
+        if gmacs >= costs[-1]:
+            return None if self.levels == 1 else ALL_LEVELS
+        if calibration is None:
+            raise ValueError(
+                f"gmacs {gmacs:g}: this folder was exported without a calibration; run `effclip calibrate` and export "
+                "again, or give a threshold"
+            )
+        point = calibration["point"]
+        points = [*calibration["curve"], [point["setting"], point["gmacs"], point["accuracy"]]]
+        return max((cost, setting) for setting, cost, _ in points if cost <= gmacs * (1 + 1e-9))[1]
+
+    def pixels(self, source: Source) -> np.ndarray:
+        """A picture as the model sees it, before normalisation: uint8 [S,S,3]. ValueError: a damaged one."""
+        how = self.about["preprocess"]
+        return resized(open_upright(source), how["size"], how["interpolation"], how["resize_mode"], how["fill_color"])
+
+    def normalised(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """uint8 [S,S,3] each -> float32 [B,3,S,S], normalised by mean and deviation."""
+        how, pixels = self.about["preprocess"], np.stack(pictures).transpose(0, 3, 1, 2)
+        mean, std = (np.asarray(how[name], np.float32).reshape(3, 1, 1) for name in ("mean", "std"))
+        return (pixels.astype(np.float32, order="C") / np.float32(255) - mean) / std
+
+    def probabilities(self, z: np.ndarray) -> np.ndarray:
+        """Unit embeddings [B,E] -> class probabilities [B,C], the softmax of the scaled cosines."""
+        logits = np.float32(self.about["logit_scale"]) * (z @ self.classes.T)
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        return odds / odds.sum(1, keepdims=True)
+
+    def __call__(self, images: np.ndarray, threshold: float | None = None) -> Exits:
+        """Run normalised images [B,3,S,S]. Each level computes the pictures that go on, and no others.
+
+        threshold: the margin, largest less second largest probability, at which a picture stops; above 1: all levels.
+        None: the folder's. Without classes every picture goes through all levels, and probabilities are [B,0].
+        """
+        threshold = self.threshold if threshold is None else threshold
+        live, inputs = np.arange(len(images)), [images]
+        for step, stage in enumerate(self.about["stages"]):
+            z, *state = self._run(stage, inputs)
+            p = z[:, :0] if self.classes is None else self.probabilities(z)
+            if step == 0:
+                found = Exits(z.copy(), p.copy(), np.zeros(len(images), int))
+            # Every live picture is answered now; later levels overwrite the answers of those that go on.
+            found.embeddings[live], found.probabilities[live], found.levels[live] = z, p, step
+            if step == self.levels - 1:
+                break
+            stops = np.zeros(len(live), bool)
+            if threshold is not None and self.classes is not None:
+                stops = margins(p) >= threshold
+            rows = np.flatnonzero(~stops)
+            if not len(rows):
+                break
+            live, inputs = live[rows], [tensor[rows] for tensor in state]
+        return found
+
+    def all_levels(self, images: np.ndarray) -> list[np.ndarray]:
+        """Normalised images [B,3,S,S] -> the unit embeddings [B,E] of every level."""
+        levels, state = [], [images]
+        for stage in self.about["stages"]:
+            z, *state = self._run(stage, state)
+            levels.append(z)
+        return levels
+
+    def _run(self, stage: dict[str, Any], inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return self._session(stage["file"]).run(None, dict(zip(stage["inputs"], inputs, strict=True)))
+
+    def classify(
+        self,
+        sources: Iterable[Source],
+        threshold: float | None = None,
+        batch_size: int = 64,
+        workers: int | None = None,
+        read: Callable[[Source], np.ndarray] | None = None,
+    ) -> Iterator[tuple[Answer, np.ndarray]]:
+        """An answer and an embedding [E] for each picture, in order; a damaged picture has an error, and NaN.
+
+        threshold: see ``__call__``.  workers: threads that read pictures, two batches ahead; None: one a core, at
+        most 8.  read: in place of ``pixels``.
+        ValueError, at once: batch_size or workers is below 1.
+        """
+        workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        for name, value in (("batch_size", batch_size), ("workers", workers)):
+            if value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        pictures = _read_ahead(sources, read or self.pixels, workers, 2 * batch_size)
+        batches = iter(lambda: list(islice(pictures, batch_size)), [])
+        return (answer for batch in batches for answer in self._answers(batch, threshold))
+
+    def _answers(
+        self, batch: Sequence[tuple[str, np.ndarray | str]], threshold: float | None
+    ) -> Iterator[tuple[Answer, np.ndarray]]:
+        sound = [pixels for _, pixels in batch if not isinstance(pixels, str)]
+        found, row = self(self.normalised(sound), threshold) if sound else None, 0
+        for name, pixels in batch:
+            if isinstance(pixels, str):
+                yield Answer(name, error=pixels), np.full(self.about["embed_dim"], np.nan, np.float32)
+            else:
+                yield self._answer(name, found, row), found.embeddings[row]
+                row += 1
+
+    def _answer(self, name: str, found: Exits, row: int) -> Answer:
+        level, costs = int(found.levels[row]), self.about["gmacs"]
+        scores = found.probabilities[row]
+        best = int(scores.argmax()) if len(scores) else None
+        return Answer(
+            name,
+            None if best is None else self.names[best],
+            None if best is None else float(scores[best]),
+            level if self.levels > 1 else None,
+            None if costs is None else costs[level],
+        )
+
+
+class Words:
+    """CLIP's tokenizer, from tokenizer.json.
+
+    context: the most tokens of a text.  vocabulary: the ids that the model knows, ascending, each of which becomes its
+    place in the list; None: all.
+    """
+
+    def __init__(self, file: Path, context: int, vocabulary: Sequence[int] | None = None) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError as error:
+            raise ValueError("other class names need the package tokenizers: pip install tokenizers") from error
+        self._tokenizer, self._context = Tokenizer.from_file(str(file)), context
+        self._places = None if vocabulary is None else {old: new for new, old in enumerate(vocabulary)}
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text between its marks of start and end. ValueError: empty, too long, or unknown words."""
+        cleaned = _clean(text)
+        if not any(letter.isprintable() and not letter.isspace() for letter in cleaned):
+            raise ValueError(f"the text {text!r} has no words")
+        if "<start_of_text>" in cleaned or "<end_of_text>" in cleaned:
+            raise ValueError(f"{text!r} spells a mark of the tokenizer's own; write it in other words")
+        encoding = self._tokenizer.encode(cleaned)
+        if len(encoding.ids) > self._context:
+            raise ValueError(f"{len(encoding.ids)} tokens are more than {self._context}: {text!r}; shorten the text")
+        if self._places is None:
+            return encoding.ids
+        pairs = zip(encoding.ids, encoding.tokens, strict=True)
+        missing = [token.removesuffix("</w>") for id, token in pairs if id not in self._places]
+        if missing:
+            raise ValueError(f"{missing} in {text!r} is not in this model's vocabulary of {len(self._places)} ids")
+        return [self._places[id] for id in encoding.ids]
+
+
+def _clean(text: str) -> str:
+    """CLIP's cleaning: broken encodings and entities mended, single spaces, small letters."""
+    if not (text.isascii() and text.isprintable()) or re.search(r"&[#\w]", text):
+        try:
+            import ftfy
+        except ModuleNotFoundError as error:
+            raise ValueError(f"the text {text!r} needs the package ftfy: pip install ftfy") from error
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def _filled(template: str, name: str) -> str:
+    """The prompt of one class."""
+    return (template.replace("{a}", article(name)) if "{a}" in template else template).replace("{}", name)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
+def margins(probabilities: np.ndarray) -> np.ndarray:
+    """probabilities [B,C] -> largest less second largest [B]."""
+    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    return first - second
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    file = folder / "export.json"
+    if not file.is_file():
+        raise ValueError(f"{folder.absolute()} has no export.json; `effclip export MODEL --format onnx` writes one")
+    about = json.loads(file.read_text(encoding="utf-8"))
+    if about.get("version") != EXPORT_VERSION or about.get("format") != "onnx":
+        found = f"format {about.get('format')} in version {about.get('version')}"
+        raise ValueError(f"{file} is of {found}, and this code reads onnx in version {EXPORT_VERSION}; export it anew")
+    return about
+
+
+def _fall_back(provider: str, reason: str) -> None:
+    warnings.warn(f"{provider} does not run here ({reason}): the CPU runs instead", stacklevel=3)
+
+
+def _read_ahead(
+    sources: Iterable[Source], read: Callable[[Source], np.ndarray], workers: int, ahead: int
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Name, and pixels or an error, of each picture in order; at most ``ahead`` of them wait in memory."""
+
+    def one(source: Source, number: int) -> tuple[str, np.ndarray | str]:
+        name = str(source) if isinstance(source, str | Path) else str(getattr(source, "filename", "") or number)
+        try:
+            return name, read(source)
+        except ValueError as error:
+            return name, str(error)
+
+    pool, waiting = ThreadPoolExecutor(workers), deque[Future]()
+    try:
+        for number, source in enumerate(sources):
+            waiting.append(pool.submit(one, source, number))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

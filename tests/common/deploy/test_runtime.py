@@ -1,0 +1,339 @@
+"""An exported folder alone: without torch it answers as the model does, and says what is wrong."""
+
+import ast
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO, TextIOWrapper
+from threading import Thread
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from common.data.images import open_picture
+from common.data.lookup import Labelled
+from common.data.transforms import eval_transform, to_batch
+from common.deploy import graphs, predict
+from common.deploy.export import write_graphs
+from common.deploy.model import load
+from common.deploy.reduced import Reduction, compare, reduce_graphs
+from common.deploy.runtime import EarlyExit, Words
+from common.deploy.shared_weights import share_weights
+from common.deploy.standalone import standalone
+from common.deploy.text_export import write_tokenizer
+from common.evaluate.tasks import Settings
+from common.preprocess import Preprocess
+from common.tokenizer import Tokenizer
+from tests.common.towers import NAMES, pictures, tiny_directory
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules |= dict.fromkeys(["torch", "torchvision", "open_clip", "common"])
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny WaveCLIP of two levels."""
+    return load(tiny_directory(tmp_path_factory.mktemp("runtime") / "model"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(model):
+    """Its export."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
+        write_graphs(model, "onnx", model.model.folder / "onnx")
+    return model.model.folder / "onnx"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of 24 pictures of many shapes, of which two are in a folder of their own and one is damaged."""
+    place, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    (place / "inner").mkdir()
+    for number in range(24):
+        height, width = random.integers(20, 90, 2)
+        colours = random.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        picture = Image.fromarray(colours).resize((int(width), int(height)), Image.Resampling.BICUBIC)
+        picture.save(place / ("inner" if number > 21 else "") / f"{number:02}.png")
+    (place / "07.png").write_bytes(b"no picture")
+    (place / "notes.txt").touch()
+    (place / ".hidden.png").touch()
+    return place
+
+
+@pytest.fixture
+def threshold(model, photos):
+    """A margin that about half of the pictures reach."""
+    sound = [path for path in sorted(photos.rglob("*.png")) if path.name not in ("07.png", ".hidden.png")]
+    how = model.model.preprocess
+    images = to_batch([eval_transform(how)(open_picture(path), None) for path in sound], how)
+    margins = model.paths.probabilities_of_all_paths(images, model.classes(NAMES, model.templates), model.scale)[1]
+    return margins[0].sort().values[10:12].mean().item()
+
+
+def edited(folder, target, **changes):
+    """A copy of an export with other entries in its export.json."""
+    shutil.copytree(folder, target)
+    about = json.loads((target / "export.json").read_text())
+    (target / "export.json").write_text(json.dumps(about | changes))
+    return target
+
+
+def test_predict_answers_as_the_model_where_there_is_no_torch(model, folder, photos, threshold, tmp_path):
+    out = tmp_path / "rows.csv"
+    line = [folder / "predict.py", photos, "--threshold", repr(threshold), "--out", out, "--batch-size", "7"]
+    run = subprocess.run([sys.executable, "-I", "-c", WITHOUT_TORCH, *map(str, line)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    rows, answers = list(csv.DictReader(out.open())), model.classify(photos, threshold=threshold)
+    assert len(rows) == 24 and [row["picture"] for row in rows] == [answer.picture for answer in answers]
+    assert [row["label"] or None for row in rows] == [answer.label for answer in answers]
+    assert [row["level"] for row in rows] == ["" if a.level is None else str(a.level) for a in answers]
+    assert {row["level"] for row in rows} == {"0", "1", ""}
+    for row, answer in zip(rows, answers, strict=True):
+        assert bool(row["error"]) == bool(answer.error)
+        if not answer.error:
+            assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-5)
+            assert float(row["gmacs"]) == pytest.approx(answer.gmacs, rel=1e-5)
+    assert "1 that could not be read" in run.stderr and "stopped: " in run.stderr
+
+
+def test_the_program_imports_nothing_of_the_suite():
+    tree = ast.parse(standalone("common.deploy.predict"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    others = {name.split(".")[0] for name in names} - sys.stdlib_module_names
+    assert others == {"numpy", "PIL", "onnxruntime", "tokenizers", "ftfy"}
+
+
+def test_levels_share_their_weights(model, folder):
+    ours = (model.model.folder / "model.safetensors").stat().st_size
+    assert (folder / "weights.bin").stat().st_size < 1.1 * ours
+    about = json.loads((folder / "export.json").read_text())
+    assert about["gate"] == {"confidence": "margin", "threshold": None} and about["embed_dim"] == 32
+    assert b"site-packages" not in b"".join(path.read_bytes() for path in folder.glob("*.onnx")), (
+        "paths of this machine"
+    )
+
+
+def test_embeddings_and_json_lines(model, folder, photos, tmp_path):
+    rows, vectors = tmp_path / "rows.jsonl", tmp_path / "z.npy"
+    line = [str(photos), "--folder", str(folder), "--out", str(rows), "--embeddings", str(vectors)]
+    assert predict.main(line) == 0 and predict.main([*line, "--strict"]) == 1
+    answers, z = [json.loads(row) for row in rows.read_text().splitlines()], np.load(vectors)
+    assert z.shape == (24, 32) and np.isnan(z[7]).all() and "none of JPEG" in answers[7]["error"]
+    assert {answer["level"] for answer in answers} == {1, None}, "no threshold: all levels"
+    how = model.model.preprocess
+    images = to_batch([eval_transform(how)(open_picture(photos / "00.png"), None)], how)
+    np.testing.assert_allclose(z[0], model.model.images.encode_image(images)[0].detach(), atol=1e-5)
+
+
+def test_a_list_on_stdin_is_read_as_it_comes(folder, photos, monkeypatch, capsys):
+    lines = f"{photos / '01.png'}\n\n{photos / 'gone.png'}\nhttps://example.org/a.png\n"
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(lines.encode())))
+    assert predict.main(["-", "--folder", str(folder), "--jsonl"]) == 0
+    good, gone, url = map(json.loads, capsys.readouterr().out.splitlines())
+    assert good["label"] in NAMES and "FileNotFoundError" in gone["error"] and "--allow-urls" in url["error"]
+
+
+class OnePicture(BaseHTTPRequestHandler):
+    """Serves one picture, and a way to a file of this machine."""
+
+    def do_GET(self):
+        if self.path == "/away":
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/hostname")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.end_headers()
+        Image.new("RGB", (40, 40), "red").save(self.wfile, "PNG")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_urls_are_fetched_only_when_allowed(folder, monkeypatch, capsys):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = HTTPServer(("127.0.0.1", 0), OnePicture)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert predict.main([f"{place}/red.png", "--folder", str(folder)]) == 1
+        assert "is a URL; --allow-urls fetches it" in capsys.readouterr().err
+        line = [f"{place}/red.png", f"{place}/away", "--allow-urls", "--folder", str(folder), "--jsonl"]
+        assert predict.main(line) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    red, away = map(json.loads, capsys.readouterr().out.splitlines())
+    assert red["label"] in NAMES and "HTTPError" in away["error"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Preprocess(32),
+        Preprocess(32, resize_mode="squash", interpolation="bilinear"),
+        Preprocess(32, mean=(0.5, 0.4, 0.3), std=(0.5, 0.2, 0.1), resize_mode="longest", fill_color=127),
+    ],
+    ids=lambda how: how.resize_mode,
+)
+def test_pictures_are_prepared_to_the_bit(folder, photos, how, tmp_path):
+    runtime = EarlyExit(folder)
+    runtime.about["preprocess"] = vars(how)
+    turned, deep = tmp_path / "turned.jpg", tmp_path / "deep.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photos / "03.png").save(turned, exif=exif)
+    Image.fromarray(np.arange(0, 2400, dtype=np.uint16).reshape(40, 60) * 27).save(deep)
+    paths = [photos / "00.png", turned, deep]
+    ours = to_batch([eval_transform(how)(open_picture(path), None) for path in paths], how).numpy()
+    assert (runtime.normalised([runtime.pixels(path) for path in paths]) == ours).all()
+
+
+@torch.no_grad()
+def test_other_classes_need_no_torch(model, folder, photos):
+    runtime, names = EarlyExit(folder), ["bird on the cat", "blue dog"]
+    runtime.name_classes(names, ["{a} {}", "the {}"])
+    np.testing.assert_allclose(runtime.classes, model.classes(names, ["{a} {}", "the {}"]), atol=1e-5)
+    answer, _ = next(runtime.classify([Image.open(photos / "00.png")]))
+    assert answer.label in names and answer.error is None
+    for words, message in (
+        (["red cat", "zebra"], r"\['zebra'\] in 'a zebra' is not in this model's vocabulary of 12 ids"),
+        (["red cat", "the " * 20], "22 tokens are more than 16"),
+        (["red cat", "red cat"], "'red cat' twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runtime.name_classes(words, ["{a} {}" if "zebra" in words else "{}"])
+
+
+def test_the_tokenizer_is_open_clips(tmp_path):
+    write_tokenizer(tmp_path / "tokenizer.json")
+    theirs, ours = Words(tmp_path / "tokenizer.json", context=77), Tokenizer()
+    for text in (
+        "it's  DON'T we'll've 'S", "naïve Straße İstanbul ΣΊΣΥΦΟΣ", "a1b2 1234 ²½ １２３", "日本語 한국어 ไทย",
+        "fish & chips", "R&amp;D &amp;amp; &#39;x&#39;", "sÃ© “quotes”… ﬁne", "👩‍👩‍👧 🏳️‍🌈 !!??",
+        "a\tb\nc\u00a0d\u200be", "C++ c# www.x.com/?a=1&b=2", "'\u017f e\u0301 K\u0327",
+    ):  # fmt: skip
+        assert theirs.ids(text) == ours.ids(text), text
+    for text in ("", " \n", "&nbsp;", "<start_of_text>", "word " * 80):
+        with pytest.raises(ValueError, match=r"no words|a mark of|more than 77"):
+            theirs.ids(text)
+
+
+def test_a_budget_takes_the_calibrated_threshold(folder, tmp_path):
+    costs = json.loads((folder / "export.json").read_text())["gmacs"]
+    half = sum(costs) / 2
+    point = {"setting": 0.25, "gmacs": half, "accuracy": 0.6}
+    curve = [[0.0, costs[0], 0.5], [0.1, 0.9 * half, 0.55], [2.0, costs[1], 0.7]]
+    runtime = EarlyExit(edited(folder, tmp_path / "x", calibration={"point": point, "curve": curve}))
+    assert runtime.threshold_for(half) == 0.25 and runtime.threshold_for(0.95 * half) == 0.1
+    assert runtime.threshold_for(costs[1]) == 2.0, "all levels"
+    with pytest.raises(ValueError, match="GMACs at least; give that or more"):
+        runtime.threshold_for(0.9 * costs[0])
+    with pytest.raises(ValueError, match="exported without a calibration; run `effclip calibrate`"):
+        EarlyExit(folder).threshold_for(half)
+
+
+def test_mistakes_are_one_sentence(folder, photos, tmp_path, capsys):
+    for line, message in (
+        (["nowhere"], "no picture and no folder at"),
+        ([str(photos), "--out", "rows.txt"], "rows.txt is no .csv or .jsonl file"),
+        ([str(photos), "--labels", "cat"], "labels must be at least two different names"),
+        ([str(photos), "--threshold", "nan"], "--threshold nan must be a margin"),
+        ([str(photos), "--batch-size", "0"], "batch_size 0 must be at least 1"),
+        ([str(photos), "--folder", str(tmp_path)], "has no export.json; `effclip export MODEL --format onnx`"),
+    ):
+        assert predict.main(["--folder", str(folder), *line]) == 1
+        assert message in capsys.readouterr().err
+    (edited(folder, tmp_path / "torn") / "weights.bin").unlink()
+    with pytest.raises(ValueError, match=r"level_0.onnx cannot be run \(.*weights.bin.*\); export it anew"):
+        EarlyExit(tmp_path / "torn")
+    with pytest.raises(ValueError, match="version 99, and this code reads onnx in version 1; export it anew"):
+        EarlyExit(edited(folder, tmp_path / "newer", version=99))
+
+
+def test_a_missing_provider_falls_back_aloud(folder, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider does not run here .* the CPU runs instead"):
+        assert len(EarlyExit(folder, provider="cuda")(np.zeros((2, 3, 32, 32), np.float32)).levels) == 2
+    with pytest.raises(ValueError, match="provider 'tpu' is none of cpu, cuda, openvino, coreml"):
+        EarlyExit(folder, provider="tpu")
+
+
+def product(file, arrays):
+    """An ONNX graph of x [B,64] times each of the weights in turn, written with them."""
+    weights = [numpy_helper.from_array(array, f"w{place}") for place, array in enumerate(arrays)]
+    names = ["x", *(f"h{place}" for place in range(1, len(arrays))), "y"]
+    nodes = [
+        helper.make_node("MatMul", [names[place], f"w{place}"], [names[place + 1]], doc_string="/home/me/x.py")
+        for place in range(len(arrays))
+    ]
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, ["batch", 64]) for end in ("x", "y")]
+    graph = helper.make_graph(nodes, "product", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
+
+
+def result(file, x):
+    """What onnxruntime makes of x."""
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+
+@pytest.fixture
+def products(tmp_path):
+    """Two graphs that share their weights' file, and what they compute on the CPU in fp64."""
+    random = np.random.default_rng(0)
+    shared, own = random.normal(size=(2, 64, 64)).astype(np.float32)
+    files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for file, arrays in zip(files, ([shared], [shared, own]), strict=True):
+        product(file, arrays)
+    share_weights(files, tmp_path / "weights.bin")
+    x = random.normal(size=(5, 64)).astype(np.float32)
+    return files, x, [x @ shared.astype(float), x @ shared.astype(float) @ own]
+
+
+def test_what_two_graphs_hold_stands_in_the_file_once(products, tmp_path):
+    files, x, expected = products
+    assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", "b.onnx", "weights.bin"}
+    assert (tmp_path / "weights.bin").stat().st_size == 2 * 64 * 64 * 4
+    for file, wanted in zip(files, expected, strict=True):
+        np.testing.assert_allclose(result(file, x), wanted, atol=1e-3)
+        assert b"/home/me" not in file.read_bytes()
+
+
+@pytest.mark.parametrize(("dtype", "size", "error"), [("int8", 1, 0.03), ("fp16", 2, 1e-3), ("bf16", 2, 0.01)])
+def test_fewer_bits_are_fewer_bytes_and_nearly_the_same(products, tmp_path, dtype, size, error):
+    files, x, expected = products
+    reduce_graphs(files, dtype)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", "b.onnx", "weights.bin"}
+    assert (tmp_path / "weights.bin").stat().st_size < 2 * 64 * 64 * size + 1024
+    for file, wanted in zip(files, expected, strict=True):
+        assert np.abs(result(file, x) - wanted).max() < error * np.abs(wanted).max()
+
+
+def test_answers_are_compared_on_labelled_pictures(model, folder):
+    images, labels = pictures(12), torch.arange(12) % 3
+    batches = [{"image": images[:8], "label": labels[:8]}, {"image": images[8:], "label": labels[8:]}]
+    data = Labelled("val", NAMES, ["a {}"], "accuracy", lambda *_: iter(batches))
+    found, outcomes = compare(model, folder, Reduction("int8", data, 0.9, Settings()))
+    assert found["agreement"] == 1 and found["pictures"] == 12 and found["difference"] == (0.0, 0.0, 0.0)
+    scores, margin = model.paths.probabilities_of_all_paths(images, model.classes(NAMES, model.templates), model.scale)
+    assert (outcomes.correct == (scores.argmax(-1) == labels).T.numpy()).all()
+    np.testing.assert_allclose(outcomes.confidence, margin.T, atol=1e-5)
+    others = Labelled("val", ["cat", "dog"], ["a {}"], "accuracy", lambda *_: iter(batches))
+    with pytest.raises(ValueError, match="the data has 2 classes, and the export 3, or others"):
+        compare(model, folder, Reduction("int8", others, 0.9, Settings()))
+    with pytest.raises(ValueError, match=r"in int8 100.00 % of 12 labels are those of the model, fewer than 110 %"):
+        compare(model, folder, Reduction("int8", data, 1.1, Settings()))
