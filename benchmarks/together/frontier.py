@@ -350,10 +350,9 @@ def _note(result: dict[str, Any]) -> str:
         "here: Patch Ranking's prompts, which are tuned for the classes of a task, and for these names none were; "
         "and A-ViT, which masks the tokens that halt, so that its time would not show what it saves. MLIP and the "
         "CLIP beside it were trained for minutes, on their own. Random: one draw of places for all pictures. One "
-        "training seed. Time from pixels to class probabilities, × against the dense teacher: batch "
-        f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, "
-        f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no "
-        f"more.{remark(run)}"
+        f"training seed. Time from pixels to class probabilities, × against the dense teacher: batch {run['batch']}, "
+        f"medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, {run['threads']} threads, "
+        f"torch {run['torch']}. Dominated: another row is as accurate for no more.{remark(run)}"
     )
 
 
