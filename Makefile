@@ -25,6 +25,7 @@ help: ## explain every target and variable
 ## = EFFCLIP_DATA=DIR folder of the catalogue's data sets: reproduce-fashion-mnist, effclip evaluate
 ## = DOWNLOAD=1       reproduce-fashion-mnist fetches its data into EFFCLIP_DATA
 ## = PHOTOS=DIR       reproduce-photos: pictures, one folder a class; OUT=DIR takes its results (docs/photos.md)
+## = CLIP=DIR MLIP=DIR DATA=NAME  reproduce-mlip-fig2, -fig5, -fig6, -fig7 show these model directories (docs/mlip.md)
 ## = SEEDS=N          training seeds of reproduce-photos and reproduce-fashion-mnist (default 1)
 ## = COMPILE=1        speed also measures torch.compile of our tower, which needs a C++ compiler and minutes
 ## = ONLY=NAME        retrain this run alone, or ONLY='shapes-*' those

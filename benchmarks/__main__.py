@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=f"The papers' tables and figures, each beside ours.\n\n{listing()}",
         epilog="environment: SMOKE=1 (smallest runs, written to the run directory), IMAGENET and WEIGHTS "
         "(table2's accuracies at paper scale), ONLY and CONFIG (retrain), EFFCLIP_DATA and DOWNLOAD=1 (fashion-mnist), "
-        "PHOTOS, OUT, ARCHITECTURE and CREDIT (photos), SEEDS (photos and fashion-mnist), EFFCLIP_RUNS (run directory)",
+        "PHOTOS, OUT, ARCHITECTURE and CREDIT (photos), SEEDS (photos and fashion-mnist), CLIP, MLIP, DATA, CAPTIONS "
+        "and OUT (MLIP's figures), EFFCLIP_RUNS (run directory)",
     )
     benchmarks = {entry.name: entry for entry in BENCHMARKS}
     actions = {entry.name: entry for entry in ACTIONS}

@@ -89,6 +89,11 @@ def _line(cells: Sequence[object]) -> str:
     return f"|{'|'.join(' ' if cell == '' else f' {cell} ' for cell in cells)}|"
 
 
+def number(value: float | None, form: str = ".1f") -> str:
+    """One of our numbers in a format; "not run" for None."""
+    return "not run" if value is None else format(value, form)
+
+
 def mean(values: Collection[float]) -> float | None:
     """The mean; None for no values."""
     return fmean(values) if values else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol, runtime_checkable
 
 import yaml
@@ -28,10 +29,14 @@ class RunRecord(SaveConfigCallback):
     "attribution", "class_names", "templates": the data module's attributes of these names, where it has them; a
         training that is ``TunedForTemplate`` gives its own template.
     "metrics": those of the last validation.
+    "device_hours": the time of the training so far, that of a resumed run included, in hours times the devices.
     "changed": the settings of a resumed run that are not those it began with, "NAME was VALUE, is VALUE".
     """
 
     record: dict[str, Any] | None = None
+    _hours_before: float | None = 0.0  # None: unknown, of a run that an earlier version began
+    _started: float | None = None
+    _devices = 1
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin the record, on the first process, which also writes the checkpoints."""
@@ -53,6 +58,10 @@ class RunRecord(SaveConfigCallback):
             "metrics": {},
         }
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started, self._devices = time.monotonic(), trainer.world_size
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics of this validation."""
         if self.record is not None and not trainer.sanity_checking:
@@ -60,12 +69,17 @@ class RunRecord(SaveConfigCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The record so far."""
-        return dict(self.record or {})
+        record = dict(self.record or {})
+        if record and self._started is not None and self._hours_before is not None:
+            hours = (time.monotonic() - self._started) * self._devices / 3600
+            record["device_hours"] = self._hours_before + hours
+        return record
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the record of the run that is resumed, with the settings that it has from now on."""
         if not state_dict:
             return
+        self._hours_before = state_dict.get("device_hours")
         now = {name: value for name, value in (self.record or {}).items() if name in ("model", "data", "seed")}
         before = {name: state_dict.get(name) for name in now}
         changed = differences(before, now)

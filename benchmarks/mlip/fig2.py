@@ -1,4 +1,4 @@
-"""MLIP's Figure 2 at embedded scale: the similarity of tokens after each layer, and the cost of random removal.
+"""MLIP's Figure 2: the similarity of tokens after each layer, and the cost of random removal.
 
 Shapes: B images of a batch, M images in all, N tokens, K patch tokens among them, D width, S image size.
 """
@@ -16,14 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.cells import accuracy, accuracy_of, points, table
-from benchmarks.embedded import PART, batches
-from benchmarks.mlip.models import BASELINE, COMPARED, MODEL, TITLES, models, needing, not_run
-from common.data.embedded.module import EmbeddedDataModule
+from benchmarks.embedded import PART
+from benchmarks.mlip.models import BASELINE, MODEL, TITLES, Subject, compared, folder, not_run, shown
+from common.clip import CLIP
 from common.evaluate.accuracy import paired_difference
 from common.reduction import ReducedTower, ReductionContext
-from common.zeroshot import embed_prompts, similarity
-from mlip.model import MLIP
+from common.tower import ImageTower
+from common.zeroshot import embed_prompts, fill, similarity
 from mlip.tower import MLIPTower
+
+__all__ = ["folder", "layer_similarity", "removal", "render", "run", "token_similarity"]
 
 KEEP = (0.75, 0.5, 0.25)
 PICTURES = 10 * PART
@@ -37,13 +39,14 @@ def token_similarity(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def layer_similarity(tower: MLIPTower, images: Tensor) -> list[float]:
+def layer_similarity(tower: MLIPTower | ImageTower, images: Tensor) -> list[float]:
     """``token_similarity`` of the patch tokens after each layer, averaged over images [B,3,S,S]."""
     similarities: list[float] = []
     entered: list[Tensor] = []
     hooks = []
-    for block in (*tower.fourier, *tower.vit.transformer.resblocks):
-        class_tokens = 0 if block in tower.fourier else 1
+    fourier = tower.fourier if isinstance(tower, MLIPTower) else ()
+    for block in (*fourier, *_vit(tower).transformer.resblocks):
+        class_tokens = 0 if block in fourier else 1
 
         def leave(module, given, change, class_tokens=class_tokens) -> None:
             x = entered.pop() + change
@@ -53,11 +56,16 @@ def layer_similarity(tower: MLIPTower, images: Tensor) -> list[float]:
         hooks.append(block.ln_2.register_forward_pre_hook(lambda module, given: entered.append(given[0])))
         hooks.append(block.mlp.register_forward_hook(leave))
     try:
-        tower.encode_image(images)
+        tower.encode_image(images) if isinstance(tower, MLIPTower) else tower(images)
     finally:
         for hook in hooks:
             hook.remove()
     return similarities
+
+
+def _vit(tower: MLIPTower | ImageTower) -> ImageTower:
+    """The transformer of a tower."""
+    return tower.vit if isinstance(tower, MLIPTower) else tower
 
 
 class RandomRemoval:
@@ -74,16 +82,16 @@ class RandomRemoval:
 
 
 @torch.no_grad()
-def removal(clip: MLIP, loader: Iterable[Mapping[str, Any]], prompts: list[str]) -> dict[str, Any]:
+def removal(clip: CLIP, loader: Iterable[Mapping[str, Any]], prompts: list[str]) -> dict[str, Any]:
     """Zero-shot accuracy of a plain CLIP with all tokens, and with some removed before one layer, for each layer."""
-    tower, classes = clip.image_tower.vit, embed_prompts(clip, prompts)
+    tower, classes = _vit(clip.image_tower), embed_prompts(clip, prompts)
     layers = range(len(tower.transformer.resblocks))
     towers = {(keep, layer): ReducedTower(tower, {layer: RandomRemoval(keep)}) for keep in KEEP for layer in layers}
     right: dict[Any, list[Tensor]] = {key: [] for key in ("all", *towers)}
     for batch in track(loader, "removing tokens"):
         for key, encoder in {"all": tower, **towers}.items():
             right[key].append(similarity(encoder(batch["image"]), classes).argmax(1) == batch["label"])
-    dense, *others = (torch.cat(parts) for parts in right.values())
+    dense, *others = (torch.cat(parts).cpu() for parts in right.values())
     rows = [
         {"keep": keep, "layer": layer + 1, **_accuracy(correct), "against_all": paired_difference(correct, dense)}
         for (keep, layer), correct in zip(towers, others, strict=True)
@@ -96,19 +104,25 @@ def _accuracy(right: Tensor) -> dict[str, Any]:
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Both panels from the committed weights on ``test`` (smoke: its first 250), or the commands that train them."""
-    return needing("mlip-fig2", (BASELINE, MODEL), lambda: _measure(250 if smoke else PICTURES), dtype="float32")
+    """Both panels on ``test`` (smoke: its first 250), or the commands that train the embedded models; see ``shown``."""
+    weights = {"clip": BASELINE, "mlip": MODEL}
+    return shown("mlip-fig2", weights, lambda subject: _measure(subject, smoke), dtype="float32")
 
 
-def _measure(pictures: int) -> dict[str, Any]:
-    towers = {name: model.image_tower for name, model in models().items()}
-    by_batch: dict[str, list[list[float]]] = {name: [] for name in towers}
-    for batch in batches("test", min(pictures, 2 * PART)):
-        for name, tower in towers.items():
-            by_batch[name].append(layer_similarity(tower, batch["image"]))
+def _measure(subject: Subject, smoke: bool) -> dict[str, Any]:
+    pictures, similarities = subject.pictures("zeroshot"), {}
+    limit = 250 if smoke else PICTURES if subject.names is None else None
+    for name, model in subject.models.items():
+        batches = subject.batches(name, pictures, min(limit or 2 * PART, 2 * PART))
+        by_batch = [layer_similarity(model.image_tower, batch["image"]) for batch in batches]
+        similarities[name] = [fmean(layer) for layer in zip(*by_batch, strict=True)]
+    depths = {name: len(layers) for name, layers in similarities.items()}
+    if len(set(depths.values())) > 1:
+        raise ValueError(f"CLIP has {depths['clip']} layers, MLIP {depths['mlip']}; name models of one depth")
+    prompts = [fill(pictures.templates[0], name) for name in pictures.class_names]
     return {
-        "similarity": {name: [fmean(layer) for layer in zip(*parts, strict=True)] for name, parts in by_batch.items()},
-        **removal(models()["clip"], batches("test", pictures), EmbeddedDataModule().class_prompts),
+        "similarity": similarities,
+        **removal(subject.models["clip"], subject.batches("clip", pictures, limit), prompts),
     }
 
 
@@ -124,7 +138,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         cells = [f"{100 * row['accuracy']:.1f} ({points(row['against_all'])})" for row in rows]
         removed.append([f"{100 * keep:.0f} % kept", *cells])
     note = (
-        f"{COMPARED}. Zero-shot on {dense['pictures']:,} test pictures, with all tokens "
+        f"{compared(result)}. Zero-shot on {dense['pictures']:,} test pictures, with all tokens "
         f"{accuracy(dense['accuracy'], dense['interval'])}; in brackets the paired difference from that with its "
         "bootstrap interval. Which tokens go is drawn anew in every picture; the class token stays. MLIP's similarity "
         "is of the tokens that are left after merging. The paper draws CLIP ViT-B/32 on ImageNet, without numbers."
@@ -134,7 +148,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         table(["CLIP, removed at random before layer", *layers], removed),
         note,
     ]
-    return {"md": "\n\n".join(parts) + "\n", "figures": {"mlip-fig2": _draw(result)}}
+    return {"md": "\n\n".join(parts) + "\n", "figures": {result["name"]: _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:

@@ -1,4 +1,4 @@
-"""MLIP's Figure 6 at embedded scale: the Lego-Filter's gain by frequency.
+"""MLIP's Figure 6: the Lego-Filter's gain by frequency.
 
 Shapes: K pieces, G×G frequencies, V = G/2 + 1 columns of the half spectrum, D channels.
 """
@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.cells import table
-from benchmarks.mlip.models import MODEL, needing, not_run
+from benchmarks.mlip.models import MODEL, Subject, folder, not_run, shown
 from mlip.fourier import LegoFilter
-from mlip.model import MLIP
+
+__all__ = ["folder", "render", "rings", "run", "spectra", "whole"]
 
 CHANNELS = 6
 """The figure shows so many channels, those whose gain differs most between frequencies."""
@@ -77,12 +78,15 @@ def spectra(layer: LegoFilter) -> dict[str, Any]:
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The filters of the committed weights, or the command that trains those. smoke: the same."""
-    return needing("mlip-fig6", (MODEL,), _measure)
+    """The filters of the committed weights, or of MLIP; see ``shown``. smoke: the same."""
+    return shown("mlip-fig6", {"mlip": MODEL}, _measure, needs_data=False)
 
 
-def _measure() -> dict[str, Any]:
-    return {"layers": [spectra(block.filter) for block in MLIP.load(MODEL).image_tower.fourier]}
+def _measure(subject: Subject) -> dict[str, Any]:
+    blocks = getattr(subject.models["mlip"].image_tower, "fourier", ())
+    if not len(blocks):
+        raise ValueError("MLIP names a model without Fourier blocks; this figure shows their filters")
+    return {"layers": [spectra(block.filter.cpu()) for block in blocks]}
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
@@ -96,8 +100,10 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
             gains = [f"{values['rings'][distance]:.4f}" for distance in distances]
             rows.append([number, layer["pieces"], when, *gains, f"{values['deviation']:.2f}"])
     grid = len(result["layers"][0]["mean"])
+    committed = {"mlip": "Embedded scale, the row `mlip` of the ablations, seed 0"}
+    whose = result.get("subject", committed)["mlip"]
     note = (
-        f"Embedded scale, the row `mlip` of the ablations, seed 0: mean modulus of the filter over all channels, by "
+        f"{whose}: mean modulus of the filter over all channels, by "
         f"distance from frequency 0 on the {grid}×{grid} grid, beside a filter of random pieces. Uneven: the deviation "
         "of a channel's gain between frequencies over its mean, averaged over channels. The figure shows the "
         f"{CHANNELS} channels that deviate most, frequency 0 in the middle. The paper shows B/32's."
@@ -105,7 +111,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     head = ["Fourier layer", "pieces", "", *(f"gain at distance {distance}" for distance in distances), "uneven"]
     return {
         "md": f"{table(head, rows, left=(0, 2))}\n\n{note}\n",
-        "figures": {"mlip-fig6": _draw(result)},
+        "figures": {result["name"]: _draw(result)},
     }
 
 

@@ -1,48 +1,52 @@
-"""MLIP's Figure 7 at embedded scale: t-SNE maps of both models' embeddings, for pictures of held-out names.
+"""MLIP's Figure 7: t-SNE maps of both models' embeddings, for pictures of ten classes; embedded: held-out names.
 
 Shapes: M pictures, E joint dim.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.progress import track
 from torch import Tensor
 
 from benchmarks.cells import accuracy, points, table
-from benchmarks.embedded import batches
 from benchmarks.figures import COLOURS
-from benchmarks.mlip.models import BASELINE, COMPARED, MODEL, TITLES, models, needing, not_run
-from common.data.embedded.scenes import class_names
+from benchmarks.mlip.models import BASELINE, MODEL, TITLES, Subject, compared, folder, not_run, shown, spread
 from common.evaluate.accuracy import paired_difference, wilson_interval
 
+__all__ = ["folder", "nearest_agrees", "render", "run", "tsne"]
+
 NAMES, PERPLEXITY = 10, 30.0
+PICTURES = 2000
+"""Exact t-SNE takes the square of so many pictures."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Both maps of the first held-out names' pictures (smoke: a few of them), or the commands that train them."""
-    measure = partial(_measure, 1000 if smoke else None)
-    return needing("mlip-fig7", (BASELINE, MODEL), measure, dtype="float32", perplexity=PERPLEXITY)
+    """Both maps of the first classes' pictures (smoke: a few of them); see ``shown``."""
+    weights, setting = {"clip": BASELINE, "mlip": MODEL}, {"dtype": "float32", "perplexity": PERPLEXITY}
+    return shown("mlip-fig7", weights, lambda subject: _measure(subject, 1000 if smoke else None), **setting)
 
 
 @torch.no_grad()
-def _measure(pictures: int | None) -> dict[str, Any]:
-    first = len(class_names("seen"))
-    clips, embeddings, labels = models(), {name: [] for name in TITLES}, []
-    for batch in track(batches("unseen", pictures), "embedding unseen"):
-        chosen = batch["label"] < first + NAMES
-        labels.append(batch["label"][chosen] - first)
-        for name, clip in clips.items():
-            embeddings[name].append(clip.encode_image(batch["image"][chosen]))
-    label = torch.cat(labels)
-    right = {name: nearest_agrees(torch.cat(parts), label) for name, parts in embeddings.items()}
+def _measure(subject: Subject, limit: int | None) -> dict[str, Any]:
+    pictures, maps, right = subject.pictures("zeroshot", "unseen-alone"), {}, {}
+    for name, model in subject.models.items():
+        embeddings, labels = [], []
+        for batch in subject.batches(name, pictures, limit):
+            chosen = batch["label"] < NAMES
+            if not chosen.any():
+                continue
+            labels.append(batch["label"][chosen].cpu())
+            embeddings.append(model.encode_image(batch["image"][chosen]).cpu())
+        every, label = torch.cat(embeddings), torch.cat(labels)
+        part = spread(range(len(label)), PICTURES)
+        maps[name], label = every[part], label[part]
+        right[name] = nearest_agrees(maps[name], label)
     return {
-        "names": class_names("unseen")[:NAMES],
+        "names": list(pictures.class_names[:NAMES]),
         "labels": label.tolist(),
         "nearest": {
             name: {
@@ -52,7 +56,7 @@ def _measure(pictures: int | None) -> dict[str, Any]:
             for name, agrees in right.items()
         },
         "difference": paired_difference(right["mlip"], right["clip"]),
-        "maps": {name: tsne(torch.cat(parts)).tolist() for name, parts in embeddings.items()},
+        "maps": {name: tsne(embeddings).tolist() for name, embeddings in maps.items()},
     }
 
 
@@ -81,15 +85,16 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         (TITLES[name], accuracy(nearest["accuracy"], nearest["interval"]))
         for name, nearest in result["nearest"].items()
     ]
+    what = "classes" if "subject" in result else "names held out of training"
     change, interval = points(result["difference"]).split(" ", 1)
     note = (
-        f"{COMPARED}: {len(result['labels'])} pictures of {len(result['names'])} names held out of training "
+        f"{compared(result)}: {len(result['labels'])} pictures of {len(result['names'])} {what} "
         f"({', '.join(result['names'])}). MLIP less CLIP: {change} points {interval}, paired "
         f"bootstrap. Neighbours are those of the embedding; the maps are exact t-SNE of perplexity {PERPLEXITY:.0f}, "
         "begun at the principal components. The paper shows CIFAR-10, without numbers."
     )
     text = table(["model", "nearest other picture has the same name [95 %]"], rows)
-    return {"md": f"{text}\n\n{note}\n", "figures": {"mlip-fig7": _draw(result)}}
+    return {"md": f"{text}\n\n{note}\n", "figures": {result["name"]: _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:

@@ -1,4 +1,4 @@
-"""MLIP's Tables 3, 5, 6, 7 and 8 at embedded scale, from the results of ``benchmarks.mlip.ablations``."""
+"""MLIP's Tables 3, 5, 6, 7 and 8: embedded by ``benchmarks.mlip.ablations``, at paper scale by `effclip evaluate`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,11 @@ from typing import Any
 from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, student_interval, table
 from benchmarks.embedded import RULE
 from benchmarks.mlip import ablations
+from benchmarks.mlip.paper_scale import COLUMNS, evaluated, how, keyed_table, stored
 from benchmarks.printed import paper_numbers
 from common.conditions import conditions
 from common.data.embedded.module import SPLITS, class_names
 
-PRINTED = {
-    "i2t": "I2T R@1",
-    "t2i": "T2I R@1",
-    "top1": "zero-shot",
-    "lp": "linear probe",
-    "top1_b32": "zero-shot, B/32",
-    "lp_b32": "linear probe, B/32",
-}
-"""Titles of the paper's columns; a table has some of them."""
 OURS: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
     "i2t": ("I2T R@1", lambda run: run["retrieval"]["image_to_text"]["R@1"]),
     "t2i": ("T2I R@1", lambda run: run["retrieval"]["text_to_image"]["R@1"]),
@@ -51,8 +43,11 @@ class Table:
         return f"{ablations.COMMAND} --table {self.number}"
 
     def run(self, smoke: bool = False) -> dict[str, Any]:
-        """The paper's rows with the finished runs' results. smoke: the same. ValueError: see ``ablations.results``."""
-        known, rows, shown = ablations.results(), [], []
+        """The paper's rows with the finished runs' results, and evaluations at paper scale. smoke: the same.
+
+        ValueError: see ``ablations.results``; two evaluations for one cell.
+        """
+        known, at_paper_scale, rows, shown = ablations.results(), stored(), [], []
         for printed in paper_numbers("mlip")[f"table{self.number}"]:
             results = known.get(printed.get("run"), [])
             shown += results
@@ -60,7 +55,8 @@ class Table:
                 {
                     "method": printed["method"],
                     "run": printed.get("run"),
-                    "paper": {key: printed[key] for key in PRINTED if key in printed},
+                    "paper": {key: printed[key] for key in COLUMNS if key in printed},
+                    "evaluated": evaluated(at_paper_scale, printed),
                     "gmacs": results[0]["gmacs"] if results else None,
                     "seeds": {
                         str(result["conditions"]["seed"]): {key: read(result) for key, (_, read) in OURS.items()}
@@ -93,18 +89,26 @@ class Table:
         blocks += _superseded(rows)
         if lacking := _lacking(rows, result["planned"]):
             blocks.append(f"Not run: {lacking}. `{self.command}` trains them.")
+        blocks += self._at_paper_scale(rows)
         return {"md": "\n\n".join(blocks) + "\n", "figures": {}}
 
     def compare(self, result: Result) -> Iterator[Comparison]:
-        """Every printed column; where we have one beside it, also each row's gain over the first row that was run."""
-        for key in _BESIDE | PRINTED:  # zero-shot first
-            title, column = PRINTED[key], _BESIDE.get(key)
+        """Every printed column, beside ours at paper scale where it was evaluated, else embedded.
+
+        Where we have an embedded column, also each row's gain over the first row that was run.
+        """
+        for key in _BESIDE | COLUMNS:  # zero-shot first
+            title, column = COLUMNS[key].title, _BESIDE.get(key)
             rows = [row for row in result["rows"] if key in row["paper"]]
             paper = {row["method"]: row["paper"][key] for row in rows}
+            alike = {row["method"]: row.get("evaluated", {}).get(key) for row in rows}
             ours = {row["method"]: _by_seed(row, column) for row in rows if row["run"] and column}
             for method, printed in paper.items():
-                value = mean(ours.get(method, {}).values())
-                yield Comparison(f"{method}, {title}", printed, value, "%", method not in ours)
+                if alike[method] is not None:
+                    yield Comparison(f"{method}, {title}", printed, alike[method], "%")
+                else:
+                    value = mean(ours.get(method, {}).values())
+                    yield Comparison(f"{method}, {title}", printed, value, "%", method not in ours)
             first = next((method for method, by_seed in ours.items() if by_seed), next(iter(ours), None))
             for method in (method for method in ours if method != first):
                 pairs = [(value, ours[first][seed]) for seed, value in ours[method].items() if seed in ours[first]]
@@ -116,6 +120,13 @@ class Table:
         """The trainings of rows that were not run."""
         rows = ((row["method"], len(row["seeds"]), len(result["planned"])) for row in result["rows"] if row["run"])
         yield from missing_runs(rows, self.command)
+
+    def _at_paper_scale(self, rows: list[dict[str, Any]]) -> list[str]:
+        """The table of the paper's rows at the paper's scale, and what fills it."""
+        printed = paper_numbers("mlip")[f"table{self.number}"]
+        columns = [column for key, column in COLUMNS.items() if any(key in row for row in printed)]
+        ours = {row["method"]: row.get("evaluated", {}) for row in rows}
+        return [keyed_table("paper scale", printed, ours), how(printed, columns)]
 
     def _differences(self, rows: list[dict[str, Any]]) -> list[str]:
         """A table of each row's gains over the reference, and a verdict; nothing where no row shares a seed with it."""
@@ -143,8 +154,9 @@ class Table:
 
 
 def _values(rows: list[dict[str, Any]]) -> str:
-    """The table of the paper's numbers and ours."""
-    printed = [key for key in PRINTED if any(key in row["paper"] for row in rows)]
+    """The table of the paper's numbers and ours, of the rows that have an embedded run."""
+    rows = [row for row in rows if row["run"]]
+    printed = [key for key in COLUMNS if any(key in row["paper"] for row in rows)]
     ours = ["seeds", *(title for title, _ in OURS.values()), "GMACs"]
     lines = []
     for row in rows:
@@ -154,9 +166,9 @@ def _values(rows: list[dict[str, Any]]) -> str:
             cells += [percent([values[key] for values in row["seeds"].values()]) for key in OURS]
             cells.append(f"{row['gmacs']:.4f}")
         else:
-            cells += ["not run" if row["run"] else "–"] * len(ours)
+            cells += ["not run"] * len(ours)
         lines.append(cells)
-    return table(["method", *(f"{PRINTED[key]}, paper" for key in printed), *ours], lines)
+    return table(["method", *(f"{COLUMNS[key].title}, paper" for key in printed), *ours], lines)
 
 
 def _setting(setting: dict[str, Any]) -> str:
@@ -229,7 +241,8 @@ TABLE_3 = Table(
     reading=(
         "A row's steps show 25,600 pictures: none twice where all 60,000 are read, each about twice of 20 % and eight "
         "to nine times of 5 %. The common start has seen all of them, so a row that reads fewer has lost less here "
-        "than one trained on those alone. The paper does not say which part it keeps; here it is the first shards."
+        "than one trained on those alone. The paper does not say which part it keeps; here it is the first shards, at "
+        "paper scale too. Its rows of YFCC15M are lower than those of its Table 1, so 25 epochs are taken for them."
     ),
 )
 _SETTINGS = {**ablations.ROWS["smoothing"], **ablations.ROWS["neighbours"]}

@@ -5,6 +5,7 @@ Shapes: B samples, T tokens, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -74,6 +75,7 @@ class ShardDataModule(LightningDataModule):
         global_batch_size: int | None = None,
         num_workers: int = 4,
         train_num_samples: int | None = None,
+        train_fraction: float = 1.0,
         variant: str | None = None,
         seed: int = 0,
         shuffle_buffer: int = 1000,
@@ -89,17 +91,11 @@ class ShardDataModule(LightningDataModule):
         classes: str | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size, "global_batch_size": global_batch_size}
-        for name, value, least in (*((name, size, 1) for name, size in sizes.items()), ("num_workers", num_workers, 0)):
-            if value is not None and value < least:
-                raise ValueError(f"{name} {value} must be at least {least}")
-        if None not in sizes.values():
-            raise ValueError(
-                f"batch_size {batch_size} (on each device) and global_batch_size {global_batch_size} (over all) are "
-                "both given; set one of them to null"
-            )
+        _check_sizes(batch_size, global_batch_size, num_workers)
         if not 0 <= max_damaged < 1:
             raise ValueError(f"max_damaged {max_damaged} must be a fraction in [0, 1)")
+        if not 0 < train_fraction <= 1:
+            raise ValueError(f"train_fraction {train_fraction} is not in (0, 1]")
         self.architecture = load_architecture(architecture)
         self.preprocess = Preprocess.of(self.architecture)
         if image_size is not None:
@@ -109,7 +105,8 @@ class ShardDataModule(LightningDataModule):
         self.batch_size, self.global_batch_size = batch_size, global_batch_size
         if batch_size is None and global_batch_size is None:
             self.batch_size = 256
-        self.num_workers, self.train_num_samples = num_workers, train_num_samples
+        self.num_workers = num_workers
+        self.train_num_samples, self.train_fraction = train_num_samples, train_fraction
         self.seed, self.shuffle_buffer, self.max_damaged = seed, max(1, shuffle_buffer), max_damaged
         self.captions, self.variant, self.augment = captions, variant, augment
         self._drawn = augmentation_of(augmentation, scale, flip)
@@ -174,10 +171,14 @@ class ShardDataModule(LightningDataModule):
         return list(self._urls)
 
     def shard_urls(self, split: str) -> list[str]:
-        """Paths or URLs of a split's shards. ValueError: there is no such split."""
+        """Paths or URLs of a split's shards that are read. ValueError: there is no such split."""
         if split not in self._urls:
             raise ValueError(f"no shards for split {split!r}; give {split}_shards (there are {sorted(self._urls)})")
-        return self._urls[split]
+        return self.part(split, self._urls[split])
+
+    def part(self, split: str, shards: Sequence[str]) -> list[str]:
+        """The first ``train_fraction`` of the training shards, rounded up; all shards of another split."""
+        return list(shards[: math.ceil(self.train_fraction * len(shards))] if split == "train" else shards)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -241,7 +242,13 @@ class ShardDataModule(LightningDataModule):
         known = manifests(urls)
         if not train or self.train_num_samples is None or None not in (entry_of(url, known) for url in urls):
             return count_samples(urls)
-        return [Shard(url, None, round(self.train_num_samples / len(urls))) for url in urls]
+        return [Shard(url, None, round(self._stated_samples() / len(urls))) for url in urls]
+
+    def _stated_samples(self) -> int | None:
+        """Of ``train_num_samples``, those in the shards that are read, taken as equally large."""
+        if self.train_num_samples is None or self.train_fraction == 1:
+            return self.train_num_samples
+        return self.train_num_samples * len(self.shard_urls("train")) // len(self._urls["train"])
 
     def state_dict(self) -> dict[str, Any]:
         """The account of every split that was read, which Lightning saves in the checkpoint."""
@@ -282,7 +289,7 @@ class ShardDataModule(LightningDataModule):
 
     def _train_batches(self, shards: list[Shard], batch_size: int, readers: int) -> int:
         """Full batches of one reader in one epoch: its share of the padded shards, at their mean size."""
-        samples = self.train_num_samples
+        samples = self._stated_samples()
         if samples is None:
             if any(shard.samples is None for shard in shards):
                 raise ValueError("the number of training samples is unknown; give train_num_samples")
@@ -310,6 +317,19 @@ class ShardDataModule(LightningDataModule):
     def predict_dataloader(self) -> ShardLoader:
         """The test split, for embeddings."""
         return self.test_dataloader()
+
+
+def _check_sizes(batch_size: int | None, global_batch_size: int | None, num_workers: int) -> None:
+    """ValueError: a size is too small, or both kinds of batch size are given."""
+    sizes = {"batch_size": batch_size, "global_batch_size": global_batch_size}
+    for name, value, least in (*((name, size, 1) for name, size in sizes.items()), ("num_workers", num_workers, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} {value} must be at least {least}")
+    if None not in sizes.values():
+        raise ValueError(
+            f"batch_size {batch_size} (on each device) and global_batch_size {global_batch_size} (over all) are "
+            "both given; set one of them to null"
+        )
 
 
 def _named(name: str) -> Entry:

@@ -176,6 +176,7 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
         workers=settings.workers,
         evaluated_on=settings.device,
         files=model.files,
+        device_hours=_device_hours(model),
     )
     metrics = _run(plan, model, args, settings)
     account = plan.data.account
@@ -185,6 +186,13 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
     with written_whole(file) as temporary:
         temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}\n  {account}\n  {file}")
+
+
+def _device_hours(model: Model) -> float | None:
+    """Hours of training times devices, as a model directory records them; None: not recorded."""
+    from common.directory import read
+
+    return None if model.folder is None else read(model.folder).run.get("device_hours")
 
 
 def _run(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Labels number the names of a revision's ``class_names("all")``: first the seen o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -81,8 +80,6 @@ class EmbeddedDataModule(ShardDataModule):
         views = scenes_of(revision).VIEWS
         if image_size not in (None, *views):
             raise ValueError(f"image_size {image_size}: the embedded pictures are drawn at one of {views} pixels")
-        if not 0 < train_fraction <= 1:
-            raise ValueError(f"train_fraction {train_fraction} is not in (0, 1]")
         super().__init__(
             architecture=architecture,
             image_size=image_size,
@@ -91,12 +88,13 @@ class EmbeddedDataModule(ShardDataModule):
             seed=seed,
             shuffle_buffer=4000,
             max_damaged=max_damaged,
+            train_fraction=train_fraction,
             captions=captions,
             augment=augment,
             image_views=image_views,
             text_view=text_view,
         )
-        self.root, self.train_fraction = Path(root) if root else None, train_fraction
+        self.root = Path(root) if root else None
         self.view, self.revision = image_size or VIEW, revision
         self.attribution = scenes_of(revision).ATTRIBUTION
 
@@ -113,9 +111,8 @@ class EmbeddedDataModule(ShardDataModule):
 
     def shard_urls(self, split: str) -> list[str]:
         """Paths of a split's shards, packed now where they are missing. ValueError: no such split."""
-        paths = sorted(pack(split, self.root, self.view, self.revision).glob("*.tar"))
-        part = math.ceil(self.train_fraction * len(paths)) if split == "train" else len(paths)
-        return [str(path) for path in paths[:part]]
+        folder = pack(split, self.root, self.view, self.revision)
+        return self.part(split, [str(path) for path in sorted(folder.glob("*.tar"))])
 
     templates, scale = TEMPLATES, "embedded"
 

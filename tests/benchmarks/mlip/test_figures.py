@@ -19,7 +19,9 @@ from benchmarks.mlip.fig6 import rings, spectra, whole
 from benchmarks.mlip.models import BASELINE, GUIDE, MAKE, MODEL, needing
 from benchmarks.printed import paper_numbers
 from benchmarks.registry import benchmark
+from common import directory
 from common.clip import CLIP
+from common.data.lookup import Captioned, Labelled
 from common.reduction import ReductionContext
 from common.testing import TINY_CAPTIONS
 from mlip.fourier import LegoFilter
@@ -81,7 +83,13 @@ def test_figure_2_renders():
         for keep in mlip_fig2.KEEP
         for layer in (1, 2)
     ]
-    result = {"missing": [], "similarity": {"clip": [0.1, 0.2], "mlip": [0.3, 0.25]}, "all": row, "removed": removed}
+    result = {
+        "name": "mlip-fig2",
+        "missing": [],
+        "similarity": {"clip": [0.1, 0.2], "mlip": [0.3, 0.25]},
+        "all": row,
+        "removed": removed,
+    }
     rendered = mlip_fig2.render(json.loads(json.dumps(result)))
     assert "| MLIP | 0.300 | 0.250 |" in rendered["md"] and "| 40.0 (-10.0 [-20.0, +0.0]) |" in rendered["md"]
     assert set(rendered["figures"]) == {"mlip-fig2"}
@@ -93,7 +101,13 @@ def test_figure_5_lists_the_best_pictures_of_each_caption():
     assert found["recall"]["R@1"] == 1 and found["places"] == [1, 1, 1]
     assert [top[:2] for top in found["top"]] == [[0, 1], [1, 2], [2, 3]] and len(found["top"][0]) == 10
     captions = ["a sun", "a cat", "a dog"]
-    result = {"missing": [], "pictures": 12, "captions": captions, "found": {"clip": found, "mlip": found}}
+    result = {
+        "name": "mlip-fig5",
+        "missing": [],
+        "pictures": 12,
+        "captions": captions,
+        "found": {"clip": found, "mlip": found},
+    }
     rendered = mlip_fig5.render(json.loads(json.dumps(result)))
     assert "| MLIP | 100.0 | 100.0 | 100.0 | 1 | 1 | 1 |" in rendered["md"] and "(2) a cat" in rendered["md"]
     assert set(rendered["figures"]) == {"mlip-fig5"}
@@ -117,7 +131,7 @@ def test_rings_and_what_an_untrained_filter_has():
     one = torch.zeros(4, 4, 1)
     one[0, 0], one[0, 2] = 3.0, 8.0  # at distances 0 and 2; eight cells are at 1 (and √2), three round to 2 (and √5)
     assert rings(one)["0"] == 3.0 and rings(one)["1"] == 0.0 and rings(one)["2"] > 0
-    result = {"missing": [], "layers": [found]}
+    result = {"name": "mlip-fig6", "missing": [], "layers": [found]}
     rendered = mlip_fig6.render(json.loads(json.dumps(result)))
     assert "| 1 | 2 | at the start |" in rendered["md"] and set(rendered["figures"]) == {"mlip-fig6"}
 
@@ -129,6 +143,7 @@ def test_figure_7_maps_part_clusters_and_are_deterministic():
     nearest = torch.cdist(places, places).fill_diagonal_(torch.inf).argmin(1)
     assert places.shape == (60, 2) and torch.equal(labels[nearest], labels)
     assert mlip_fig7.tsne(embeddings).tolist() == places.tolist()
+    assert mlip_models.spread(range(7), 3) == [0, 2, 4] and mlip_models.spread(range(3), 7) == [0, 1, 2]
 
 
 def test_figure_7_counts_neighbours_of_one_name():
@@ -136,6 +151,7 @@ def test_figure_7_counts_neighbours_of_one_name():
     assert mlip_fig7.nearest_agrees(embeddings, torch.tensor([0, 0, 1, 0])).tolist() == [True, True, False, False]
     each = {"accuracy": 0.5, "interval": [0.2, 0.8]}
     result = {
+        "name": "mlip-fig7",
         "missing": [],
         "names": ["sun", "cat"],
         "labels": [0, 0, 1, 1],
@@ -180,6 +196,60 @@ def test_the_guide_is_asked_for_only_where_mlip_must_be_trained(monkeypatch, tmp
     assert missing() == []
 
 
+@pytest.fixture
+def named(tmp_path, monkeypatch):
+    """Model directories of a plain CLIP and of an MLIP that the environment names, and two sets of noise."""
+    torch.manual_seed(0)
+    plain, parts = CLIP.tiny(), MLIP(CLIP.tiny().architecture, frequency_layers=1, keep_rates={2: 0.5})
+    for name, model in (("my-clip", plain), ("my-mlip", parts)):
+        directory.write(tmp_path / name, model, None)
+        monkeypatch.setenv(name[3:].upper(), str(tmp_path / name))
+    monkeypatch.setenv("DATA", "cifar10")
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("OUT", raising=False)
+    images, labels = torch.randn(60, 3, 32, 32), torch.arange(60) % 6
+
+    def loader(preprocess, batch_size, workers):
+        return (
+            {"image": i, "label": n} for i, n in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        )
+
+    def source(name, task, split, place):
+        if task == "retrieval":
+            return Captioned("test", [[TINY_CAPTIONS[label], "another"] for label in labels], loader)
+        return Labelled("test", [caption[2:] for caption in TINY_CAPTIONS], ("a {}",), "accuracy", loader)
+
+    monkeypatch.setattr(mlip_models, "source", source)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["mlip-fig2", "mlip-fig5", "mlip-fig6", "mlip-fig7"])
+def test_a_figure_shows_the_models_and_the_data_that_the_environment_names(name, named):
+    maker = benchmark(name).load()
+    result = json.loads(json.dumps(maker.run()))
+    data = () if name == "mlip-fig6" else ("cifar10",)
+    assert result["name"] == "-".join([name, *(["my-clip"] if data else []), "my-mlip", *data])
+    assert result["conditions"]["scale"] == "paper" and "my-mlip" in result["conditions"]["weights"]
+    rendered = maker.render(result)
+    assert set(rendered["figures"]) == {result["name"]} and "my-mlip" in rendered["md"]
+    assert "Embedded scale" not in rendered["md"] and maker.folder() == named / "runs" / "figures"
+
+
+def test_models_that_do_not_fit_a_figure_are_refused(named, monkeypatch):
+    fig2, fig6 = (benchmark(f"mlip-fig{number}").load() for number in (2, 6))
+    clip, mlip = str(named / "my-clip"), str(named / "my-mlip")
+    monkeypatch.setenv("MLIP", clip)
+    with pytest.raises(ValueError, match="names a model without Fourier blocks"):
+        fig6.run()
+    monkeypatch.setenv("CLIP", mlip)
+    with pytest.raises(ValueError, match="my-mlip is an MLIP with parts of its own"):
+        fig2.run()
+    monkeypatch.delenv("DATA")
+    monkeypatch.delenv("MLIP")
+    with pytest.raises(ValueError, match="set MLIP and DATA too"):
+        fig2.run()
+
+
 def test_what_is_needed_and_there_is_measured(tmp_path, monkeypatch):
     file = tmp_path / "weights"
     file.write_bytes(b"x")
@@ -196,6 +266,7 @@ def test_table_10_puts_time_and_accuracy_beside_the_papers():
     stated = {"dtype": "bfloat16 autocast", "rounds": 7, "device": "CPU", "threads": 2, "torch": "2"}
     result = {"missing": [], "conditions": stated, "batch": 128, "rows": rows, "planned": 2}
     text = mlip_table10.render(result | {"paper": paper_numbers("mlip")["table10"]})["md"]
+    assert "| MLIP | 18.4 | not run | 370 | not run | 1.59 | not run |" in text and "-c mlip/slip_cc3m.yaml`" in text
     assert "| clip | 0.500 | 1.00 | 2.00 | 2 | 35.0 ± 7.1 | 17.5 |" in text
     assert "| mlip | 0.250 | 0.50 | 1.00 | 0 | not run | not run |" in text
     assert "Not all of 2 seeds were run: `python -m benchmarks mlip-ablations`." in text

@@ -234,6 +234,20 @@ def test_fewer_shards_than_readers_cannot_train(tmp_path, module):
         module(pattern, world=4).train_dataloader()
 
 
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_fraction_reads_the_first_shards_and_shortens_the_epoch_by_the_others(tmp_path, module, manifest):
+    pattern = write_shards(tmp_path / "train", 5, 8, manifest=manifest)
+    data = module(pattern, pattern, train_num_samples=40, train_fraction=0.5)  # of five shards three
+    loader = data.train_dataloader()
+    read = set(keys(loader))
+    assert len(loader) == 6 and read == {f"s{shard}-{sample}" for shard in range(3) for sample in range(8)}
+    assert len(keys(data.val_dataloader())) == 40
+    with pytest.raises(ValueError, match=r"train_fraction 1.5 is not in \(0, 1\]"):
+        module(pattern, train_fraction=1.5)
+    remote = module("http://localhost/{000..003}.tar", train_num_samples=100, train_fraction=0.75)
+    assert len(remote.train_dataloader()) == 18  # 75 pairs in batches of 4
+
+
 def test_unknown_numbers(module):
     urls = "http://localhost/{000..001}.tar"
     with pytest.raises(ValueError, match="train_num_samples"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common import directory
+from common import directory, run_record
 from common.cli import main
 from common.clip import CLIP
 from common.data.embedded import module as embedded
@@ -101,6 +101,28 @@ def test_a_model_is_used_with_the_template_that_it_was_tuned_with(own, expected)
     data = SimpleNamespace(class_names=NAMES, templates=("a {}",))
     record.save_config(SimpleNamespace(datamodule=data), SimpleNamespace(template=own), "fit")
     assert record.record["templates"] == [expected]
+
+
+def test_the_record_adds_up_the_hours_of_all_devices_over_resumed_runs(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(run_record, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def begun(state=None):
+        record = RunRecord(SimpleNamespace(dump=lambda *_, **__: "model: {}"), None)
+        record.save_config(SimpleNamespace(datamodule=None), None, "fit")
+        record.load_state_dict(state or {})
+        record.on_train_start(SimpleNamespace(world_size=4), None)
+        return record
+
+    first = begun()
+    clock.now += 1800
+    saved = first.state_dict()
+    assert saved["device_hours"] == pytest.approx(2)
+    resumed = begun(saved)
+    clock.now += 3600
+    assert resumed.state_dict()["device_hours"] == pytest.approx(6)
+    without = {name: value for name, value in saved.items() if name != "device_hours"}
+    assert "device_hours" not in begun(without).state_dict()  # of an earlier version, which kept no time
 
 
 def test_weights_of_this_suite_bring_their_card(tmp_path, capsys):

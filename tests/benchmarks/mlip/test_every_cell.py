@@ -1,0 +1,171 @@
+"""A dry run of MLIP's tables: made-up results of every training and evaluation fill every cell of all ten."""
+
+import importlib
+import inspect
+import json
+import re
+import shlex
+
+import pytest
+import torch
+import yaml
+
+from benchmarks import RESULTS
+from benchmarks.mlip import ablations, table9, table10
+from benchmarks.mlip.paper_scale import COLUMNS, MODELS, Column, cell, result_of, stored
+from benchmarks.mlip.tables_1_2_4 import TABLES
+from benchmarks.printed import paper_numbers
+from benchmarks.registry import benchmark
+from common import directory
+from common.cli import main as effclip
+from common.clip import CLIP
+from common.data.embedded import module as embedded
+from common.data.embedded.scenes import vocabulary
+from tests.benchmarks.mlip.test_ablations import result as trained
+from tests.benchmarks.mlip.test_tables_1_2_4 import result as evaluated
+from tests.readme import ROOT
+
+NUMBERS = range(1, 11)
+
+
+def wanted():
+    """(model, data, task) of every evaluation that a table reads."""
+    printed = paper_numbers("mlip")
+    for block in (block for blocks in TABLES.values() for block in blocks):
+        for row in printed[block.printed]:
+            for column, value in zip(block.columns, row["values"], strict=False):  # means follow
+                if value is not None:
+                    yield row.get("model"), column.data, column.task
+    for number in (3, 5, 6, 7, 8, 9, 10):
+        for row in printed[f"table{number}"]:
+            keys = [key for key in COLUMNS if key in row] or ["top1"] * ("accuracy" in row)
+            for column in (COLUMNS[key] for key in keys):
+                yield row[column.model], column.data, column.task
+
+
+@pytest.fixture
+def everything(tmp_path, monkeypatch):
+    """Results of all trainings and evaluations; the costs are the committed ones, and no time is measured."""
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    (tmp_path / "evaluations").mkdir()
+    for place, (model, data, task) in enumerate(sorted(each for each in set(wanted()) if each[0])):
+        made = evaluated(model, data, task, 0.2 + place / 1000)
+        made["conditions"]["device_hours"] = 100.0 + place
+        (tmp_path / "evaluations" / f"{place}.json").write_text(json.dumps(made))
+    monkeypatch.setattr(ablations, "RESULTS", tmp_path / "trained")
+    (tmp_path / "trained").mkdir()
+    for row in ablations.ROWS:
+        for seed in ablations.SEEDS:
+            made = json.dumps(trained(seed, 0.4 + seed / 100))
+            (tmp_path / "trained" / f"{row}-seed{seed}.json").write_text(made)
+    costs = json.loads((RESULTS / "mlip-table9.json").read_text())["rows"]
+    counted = {(row["architecture"], row["method"]): row for row in costs}
+    monkeypatch.setattr(table9, "row", lambda name, method: counted[name, method])
+    monkeypatch.setattr(table10, "built", lambda *_: (torch.nn.Identity(), None))
+    monkeypatch.setattr(table10, "_batch", lambda *_: {"image": torch.zeros(128, 1)})
+    monkeypatch.setattr(table10, "train_step", lambda *_: None)
+    monkeypatch.setattr(table10, "alternate", lambda steps, rounds: {key: {"seconds": 0.2} for key in steps})
+    monkeypatch.setattr(table10, "ratio", lambda one, other: 1.0)
+
+
+def cells(text):
+    """(row, column, cell) of all Markdown tables in a text."""
+    for block in re.findall(r"(?:^\|.*\|$\n?)+", text, re.M):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.strip().splitlines()]
+        for row in rows:
+            yield from ((row[0], title, text) for title, text in zip(head, row, strict=True))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_cell_is_filled_but_those_that_the_paper_leaves_empty(number, everything):
+    entry = benchmark(f"mlip-table{number}")
+    maker = entry.load()
+    result = json.loads(json.dumps(maker.run()))
+    text = maker.render(result)["md"]
+    empty = {(row, column) for row, column, value in cells(text) if value in ("–", "not run", "")}
+    # A plain CLIP has no Guide and saves nothing.
+    none = {(row, column) for row, column in empty if number == 9 and column in ("Guide", "image side saves")}
+    none |= {(row, column) for row, column in empty if (row.replace(", ours", ", paper"), column) in empty}
+    assert not [place for place in empty - none if "paper" not in " ".join(place)]
+    assert "Not run: " not in text and "Not all of " not in text and "Being made again" not in text
+    assert entry.missing(result) == []
+    assert all(number.elsewhere for number in entry.compare(result) if number.ours is None)
+
+
+def test_what_is_printed_only_has_no_line_of_ours(everything):
+    maker = benchmark("mlip-table4").load()
+    rows = {row for row, *_ in cells(maker.render(maker.run())["md"])}
+    assert "UniCLIP B/32, paper" in rows and "UniCLIP B/32, ours" not in rows and "MLIP B/16, ours" in rows
+
+
+def test_numbers_stand_where_their_models_results_say(everything):
+    known = stored()
+    for number, row, key in ((6, 1, "i2t"), (5, 2, "lp_b32"), (3, 2, "top1")):
+        printed = paper_numbers("mlip")[f"table{number}"][row]
+        maker = benchmark(f"mlip-table{number}").load()
+        column = COLUMNS[key]
+        ours = 100 * column.read(result_of(known, printed[column.model], column))
+        assert maker.run()["rows"][row]["evaluated"][key] == ours
+        assert [each.ours for each in maker.compare(maker.run()) if each.paper == printed[key] and each.same] == [ours]
+    ours = table10.run()["evaluated"]["MLIP"]
+    assert ours["ratio"] == pytest.approx(ours["accuracy"] / ours["gpu_hours"] * 32)
+
+
+def test_every_model_is_in_a_table_and_every_row_has_a_model():
+    assert {model for model, *_ in wanted() if model} == set(MODELS)
+    absent = [row["method"] for row in paper_numbers("mlip")["table4"] if "model" not in row]
+    assert absent == ["UniCLIP B/32"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_line_changes_settings_that_its_recipe_has(name):
+    training, sections = MODELS[name], {"model": {}, "data": {}, "trainer": {}}
+    for file in training.files:
+        for section, content in yaml.safe_load((ROOT / file).read_text()).items():
+            if section in sections:
+                sections[section] |= content.get("init_args", {}) | {
+                    k: v for k, v in content.items() if k != "init_args"
+                }
+    for section, changes in training.settings.items():
+        module, _, attribute = sections[section]["class_path"].rpartition(".")
+        known = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+        assert changes.keys() <= known.keys()
+    data, fraction = sections["data"], training.settings.get("data", {}).get("train_fraction", 1)
+    steps = training.steps or sections["trainer"]["max_steps"]
+    epochs = 32 if name.endswith(("-b32", "-b16")) else 25
+    assert steps == int(data["train_num_samples"] * fraction * epochs / data["global_batch_size"])
+
+
+@pytest.mark.parametrize("name", ["mlip-cc3m-95", "frequency-cc3m"])
+def test_a_line_is_a_command_that_lightning_accepts(name, capsys):
+    words = shlex.split(MODELS[name].line)
+    assert words[:2] == ["lightning", "fit"]
+    with pytest.raises(SystemExit) as stop:
+        effclip([*words[1:], "--print_config"])
+    assert stop.value.code in (0, None), capsys.readouterr().err
+    stated = yaml.safe_load(capsys.readouterr().out)
+    assert stated["data"]["init_args"]["train_fraction"] == (0.95 if name == "mlip-cc3m-95" else 1.0)
+    assert (stated["model"]["init_args"]["guide"] is None) == (name == "frequency-cc3m")
+
+
+def test_a_table_reads_what_evaluate_writes_for_a_model_directory(tmp_path, monkeypatch):
+    sizes = {"train": (40, 10), "val": (14, 5), "test": (12, 6), "unseen": (6, 3), "retrieval": (9, 3)}
+    monkeypatch.setitem(embedded.SPLITS, 1, sizes)
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    kept = vocabulary()
+    text = {"context_length": 32, "vocab_size": len(kept), "vocabulary": kept, "width": 32, "heads": 1, "layers": 1}
+    vision = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 32}
+    clip = CLIP({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text})
+    directory.write(tmp_path / "clip-b16", clip, None, run={"device_hours": 361.0})
+    line = ["evaluate", "--model", str(tmp_path / "clip-b16"), "--data", "embedded", "--device", "cpu"]
+    line += ["--features", "penultimate", "--tasks", "zeroshot,retrieval,linear-probe"]
+    assert effclip(line) == 0
+    known = [json.loads(path.read_text()) for path in (tmp_path / "evaluations").glob("*.json")]
+    for task, recall in (("zeroshot", None), ("linear-probe", None), ("retrieval", ("image_to_text", "R@1"))):
+        (written,) = (result for result in known if result["task"] == task)
+        metrics = written["metrics"]
+        fraction = {"retrieval": lambda m: m["image_to_text"]["R@1"], "zeroshot": lambda m: m["top1"]}.get(
+            task, lambda m: m["shots"]["full"]["top1"]
+        )(metrics)
+        assert cell(known, "clip-b16", Column(task, "embedded", task, recall)) == pytest.approx(100 * fraction)
+        assert written["conditions"]["device_hours"] == 361.0
