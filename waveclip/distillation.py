@@ -88,7 +88,8 @@ class WaveCLIPDistillation(LightningModule):
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
         distribution_weight: weight of the KL divergence between teacher's and student's class probabilities: over
-            the data's class prompts where it has classes, else over the batch's captions. 0 leaves it out.
+            the data's class prompts where it has classes, else over the captions of the rank's own batch (InfoNCE
+            gathers those of all ranks; this term does not). 0 leaves it out.
         distribution_scale: factor on the teacher's logit scale in that term; above 1 the likeliest classes count
             more and the tail less.
         contrastive_weight: weight of InfoNCE between the student and the teacher's text embeddings: the class

@@ -6,10 +6,12 @@ teachers that are trained on start from the teacher of seed 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import ROOT, WEIGHTS, read_log, read_recipe
 from benchmarks.cells import accuracy_of
@@ -17,7 +19,7 @@ from benchmarks.training.run import STORED, Run
 from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
 from common.clip import CLIP
-from common.data.embedded.module import EmbeddedDataModule
+from common.data.embedded.module import EmbeddedDataModule, indices, prompt, scene, scenes_of
 from common.weights import read_record
 from waveclip import WaveTower
 
@@ -26,7 +28,8 @@ TEACHER, HALF = WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_clip_half
 STUDENT = WEIGHTS / "shapes_waveclip.safetensors"
 TEACHER_96, STUDENT_96 = WEIGHTS / "shapes_clip_96.safetensors", WEIGHTS / "shapes_waveclip_96.safetensors"
 """The committed weights: those of seed 0."""
-SPLITS = ("val", "test")
+SPLITS = ("val", "test", "unseen", "retrieval")
+"""Thresholds are chosen on val. On "unseen" a model tells the held-out names apart, on "retrieval" the captions."""
 COSINE_SHARES = (10, 25, 100)
 """Lengths of the paper's recipe, in % of the teacher's steps."""
 _CLIP, _HALF, _WAVE = "common/shapes_clip.yaml", "common/shapes_clip_half.yaml", "waveclip/shapes.yaml"
@@ -81,11 +84,30 @@ def evaluate(
     for split in splits:
         if split == "test":
             read_log.record("retrain", "shapes", [weights])
+        prompts, first = _candidates(split, data)
         loader = islice(data.dataloader(split, train=False), batches)
-        read[split] = answers.answers(model, text_model, loader, data.class_prompts)
+        read[split] = answers.answers(model, text_model, _labelled(loader, first), prompts)
     if output:
         answers.write(output, read)
     return {"names": len(data.class_names)} | {split: _accuracies(part) for split, part in read.items()}
+
+
+def _candidates(split: str, data: EmbeddedDataModule) -> tuple[list[str], int | None]:
+    """The texts that a split's pictures are told apart by, and the label of the first; None: a picture's number."""
+    if split == "retrieval":
+        return [scene(split, index, data.revision)[1] for index in indices(split, data.revision)], None
+    if split == "unseen":
+        return [prompt(name) for name in scenes_of(data.revision).class_names(split)], len(data.class_names)
+    return data.class_prompts, 0
+
+
+def _labelled(loader: Iterable[Mapping[str, Any]], first: int | None) -> Iterator[dict[str, Any]]:
+    """The batches with labels that number the texts from 0; first: as in ``_candidates``."""
+    seen = 0
+    for batch in loader:
+        labels = torch.arange(seen, seen + len(batch["label"])) if first is None else batch["label"] - first
+        seen += len(labels)
+        yield {**batch, "label": labels}
 
 
 def _accuracies(part: Answers) -> dict[str, dict[str, Any]]:

@@ -24,10 +24,14 @@ from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from benchmarks.waveclip.saving import ALLOWANCE
 from common.clip import CLIP, load_architecture
 from common.conditions import conditions
+from common.data.embedded.module import SPLITS
+from common.data.embedded.shapes import class_names
 from waveclip import WaveTower
 
 CONTROLLED = {"shapes-teacher", "shapes-waveclip", "shapes-half", "shapes-longer"}
 """The families behind the savings."""
+BEYOND = ("unseen", "retrieval")
+"""Splits of held-out names, and of pictures among whose captions their own is to be found."""
 Known = dict[str, dict[str, list[Answers]]]
 """Answers by family ("shapes-teacher"), split, and seed."""
 _ARCHITECTURE = "common/shapes_clip.json"
@@ -87,10 +91,11 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "seeds": {family: len(splits["test"]) for family, splits in families.items()},
         "pictures": next((splits["test"][0].correct.shape[1] for splits in families.values()), 0),
         "rows": rows(families, {name: value.macs.gmacs for name, value in priced.items()}, resamples),
+        "kept": kept(families, resamples),
     }
     if not families.keys() >= CONTROLLED:
         return result
-    val, test = (by_seed(families, split) for split in trained.SPLITS)
+    val, test = (by_seed(families, split) for split in ("val", "test"))
     price = controls.Costs(priced["dense"], [priced["coarse"], priced["fine"]], priced["half"])
     return result | {
         "savings": controls.savings(val, test, price, resamples),
@@ -126,9 +131,19 @@ def rows(families: Known, costs: dict[str, float], resamples: int) -> list[dict[
     return [row | ({"p": adjusted[row["row"]]} if row["row"] in adjusted else {}) for row in result]
 
 
-def _right(families: Known, line: Line) -> np.ndarray:
-    """Right answers on test, bool [S,M]."""
-    return np.stack([part.correct[line.level] for part in families[line.family]["test"]])
+def kept(families: Known, resamples: int) -> list[dict[str, Any]]:
+    """What each finished line can do beyond the names it was trained on, by split of ``BEYOND``, with intervals."""
+    finished = (line for line in LINES if line.family in families)
+    return [
+        {"row": line.name, "seeds": len(_right(families, line, "unseen"))}
+        | {split: mean_interval(_right(families, line, split), resamples).ends for split in BEYOND}
+        for line in finished
+    ]
+
+
+def _right(families: Known, line: Line, split: str = "test") -> np.ndarray:
+    """Right answers, bool [S,M]."""
+    return np.stack([part.correct[line.level] for part in families[line.family][split]])
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:
@@ -149,12 +164,23 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         gap = points(row.get("difference"))
         lines.append([row["row"], row["seeds"], _accuracy(row["accuracy"]), gap, p, f"{row['gmacs']:.4f}"])
     head = ["scenes of shape", "seeds", "accuracy [95 %]", "against the teacher", "p, Holm", "GMACs"]
-    parts, figures = [table(head, lines)], {}
+    parts, figures = [table(head, lines), _kept_table(result["kept"])], {}
     if "savings" in result:
         seeds = min(result["seeds"][family] for family in CONTROLLED)
         parts += [controls.headline(result["savings"], seeds), controls.savings_table(result["savings"])]
         figures["waveclip-shapes"] = _draw(result)
     return {"md": "\n\n".join([*parts, _note(result)]) + "\n", "figures": figures}
+
+
+def _kept_table(rows: Sequence[dict[str, Any]]) -> str:
+    names = len(class_names("unseen"))
+    captions = SPLITS[2]["retrieval"][0]
+    head = [
+        "beyond the trained names",
+        f"{names} held-out names, chance {100 / names:.1f} %",
+        f"own caption among {captions:,}, chance {100 / captions:.2f} %",
+    ]
+    return table(head, [[row["row"], *(_accuracy(row[split]) for split in BEYOND)] for row in rows])
 
 
 def _accuracy(ends: Sequence[float]) -> str:

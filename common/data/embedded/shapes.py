@@ -6,9 +6,9 @@ by a random gamma, and inverted half of the time. Tint, background and name are 
 emoji and mentions, each with its own probability, its size, tint and place, the background's colour, and the second
 emoji, so that retrieval and token alignment have words to align.
 
-Names (shape_names.tsv) are CLDR short names, by this rule: the Unicode groups Animals & Nature, Food & Drink and
-Activities; emoji of one code point that Twemoji draws; at most 13 characters and no word of COLOURS, since a tint would
-contradict it. Every third in Unicode's order is held out.
+Names (shape_names.tsv) are CLDR short names, by this rule: the Unicode groups Food & Drink, Activities, Objects and
+Symbols, whose silhouettes differ; those of revision 1 (one code point, at most 11 characters) without a word of
+COLOURS, since a tint would contradict it. Every third in Unicode's order is held out.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_a_tower_without_weights_is_not_run_and_says_how_it_is_trained(monkeypat
     towers = (Tower(FULL, tmp_path / "none.safetensors", "lightning fit -c common/shapes_clip.yaml"),)
     monkeypatch.setitem(TOWERS, 2, towers)
     block = ladder(2, count=20, trained_on=20)
-    assert block["names"] == 210 and block["rows"][0] == {"row": "chance", "accuracy": 1 / 210}
+    assert block["names"] == 252 and block["rows"][0] == {"row": "chance", "accuracy": 1 / 252}
     result = {"ladders": [block], "conditions": {"trained_on": 20, "dtype": "float32", "device": "CPU", "torch": "2"}}
     assert list(missing(result)) == [("revision 2: teacher", "lightning fit -c common/shapes_clip.yaml")]
     text = render(result)["md"]

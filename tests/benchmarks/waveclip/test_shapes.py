@@ -44,6 +44,14 @@ def test_rows_have_the_accuracy_and_its_distance_from_the_teacher(families):
     assert "difference" not in rows["teacher"]
 
 
+def test_what_is_kept_beyond_the_trained_names_is_each_lines_own(families):
+    rows = {row["row"]: row for row in shapes.kept(families, 200)}
+    assert list(rows) == [line.name for line in shapes.LINES[:5]]
+    for split in ("unseen", "retrieval"):
+        right = np.mean([part.correct[0].mean() for part in families["shapes-waveclip"][split]])
+        assert rows["WaveCLIP, coarse level"][split][0] == pytest.approx(right)
+
+
 def test_students_and_controls_are_compared_with_the_teacher_of_seed_0(families):
     teacher = families["shapes-teacher"]["test"][0].last
     seeds = shapes.by_seed(families, "test")
