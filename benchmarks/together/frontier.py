@@ -2,8 +2,7 @@
 
 Shapes: M images, L levels of a model (1 without early exit), C classes, E joint dim.
 
-A method's operating points are its best settings on ``val`` (keep rate, threshold of early exit) within a few budgets
-of multiply-adds. ``test`` gives their numbers.
+A method's operating points are its best settings on ``val`` within budgets of multiply-adds, measured on ``test``.
 """
 
 from __future__ import annotations
@@ -70,9 +69,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
     methods = families(teacher, wave, smoke)
     missing = TRAINED.keys() - {method.name for method in methods}
     weights = (TEACHER, STUDENT, *(path for name, (path, _) in TRAINED.items() if name not in missing))
-    pictures, budgets, rounds = (
-        (dict.fromkeys(PICTURES, 250), BUDGETS[1:3], 1) if smoke else (PICTURES, BUDGETS, ROUNDS)
-    )
+    few = (dict.fromkeys(PICTURES, 250), BUDGETS[1:3], 1)
+    pictures, budgets, rounds = few if smoke else (PICTURES, BUDGETS, ROUNDS)
     run_conditions = conditions(
         "embedded",
         seeds=1,
@@ -161,9 +159,8 @@ def observe_all(
     right: dict[Key, list[Tensor]] = {key: [] for key in evaluated}
     for batch in track(loader, "evaluating"):
         for key, (model, classes, scale) in evaluated.items():
-            images = batch["image"]
             has_levels = isinstance(model, WaveTower | ReducedWaveTower)
-            levels = model(images) if has_levels else (model.encode_image(images),)
+            levels = model(batch["image"]) if has_levels else (model.encode_image(batch["image"]),)
             scores = torch.stack([scaled_cosines(F.normalize(z, dim=-1), classes, scale) for z in levels]).softmax(-1)
             margins[key].append(gate.confidence(scores[:-1]))
             right[key].append(scores.argmax(-1) == batch["label"])
