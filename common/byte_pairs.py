@@ -23,7 +23,10 @@ START, END = 49_406, 49_407
 """Start-of-text and end-of-text."""
 _MERGES = START - 512
 _FRAMES = {"<start_of_text>": START, "<end_of_text>": END}
-_WORD = regex.compile(rf"{'|'.join(_FRAMES)}|'(?:s|t|re|ve|m|ll|d)|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+")
+_WORD = regex.compile(
+    rf"{'|'.join(_FRAMES)}|'(?:s|t|re|ve|m|ll|d)|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+",
+    regex.IGNORECASE,  # lower case is not enough: a long s stays one, and counts as an s
+)
 _VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _BYTES = (*_VISIBLE, *(byte for byte in range(256) if byte not in _VISIBLE))
 """The byte of each id below 256."""

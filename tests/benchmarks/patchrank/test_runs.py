@@ -162,7 +162,7 @@ def known_results(tasks=STYLES, seeds=(0, 1, 2)):
                     continue
                 for entry in source.entries:
                     right = torch.rand(2000, generator=draw) < levels[name]
-                    result = made.setdefault(file, {"test": {}})
+                    result = made.setdefault(file, {"test": {}, "conditions": {}})
                     result["test"][entry.format(task=task.name.lower())] = stored(right, 0.02)
         for seed in seeds:
             for kind, share in zip(KINDS, (0.9, 0.8), strict=True):

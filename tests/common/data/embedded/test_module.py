@@ -172,7 +172,7 @@ def test_a_second_emoji_is_another_one_and_mostly_apart():
 def test_scenes_are_reproducible_and_each_cycle_shows_every_name():
     assert scene("train", 7) == scene("train", 7) != scene("train", 8)
     assert scene("train", 7)[0] != scene("val", 7)[0]
-    labels = [embedded._order("train", cycle) for cycle in (0, 1)]
+    labels = [splits._order("train", cycle) for cycle in (0, 1)]
     assert labels[0] != labels[1] and all(Counter(order) == Counter(range(len(class_names()))) for order in labels)
     held_out = {scene("unseen", index)[0].main.label for index in range(len(class_names("unseen")))}
     assert held_out == set(range(len(class_names()), len(class_names("all"))))

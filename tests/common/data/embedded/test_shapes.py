@@ -32,7 +32,7 @@ from common.data.embedded.twemoji import prompt
 from common.tokenizer import Tokenizer, encode
 
 scene, indices, pack, order = (
-    partial(f, revision=2) for f in (module.scene, module.indices, module.pack, module._order)
+    partial(f, revision=2) for f in (module.scene, module.indices, module.pack, splits._order)
 )
 
 
@@ -274,7 +274,7 @@ def test_scenes_are_reproducible_and_each_cycle_shows_every_name():
     assert scene("train", 7) == scene("train", 7) != scene("train", 8)
     assert scene("train", 7)[0] != scene("val", 7)[0]
     assert scene("train", 7)[0].grid != module.scene("train", 7)[0].grid, "each revision has random numbers to itself"
-    assert module._seed("test", 2) == "test, revision 2"
+    assert splits._seed("test", 2) == "test, revision 2"
     labels = [order("train", cycle) for cycle in (0, 1)]
     assert labels[0] != labels[1] and all(Counter(order) == Counter(range(len(class_names()))) for order in labels)
     held_out = {scene("unseen", index)[0].main.label for index in range(len(class_names("unseen")))}
