@@ -141,6 +141,7 @@ def write_graphs(
     at_start = {name: value for name, value in conditions("paper").items() if name != "scale"}
     with written_whole(folder) as part:
         part.mkdir()
+        answers = _classification(deployed, setting, names, templates, part)  # first: an unknown word is said at once
         files = [part / f"{stage.name}{FORMATS[form]}" for stage in stages]
         graphs = export_stages(stages, size, form, files)
         extra = {"difference": parity(stages, graphs, size, _CHECKED), "left_out": _left_out(len(stages), bool(names))}
@@ -155,7 +156,7 @@ def write_graphs(
         extra["bytes"] = {"fp32": _bytes(part)}
         report = {
             **_model(deployed, form, stages, files),
-            **_classification(deployed, setting, names, templates, part),
+            **answers,
             **extra,
             "conditions": at_start,
         }
