@@ -22,7 +22,10 @@ class Ended(NamedTuple):
 
 @contextmanager
 def commands(folder):
-    """Gives a function (words, **environment) -> Ended, which runs one command from ``folder``."""
+    """Gives a function (words, **environment) -> Ended, which runs one command from ``folder``.
+
+    Whatever is wrong, no command shows a traceback: AssertionError.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, __file__]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -32,8 +35,9 @@ def commands(folder):
             output = Path(folder, "printed.txt")
             request = {"words": [str(word) for word in words], "variables": variables, "output": str(output)}
             print(json.dumps(request), file=server.stdin, flush=True)
-            code = json.loads(server.stdout.readline())
-            return Ended(code, output.read_text())
+            ended = Ended(json.loads(server.stdout.readline()), output.read_text())
+            assert "Traceback" not in ended.printed, ended.printed
+            return ended
 
         yield run
         # Said in words, since loader workers that another test forked may hold this pipe open.
