@@ -70,7 +70,8 @@ def schedule(setting: Setting) -> dict[Place, Reducer]:
     source="Chen et al., ICCV 2023 (DiffRate)",
     licence="released code has no licence; nothing of it is here",
     differs="The released schedules for DeiT-B serve every tower; the keep rate chooses the nearest of the five, and "
-    "the layer is not read: each begins in the second block. Its search is a training of its own and is not here.",
+    "the layer is not read: in 12 blocks they begin in the second, that of 11.5 G in the third. Its search is a "
+    "training of its own and is not here.",
     build=schedule,
     exceptions={"identity": "its schedules all lose tokens"},
 )

@@ -26,8 +26,8 @@ LEAST = 10
     needs=("attention",),
     source="Lee et al., CVPR 2024 (MCTF)",
     licence="released code MIT",
-    differs="Its attention one step ahead, which gives the next block a merged copy of this block's map, is not here: "
-    "each block reads its own.",
+    differs="Released, one step ahead: tokens merge before a block, by that block's own attention, which it then "
+    "reuses merged instead of computing it again. Here they merge in the middle, after the block has attended.",
     build=spread(lambda removed, setting, block: MCTF(removed)),
 )
 class MCTF(Removing):

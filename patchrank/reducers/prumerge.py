@@ -5,6 +5,8 @@ Shapes: B images, N tokens, K patch tokens, R kept, D width, H heads.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,9 +54,11 @@ class PruMerge(Keeping):
         count = super().left(tokens)
         if count == tokens:
             return x, context
-        logits = context.class_logits()
-        attention = (logits.sum(1) * logits.shape[1] ** -0.5).softmax(-1)  # q·k/√D is the sum over heads by √H
-        attention = context.patches(attention[:, -x.shape[1] :])
+        logits = replace(context, bias=None).class_logits()
+        logits = logits.sum(1) * logits.shape[1] ** -0.5  # q·k/√D is the sum over heads by √H
+        if context.bias is not None:  # once, not for every head
+            logits = logits + F.pad(context.bias[:, 0, 0], (logits.shape[-1] - x.shape[1], 0))
+        attention = context.patches(logits.softmax(-1)[:, -x.shape[1] :])
         with torch.no_grad():
             kept = in_order(most(attention, count))
             keys = F.normalize(wide(context.patches(context.block_keys().transpose(1, 2).flatten(2))), dim=-1)

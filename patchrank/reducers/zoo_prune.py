@@ -32,9 +32,10 @@ def _build(setting: Setting) -> dict[Place, Reducer]:
     "ZOO-Prune",
     needs=("readout",),
     source="ZOO-Prune (2025), from its abstract and public pages",
-    licence="no code was released",
-    differs="Number of directions, step and normalisation are ours (4, a hundredth of the token's length, by the "
-    "largest). With 64 directions the score would cost as much as ViT-B/16 itself.",
+    licence="released code has no licence of its own (LLaVA's files: Apache-2.0); nothing of it is here",
+    differs="Released: 64 directions, a step of 0.01 whatever the token's length, sensitivity scaled to [0, 1] by its "
+    "least and largest, distances between projected tokens. Ours: 4 directions, a hundredth of the token's length, "
+    "divided by the largest. 64 directions would cost 10.0 GMACs, more than half of ViT-B/16.",
     build=_build,
     exceptions={"levels": "a WaveCLIP names its readout otherwise"},
 )

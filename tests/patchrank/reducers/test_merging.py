@@ -1,6 +1,7 @@
 """Reducers that merge tokens, each against its formula in loops over one picture's tokens, or scikit-learn."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from common.reducer_registry import Setting
 from common.reduction import ReductionContext
 from mlip.merging import equal_cost
-from patchrank.reducers import DPCKNN, MCTF, DiffRate, PiToMe, PruMerge, ToFu, TokenCondensation, VisionZip
+from patchrank.reducers import ATC, DPCKNN, MCTF, DiffRate, PiToMe, PruMerge, ToFu, TokenCondensation, VisionZip
 from patchrank.reducers.atc import agglomerate
 from patchrank.reducers.diffrate import schedule
 from patchrank.reducers.tca import rate_for
@@ -40,6 +41,14 @@ def ranked(scores):
 
 def mean(rows):
     return torch.stack(list(rows)).mean(0)
+
+
+SIZES = torch.arange(1.0, 17.0).roll(5).expand(2, -1)
+
+
+def sized(reducer):
+    """The reducer behind one that gave tokens sizes."""
+    return lambda x, context: reducer(x, replace(context, sizes=SIZES))
 
 
 @pytest.mark.parametrize("linkage", ["average", "single", "complete"])
@@ -231,6 +240,77 @@ def test_tca_has_the_released_numbers_of_tokens():
     assert abs(TokenCondensation(rate_for(0.6, 196)).left(196) - 118) <= 1
     with pytest.raises(ValueError, match=r"rate 0\.4 of 196 patches leaves -40 as they are"):
         TokenCondensation(0.4).left(196)
+
+
+def test_density_peaks_are_those_of_the_formula():
+    x = tokens(3)
+    result, context = DPCKNN(6 / 16)(x, plain(x))
+    for row, picture in enumerate(x[:, 1:]):
+        away = [[float((a - b).norm()) / 6**0.5 for b in picture] for a in picture]
+        density = [math.exp(-sum(d**2 for d in sorted(line)[:5]) / 5) for line in away]
+        apart = [
+            min((away[i][j] for j in range(PATCHES) if density[j] > density[i]), default=max(away[i]))
+            for i in range(PATCHES)
+        ]
+        centres = sorted(ranked([d * a for d, a in zip(density, apart, strict=True)])[:6])
+        groups = {c: [c] for c in centres}
+        for i in set(range(PATCHES)) - set(centres):
+            groups[min(centres, key=lambda c, i=i: away[i][c])].append(i)
+        expected = torch.stack([mean(picture[i] for i in groups[c]) for c in centres])
+        torch.testing.assert_close(result[row, 1:], expected)
+        assert context.sizes[row].tolist() == [len(groups[c]) for c in centres]
+
+
+@torch.no_grad()
+def test_atc_merges_by_mean_keys_and_sizes(tower):
+    _, y, keys, outcome = at_middle(tower, sized(ATC(0.4)))
+    unit = F.normalize(keys.mean(1)[:, 1:], dim=-1)
+    group = agglomerate(1 - unit @ unit.transpose(1, 2), 6)
+    for row in range(2):
+        for k in range(6):
+            members = (group[row] == k).nonzero().flatten()
+            sizes = SIZES[row, members].double()
+            torch.testing.assert_close(outcome.result[row, 1 + k], sizes @ y[row, 1 + members] / sizes.sum())
+            assert outcome.sizes[row, k] == sizes.sum()
+    torch.testing.assert_close(outcome.bias[:, 0, 0, 1:], outcome.sizes.double().log())
+
+
+@torch.no_grad()
+def test_mctf_prefers_small_tokens_and_weighs_large_ones(tower):
+    """One merge, from B to A: the best edge by all three criteria, its mean by attention received times size."""
+    x, y, _, outcome = at_middle(tower, sized(MCTF(1)))
+    block = tower.transformer.resblocks[1]
+    for row in range(2):
+        received = slow_attention(block, x[row])[1].mean((0, 1))[1:].tolist()
+        sizes, picture = SIZES[row].tolist(), y[row, 1:]
+        edges = {
+            (i, j): (cosine(picture[i], picture[j]) + 1) / 2
+            * (received[i] * received[j]) ** (-1 / 20) * (sizes[i] * sizes[j]) ** (-1 / 40)
+            for i in range(1, 16, 2) for j in range(0, 16, 2)
+        }  # fmt: skip
+        i, j = max(edges, key=edges.get)
+        one, other = received[i] * sizes[i], received[j] * sizes[j]
+        expected = (one * picture[i] + other * picture[j]) / (one + other)
+        torch.testing.assert_close(outcome.result[row, 1 + i // 2], expected)
+        assert outcome.sizes[row, i // 2] == sizes[i] + sizes[j] and outcome.bias is not None
+
+
+@torch.no_grad()
+def test_prumerge_counts_a_merged_tokens_size_once(tower):
+    """Behind proportional attention: softmax of q·k/√D + log size over all tokens, heads taken as one."""
+    bias = F.pad(SIZES.double().log(), (1, 0))[:, None, None]
+    seen = {}
+
+    def behind(x, context):
+        seen["attention"] = PruMerge(0.5)
+        seen["logits"] = replace(context, bias=None).class_logits().sum(1) * 2**-0.5
+        return PruMerge(0.5)(x, replace(context, bias=bias, sizes=SIZES))
+
+    _, y, _, outcome = at_middle(tower, behind)
+    attention = (seen["logits"] + bias[:, 0, 0]).softmax(-1)[:, 1:]
+    gone = [ranked(attention[row].tolist())[8:] for row in range(2)]
+    expected = torch.stack([attention[row, gone[row]] @ y[row, 1:][gone[row]] for row in range(2)])
+    torch.testing.assert_close(outcome.result[:, -1], expected)
 
 
 def test_density_peaks_gather_their_neighbours():
