@@ -54,7 +54,7 @@ def _sentence(error: BaseException) -> str | None:
         system = re.search(r"\(os error (\d+)\)", lines[0])
         code = _SYSTEM_TEXT.get(int(system[1])) if system else None
         return _DISK.get(code, f"a safetensors file cannot be read ({lines[0]}); fetch or write it again")
-    if "CUDA" in lines[0] and ("not compiled" in lines[0] or "no NVIDIA driver" in lines[0]):
+    if "no NVIDIA driver" in lines[0] or ("CUDA" in lines[0] and "not compiled" in lines[0]):
         return "this machine or this torch has no GPU; take --device cpu, or --trainer.accelerator cpu"
     return _of_a_worker(lines) if lines[0].startswith("Caught ValueError") else None
 

@@ -60,7 +60,7 @@ class _UnknownWhite(ValueError):
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if image.mode in ("I", "F") and not (image.mode == "I" and image.format == "PNG"):
+    if image.mode in ("I", "F") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
         kind = "whole numbers" if image.mode == "I" else "floating-point numbers"
         raise _UnknownWhite(f"its pixels are 32-bit {kind}; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):

@@ -72,6 +72,8 @@ class Wish:
     def __post_init__(self) -> None:
         if (self.gmacs is None) == (self.accuracy is None):
             raise ValueError("give a budget (--gmacs) or a target (--accuracy), one of them")
+        if self.gmacs is not None and not self.gmacs > 0:
+            raise ValueError(f"--gmacs {self.gmacs:g} must be a number above 0, such as 0.015")
         if self.accuracy is not None and not 0 < self.accuracy < 1:
             raise ValueError(f"--accuracy {self.accuracy} must be a fraction in (0, 1), such as 0.60")
 

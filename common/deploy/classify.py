@@ -128,16 +128,26 @@ def _check_outputs(args: argparse.Namespace) -> None:
         raise ValueError(f"--format {args.format} is not what --out {args.out} says; leave one of them out")
     if args.stats is not None and args.stats.suffix != ".json":
         raise ValueError(f"--stats {args.stats}: the summary is written as .json")
+    for file in (args.out, args.stats):
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file} is a folder; name a file")
     if args.calibration is not None and args.threshold is not None:
         raise ValueError("--calibration and --threshold both choose a threshold; give one of them")
 
 
 def _given(paths: Sequence[str]) -> list[str]:
     """The paths of the command line; "-" stands for those on the input stream, one a line. ValueError: no path."""
-    given = [line for path in paths for line in (sys.stdin.read().splitlines() if path == "-" else [path]) if line]
+    if "" in paths:
+        raise ValueError("a path is empty, as of a variable that is not set; name a picture or a folder")
+    given = [line for path in paths for line in (_lines_of_input() if path == "-" else [path])]
     if not given:
         raise ValueError("no path came over the input stream; give one a line")
     return given
+
+
+def _lines_of_input() -> list[str]:
+    """The lines of the input stream that are not empty; a name that is not valid Unicode keeps its bytes."""
+    return list(filter(None, (os.fsdecode(line).strip("\r\n") for line in sys.stdin.buffer)))
 
 
 def _choice(classification: Classification, args: argparse.Namespace) -> str:

@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = args.out or Path(args.model) / args.format
     if args.out is None and not Path(args.model).is_dir():
         raise ValueError(f"{args.model} is no folder, so --out must say where the graphs go")
+    if not folder.name:  # "." cannot be replaced under the feet of a shell
+        raise ValueError(f"{folder.absolute()} is the working directory; name a new folder with --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder.absolute()} is there already; name a new folder with --out")
     if args.no_text and args.format != "onnx":
@@ -72,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--dtype {args.dtype} with --data {args.data}: graphs in fewer bits are of --format onnx, and need "
             "labelled pictures on which they are compared with the model; fp32 needs none"
         )
+    if not 0 <= args.min_agreement <= 1:
+        raise ValueError(f"--min-agreement {args.min_agreement:g} must be a share in [0, 1], such as 0.95")
     if args.format == "open-clip" and (names or templates):
         raise ValueError("--labels-file and --template go with graphs; open_clip has the text tower itself")
     from common.deploy.model import load
@@ -195,13 +199,10 @@ def _reduce(deployed: Deployed, reduction: Reduction, files: Sequence[Path], rep
     if report["calibration"] is not None and outcomes.confidence is not None:
         prompts = deployed.prompts_hash(report["class_names"], report["templates"])
         calibration = recalibrated(deployed.calibration, outcomes, prompts)
-        setting = calibration.point.setting
-        changed |= {
-            "calibration": asdict(calibration),
-            "calibrated_on_these_classes": True,
-            "setting": {calibration.knob: setting},
-            "gate": _gate(setting),
-        }
+        changed |= {"calibration": asdict(calibration), "calibrated_on_these_classes": True}
+        if deployed.follows_calibration:  # else all levels run, as in fp32
+            setting = calibration.point.setting
+            changed |= {"setting": {calibration.knob: setting}, "gate": _gate(setting)}
     return changed
 
 
@@ -304,7 +305,8 @@ def _left_out(stages: int, classes: bool) -> list[str]:
 def lines(report: dict[str, Any]) -> list[str]:
     """The result in words: the graphs, their accuracy and their speed."""
     many = len(report["stages"])
-    text = [f"{many} graph(s), any batch; greatest difference from the model {report['difference']:.1e}"]
+    of = "the model, in fp32," if "compared" in report else "the model"
+    text = [f"{many} graph(s), any batch; greatest difference from {of} {report['difference']:.1e}"]
     if "compared" in report:
         found, dtype = report["compared"], report["dtype"]
         (before, after), (difference, low, high) = (

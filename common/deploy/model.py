@@ -78,11 +78,13 @@ class Deployed:
                 f"no calibration at {self._named}; `effclip calibrate --calibration {calibration}` makes one"
             )
         self.class_names, self.templates = list(class_names), tuple(templates)
+        self.paths: OnePath = paths_of(model.images)
+        if self._named is not None and self.paths.setting_name is None:
+            raise ValueError(f"calibration {calibration}: {model.name} has one cost; leave it out")
         towers = model.images.to(device), model.text_encoder().to(device)
         if model.type != OPEN_CLIP:
             for tower in towers:
                 optimize_for_inference(tower)
-        self.paths: OnePath = paths_of(model.images)
 
     @property
     def setting_name(self) -> str | None:
@@ -329,6 +331,10 @@ def load(
     if model is None and (weights, quick_gelu, text_model, preprocess) != (None, None, None, None):
         raise ValueError("--weights, --quick-gelu, --preprocess and --text-model belong to a --model; name one")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none that torch knows; give cpu, cuda or cuda:1") from error
     packaged = default_model() if model is None else packaged_model(model)
     loaded = load_model(str(model or packaged.weights), weights, quick_gelu, text_model, preprocess)
     names: Sequence[str] = ()

@@ -79,9 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     start = time.monotonic()
-    for file, suffixes in ((args.out, (".csv", ".jsonl")), (args.embeddings, (".npy",))):
-        if file is not None and file.suffix not in suffixes:
-            raise ValueError(f"{file} is no {' or '.join(suffixes)} file, as what is written there needs")
+    _check_options(args)
     labels, templates = read_labels(args.labels, args.labels_file), args.template and read_templates(args.template)
     _check(args.paths, args.allow_urls)
     with warnings.catch_warnings(record=True) as remarks:
@@ -91,6 +89,8 @@ def _run(args: argparse.Namespace) -> int:
         model.name_classes(labels or model.names, templates)
     if model.classes is None and args.embeddings is None:
         raise ValueError("this folder names no classes; give --labels, or --embeddings for embeddings alone")
+    if model.classes is None and (args.threshold, args.gmacs) != (None, None):
+        raise ValueError("--threshold and --gmacs need classes to be sure of; give --labels, or leave them out")
     threshold = _threshold(model, args)
     _say("\n".join([*(f"note: {remark.message}" for remark in remarks), *_setting(model, threshold, labels, args)]))
     levels, damaged, gmacs = Counter[int](), 0, 0.0
@@ -108,6 +108,19 @@ def _run(args: argparse.Namespace) -> int:
                 gmacs += answer.gmacs or 0.0
     _say("\n".join(_summary(model, levels, damaged, gmacs, time.monotonic() - start)))
     return 1 if args.strict and damaged else 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """ValueError: an output that cannot be written, or options that contradict each other."""
+    for file, suffixes in ((args.out, (".csv", ".jsonl")), (args.embeddings, (".npy",))):
+        if file is not None and file.suffix not in suffixes:
+            raise ValueError(f"{file} is no {' or '.join(suffixes)} file, as what is written there needs")
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file} is a folder; name a file")
+    if args.jsonl and args.out is not None:
+        raise ValueError("--jsonl is for the screen; name a .jsonl file with --out instead")
+    if args.threads is not None and not 1 <= args.threads <= 1024:
+        raise ValueError(f"--threads {args.threads} must be a number from 1 to 1,024")
 
 
 def _threshold(model: EarlyExit, args: argparse.Namespace) -> float | None:
@@ -135,8 +148,10 @@ def _setting(
     calibrated = args.threshold is None and threshold not in (None, ALL_LEVELS)
     if calibrated:
         lines[0] += ", calibrated"
-    if calibrated and labels:
-        lines.append("note: it was calibrated with other labels, so the mean cost may differ from what it says")
+    if calibrated and (labels or args.template or not model.about["calibrated_on_these_classes"]):
+        lines.append(
+            "note: it was calibrated with other labels or prompts, so the mean cost may differ from what it says"
+        )
     return lines
 
 
@@ -151,7 +166,7 @@ def _summary(model: EarlyExit, levels: Counter[int], damaged: int, gmacs: float,
         lines.append(
             f"mean cost {mean:.4g} GMACs a picture in the image tower, {100 * mean / costs[-1]:.0f} % of the most"
         )
-    if model.levels > 1:
+    if model.levels > 1 and count:
         lines.append("stopped: " + ", ".join(f"{levels[level]:,} at level {level}" for level in sorted(levels)))
     return lines
 
@@ -159,6 +174,8 @@ def _summary(model: EarlyExit, levels: Counter[int], damaged: int, gmacs: float,
 def _check(paths: Sequence[str], urls: bool) -> None:
     """ValueError: a path that is not there, or a URL that was not allowed."""
     for path in paths:
+        if not path:
+            raise ValueError("a path is empty, as of a variable that is not set; name a picture or a folder")
         if _URL.match(path):
             if not urls:
                 raise ValueError(f"{path} is a URL; --allow-urls fetches it")

@@ -84,7 +84,7 @@ class EarlyExit:
         self.about = _description(self.folder)
         self.names: list[str] = self.about["class_names"]
         self.templates: list[str] = self.about["templates"]
-        self.classes = np.load(self.folder / "classes.npy", allow_pickle=False) if self.names else None
+        self.classes = _classes(self.folder, (len(self.names), self.about["embed_dim"])) if self.names else None
         """The class embeddings [C,E]; None: the folder names no classes."""
         self.threshold: float | None = (self.about["gate"] or {}).get("threshold")
         """The threshold of calls that give none; None: every picture goes through all levels."""
@@ -156,7 +156,7 @@ class EarlyExit:
     def threshold_for(self, gmacs: float) -> float | None:
         """The calibrated threshold for a mean budget of a picture. ValueError: it cannot be met, or is not known."""
         costs, calibration = self.about["gmacs"], self.about["calibration"]
-        if costs is None or gmacs < costs[0]:
+        if costs is None or not gmacs >= costs[0]:
             least = "an unknown number of" if costs is None else f"{costs[0]:.4g}"
             raise ValueError(f"gmacs {gmacs:g}: a picture costs {least} GMACs at least; give that or more")
         if gmacs >= costs[-1]:
@@ -238,6 +238,8 @@ class EarlyExit:
         most 8.  read: in place of ``pixels``.
         ValueError, at once: batch_size or workers is below 1.
         """
+        if isinstance(sources, str | Path):
+            raise ValueError(f"{sources} is one name; give a list of pictures")
         workers = min(8, os.cpu_count() or 1) if workers is None else workers
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value < 1:
@@ -283,7 +285,10 @@ class Words:
             from tokenizers import Tokenizer
         except ModuleNotFoundError as error:
             raise ValueError("other class names need the package tokenizers: pip install tokenizers") from error
-        self._tokenizer, self._context = Tokenizer.from_file(str(file)), context
+        try:
+            self._tokenizer, self._context = Tokenizer.from_file(str(file)), context
+        except Exception as error:  # the library raises no type of its own
+            raise ValueError(f"{file} cannot be read ({error}); export it anew") from error
         self._places = None if vocabulary is None else {old: new for new, old in enumerate(vocabulary)}
 
     def ids(self, text: str) -> list[int]:
@@ -335,11 +340,27 @@ def _description(folder: Path) -> dict[str, Any]:
     file = folder / "export.json"
     if not file.is_file():
         raise ValueError(f"{folder.absolute()} has no export.json; `effclip export MODEL --format onnx` writes one")
-    about = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); export it anew") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{file} is damaged (no object); export it anew")
     if about.get("version") != EXPORT_VERSION or about.get("format") != "onnx":
         found = f"format {about.get('format')} in version {about.get('version')}"
         raise ValueError(f"{file} is of {found}, and this code reads onnx in version {EXPORT_VERSION}; export it anew")
     return about
+
+
+def _classes(folder: Path, shape: tuple[int, int]) -> np.ndarray:
+    file = folder / "classes.npy"
+    try:
+        classes = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} is damaged ({error}); export it anew") from error
+    if classes.shape != shape:
+        raise ValueError(f"{file} holds {classes.shape}, and export.json names {shape}; export it anew")
+    return classes
 
 
 def _fall_back(provider: str, reason: str) -> None:

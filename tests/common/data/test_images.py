@@ -74,3 +74,8 @@ def test_a_long_picture_shows_its_centre():
     long[:, 1990:2010] = 200
     pixels = eval_transform(Preprocess(32))(Image.fromarray(long), None)
     assert pixels.shape == (32, 32, 3) and pixels.min() == pixels.max() == 200
+
+
+def test_a_grey_map_of_16_bits_is_scaled(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n" + bytes([0, 0, 255, 255]))
+    assert np.asarray(open_picture(tmp_path / "a.pgm")).tolist() == [[[0] * 3, [255] * 3]]

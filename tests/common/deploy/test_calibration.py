@@ -1,6 +1,7 @@
 """Thresholds for budgets and targets against brute force, and intervals that hold what they promise."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -133,3 +134,9 @@ def test_a_calibration_on_disk(tmp_path):
         (tmp_path / "wrong.json").write_text(text)
         with pytest.raises(ValueError, match=r"wrong\.json is no calibration"):
             Calibration.read(tmp_path / "wrong.json")
+
+
+def test_a_budget_is_a_number_above_0():
+    for gmacs in (math.nan, 0.0, -1.0):
+        with pytest.raises(ValueError, match="must be a number above 0"):
+            Wish(gmacs=gmacs)

@@ -92,12 +92,16 @@ def test_a_row_names_as_many_classes_as_asked_for(model, folder, capsys):
         assert other["top"][1][1] == pytest.approx(float(row["probability_2"]), rel=1e-4)
 
 
+def _input(text):
+    return io.TextIOWrapper(io.BytesIO(text.encode()))
+
+
 def test_paths_from_the_input_stream(model, folder, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{folder}/a/0.png\n\n{folder}/b/1.png\n"))
+    monkeypatch.setattr(sys, "stdin", _input(f"{folder}/a/0.png\n\n{folder}/b/1.png\n"))
     assert main(["classify", "-", "--model", model]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["picture"] for row in rows] == [f"{folder}/a/0.png", f"{folder}/b/1.png"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(sys, "stdin", _input(""))
     assert main(["classify", "-", "--model", model]) == 1
     assert "no path came over the input stream" in capsys.readouterr().err
 
@@ -229,3 +233,17 @@ def test_names_that_are_no_unicode(model, tmp_path, capsys):
         assert main(["classify", str(tmp_path / "odd"), "--model", model, "--labels", ",".join(NAMES), *out]) == 0
     assert "odd/?.png" in capsys.readouterr().out
     assert b"odd/\xff.png" in (tmp_path / "rows.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["{picture}", ""], "a path is empty"),
+        (["{picture}", "--device", "foo"], "device 'foo' is none that torch knows"),
+        (["{picture}", "--stats", "{folder}"], "is a folder; name a file"),
+    ],
+)
+def test_a_mistake_in_the_line_is_one_sentence(words, sentence, model, folder, capsys):
+    line = [word.format(picture=f"{folder}/a/0.png", folder=folder) for word in words]
+    assert main(["classify", *line, "--model", model]) == 1
+    assert sentence in capsys.readouterr().err

@@ -147,6 +147,34 @@ def test_a_list_on_stdin_is_read_as_it_comes(folder, photos, monkeypatch, capsys
     assert good["label"] in NAMES and "FileNotFoundError" in gone["error"] and "--allow-urls" in url["error"]
 
 
+def test_a_damaged_folder_is_said_and_never_answers_wrongly(folder, tmp_path):
+    whole = np.load(folder / "classes.npy")
+    np.save(edited(folder, tmp_path / "few") / "classes.npy", whole[:1])
+    with pytest.raises(ValueError, match=r"classes.npy holds .* export it anew"):
+        EarlyExit(tmp_path / "few")
+    for name, text in (("list", "[]"), ("cut", '{"version": 1')):
+        (edited(folder, tmp_path / name) / "export.json").write_text(text)
+        with pytest.raises(ValueError, match=r"export.json is damaged .* export it anew"):
+            EarlyExit(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([""], "a path is empty"),
+        (["{photos}", "--out", "{photos}.csv"], "is a folder; name a file"),
+        (["{photos}", "--gmacs", "nan"], "GMACs"),
+        (["{photos}", "--out", "x.csv", "--jsonl"], "--jsonl is for the screen"),
+        (["{photos}", "--threads", "0"], "--threads 0 must be a number from 1 to 1,024"),
+    ],
+)
+def test_mistakes_in_the_line_are_one_sentence(words, sentence, folder, photos, capsys):
+    photos.with_name(f"{photos.name}.csv").mkdir(exist_ok=True)
+    line = [word.format(photos=photos) for word in words]
+    assert predict.main([*line, "--folder", str(folder)]) != 0
+    assert sentence in capsys.readouterr().err
+
+
 class OnePicture(BaseHTTPRequestHandler):
     """Serves one picture, and a way to a file of this machine."""
 
