@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,10 +241,11 @@ def test_names_that_are_no_unicode(model, tmp_path, capsys):
     [
         (["{picture}", ""], "a path is empty"),
         (["{picture}", "--device", "foo"], "device 'foo' is none that torch knows"),
-        (["{picture}", "--stats", "{folder}"], "is a folder; name a file"),
+        (["{picture}", "--out", "{folder}.csv"], "is a folder; name a file"),
     ],
 )
 def test_a_mistake_in_the_line_is_one_sentence(words, sentence, model, folder, capsys):
+    Path(f"{folder}.csv").mkdir(exist_ok=True)
     line = [word.format(picture=f"{folder}/a/0.png", folder=folder) for word in words]
     assert main(["classify", *line, "--model", model]) == 1
     assert sentence in capsys.readouterr().err
