@@ -106,6 +106,8 @@ def _run(args: argparse.Namespace) -> int:
             if answer.error is None:
                 levels[answer.level or 0] += 1
                 gmacs += answer.gmacs or 0.0
+        if not (damaged or levels):
+            raise ValueError(f"no picture in {', '.join(args.paths)}; name pictures, or a folder that holds some")
     _say("\n".join(_summary(model, levels, damaged, gmacs, time.monotonic() - start)))
     return 1 if args.strict and damaged else 0
 

@@ -336,6 +336,10 @@ def margins(probabilities: np.ndarray) -> np.ndarray:
     return first - second
 
 
+_ENTRIES = ("class_names", "embed_dim", "gate", "gmacs", "logit_scale", "preprocess", "stages", "text")
+"""What every run reads in export.json."""
+
+
 def _description(folder: Path) -> dict[str, Any]:
     file = folder / "export.json"
     if not file.is_file():
@@ -349,6 +353,9 @@ def _description(folder: Path) -> dict[str, Any]:
     if about.get("version") != EXPORT_VERSION or about.get("format") != "onnx":
         found = f"format {about.get('format')} in version {about.get('version')}"
         raise ValueError(f"{file} is of {found}, and this code reads onnx in version {EXPORT_VERSION}; export it anew")
+    lacking = [name for name in _ENTRIES if name not in about]
+    if lacking:
+        raise ValueError(f"{file} is damaged (without {', '.join(lacking)}); export it anew")
     return about
 
 

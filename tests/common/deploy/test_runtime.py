@@ -152,7 +152,9 @@ def test_a_damaged_folder_is_said_and_never_answers_wrongly(folder, tmp_path):
     np.save(edited(folder, tmp_path / "few") / "classes.npy", whole[:1])
     with pytest.raises(ValueError, match=r"classes.npy holds .* export it anew"):
         EarlyExit(tmp_path / "few")
-    for name, text in (("list", "[]"), ("cut", '{"version": 1')):
+    about = json.loads((folder / "export.json").read_text())
+    del about["gate"]
+    for name, text in (("list", "[]"), ("cut", '{"version": 1'), ("gateless", json.dumps(about))):
         (edited(folder, tmp_path / name) / "export.json").write_text(text)
         with pytest.raises(ValueError, match=r"export.json is damaged .* export it anew"):
             EarlyExit(tmp_path / name)
@@ -165,6 +167,7 @@ def test_a_damaged_folder_is_said_and_never_answers_wrongly(folder, tmp_path):
         (["{photos}", "--out", "{photos}.csv"], "is a folder; name a file"),
         (["{photos}", "--gmacs", "nan"], "GMACs"),
         (["{photos}", "--out", "x.csv", "--jsonl"], "--jsonl is for the screen"),
+        (["{photos}.csv"], "no picture in"),
         (["{photos}", "--threads", "0"], "--threads 0 must be a number from 1 to 1,024"),
     ],
 )
