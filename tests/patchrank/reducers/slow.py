@@ -19,6 +19,19 @@ def images(count=2):
     return torch.randn(count, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
+def tokens(count=2, patches=PATCHES, width=6, seed=0):
+    return torch.randn(count, 1 + patches, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def plain(x):
+    """The context of tokens that no reducer has changed."""
+    return ReductionContext(torch.arange(x.shape[1] - 1).expand(len(x), -1))
+
+
+def cosine(a, b):
+    return float(torch.cosine_similarity(a, b, dim=0))
+
+
 def slow_attention(block, x, sizes=None):
     """What attention adds to one picture's tokens x [N,D], its weights [H,N,N] and keys [H,N,D/H]; no fused kernel."""
     attention = block.attn

@@ -3,28 +3,25 @@
 import pytest
 import torch
 
-from common.reduction import ReductionContext
 from patchrank.reducers import ATS, GTP, CentreCrop, DivPrune, HalfResolution, KMedoids, ZOOPrune
 from patchrank.reducers.gtp import neighbour_graph
 from patchrank.reducers.kmedoids import k_medoids
-from tests.patchrank.reducers.slow import PATCHES, at_middle, class_row, projections, slow_attention, small_tower
+from tests.patchrank.reducers.slow import (
+    PATCHES,
+    at_middle,
+    class_row,
+    cosine,
+    plain,
+    projections,
+    slow_attention,
+    small_tower,
+    tokens,
+)
 
 
 @pytest.fixture(scope="module")
 def tower():
     return small_tower()
-
-
-def tokens(count=2, patches=PATCHES, width=6, seed=0):
-    return torch.randn(count, 1 + patches, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def plain(x):
-    return ReductionContext(torch.arange(x.shape[1] - 1).expand(len(x), -1))
-
-
-def cosine(a, b):
-    return float(torch.cosine_similarity(a, b, dim=0))
 
 
 @pytest.mark.parametrize(("keep", "count"), [(0.2, 3), (0.6, 10), (0.53, 8)])

@@ -9,30 +9,26 @@ from sklearn.cluster import AgglomerativeClustering
 from torch.nn import functional as F
 
 from common.reducer_registry import Setting
-from common.reduction import ReductionContext
 from mlip.merging import equal_cost
 from patchrank.reducers import ATC, DPCKNN, MCTF, DiffRate, PiToMe, PruMerge, ToFu, TokenCondensation, VisionZip
 from patchrank.reducers.atc import agglomerate
 from patchrank.reducers.diffrate import schedule
 from patchrank.reducers.tca import rate_for
-from tests.patchrank.reducers.slow import PATCHES, at_middle, class_row, slow_attention, small_tower
+from tests.patchrank.reducers.slow import (
+    PATCHES,
+    at_middle,
+    class_row,
+    cosine,
+    plain,
+    slow_attention,
+    small_tower,
+    tokens,
+)
 
 
 @pytest.fixture(scope="module")
 def tower():
     return small_tower()
-
-
-def tokens(count=2, patches=PATCHES, width=6, seed=0):
-    return torch.randn(count, 1 + patches, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def plain(x):
-    return ReductionContext(torch.arange(x.shape[1] - 1).expand(len(x), -1))
-
-
-def cosine(a, b):
-    return float(torch.cosine_similarity(a, b, dim=0))
 
 
 def ranked(scores):
