@@ -1,13 +1,20 @@
-"""Parameter groups and the per-step learning-rate schedule of all trainings."""
+"""Parameter groups, optimisers and the per-step learning-rate schedule of all trainings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from common.muon import MuonAdamW
+from common.tower import Block
+
+OptimizerName = Literal["adamw", "muon"]
+"""adamw: all parameters by AdamW. muon: the matrices of the towers' blocks by Muon, all else by AdamW."""
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
@@ -34,35 +41,52 @@ def parameter_groups(
     weight_decay: float,
     new: Iterable[nn.Parameter] = (),
     new_factor: float = 1.0,
+    optimizer: OptimizerName = "adamw",
 ) -> list[dict]:
-    """AdamW groups of the trainable parameters. Weight decay applies to matrices, not to gains, biases and vectors.
+    """The trainable parameters in groups for ``configure``.
 
-    A stack of vectors looks like a matrix; a module names its own in ``vectors``, a tuple of parameters' names.
+    Weight decay applies to matrices, not to gains, biases and vectors. A stack of vectors
+    looks like a matrix; a module names its own in ``vectors``, a tuple of parameters' names.
     new: parameters without pretrained values; their learning rate is ``new_factor`` times the others'.
+    optimizer: with muon, each group's "muon" says whether it holds matrices of transformer blocks.
+    ValueError: no optimiser has that name.
     """
+    if optimizer not in get_args(OptimizerName):
+        raise ValueError(f"optimizer {optimizer!r} is none of {', '.join(get_args(OptimizerName))}")
     fresh = {id(p) for p in new}
-    vectors = {id(getattr(part, name)) for part in module.modules() for name in getattr(part, "vectors", ())}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    parts = list(module.modules())
+    vectors = {id(getattr(part, name)) for part in parts for name in getattr(part, "vectors", ())}
+    blocks = [part for part in parts if isinstance(part, Block)] if optimizer == "muon" else []
+    inner = {id(p) for block in blocks for p in block.parameters() if p.ndim == 2}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and id(parameter) not in vectors
-            groups.setdefault((decays, id(parameter) in fresh), []).append(parameter)
+            kind = decays, id(parameter) in fresh, id(parameter) in inner
+            groups.setdefault(kind, []).append(parameter)
     return [
         {
             "params": parameters,
             "lr": learning_rate * (new_factor if is_new else 1.0),
             "weight_decay": weight_decay if decays else 0.0,
         }
-        for (decays, is_new), parameters in groups.items()
+        | ({"muon": muon} if optimizer == "muon" else {})
+        for (decays, is_new, muon), parameters in groups.items()
     ]
 
 
 def configure(
     groups: list[dict], warmup_steps: int, total_steps: int, betas: tuple[float, float] = (0.9, 0.98)
 ) -> dict:
-    """AdamW with the schedule of ``scheduled``, as ``configure_optimizers`` returns it to Lightning."""
-    # Not fused: under mixed precision, Lightning refuses to clip gradients for a fused optimiser.
-    return scheduled(AdamW(groups, betas=betas, eps=1e-6, foreach=True), warmup_steps, total_steps)
+    """The optimiser of the groups with the schedule of ``scheduled``, as ``configure_optimizers`` returns it.
+
+    betas: AdamW's.
+    """
+    if all("muon" in group for group in groups):
+        optimizer: Optimizer = MuonAdamW(groups, betas=betas, eps=1e-6)
+    else:  # not fused: under mixed precision, Lightning refuses to clip gradients for a fused optimiser
+        optimizer = AdamW(groups, betas=betas, eps=1e-6, foreach=True)
+    return scheduled(optimizer, warmup_steps, total_steps)
 
 
 def scheduled(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> dict:

@@ -45,6 +45,7 @@ class ContrastivePretraining(LightningModule):
         warmup_steps: int,
         label_smoothing: float = 0.0,
         parts: int = 1,
+        optimizer: optim.OptimizerName = "adamw",
     ) -> None:
         super().__init__()
         optim.check_settings(learning_rate, weight_decay, warmup_steps)
@@ -53,7 +54,7 @@ class ContrastivePretraining(LightningModule):
         if parts < 1:
             raise ValueError(f"parts {parts} is not positive; 1 passes the batch through the towers at once")
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.label_smoothing, self.parts = label_smoothing, parts
+        self.label_smoothing, self.parts, self.optimizer_name = label_smoothing, parts, optimizer
         self.validation_top1, self.validation_recall = MeanMetric(), PairRecall()
         self._classes: Tensor | None = None
 
@@ -129,8 +130,8 @@ class ContrastivePretraining(LightningModule):
         return self.clip, None
 
     def configure_optimizers(self) -> dict:
-        """AdamW, per-step warm-up and cosine over the trainer's whole run."""
-        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)
+        """The optimiser with per-step warm-up and cosine over the trainer's whole run."""
+        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay, optimizer=self.optimizer_name)
         return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
 
 
@@ -144,7 +145,7 @@ class CLIPPretraining(ContrastivePretraining):
         image_size: image size, if it differs from the architecture's; positional embeddings are interpolated to it.
         preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
             architecture that was trained alike, or open_clip's preprocess_cfg.
-        learning_rate: peak learning rate of AdamW.
+        learning_rate: peak learning rate of the optimiser.
         weight_decay: weight decay of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
@@ -152,6 +153,7 @@ class CLIPPretraining(ContrastivePretraining):
             It is meant for captions that tell much besides the class. 0 leaves it out.
         parts: number of parts in which a batch passes through the towers. More than 1 is for batches larger than
             memory: the same loss and gradient, for one more forward pass; see ``common.two_pass``.
+        optimizer: adamw, or muon for the matrices of the towers' blocks and AdamW for all else (``common.muon``).
     """
 
     starts_from: ClassVar[dict[str, Any]] = {"weights": None}
@@ -170,8 +172,9 @@ class CLIPPretraining(ContrastivePretraining):
         label_smoothing: float = 0.0,
         class_weight: float = 0.0,
         parts: int = 1,
+        optimizer: optim.OptimizerName = "adamw",
     ) -> None:
-        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, parts)
+        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, parts, optimizer)
         if class_weight < 0:
             raise ValueError(f"class_weight {class_weight} is negative; 0 leaves the term out")
         self.save_hyperparameters()

@@ -83,7 +83,7 @@ class WaveCLIPDistillation(LightningModule):
             levels start (``waveclip.growing``); null: all start from the teacher.
         detail_scale: the scale of the teacher's filter that detail bands start from.
         train: all parameters, or only the new ones (tokenizer with its embeddings, and class tokens).
-        learning_rate: peak rate of AdamW.
+        learning_rate: peak rate of the optimiser.
         new_rate_factor: how many times that rate the new parameters take.
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
@@ -96,6 +96,7 @@ class WaveCLIPDistillation(LightningModule):
             prompts where the data has classes (cross-entropy with the label), else the batch's captions. 0: none.
         token_weight: weight of the cosine distance between student's and teacher's last tokens. 0: none.
         fine_first_steps: steps at the beginning in which only the last level's loss counts.
+        optimizer: adamw, or muon for the matrices of the blocks and AdamW for all else (``common.muon``).
     """
 
     starts_from: ClassVar[dict[str, Any]] = {"weights": None, "first_levels": None}
@@ -125,6 +126,7 @@ class WaveCLIPDistillation(LightningModule):
         contrastive_weight: float = 0.0,
         token_weight: float = 0.0,
         fine_first_steps: int = 0,
+        optimizer: optim.OptimizerName = "adamw",
     ) -> None:
         super().__init__()
         optim.check_settings(learning_rate, weight_decay, warmup_steps)
@@ -157,6 +159,7 @@ class WaveCLIPDistillation(LightningModule):
         self.learning_rate, self.new_rate_factor = learning_rate, new_rate_factor
         self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
         self.term_weights, self.fine_first_steps = terms, fine_first_steps
+        self.optimizer_name = optimizer
         self.validation_top1 = nn.ModuleList(MeanMetric() for _ in range(self.wave.steps))
         self._classes: Tensor | None = None
 
@@ -257,9 +260,10 @@ class WaveCLIPDistillation(LightningModule):
         return self.wave, self.teacher
 
     def configure_optimizers(self) -> dict:
-        """AdamW with a higher rate for new parameters, per-step warm-up and cosine over the trainer's whole run."""
+        """A higher rate for new parameters, per-step warm-up, and a cosine over the trainer's whole run."""
         new = list(self.wave.tokenizer.parameters())
-        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay, new, self.new_rate_factor)
+        rates = self.learning_rate, self.weight_decay, new, self.new_rate_factor
+        groups = optim.parameter_groups(self, *rates, optimizer=self.optimizer_name)
         return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
 
 

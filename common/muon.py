@@ -1,0 +1,48 @@
+"""Muon for matrices and AdamW for all else, as one optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Muon, Optimizer
+
+
+class MuonAdamW(Optimizer):
+    """Muon (Jordan et al., 2024) steps the groups marked ``"muon": True``, AdamW the others.
+
+    Muon replaces the momentum of a matrix by the nearest matrix with orthonormal rows or columns. Its step is scaled
+    to the root mean square of AdamW's (Liu et al., 2025), so that both take the same rates. Lightning's automatic
+    optimisation, with its clipping and its schedules, asks for a single optimiser.
+
+    Args:
+        groups: parameter groups with "lr", "weight_decay" and "muon"; a group with Muon holds 2-D parameters alone.
+        betas, eps: AdamW's.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {})
+        matrices, others = ([group for group in groups if group["muon"] is muon] for muon in (True, False))
+        self._muon = Muon(matrices, adjust_lr_fn="match_rms_adamw")
+        self._adamw = AdamW(others, betas=betas, eps=eps, foreach=True)
+        self._share()
+
+    def _share(self) -> None:
+        """Let both parts work on this optimiser's groups and state, which checkpoints and schedules know."""
+        for part in (self._muon, self._adamw):
+            part.param_groups = [group for group in self.param_groups if group["muon"] is (part is self._muon)]
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a ``state_dict``, as other optimisers do."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both parts; returns what ``closure`` returns."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        self._muon.step()
+        self._adamw.step()
+        return loss

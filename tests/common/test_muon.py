@@ -1,0 +1,116 @@
+"""Muon for the blocks' matrices beside AdamW: each part alone, checkpoints, schedules, and who gets which."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon
+
+from common.clip import CLIP
+from common.muon import MuonAdamW
+from common.optim import configure, parameter_groups
+
+
+def model():
+    """A matrix and a bias with the same values every time."""
+    torch.manual_seed(0)
+    return nn.Linear(5, 3)
+
+
+def groups(layer):
+    """Muon for the matrix, AdamW for the bias."""
+    return [
+        {"params": [layer.weight], "lr": 0.1, "weight_decay": 0.2, "muon": True},
+        {"params": [layer.bias], "lr": 0.3, "weight_decay": 0.0, "muon": False},
+    ]
+
+
+def train(layer, optimizers, steps):
+    """Steps on inputs that depend on the step's number alone."""
+    for step in steps:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        inputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+        layer(inputs).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_each_part_steps_as_it_does_alone():
+    together, apart = model(), model()
+    train(together, [MuonAdamW(groups(together), (0.9, 0.98), 1e-6)], range(4))
+    muon = Muon([apart.weight], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    adamw = AdamW([apart.bias], lr=0.3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+    train(apart, [muon, adamw], range(4))
+    assert torch.equal(together.weight, apart.weight) and torch.equal(together.bias, apart.bias)
+
+
+def test_a_step_has_the_size_of_adamws():
+    """Its root mean square is about .2 times the rate, as AdamW's is in trainings (Liu et al., 2025)."""
+    layer = nn.Linear(64, 48)
+    before = layer.weight.detach().clone()
+    train_groups = groups(layer)
+    train_groups[0]["weight_decay"] = 0.0
+    optimizer = MuonAdamW(train_groups, (0.9, 0.98), 1e-6)
+    layer(torch.randn(256, 64, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    optimizer.step()
+    assert (layer.weight - before).square().mean().sqrt().item() == pytest.approx(0.2 * 0.1, rel=0.3)
+
+
+def test_a_checkpoint_continues_the_training():
+    through, stopped = model(), model()
+    train(through, [MuonAdamW(groups(through), (0.9, 0.98), 1e-6)], range(6))
+    first = MuonAdamW(groups(stopped), (0.9, 0.98), 1e-6)
+    train(stopped, [first], range(3))
+    second = MuonAdamW(groups(stopped), (0.9, 0.98), 1e-6)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    train(stopped, [second], range(3, 6))
+    assert torch.equal(through.weight, stopped.weight) and torch.equal(through.bias, stopped.bias)
+
+
+def test_the_schedule_changes_both_parts_rates_also_after_a_checkpoint():
+    layer = model()
+    configured = configure(groups(layer), warmup_steps=0, total_steps=10)
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(layer, [optimizer], range(1))
+    for _ in range(10):
+        schedule.step()
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    train(layer, [optimizer], range(1, 3))  # at the schedule's end, where rates are 0
+    assert torch.equal(layer.weight, weight) and torch.equal(layer.bias, bias)
+
+
+def test_a_step_returns_what_its_closure_does():
+    layer = model()
+
+    def closure():
+        loss = layer(torch.ones(1, 5)).square().sum()
+        loss.backward()
+        return loss
+
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        loss = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6).step(closure)
+    assert loss.item() > 0 and not torch.equal(layer.weight, before)
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
+    clip = CLIP.tiny()
+    names = {id(p): name for name, p in clip.named_parameters()}
+    split = parameter_groups(clip, 1e-3, 0.2, optimizer="muon")
+    stepped = {names[id(p)] for group in split if group["muon"] for p in group["params"]}
+    assert stepped == {
+        name
+        for name, p in clip.named_parameters()
+        if p.ndim == 2 and name.split(".")[-2] in ("attn", "out_proj", "c_fc", "c_proj")
+    }
+    assert {group["muon"] for group in split} == {True, False}
+    assert sum(len(group["params"]) for group in split) == len(names)
+    assert isinstance(configure(split, 0, 10)["optimizer"], MuonAdamW)
+
+
+def test_an_optimiser_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="optimizer 'sgd' is none of adamw, muon"):
+        parameter_groups(model(), 1e-3, 0.1, optimizer="sgd")
