@@ -64,6 +64,11 @@ def after(first: Transform, then: Transform) -> Transform:
     return partial(_after, first=first, then=then)
 
 
+def sometimes_grey(image: Image.Image, rng: Random, *, share: float) -> np.ndarray:
+    """The picture, in grey with probability ``share``: uint8 [H,W,3]."""
+    return np.asarray(_in_grey(image) if rng.random() < share else image)
+
+
 def distorted(picture: Image.Image, rng: Random) -> Image.Image:
     """MoCo v2's distortions of an RGB picture: colour jitter (probability .8), grey (.2), Gaussian blur (.5).
 
@@ -73,7 +78,7 @@ def distorted(picture: Image.Image, rng: Random) -> Image.Image:
     if rng.random() < 0.8:
         picture = jittered(picture, rng)
     if rng.random() < 0.2:
-        picture = ImageOps.grayscale(picture).convert("RGB")
+        picture = _in_grey(picture)
     if rng.random() < 0.5:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
     return picture
@@ -134,6 +139,10 @@ def rewrite(name: str) -> Rewrite:
 def _distort(image: Image.Image, rng: Random, crop: Transform, flip: bool) -> np.ndarray:
     picture = distorted(Image.fromarray(crop(image, rng)), rng)
     return np.asarray(ImageOps.mirror(picture) if flip and rng.random() < 0.5 else picture)
+
+
+def _in_grey(picture: Image.Image) -> Image.Image:
+    return ImageOps.grayscale(picture).convert("RGB")
 
 
 def _after(image: Image.Image, rng: Random, first: Transform, then: Transform) -> np.ndarray:

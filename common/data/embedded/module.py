@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from common.data.augmentations import Augmentation, after
+from common.data.augmentations import Augmentation, after, sometimes_grey
 from common.data.embedded.scenes import ATTRIBUTION, VIEWS, class_names
 from common.data.embedded.splits import SPLITS, indices, pack, recipe_hash, sample, samples, scene, scenes_of
 from common.data.embedded.twemoji import TEMPLATES, VIEW, prompt
@@ -57,6 +57,7 @@ class EmbeddedDataModule(ShardDataModule):
             at 48 and resized to the architecture's size. ValueError: another size.
         train_fraction: Share of the training shards that is read, the first ones.
         augment: Whether training pictures are random views; False shows their centre, as evaluation does.
+        grey: Share of the training pictures that are shown in grey, in [0, 1].
         image_views, text_view: as in ``ShardDataModule``; further views are drawn from random views.
         revision: 1 or 2, see above; the architecture's vocabulary must be that of its names. ValueError: another one.
     """
@@ -74,12 +75,15 @@ class EmbeddedDataModule(ShardDataModule):
         train_fraction: float = 1.0,
         augment: bool = True,
         revision: int = 1,
+        grey: float = 0.0,
         image_views: Sequence[str] = (),
         text_view: str | None = None,
     ) -> None:
         views = scenes_of(revision).VIEWS
         if image_size not in (None, *views):
             raise ValueError(f"image_size {image_size}: the embedded pictures are drawn at one of {views} pixels")
+        if not 0 <= grey <= 1:
+            raise ValueError(f"grey {grey} is no share of the training pictures; it lies in [0, 1]")
         super().__init__(
             architecture=architecture,
             image_size=image_size,
@@ -95,7 +99,7 @@ class EmbeddedDataModule(ShardDataModule):
             text_view=text_view,
         )
         self.root = Path(root) if root else None
-        self.view, self.revision = image_size or VIEW, revision
+        self.view, self.revision, self.grey = image_size or VIEW, revision, grey
         self.attribution = scenes_of(revision).ATTRIBUTION
 
     def prepare_data(self) -> None:
@@ -127,9 +131,12 @@ class EmbeddedDataModule(ShardDataModule):
         return [prompt(name) for name in self.class_names]
 
     def picture_transform(self, train: bool) -> Transform:
-        """Random view of the stored canvas for training, its centre otherwise."""
+        """Random view of the stored canvas for training, some of them in grey; its centre otherwise."""
         sizes = {"image_size": self.image_size, "view": self.view}
-        return partial(random_view, **sizes, shift=SHIFT * self.view / VIEW) if train else partial(center_view, **sizes)
+        if not train:
+            return partial(center_view, **sizes)
+        shown = partial(random_view, **sizes, shift=SHIFT * self.view / VIEW)
+        return after(shown, partial(sometimes_grey, share=self.grey)) if self.grey else shown
 
     def view_transform(self, view: Augmentation) -> Transform:
         """A further view: the augmentation of a random view."""

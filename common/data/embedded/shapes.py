@@ -47,7 +47,7 @@ RECIPE = {
     "grid": 4,  # random background colours each way
     "contrast": 24,  # their greatest distance from the named colour, per channel
     "gamma": (0.6, 1.6),  # of the luminance
-    "shades": (0.35, 0.6),  # darkest: this share of the tint; lightest: this share of the way from the tint to white
+    "shades": (0.1, 0.9),  # darkest: this share of the tint; lightest: this share of the way from the tint to white
     "scale": (0.50, 0.95),  # of the view
     "crowded_scale": (0.50, 0.75),  # with a second emoji
     "medium": 0.62,

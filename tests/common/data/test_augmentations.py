@@ -14,6 +14,7 @@ from common.data.augmentations import (
     distorted,
     enhanced,
     jittered,
+    sometimes_grey,
     swapped_or_shortened,
     turned_hue,
 )
@@ -61,6 +62,14 @@ def test_distortions_come_with_moco_v2s_probabilities():
     grey = np.mean([(result[..., 0] == result[..., 2]).all() for result in results])
     same = np.mean([(result == np.asarray(flat)).all() for result in results])  # a blur leaves a flat picture as it is
     assert grey == pytest.approx(0.2, abs=0.03) and same == pytest.approx(0.2 * 0.8, abs=0.03)
+
+
+def test_a_share_of_the_pictures_is_grey_and_the_others_stay():
+    rng, red = Random(0), Image.new("RGB", (2, 2), (200, 40, 90))
+    shown = [sometimes_grey(red, rng, share=0.2) for _ in range(2000)]
+    grey = [(picture == np.asarray(red.convert("L"))[..., None]).all() for picture in shown]
+    assert np.mean(grey) == pytest.approx(0.2, abs=0.03)
+    assert sum((picture == np.asarray(red)).all() for picture in shown) == 2000 - sum(grey)
 
 
 def test_the_generator_is_the_only_randomness():

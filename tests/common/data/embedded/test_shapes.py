@@ -10,6 +10,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import chi2_contingency
 
@@ -147,7 +148,7 @@ def test_captions_have_nine_to_twelve_tokens_to_align():
 def test_a_look_maps_luminance_to_shades_of_its_tint():
     ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
     shades = np.asarray(Look("red", 1.0, False).paint(ramp.copy()))[0].astype(int)
-    assert np.abs(shades[[0, 255]] - [[72, 14, 14], [235, 169, 169]]).max() <= 1  # .35 c, and c + .6 (255 - c)
+    assert np.abs(shades[[0, 255]] - [[20, 4, 4], [250, 234, 234]]).max() <= 1  # .1 c, and c + .9 (255 - c)
     assert np.abs(shades[127:129] - COLOURS["red"]).max() <= 2 and (np.diff(shades, axis=0) >= 0).all()
     assert np.array_equal(np.asarray(Look("red", 1.0, True).paint(ramp.copy()))[0], shades[::-1])
     brighter = np.asarray(Look("red", 0.6, False).paint(ramp.copy()))[0]
@@ -317,3 +318,14 @@ def test_the_data_module_delivers_every_split(small, architecture):
         assert found[0]["text"][0, : len(ids)].tolist() == ids
     with pytest.raises(ValueError, match="not 'dev'"):
         data.dataloader("dev")
+
+
+def test_only_training_pictures_are_shown_in_grey(small, architecture):
+    data = EmbeddedDataModule(architecture, batch_size=8, num_workers=0, root=str(small), revision=2, grey=1.0)
+    for split, train in (("train", True), ("val", False)):
+        image = next(iter(data.dataloader(split, train=train)))["image"]
+        mean, std = (torch.tensor(values)[:, None, None] for values in (data.preprocess.mean, data.preprocess.std))
+        shown = image * std + mean
+        assert ((shown - shown.mean(1, keepdim=True)).abs().max() < 1e-3) == train
+    with pytest.raises(ValueError, match=r"grey 1\.5 is no share of the training pictures"):
+        EmbeddedDataModule(architecture, revision=2, grey=1.5)
