@@ -34,6 +34,8 @@ COSINE_SHARES = (10, 25, 100)
 """Lengths of the paper's recipe, in % of the teacher's steps."""
 _CLIP, _HALF, _WAVE = "common/shapes_clip.yaml", "common/shapes_clip_half.yaml", "waveclip/shapes.yaml"
 _CLIP_96, _WAVE_96 = "common/shapes_clip_96.yaml", "waveclip/shapes_96.yaml"
+STEPS = read_recipe(_CLIP)["trainer"]["max_steps"]
+"""Training steps of the teacher."""
 _COSINE = {"model": {"distribution_weight": 0, "contrastive_weight": 0}}
 _LONGER = {"model": {"weights": str(TEACHER.relative_to(ROOT))}}
 
@@ -48,13 +50,16 @@ def _family(name: str, recipe: str, minutes: int, output: Path | None = None, **
 
 
 FAMILIES = (
-    _family("teacher", _CLIP, 60, TEACHER),
+    _family("teacher", _CLIP, 45, TEACHER),
     _family("half", _HALF, 50, HALF),
-    _family("waveclip", _WAVE, 60, STUDENT),
-    _family("longer", _CLIP, 60, settings=_LONGER),
-    *(_family(f"cosine{share}", _WAVE, 60 * share // 100, settings=_COSINE) for share in COSINE_SHARES),
-    _family("teacher96", _CLIP_96, 45, TEACHER_96),
-    _family("waveclip96", _WAVE_96, 45, STUDENT_96),
+    _family("waveclip", _WAVE, 45, STUDENT),
+    _family("longer", _CLIP, 45, settings=_LONGER),
+    *(
+        _family(f"cosine{share}", _WAVE, 45 * share // 100, settings=_COSINE, length=STEPS * share // 100)
+        for share in COSINE_SHARES
+    ),
+    _family("teacher96", _CLIP_96, 35, TEACHER_96),
+    _family("waveclip96", _WAVE_96, 35, STUDENT_96),
 )
 """The runs of one training with other seeds, in the order in which they stand on each other."""
 RUNS = tuple(run for _, runs in FAMILIES for run in runs)
