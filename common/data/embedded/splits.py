@@ -41,7 +41,7 @@ SPLITS = {
         "unseen": (4000, 500),
         "retrieval": (2000, 500),
     },
-    3: {"train": (12_000, 500), "val": (4000, 500), "test": (10_000, 500)},
+    3: {"train": (20_000, 500), "val": (4000, 500), "test": (10_000, 500)},
 }
 """(pictures, pictures per shard) of every split, by revision."""
 _SCENES = {1: scenes, 2: shapes, 3: textures}
