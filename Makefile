@@ -54,8 +54,9 @@ lint: $(READY) ## ruff's rules and formatting
 test: $(READY) ## the whole test suite, without a network, in two processes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
-smoke: $(READY) ## every benchmark at its smallest, in one process
+smoke: $(READY) ## every benchmark at its smallest, and a page with every cell of MLIP's tables filled by a miniature
 	SMOKE=1 $(PY) -m benchmarks all
+	$(PY) -m benchmarks mlip-dry-run
 
 data: $(READY) ## draw and pack the embedded benchmark's pictures now (otherwise on first use)
 	$(PY) -m common.data.embedded

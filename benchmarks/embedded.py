@@ -5,13 +5,17 @@ Thresholds and settings are chosen on ``val``; ``test`` gives the numbers and no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
+
+from torch import Tensor, nn
 
 from benchmarks import WEIGHTS
 from common.clip import CLIP
 from common.data.embedded.module import EmbeddedDataModule
+from common.evaluate.accuracy import accuracy, zero_shot
+from common.zeroshot import embed_prompts
 from waveclip import WaveTower
 
 TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
@@ -51,3 +55,16 @@ def batches(split: str, pictures: int | None, image_size: int | None = None) -> 
     """
     loader = EmbeddedDataModule(batch_size=_BATCH, image_size=image_size).dataloader(split, train=False)
     return loader if pictures is None else islice(loader, pictures // _BATCH)
+
+
+def right_answers(
+    model: nn.Module, loader: Iterable[Mapping[str, Any]], prompts: Sequence[str], by_tokens: bool = True
+) -> Tensor:
+    """Whether a CLIP names each picture rightly among the prompts of all classes, bool [M].
+
+    loader: batches with "image" and "label".  by_tokens: whether a model that compares tokens (FILIP) does so, or
+    compares embeddings as the others do.
+    """
+    if by_tokens and hasattr(model, "class_scorer"):
+        return accuracy(model.class_scorer([[text] for text in prompts]), loader, len(prompts)).correct
+    return zero_shot(model, loader, embed_prompts(model, prompts)).correct

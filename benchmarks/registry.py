@@ -160,6 +160,7 @@ BENCHMARKS = (
     Benchmark(
         "waveclip-shapes", "WaveCLIP and its controls on scenes of shape, over training seeds", "waveclip.shapes"
     ),
+    Benchmark("mlip-shapes", "MLIP and its rivals from scratch on scenes of shape and texture", "mlip.shapes"),
     Benchmark(
         "waveclip-highres",
         "WaveCLIP of two and three levels at 448 and 512 px; the embedded one at 96 px",
@@ -210,6 +211,8 @@ ABSENT = (
 ACTIONS = (
     Action("retrain", "train the embedded models again (--list; ONLY=NAME)", "training.retrain"),
     Action("mlip-ablations", "train the rows of MLIP's tables 3 and 5 to 8 (--table N, --list)", "mlip.ablations"),
+    Action("mlip-shapes-runs", "train MLIP and its rivals from scratch (--only NAME, --list)", "mlip.shapes_runs"),
+    Action("mlip-dry-run", "fill every cell of MLIP's tables with the numbers of a miniature", "mlip.dry_run"),
     Action("patchrank-runs", "train what Patch Ranking's tables show (--list, --seeds N)", "patchrank.runs"),
     Action("figures", "draw every picture again from the stored results", "figures"),
     Action("evaluations", "tables of `effclip evaluate` results (DIR ... [--out FILE])", "together.evaluations"),

@@ -41,6 +41,9 @@ _INITIAL_SCALE = 1 / 0.07
 def load_architecture(name: str) -> dict[str, Any]:
     """The architecture of an open_clip model name, or of a ``.json`` file in the same format.
 
+    A file may name another one or a model as its "base", and say only what differs; "vision_cfg" and "text_cfg" are
+    merged key by key.
+
     ValueError: an unknown name, a missing file, or a part that CLIP's plain ViT family does not have.
     """
     if name.endswith(".json"):
@@ -48,6 +51,10 @@ def load_architecture(name: str) -> dict[str, Any]:
         if not path.exists():
             raise ValueError(f"no architecture file at {Path(name).absolute()}")
         architecture = json.loads(path.read_text())
+        if "base" in architecture:
+            base = load_architecture(architecture.pop("base"))
+            merged = {key: base.get(key, {}) | value for key, value in architecture.items() if isinstance(value, dict)}
+            architecture = base | architecture | merged
     else:
         import open_clip  # with torchvision, as slow to import as torch
 

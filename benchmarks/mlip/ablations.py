@@ -151,15 +151,15 @@ def evaluate(weights: Path, recipe: str) -> dict[str, Any]:
     return result | {"gmacs": count_macs(EncodeImage(images), picture).gmacs}
 
 
-def results() -> dict[str, list[dict[str, Any]]]:
+def results(dry: Path | None = None) -> dict[str, list[dict[str, Any]]]:
     """The stored results of every row, in the order of the seeds; a row that was not run has none.
 
+    dry: the folder of a dry run (``benchmarks.mlip.dry_run``) whose results take their place.
     ValueError: runs of different lengths, since no table may compare them.
     """
+    folder = dry / "trained" if dry else RESULTS
     by_row = {
-        name: [
-            json.loads(path.read_text()) for seed in SEEDS if (path := RESULTS / f"{name}-seed{seed}.json").is_file()
-        ]
+        name: [json.loads(path.read_text()) for seed in SEEDS if (path := folder / f"{name}-seed{seed}.json").is_file()]
         for name in ROWS
     }
     lengths: dict[int, list[str]] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import number, table
@@ -128,9 +129,13 @@ COLUMNS = {
 """The columns of Tables 3 and 5 to 8 by the keys of mlip.yaml; a table has some of them."""
 
 
-def stored() -> list[dict[str, Any]]:
-    """The results of `effclip evaluate` on whole test splits in $EFFCLIP_RUNS/evaluations."""
-    results = [json.loads(path.read_text()) for path in sorted((runs_directory() / "evaluations").glob("*.json"))]
+def stored(dry: Path | None = None) -> list[dict[str, Any]]:
+    """The results of `effclip evaluate` on whole test splits in $EFFCLIP_RUNS/evaluations.
+
+    dry: the folder of a dry run (``benchmarks.mlip.dry_run``) whose results take their place.
+    """
+    folder = (dry or runs_directory()) / "evaluations"
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     return [result for result in results if result["split"] == "test" and result["conditions"]["limit"] is None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,15 +30,15 @@ METHODS = {"CLIP": (1, 1), "SLIP": (3, 1), "DeCLIP": (2, 2), "MLIP": (1, 1)}
 _PLAIN = {"frequency_layers": 0, "keep_rates": {}}
 
 
-def run(smoke: bool = False) -> dict[str, Any]:
+def run(smoke: bool = False, dry: Path | None = None) -> dict[str, Any]:
     """GMACs of image tower, Guide and text tower of each method, for one picture and one text, and of a training pair.
 
-    smoke: ViT-B/32 alone.
+    smoke: the architecture of the paper's rows alone.  dry: see ``stored``.
     """
     setting = conditions("paper", seeds=None, dtype="float32", batch=1, weights="random (costs only)")
-    names = ["ViT-B-32"] if smoke else list(PAPER_LAYERS)
+    names = [PRINTED] if smoke else list(PAPER_LAYERS)
     rows = [row(name, method) for name in names for method in METHODS]
-    known, printed = stored(), paper_numbers("mlip")["table9"]
+    known, printed = stored(dry), paper_numbers("mlip")["table9"]
     accuracies = {row["method"]: cell(known, row["model"], COLUMNS["top1"]) for row in printed}
     return {"name": "mlip-table9", "conditions": setting, "paper": printed, "evaluated": accuracies, "rows": rows}
 

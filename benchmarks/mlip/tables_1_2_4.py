@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -89,9 +90,12 @@ class Evaluated:
 
     number: str
 
-    def run(self, smoke: bool = False) -> dict[str, Any]:
-        """The cells that were evaluated. smoke: the same. ValueError: two results for one cell."""
-        known, blocks = stored(), []
+    def run(self, smoke: bool = False, dry: Path | None = None) -> dict[str, Any]:
+        """The cells that were evaluated. smoke: the same.  dry: see ``stored``.
+
+        ValueError: two results for one cell.
+        """
+        known, blocks = stored(dry), []
         for block in TABLES[self.number]:
             rows = []
             for row in paper_numbers("mlip")[block.printed]:

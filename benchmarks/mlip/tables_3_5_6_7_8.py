@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, student_interval, table
@@ -42,12 +43,14 @@ class Table:
         """The command that trains its rows."""
         return f"{ablations.COMMAND} --table {self.number}"
 
-    def run(self, smoke: bool = False) -> dict[str, Any]:
+    def run(self, smoke: bool = False, dry: Path | None = None) -> dict[str, Any]:
         """The paper's rows with the finished runs' results, and evaluations at paper scale. smoke: the same.
+
+        dry: the folder of a dry run whose results take the stored ones' place.
 
         ValueError: see ``ablations.results``; two evaluations for one cell.
         """
-        known, at_paper_scale, rows, shown = ablations.results(), stored(), [], []
+        known, at_paper_scale, rows, shown = ablations.results(dry), stored(dry), [], []
         for printed in paper_numbers("mlip")[f"table{self.number}"]:
             results = known.get(printed.get("run"), [])
             shown += results

@@ -56,8 +56,9 @@ _TEACHER = TEACHER, "make retrain ONLY=teacher"
 TOWERS = {
     1: (Tower(FULL, *_TEACHER), Tower(FULL_IN_GREY, *_TEACHER, in_grey=True)),
     2: (Tower(HALF, *_SHAPES_HALF), Tower(FULL, *_SHAPES), Tower(FULL_IN_GREY, *_SHAPES, in_grey=True)),
+    3: (),
 }
-"""The CLIPs by revision. Those of revision 2 are measured as soon as their weights are there."""
+"""The CLIPs by revision. Those of revision 2 are measured as soon as their weights are there; revision 3 has none."""
 
 
 def pictures(split: str, count: int, revision: int, view: int = VIEW) -> tuple[list[np.ndarray], Tensor]:
@@ -71,7 +72,7 @@ def pictures(split: str, count: int, revision: int, view: int = VIEW) -> tuple[l
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The ladders of both revisions on val. smoke: few pictures."""
+    """The ladders of all revisions on val. smoke: few pictures."""
     trained_on = 300 if smoke else TRAINED_ON
     weights = {tower.weights for towers in TOWERS.values() for tower in towers if tower.weights.is_file()}
     run_conditions = conditions(
@@ -118,7 +119,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     columns = [{row["row"]: cell(row) for row in block["rows"]} for block in ladders]
     head = ["top-1 on val, % [95 %]", *(f"revision {block['revision']}, {block['names']} names" for block in ladders)]
     lines = cells.table(head, [[row, *(column.get(row, "–") for column in columns)] for row in ROWS])
-    counts = " and ".join(f"{block['pictures']:,}" for block in ladders)
+    counts = ", ".join(f"{block['pictures']:,}" for block in ladders)
     note = (
         f"Embedded scale. These are numbers of val ({counts} pictures); nothing here reads test. Each histogram has "
         f"{BINS} bins; its MLP with {WIDTH} hidden units learned from {run_conditions['trained_on']:,} labelled "

@@ -19,15 +19,13 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT, cells, read_recipe
-from benchmarks.embedded import GUIDE, PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches
+from benchmarks.embedded import GUIDE, PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, right_answers
 from benchmarks.training import shapes
 from benchmarks.training.run import STORED, Evaluation, Run, command, work
 from benchmarks.waveclip.observed import observe
 from common.data.embedded.module import EmbeddedDataModule, class_names, scenes_of
-from common.evaluate.accuracy import accuracy, zero_shot
 from common.models import load_model
 from common.weights import read_record
-from common.zeroshot import embed_prompts
 from waveclip import WaveTower
 
 _WAVE = "waveclip/embedded.yaml"
@@ -94,11 +92,8 @@ def evaluate(
     with torch.no_grad():
         for split in splits:
             pictures = batches(split, count, size)
-            if hasattr(clip, "class_scorer"):
-                scores = clip.class_scorer([[text] for text in prompts])
-                levels = {"top1": accuracy(scores, pictures, len(prompts), "cpu").correct}
-            elif student is None:
-                levels = {"top1": zero_shot(clip, pictures, embed_prompts(clip, prompts)).correct}
+            if student is None:
+                levels = {"top1": right_answers(clip, pictures, prompts)}
             else:
                 correct = observe(clip, student, pictures, prompts).correct
                 names = ["coarse", *(f"level {step}" for step in range(1, len(correct) - 1)), "fine"]
@@ -126,7 +121,7 @@ def table() -> str:
             rows.append([run.name, "–", "not run", "not run", f"`make retrain ONLY={run.name}`"])
             continue
         result = known[run.name]
-        test = result["test"]
+        test = result.get("test", {})  # a Guide has none
         levels = [test.get(name) for name in ("coarse", "fine" if "fine" in test else "top1")]
         accuracies = [cells.accuracy(level["accuracy"], level["interval"]) if level else "–" for level in levels]
         rows.append([run.name, f"{result['minutes']:.0f}", *accuracies, f"`{shlex.join(command(run))}`"])

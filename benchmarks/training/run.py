@@ -20,13 +20,12 @@ import torch
 from rich.console import Console
 
 from benchmarks import RESULTS, ROOT, read_recipe
-from benchmarks.embedded import batches
 from benchmarks.training.drift import first_losses
 from benchmarks.training.export import card, from_checkpoint, save
 from common.checkpoints import read_plain
 from common.cli import main as lightning
 from common.conditions import conditions
-from common.data.embedded.module import scenes_of
+from common.data.embedded.module import EmbeddedDataModule, scenes_of
 from common.paths import runs_directory
 from mlip.guide_mae import GuideMAE
 
@@ -50,6 +49,12 @@ RECIPES = {
     "mlip/filip_embedded.yaml": 4,
     "mlip/slip_embedded.yaml": 4,
     "mlip/declip_embedded.yaml": 4,
+    "mlip/guide_shapes.yaml": 3,
+    "mlip/shapes.yaml": 9,
+    "mlip/filip_shapes.yaml": 9,
+    "mlip/slip_shapes.yaml": 18,
+    "mlip/declip_shapes.yaml": 18,
+    "mlip/textures.yaml": 5,
     "patchrank/embedded_predictor.yaml": 1,
     "patchrank/embedded_avit.yaml": 1,
     "patchrank/embedded_prompts.yaml": 1,
@@ -168,7 +173,7 @@ def train(run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = No
     weights = committed or folder / "weights.safetensors"
     module = from_checkpoint(last_checkpoint(folder), run.recipe)
     save(module, weights)
-    measured = reconstruction(module) if isinstance(module, GuideMAE) else evaluate(weights, run.recipe)
+    measured = reconstruction(module, run.recipe) if isinstance(module, GuideMAE) else evaluate(weights, run.recipe)
     result = {**made, **measured}
     if committed:
         result["first_losses"] = first_losses(run.recipe, settings=run.settings)
@@ -249,13 +254,11 @@ def _timed(line: list[str], record: Path, apart: bool) -> int:
 
 
 @torch.no_grad()
-def reconstruction(module: GuideMAE) -> dict[str, Any]:
-    """A masked autoencoder's loss on ``val`` and ``test``, with the masks of its validation."""
-    result: dict[str, Any] = {}
-    for split in ("val", "test"):
-        total, pictures = 0.0, 0
-        for number, batch in enumerate(batches(split, None)):
-            loss = module.loss(batch["image"], torch.Generator().manual_seed(number))
-            total, pictures = total + float(loss) * len(batch["image"]), pictures + len(batch["image"])
-        result[split] = {"masked patches": {"loss": total / pictures, "pictures": pictures}}
-    return result
+def reconstruction(module: GuideMAE, recipe: str) -> dict[str, Any]:
+    """A masked autoencoder's loss on its recipe's ``val``, with the masks of its validation."""
+    data = EmbeddedDataModule(**read_recipe(recipe)["data"]["init_args"] | {"batch_size": 250})
+    total, pictures = 0.0, 0
+    for number, batch in enumerate(data.dataloader("val")):
+        loss = module.loss(batch["image"], torch.Generator().manual_seed(number))
+        total, pictures = total + float(loss) * len(batch["image"]), pictures + len(batch["image"])
+    return {"val": {"masked patches": {"loss": total / pictures, "pictures": pictures}}}

@@ -89,15 +89,15 @@ def evaluate(
     for split in splits:
         if split == "test":
             read_log.record("retrain", "shapes", [weights])
-        prompts, first = _candidates(split, data)
+        prompts, first = candidates(split, data)
         loader = islice(data.dataloader(split, train=False), batches)
-        read[split] = answers.answers(model, text_model, _labelled(loader, first), prompts)
+        read[split] = answers.answers(model, text_model, labelled(loader, first), prompts)
     if output:
         answers.write(output, read)
     return {"names": len(data.class_names)} | {split: _accuracies(part) for split, part in read.items()}
 
 
-def _candidates(split: str, data: EmbeddedDataModule) -> tuple[list[str], int | None]:
+def candidates(split: str, data: EmbeddedDataModule) -> tuple[list[str], int | None]:
     """The texts that a split's pictures are told apart by, and the label of the first; None: a picture's number."""
     if split == "retrieval":
         return [scene(split, index, data.revision)[1] for index in indices(split, data.revision)], None
@@ -106,8 +106,8 @@ def _candidates(split: str, data: EmbeddedDataModule) -> tuple[list[str], int | 
     return data.class_prompts, 0
 
 
-def _labelled(loader: Iterable[Mapping[str, Any]], first: int | None) -> Iterator[dict[str, Any]]:
-    """The batches with labels that number the texts from 0; first: as in ``_candidates``."""
+def labelled(loader: Iterable[Mapping[str, Any]], first: int | None) -> Iterator[dict[str, Any]]:
+    """The batches with labels that number the texts from 0; first: as in ``candidates``."""
     seen = 0
     for batch in loader:
         labels = torch.arange(seen, seen + len(batch["label"])) if first is None else batch["label"] - first

@@ -148,6 +148,15 @@ def test_an_architecture_is_found_by_name_or_file_or_refused(tmp_path, architect
         load_architecture("MobileCLIP-S2")
 
 
+def test_an_architecture_may_say_only_what_differs_from_another(tmp_path):
+    base = tiny_architecture(tmp_path)
+    deeper = tmp_path / "deeper.json"
+    deeper.write_text(json.dumps({"base": base, "embed_dim": 64, "vision_cfg": {"layers": 6}}))
+    tiny = CLIP.tiny().architecture
+    vision = {**tiny["vision_cfg"], "layers": 6}
+    assert load_architecture(str(deeper)) == {**tiny, "embed_dim": 64, "vision_cfg": vision}
+
+
 def test_a_vocabulary_must_have_the_stated_size():
     described = CLIP.tiny().architecture
     short = {**described, "text_cfg": {**described["text_cfg"], "vocabulary": encode("a")}}

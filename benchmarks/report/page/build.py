@@ -66,12 +66,17 @@ def build(folder: Path) -> str:
     sections = {
         "glance": ("At a glance", _glance(results)),
         "threshold-section": ("Turn the threshold", _made_of(results, SLIDER, slider.section)),
-        **{paper.lower().replace(" ", "-"): (paper, _paper(paper, results)) for paper in PAPERS},
+        **{name.lower().replace(" ", "-"): (name, paper(name, results)) for name in PAPERS},
         "patches": ("Which patches stay", _made_of(results, PATCHES, gallery.section)),
         "beyond": ("Beyond the papers", "".join(_article(entry, results) for entry in others)),
         "speed-section": ("Speed", "".join(_article(entry, results) for entry in speed)),
         "not-run": ("What was not run", _not_run(results)),
     }
+    return page(sections)
+
+
+def page(sections: Mapping[str, tuple[str, str]]) -> str:
+    """The page of sections: {id: (title, HTML)}."""
     links = "".join(f'<li><a href="#{key}">{text(title)}</a></li>' for key, (title, _) in sections.items())
     body = "".join(
         f'<section aria-labelledby="{key}"><h2 id="{key}" tabindex="-1">{text(title)}</h2>\n{inside}</section>\n'
@@ -79,10 +84,10 @@ def build(folder: Path) -> str:
     )
     parts = {"style": (_HERE / "page.css").read_text(), "script": (_HERE / "page.js").read_text()}
     parts |= {"links": links, "body": body}
-    page = (_HERE / "page.html").read_text()
+    whole = (_HERE / "page.html").read_text()
     for name, part in parts.items():
-        page = page.replace(f"<!-- {name} -->", part)
-    return page
+        whole = whole.replace(f"<!-- {name} -->", part)
+    return whole
 
 
 def _made_of(results: Results, name: str, section: Any) -> str:
@@ -119,17 +124,17 @@ def _glance(results: Results) -> str:
     )
 
 
-def _paper(paper: str, results: Results) -> str:
+def paper(name: str, results: Results) -> str:
     """A paper's table of contents, then each table and figure that was run."""
-    entries = [entry for entry in BENCHMARKS if entry.paper == paper]
+    entries = [entry for entry in BENCHMARKS if entry.paper == name]
     rows = []
     for entry in entries:
         title = f'<a href="#{entry.name}">{text(entry.item)}</a>' if entry.name in results else text(entry.item)
         rows.append([title, text(entry.about), _state(entry, results)])
-    absent = [entry for entry in ABSENT if entry.paper == paper]
+    absent = [entry for entry in ABSENT if entry.paper == name]
     rows += [[text(entry.item), text(entry.about), f"not here: {text(entry.why)}"] for entry in absent]
-    caption = f"{text(PAPERS[paper])}: every table and figure"
-    contents = table(("", "what it shows", "here"), rows, caption, f"contents of {paper}")
+    caption = f"{text(PAPERS[name])}: every table and figure"
+    contents = table(("", "what it shows", "here"), rows, caption, f"contents of {name}")
     return contents + "".join(_article(entry, results) for entry in entries if entry.name in results)
 
 

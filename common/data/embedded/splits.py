@@ -19,7 +19,7 @@ from types import ModuleType
 from rich.progress import track
 
 from common.data.account import Account
-from common.data.embedded import scenes, shapes
+from common.data.embedded import scenes, shapes, textures
 from common.data.embedded.twemoji import PHRASES, VIEW, canvas_size
 from common.data.packing import Entry, write_manifest, write_tar
 from common.data.reader import count_samples
@@ -41,16 +41,17 @@ SPLITS = {
         "unseen": (4000, 500),
         "retrieval": (2000, 500),
     },
+    3: {"train": (20_000, 500), "val": (4000, 500), "test": (10_000, 500)},
 }
 """(pictures, pictures per shard) of every split, by revision."""
-_SCENES = {1: scenes, 2: shapes}
+_SCENES = {1: scenes, 2: shapes, 3: textures}
 
 
 def scenes_of(revision: int) -> ModuleType:
     """The module that draws the scenes of a revision. ValueError: no such revision."""
     if revision not in _SCENES:
         raise ValueError(
-            f"revision {revision}: the embedded benchmark has the revisions {' and '.join(map(str, _SCENES))}"
+            f"revision {revision}: the embedded benchmark has the revisions {', '.join(map(str, _SCENES))}"
         )
     return _SCENES[revision]
 
@@ -72,7 +73,7 @@ def _labels(split: str, revision: int) -> range:
     return range(seen, both) if split == "unseen" else range(seen)
 
 
-def scene(split: str, index: int, revision: int = 1) -> tuple[scenes.Scene | shapes.Scene, str]:
+def scene(split: str, index: int, revision: int = 1) -> tuple[scenes.Scene | shapes.Scene | textures.Scene, str]:
     """Picture ``index`` of a split and its caption; each cycle of pictures shows every name once."""
     rng, drawing = Random(f"{_seed(split, revision)}/{index}"), scenes_of(revision)
     labels = _labels(split, revision)

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import json
-import re
 import shlex
 
 import pytest
@@ -11,9 +10,9 @@ import torch
 import yaml
 
 from benchmarks import RESULTS
-from benchmarks.mlip import ablations, table9, table10
+from benchmarks.mlip import ablations, dry_run, table9, table10
+from benchmarks.mlip.dry_run import NUMBERS, cells, unfilled, wanted
 from benchmarks.mlip.paper_scale import COLUMNS, MODELS, Column, cell, result_of, stored
-from benchmarks.mlip.tables_1_2_4 import TABLES
 from benchmarks.printed import paper_numbers
 from benchmarks.registry import benchmark
 from common import directory
@@ -25,42 +24,13 @@ from tests.benchmarks.mlip.test_ablations import result as trained
 from tests.benchmarks.mlip.test_tables_1_2_4 import result as evaluated
 from tests.readme import ROOT
 
-NUMBERS = range(1, 11)
-
-
-def wanted():
-    """(model, data, task) of every evaluation that a table reads."""
-    printed = paper_numbers("mlip")
-    for block in (block for blocks in TABLES.values() for block in blocks):
-        for row in printed[block.printed]:
-            for column, value in zip(block.columns, row["values"], strict=False):  # means follow
-                if value is not None:
-                    yield row.get("model"), column.data, column.task
-    for number in (3, 5, 6, 7, 8, 9, 10):
-        for row in printed[f"table{number}"]:
-            keys = [key for key in COLUMNS if key in row] or ["top1"] * ("accuracy" in row)
-            for column in (COLUMNS[key] for key in keys):
-                yield row[column.model], column.data, column.task
-
 
 @pytest.fixture
-def everything(tmp_path, monkeypatch):
-    """Results of all trainings and evaluations; the costs are the committed ones, and no time is measured."""
-    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    (tmp_path / "evaluations").mkdir()
-    for place, (model, data, task) in enumerate(sorted(each for each in set(wanted()) if each[0])):
-        made = evaluated(model, data, task, 0.2 + place / 1000)
-        made["conditions"]["device_hours"] = 100.0 + place
-        (tmp_path / "evaluations" / f"{place}.json").write_text(json.dumps(made))
-    monkeypatch.setattr(ablations, "RESULTS", tmp_path / "trained")
-    (tmp_path / "trained").mkdir()
-    for row in ablations.ROWS:
-        for seed in ablations.SEEDS:
-            made = json.dumps(trained(seed, 0.4 + seed / 100))
-            (tmp_path / "trained" / f"{row}-seed{seed}.json").write_text(made)
+def counted(monkeypatch):
+    """The costs are the committed ones, and no time is measured."""
     costs = json.loads((RESULTS / "mlip-table9.json").read_text())["rows"]
-    counted = {(row["architecture"], row["method"]): row for row in costs}
-    monkeypatch.setattr(table9, "row", lambda name, method: counted[name, method])
+    known = {(row["architecture"], row["method"]): row for row in costs}
+    monkeypatch.setattr(table9, "row", lambda name, method: known[name, method])
     monkeypatch.setattr(table10, "built", lambda *_: (torch.nn.Identity(), None))
     monkeypatch.setattr(table10, "_batch", lambda *_: {"image": torch.zeros(128, 1)})
     monkeypatch.setattr(table10, "train_step", lambda *_: None)
@@ -68,47 +38,72 @@ def everything(tmp_path, monkeypatch):
     monkeypatch.setattr(table10, "ratio", lambda one, other: 1.0)
 
 
-def cells(text):
-    """(row, column, cell) of all Markdown tables in a text."""
-    for block in re.findall(r"(?:^\|.*\|$\n?)+", text, re.M):
-        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.strip().splitlines()]
-        for row in rows:
-            yield from ((row[0], title, text) for title, text in zip(head, row, strict=True))
+@pytest.fixture
+def everything(tmp_path, counted):
+    """The folder of a dry run with results of all trainings and evaluations, each of another value."""
+    (tmp_path / "evaluations").mkdir()
+    for place, (model, data, task) in enumerate(sorted(each for each in set(wanted()) if each[0])):
+        made = evaluated(model, data, task, 0.2 + place / 1000)
+        made["conditions"]["device_hours"] = 100.0 + place
+        (tmp_path / "evaluations" / f"{place}.json").write_text(json.dumps(made))
+    (tmp_path / "trained").mkdir()
+    for row in ablations.ROWS:
+        for seed in ablations.SEEDS:
+            made = json.dumps(trained(seed, 0.4 + seed / 100))
+            (tmp_path / "trained" / f"{row}-seed{seed}.json").write_text(made)
+    return tmp_path
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_cell_is_filled_but_those_that_the_paper_leaves_empty(number, everything):
     entry = benchmark(f"mlip-table{number}")
     maker = entry.load()
-    result = json.loads(json.dumps(maker.run()))
+    result = json.loads(json.dumps(maker.run(dry=everything)))
     text = maker.render(result)["md"]
-    empty = {(row, column) for row, column, value in cells(text) if value in ("–", "not run", "")}
-    # A plain CLIP has no Guide and saves nothing.
-    none = {(row, column) for row, column in empty if number == 9 and column in ("Guide", "image side saves")}
-    ours = {(row, column) for row, column in empty if row.endswith(", ours")}
-    none |= {(row, column) for row, column in ours if (row.removesuffix(", ours") + ", paper", column) in empty}
-    assert not [place for place in empty - none if "paper" not in " ".join(place)]
+    assert unfilled(number, text) == []
     assert "Not run: " not in text and "Not all of " not in text and "Being made again" not in text
     assert entry.missing(result) == []
     assert all(number.elsewhere for number in entry.compare(result) if number.ours is None)
 
 
+def test_the_page_of_a_dry_run_says_that_its_numbers_mean_nothing(tmp_path, monkeypatch, counted, capsys):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    recalls = {side: {f"R@{k}": 0.25 for k in (1, 5, 10)} for side in ("image_to_text", "text_to_image")}
+    measured = {"zeroshot": {"top1": 0.25, "mean_per_class": 0.25}, "retrieval": recalls}
+    measured |= {"linear-probe": {"shots": {"full": {"top1": 0.5}}}, "device_hours": 0.1, "gmacs": 0.09}
+    monkeypatch.setattr(dry_run, "miniature", lambda folder: measured)
+    assert dry_run.main() == 0
+    assert "every cell of 10 tables is filled" in capsys.readouterr().out
+    page = (tmp_path / "dry-run" / "report.html").read_text()
+    assert dry_run.NOTICE in page and all(f'id="mlip-table{number}"' in page for number in NUMBERS)
+
+
+def test_a_dry_run_names_the_cell_that_stays_empty(tmp_path, monkeypatch, counted):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    monkeypatch.setattr(dry_run, "miniature", lambda folder: {})
+    monkeypatch.setattr(dry_run, "file_results", lambda folder, measured: folder.mkdir())
+    with pytest.raises(ValueError, match="Table 1 has no number in CLIP B/32, ours / zero-shot"):
+        dry_run.main()
+
+
 def test_what_is_printed_only_has_no_line_of_ours(everything):
     maker = benchmark("mlip-table4").load()
-    rows = {row for row, *_ in cells(maker.render(maker.run())["md"])}
+    rows = {row for row, *_ in cells(maker.render(maker.run(dry=everything))["md"])}
     assert "UniCLIP B/32, paper" in rows and "UniCLIP B/32, ours" not in rows and "MLIP B/16, ours" in rows
 
 
 def test_numbers_stand_where_their_models_results_say(everything):
-    known = stored()
+    known = stored(everything)
     for number, row, key in ((6, 1, "i2t"), (5, 2, "lp_b32"), (3, 2, "top1")):
         printed = paper_numbers("mlip")[f"table{number}"][row]
         maker = benchmark(f"mlip-table{number}").load()
         column = COLUMNS[key]
         ours = 100 * column.read(result_of(known, printed[column.model], column))
-        assert maker.run()["rows"][row]["evaluated"][key] == ours
-        assert [each.ours for each in maker.compare(maker.run()) if each.paper == printed[key] and each.same] == [ours]
-    ours = table10.run()["evaluated"]["MLIP"]
+        assert maker.run(dry=everything)["rows"][row]["evaluated"][key] == ours
+        assert [
+            each.ours for each in maker.compare(maker.run(dry=everything)) if each.paper == printed[key] and each.same
+        ] == [ours]
+    ours = table10.run(dry=everything)["evaluated"]["MLIP"]
     assert ours["ratio"] == pytest.approx(ours["accuracy"] / ours["gpu_hours"] * 32)
 
 

@@ -55,9 +55,9 @@ def test_rendering_states_the_difference_and_why():
     assert "leaves 16.63" in text and "The other 3.63" in text and "not run" in text
 
 
-def test_a_smoke_run_counts_the_smallest_alone(monkeypatch):
+def test_a_smoke_run_counts_the_papers_rows_alone(monkeypatch):
     monkeypatch.setattr(mlip_table9, "row", lambda name, method: {"architecture": name, "method": method})
-    assert [counted["architecture"] for counted in mlip_table9.run(smoke=True)["rows"]] == ["ViT-B-32"] * 4
+    assert [counted["architecture"] for counted in mlip_table9.run(smoke=True)["rows"]] == ["ViT-B-16"] * 4
     assert len(mlip_table9.run()["rows"]) == 12
 
 

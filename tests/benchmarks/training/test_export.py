@@ -73,12 +73,13 @@ def test_a_guides_checkpoint_becomes_its_encoder_and_its_card_states_the_loss(tm
     export.save(loaded, path)
     images = torch.randn(3, 3, 48, 48)
     torch.testing.assert_close(Guide.from_weights(str(path))(images), module.guide(images), atol=2e-2, rtol=0)
-    monkeypatch.setattr(run, "batches", lambda split, pictures: [{"image": images[:2]}, {"image": images[2:]}])
-    losses = run.reconstruction(loaded)
+    batches = [{"image": images[:2]}, {"image": images[2:]}]
+    monkeypatch.setattr(run.EmbeddedDataModule, "dataloader", lambda self, split: batches)
+    losses = run.reconstruction(loaded, "mlip/guide_mae.yaml")
     first, second = (
         module.loss(part, torch.Generator().manual_seed(place)) for place, part in enumerate((images[:2], images[2:]))
     )
-    assert losses["test"]["masked patches"]["loss"] == pytest.approx(float(2 * first + second) / 3, rel=1e-5)
+    assert losses["val"]["masked patches"]["loss"] == pytest.approx(float(2 * first + second) / 3, rel=1e-5)
     assert "mean squared error" in export.card(path, RESULT | losses, ATTRIBUTION)
 
 

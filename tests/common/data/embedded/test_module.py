@@ -224,8 +224,8 @@ def test_the_recipe_of_committed_weights_is_packed_where_it_was():
 
 
 def test_another_revision_has_a_mend():
-    for call in (lambda: scene("val", 0, 3), lambda: indices("val", 3), lambda: pack("val", revision=3)):
-        with pytest.raises(ValueError, match="revision 3: the embedded benchmark has the revisions 1 and 2"):
+    for call in (lambda: scene("val", 0, 4), lambda: indices("val", 4), lambda: pack("val", revision=4)):
+        with pytest.raises(ValueError, match="revision 4: the embedded benchmark has the revisions 1, 2, 3"):
             call()
     with pytest.raises(ValueError, match="revision 0"):
         EmbeddedDataModule(revision=0)

@@ -1,0 +1,164 @@
+"""A dry run of MLIP's ten tables: `python -m benchmarks mlip-dry-run`, the second half of `make smoke`.
+
+A miniature of MLIP is trained for four steps on noise and measured once. Its numbers are filed as the results of every
+model, data set and ablation that the tables read. So every cell is filled, by the way that real results take, and none
+of the numbers means anything; the page says so. It goes to $EFFCLIP_RUNS/dry-run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.mlip import ablations
+from benchmarks.mlip.paper_scale import COLUMNS
+from benchmarks.mlip.tables_1_2_4 import TABLES
+from benchmarks.printed import paper_numbers
+from benchmarks.registry import benchmark
+from common.paths import runs_directory
+
+COMMAND = "python -m benchmarks mlip-dry-run"
+NUMBERS = range(1, 11)
+NOTICE = (
+    "Dry run. Every number of ours on this page, costs apart, is that of one miniature, trained for four steps on "
+    "noise: it shows that each cell can be filled, and means nothing."
+)
+RECIPE = "mlip/yfcc15m.yaml"
+_OVERLAY = "mlip/smoke.yaml"
+_UNFILLED = ("–", "not run", "")
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Fill every cell of MLIP's tables with the numbers of a miniature, and make the page of them.
+
+    ValueError: a cell that stayed empty.
+    """
+    from benchmarks.report.page.build import page, paper, stored  # of all papers, and no table of one needs it
+
+    argparse.ArgumentParser(prog=COMMAND, description=main.__doc__).parse_args(arguments)
+    folder = runs_directory() / "dry-run"
+    shutil.rmtree(folder, ignore_errors=True)
+    file_results(folder, miniature(folder))
+    tables = folder / "tables"
+    tables.mkdir()
+    for number in NUMBERS:
+        entry = benchmark(f"mlip-table{number}")
+        result = entry.load().run(smoke=True, dry=folder)
+        written = entry.load().render(result)["md"]
+        if empty := unfilled(number, written):
+            raise ValueError(f"{entry.item} has no number in {', '.join(' / '.join(place) for place in empty)}")
+        (tables / f"{entry.name}.json").write_text(json.dumps(result, ensure_ascii=False) + "\n")
+        (tables / f"{entry.name}.md").write_text(written)
+    file = folder / "report.html"
+    inside = f"<p><strong>{NOTICE}</strong></p>\n{paper('MLIP', stored(tables))}"
+    file.write_text(page({"glance": ("MLIP: a dry run", inside)}))
+    print(f"{file}: every cell of {len(NUMBERS)} tables is filled. {NOTICE}")
+    return 0
+
+
+def wanted() -> Iterator[tuple[str | None, str, str]]:
+    """(model, data, task) of every evaluation that a table reads; no model where the method is not of this suite."""
+    printed = paper_numbers("mlip")
+    for block in (block for blocks in TABLES.values() for block in blocks):
+        for row in printed[block.printed]:
+            for column, value in zip(block.columns, row["values"], strict=False):  # means follow
+                if value is not None:
+                    yield row.get("model"), column.data, column.task
+    for number in (3, 5, 6, 7, 8, 9, 10):
+        for row in printed[f"table{number}"]:
+            keys = [key for key in COLUMNS if key in row] or ["top1"] * ("accuracy" in row)
+            for column in (COLUMNS[key] for key in keys):
+                yield row[column.model], column.data, column.task
+
+
+def file_results(folder: Path, measured: dict[str, Any]) -> None:
+    """Write what ``measured`` says as the result of every evaluation and of every ablation's seeds.
+
+    measured: {"zeroshot", "linear-probe", "retrieval": as ``effclip evaluate`` has them, "device_hours", "gmacs"}.
+    """
+    (folder / "evaluations").mkdir(parents=True)
+    stated = {"limit": None, "features": "penultimate", "device_hours": measured["device_hours"]}
+    for model, data, task in {each for each in wanted() if each[0]}:
+        named = {"model": model, "data": data, "task": task, "split": "test", "metric": "accuracy"}
+        result = named | {"metrics": measured[task], "conditions": stated}
+        (folder / "evaluations" / f"{model}-{data}-{task}.json").write_text(json.dumps(result))
+    (folder / "trained").mkdir()
+    top1 = measured["zeroshot"]["top1"]
+    for row in ablations.ROWS:
+        for seed in ablations.SEEDS:
+            result = {
+                "name": f"mlip/{row}-seed{seed}",
+                "steps": 4,
+                "conditions": {"seed": seed, "revision": "dry run"},
+                "gmacs": measured["gmacs"],
+                "test": {"top1": {"accuracy": top1}},
+                **{split: {"top1": top1} for split in ("unseen", "unseen-alone")},
+                "retrieval": measured["retrieval"],
+            }
+            (folder / "trained" / f"{row}-seed{seed}.json").write_text(json.dumps(result))
+
+
+def miniature(folder: Path) -> dict[str, Any]:
+    """Train the miniature in ``folder`` and measure it on its noise; see ``file_results``. ValueError: no training."""
+    import torch
+
+    from benchmarks.training.export import from_checkpoint, save
+    from benchmarks.training.run import last_checkpoint
+    from common.cli import main as lightning
+    from common.data.lookup import Captioned, Labelled
+    from common.data.smoke import CLASSES, SAMPLES, SHARDS, SmokeDataModule
+    from common.evaluate.tasks import Settings, linear_probe, retrieval, zero_shot
+    from common.flops import count_macs
+    from common.models import load_model
+    from common.stages import EncodeImage
+
+    start = time.monotonic()
+    if lightning(["fit", "-c", RECIPE, "-c", _OVERLAY, "--trainer.default_root_dir", str(folder / "fit")]):
+        raise ValueError(f"the miniature's training failed; `lightning fit -c {RECIPE} -c {_OVERLAY}` is the same")
+    hours = (time.monotonic() - start) / 3600
+    save(from_checkpoint(last_checkpoint(folder / "fit"), RECIPE), folder / "miniature.safetensors")
+    model, settings = load_model(str(folder / "miniature.safetensors")), Settings()
+    data = SmokeDataModule("mlip/smoke.json")
+
+    def loader(*_: Any) -> Any:
+        return data.dataloader("test", train=False)
+
+    shown = Labelled("test", [str(label) for label in range(CLASSES)], ("picture number {}",), "accuracy", loader)
+    captions = [[f"picture number {number}"] for number in range(SHARDS * SAMPLES)]
+    size = model.image_size
+    return {
+        "zeroshot": zero_shot(model, shown, shown.templates, settings),
+        "linear-probe": linear_probe(
+            model, shown, {"train": shown, "val": shown}, ["full"], 1, settings, "penultimate"
+        ),
+        "retrieval": retrieval(model, Captioned("test", captions, loader), settings),
+        "device_hours": hours,
+        "gmacs": count_macs(EncodeImage(model.images.image_tower), torch.zeros(1, 3, size, size)).gmacs,
+    }
+
+
+def unfilled(number: int, markdown: str) -> list[tuple[str, str]]:
+    """(row, column) of the cells without a number, but for those that the paper leaves empty.
+
+    In Table 9 a plain CLIP has no Guide and saves nothing.
+    """
+    empty = [(row, column) for row, column, value in cells(markdown) if value in _UNFILLED]
+    known = {place for place in empty if "paper" in " ".join(place)}
+    known |= {(row, column) for row, column in empty if (row.replace(", ours", ", paper"), column) in known}
+    if number == 9:
+        known |= {place for place in empty if place[1] in ("Guide", "image side saves")}
+    return [place for place in empty if place not in known]
+
+
+def cells(markdown: str) -> Iterator[tuple[str, str, str]]:
+    """(row, column, text) of all tables in a Markdown text."""
+    for block in re.findall(r"(?:^\|.*\|$\n?)+", markdown, re.M):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.strip().splitlines()]
+        for row in rows:
+            yield from ((row[0], title, text) for title, text in zip(head, row, strict=True))

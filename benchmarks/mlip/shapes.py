@@ -1,0 +1,239 @@
+"""MLIP and its rivals, from scratch on scenes of shape and of texture, by benchmarks/protocol.md.
+
+Shapes: S training seeds, M pictures.
+
+Every number is of test, from the answers that each training left (``benchmarks.mlip.shapes_runs``), in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.cells import Result, points, table
+from benchmarks.mlip import shapes_runs
+from benchmarks.mlip.shapes_runs import COMMAND, GUIDE, ROWS, SEEDS
+from benchmarks.statistics import RESAMPLES, difference, holm, mean_interval
+from common.conditions import conditions
+from common.data.embedded.module import SPLITS, scenes_of
+
+
+class Claim(NamedTuple):
+    """What the paper says: one row names more pictures of test rightly than another one, trained alike."""
+
+    text: str
+    better: str
+    worse: str
+
+
+CLAIMS = (
+    Claim("MLIP is better than CLIP", "mlip", "clip"),
+    Claim("the frequency transform helps", "frequency", "clip"),
+    Claim("token alignment helps", "tokens", "clip"),
+    Claim("both together help", "frequency-tokens", "clip"),
+    Claim("the Guide helps", "mlip", "no-guide"),
+    Claim("frequency one to many, spatial one to one is the best: not one to one, one to many", "mlip", "one-many"),
+    Claim("nor one to one twice", "mlip", "one-one"),
+    Claim("nor one to many twice", "mlip", "many-many"),
+    Claim("label smoothing helps MLIP", "smoothing", "mlip"),
+    Claim("nearest neighbours help MLIP", "neighbours", "mlip"),
+    Claim("MLIP is better than FILIP", "mlip", "filip"),
+    Claim("MLIP is better than SLIP", "mlip", "slip"),
+    Claim("DeCLIP is better than MLIP", "declip", "mlip"),
+    Claim("frequency features help where texture alone tells the classes", "texture-frequency", "texture-clip"),
+)
+"""The paper's claims that these rows can test; its Table 1 has DeCLIP above MLIP."""
+LEVEL = 0.05
+"""Of the tests, after Holm's correction over all claims."""
+Known = dict[str, list[tuple[dict[str, Any], dict[str, np.ndarray]]]]
+"""By row: the result and the answers, bool [M] by split, of every finished seed."""
+
+
+def known() -> Known:
+    """What every finished run left; a row without any is left out."""
+    found: Known = {}
+    for seed in SEEDS:
+        for row in ROWS:
+            result = shapes_runs.stored(row.run(f"{row.name}-{seed}", seed, {}))
+            path = shapes_runs.answers_file(row.name, seed)
+            if result and path.is_file():
+                with np.load(path, allow_pickle=False) as file:
+                    found.setdefault(row.name, []).append((result, dict(file)))
+    return found
+
+
+def run(smoke: bool = False) -> dict[str, Any]:
+    """All rows whose trainings are finished, and the verdicts on the claims. smoke: few resamples."""
+    found, resamples = known(), 20 if smoke else RESAMPLES
+    guide = shapes_runs.stored(GUIDE)
+    return {
+        "name": "mlip-shapes",
+        "conditions": conditions("embedded", seeds=len(SEEDS), chosen_on="val", reported_on="test"),
+        "seeds": {row: [result["conditions"]["seed"] for result, _ in runs] for row, runs in found.items()},
+        "trials": {row: shapes_runs.tried(row) for row in (shapes_runs.CLIP, shapes_runs.MLIP_ROW)},
+        "chosen": shapes_runs.choice(),
+        "rows": [_row(row, found[row.name], resamples) for row in ROWS if row.name in found],
+        "claims": claims(found, resamples),
+        "guide_minutes": guide and guide["minutes"],
+    }
+
+
+def _row(row: shapes_runs.Row, runs: Sequence[tuple[dict, dict]], resamples: int) -> dict[str, Any]:
+    """Accuracy on every split with its interval, cost, and means of ``shapes_runs.terms``."""
+    results = [result for result, _ in runs]
+    accuracies = {
+        split: mean_interval(np.stack([answers[split] for _, answers in runs]), resamples).ends for split in row.splits
+    }
+    means = {name: fmean(result["terms"][name] for result in results) for name in results[0]["terms"]}
+    minutes = fmean(result["minutes"] for result in results)
+    return {"row": row.name, "gmacs": results[0]["gmacs"], "minutes": minutes, "terms": means} | accuracies
+
+
+def claims(found: Known, resamples: int) -> list[dict[str, Any]]:
+    """Every claim whose rows are both there: the paired difference on test, p by Holm over them, and a verdict.
+
+    Rows are paired by the seeds that both have, and by picture.
+    """
+    measured = []
+    for claim in CLAIMS:
+        better, worse = (
+            {result["conditions"]["seed"]: answers["test"] for result, answers in found.get(row, [])}
+            for row in claim[1:]
+        )
+        if shared := sorted(better.keys() & worse.keys()):
+            pair = (np.stack([side[seed] for seed in shared]) for side in (better, worse))
+            measured.append((claim, difference(*pair, paired_seeds=True, resamples=resamples)))
+    adjusted = holm({claim.text: gap.p for claim, gap in measured})
+    return [
+        {
+            "claim": claim.text,
+            "rows": [claim.better, claim.worse],
+            "seeds": gap.seeds,
+            "difference": gap.ends,
+            "p": adjusted[claim.text],
+            "verdict": verdict(gap.seeds, gap.middle, adjusted[claim.text]),
+        }
+        for claim, gap in measured
+    ]
+
+
+def verdict(seeds: int, middle: float, p: float) -> str:
+    """What a difference says about a claim. One seed says nothing, and p is Holm's."""
+    if seeds < 2:
+        return "one seed alone"
+    if p >= LEVEL:
+        return "not shown"
+    return "holds here" if middle > 0 else "the opposite here"
+
+
+def missing(result: Result) -> Iterator[tuple[str, str]]:
+    """The trials and rows that are not finished, with the command that trains them."""
+    if result["guide_minutes"] is None:
+        yield "the Guide", f"{COMMAND} --only guide"
+    if result["chosen"] is None:
+        yield "trials that choose learning rate and weight decay", f"{COMMAND} --only 'trial-*'"
+    for row in ROWS:
+        lacking = len(SEEDS) - len(result["seeds"].get(row.name, ()))
+        if lacking:
+            yield f"{lacking} of {len(SEEDS)} runs of {row.name}", f"{COMMAND} --only '{row.name}-?'"
+
+
+def render(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {}}."""
+    parts = [_trials(result)] if any(result["trials"].values()) else []
+    if result["rows"]:
+        parts += [_accuracies(result["rows"]), _terms(result["rows"])]
+    if result["claims"]:
+        parts.append(_verdicts(result["claims"]))
+    if any(missing(result)):
+        commands = ", then ".join(f"`{command}`" for command in _commands(result))
+        parts.append(f"Not all of its trainings are finished: {commands}.")
+    return {"md": "\n\n".join([*parts, _note(result)]) + "\n", "figures": {}}
+
+
+def _commands(result: Result) -> list[str]:
+    """The command of each missing part; of many rows that of all."""
+    commands = [command for _, command in missing(result)]
+    return commands if len(commands) <= 3 else [COMMAND]
+
+
+def _titles() -> dict[str, str]:
+    return {row.name: row.title for row in ROWS}
+
+
+def _accuracies(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a row: accuracy on its splits, cost and minutes."""
+    names, captions = len(scenes_of(2).class_names("unseen")), SPLITS[2]["retrieval"][0]
+    head = [
+        "trained from scratch",
+        "zero-shot [95 %]",
+        f"{names} held-out names",
+        f"own caption among {captions:,}",
+        "GMACs",
+        "minutes",
+    ]
+    lines = []
+    for row in rows:
+        shown = [_accuracy(row[split]) if split in row else "–" for split in shapes_runs.SPLITS]
+        lines.append([_titles()[row["row"]], *shown, f"{row['gmacs']:.4f}", f"{row['minutes']:.1f}"])
+    return table(head, lines)
+
+
+def _accuracy(ends: Sequence[float]) -> str:
+    middle, low, high = (100 * value for value in ends)
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _terms(rows: Sequence[dict[str, Any]]) -> str:
+    """Equation 2's terms on val: whether each trains at all."""
+    names = list(dict.fromkeys(name for row in rows for name in row["terms"]))
+    lines = [
+        [_titles()[row["row"]], *(f"{row['terms'][name]:.3f}" if name in row["terms"] else "–" for name in names)]
+        for row in rows
+        if row["terms"]
+    ]
+    chance = f"In a batch of 128, chance has InfoNCE {np.log(128):.2f} and top-1 {1 / 128:.3f}"
+    return (
+        table(["terms on val", *(name.replace("_", " ") for name in names)], lines)
+        + f"\n\n{chance}; a token term is minus the mean cosine of matched tokens."
+    )
+
+
+def _verdicts(claims: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        [claim["claim"], claim["seeds"], points(claim["difference"]), f"{claim['p']:.3f}", claim["verdict"]]
+        for claim in claims
+    ]
+    head = ["claim of the paper", "seeds", "difference, points [95 %]", "p, Holm", "verdict"]
+    return table(head, lines, left=(0, 4))
+
+
+def _trials(result: Result) -> str:
+    """Accuracy on val of every finished trial; in bold what was chosen."""
+    lines = []
+    for row, tried in result["trials"].items():
+        for settings, accuracy in tried:
+            cells = [f"{settings['learning_rate']:g}", f"{settings['weight_decay']:g}", f"{100 * accuracy:.2f}"]
+            if result["chosen"] and settings == result["chosen"][row]:
+                cells = [f"**{cell}**" for cell in cells]
+            lines.append([_titles()[row], *cells])
+    return table(["trials of half the length", "learning rate", "weight decay", "val, %"], lines)
+
+
+def _note(result: Result) -> str:
+    whole = {row["row"]: row["minutes"] for row in result["rows"]}
+    share = ""
+    if result["guide_minutes"] is not None and "mlip" in whole:
+        of = 100 * result["guide_minutes"] / whole["mlip"]
+        share = f" The Guide's training took {of:.0f} % of an MLIP row's minutes, once for all rows that read it."
+    return (
+        f"Embedded scale, from scratch. Scenes of shape: {SPLITS[2]['test'][0]:,} test pictures, "
+        f"{len(scenes_of(2).class_names('seen'))} names; scenes of texture: {SPLITS[3]['test'][0]:,}, "
+        f"{len(scenes_of(3).class_names('seen'))} textures. Intervals resample seeds and pictures; differences are "
+        "paired by both, and p is adjusted over all claims of the table. Learning rate and weight decay are the best "
+        f"on val, of {len(shapes_runs.RATES) * len(shapes_runs.DECAYS)} trials with CLIP for rows of CLIP's tower and "
+        f"as many with MLIP for rows of MLIP's. The Guide saw all pictures of train without captions.{share}"
+    )

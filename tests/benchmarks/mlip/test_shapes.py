@@ -1,0 +1,193 @@
+"""MLIP from scratch on scenes of shape: the trainings, the choice on val, and the table from drawn answers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import read_log, read_recipe
+from benchmarks.mlip import ablations, shapes, shapes_runs
+from benchmarks.mlip.shapes_runs import BY_NAME, CLIP, MLIP_ROW, ROWS, SHAPES, TEXTURES, trials
+from benchmarks.training.drift import built
+from benchmarks.training.export import save
+from common.cli import main as lightning
+from common.data.embedded import module as embedded
+from mlip.fourier import FourierBlock
+
+CHOSEN = {
+    CLIP: {"learning_rate": 5e-4, "weight_decay": 0.5},
+    MLIP_ROW: {"learning_rate": 2e-3, "weight_decay": 0.1},
+}
+RUNS = {run.name.removeprefix("mlip-shapes/"): run for run in shapes_runs.rows(CHOSEN)}
+
+
+@pytest.mark.parametrize("row", ["clip", "no-guide", "declip", "texture-frequency"])
+def test_a_row_is_a_command_that_lightning_accepts(row, capsys):
+    with pytest.raises(SystemExit) as stop:
+        lightning(["fit", *RUNS[f"{row}-1"].arguments(), "--print_config"])
+    assert stop.value.code in (0, None), capsys.readouterr().err
+
+
+def test_rows_take_the_rate_and_decay_chosen_with_their_tower():
+    for name, row in BY_NAME.items():
+        settings = RUNS[f"{name}-0"].settings["model"]
+        assert CHOSEN[row.chosen_with].items() <= settings.items()
+        changed = ablations.ROWS[row.setting or name]
+        plain = row.recipe not in (SHAPES, TEXTURES) or changed.get("frequency_layers") == 0
+        assert (row.chosen_with == CLIP) == plain
+
+
+def test_all_rows_are_trained_alike_and_as_often_over_their_pictures_as_the_protocol_says():
+    recipes = {row.recipe: read_recipe(row.recipe) for row in ROWS}
+    reference = recipes[SHAPES]
+    for name, recipe in recipes.items():
+        if name == TEXTURES:
+            continue
+        assert recipe["trainer"] == reference["trainer"]
+        views = {"image_views", "text_view"}
+        data = {key: value for key, value in recipe["data"]["init_args"].items() if key not in views}
+        assert data == reference["data"]["init_args"]
+        shared = ("architecture", "learning_rate", "weight_decay", "warmup_steps")
+        assert all(recipe["model"]["init_args"][key] == reference["model"]["init_args"][key] for key in shared)
+        assert "weights" not in recipe["model"]["init_args"], "from scratch"
+    pictures, per_shard = embedded.SPLITS[2]["train"]
+    data = embedded.EmbeddedDataModule(**reference["data"]["init_args"])
+    read = per_shard * len(data.part("train", range(pictures // per_shard)))
+    assert read == 8000 and reference["trainer"]["max_steps"] == 25 * (read // 128)
+    assert recipes[TEXTURES]["trainer"]["max_steps"] == 6 * (embedded.SPLITS[3]["train"][0] // 128)
+
+
+def test_both_rows_have_as_many_trials_and_all_runs_fit_the_budget():
+    of = {row: [run for _, run in trials(row)] for row in (CLIP, MLIP_ROW)}
+    assert len(of[CLIP]) == len(of[MLIP_ROW]) == 6
+    every = [shapes_runs.GUIDE, *of[CLIP], *of[MLIP_ROW], *RUNS.values()]
+    assert len({run.name for run in every}) == len(every) == 61
+    assert sum(run.minutes for run in every) <= 9 * 60
+    assert all(2 * run.steps == read_recipe(SHAPES)["trainer"]["max_steps"] for run in of[CLIP])
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """The folder of stored results, empty."""
+    monkeypatch.setattr(shapes_runs, "STORED", tmp_path)
+    (tmp_path / "mlip-shapes").mkdir()
+    return tmp_path
+
+
+def finish(folder, row, best):
+    """Results of a row's trials of which number ``best`` has the highest accuracy on val."""
+    for number, (_, run) in enumerate(trials(row)):
+        made = {"val": {"top1": {"accuracy": 0.1 + 0.01 * (number == best)}}}
+        (folder / f"{run.name}.json").write_text(json.dumps(made))
+
+
+def test_the_best_trial_of_each_row_is_chosen_once_all_are_finished(stored):
+    finish(stored, CLIP, 4)
+    assert shapes_runs.choice() is None
+    finish(stored, MLIP_ROW, 1)
+    assert shapes_runs.choice() == {
+        CLIP: {"learning_rate": 2e-3, "weight_decay": 0.1},
+        MLIP_ROW: {"learning_rate": 5e-4, "weight_decay": 0.5},
+    }
+
+
+def test_the_listing_has_the_rows_wait_for_the_trials(stored, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    assert shapes_runs.main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "mlip-shapes/guide" in printed and "48 runs of rows" in printed and "wait for the trials" in printed
+    finish(stored, CLIP, 0)
+    finish(stored, MLIP_ROW, 0)
+    assert shapes_runs.main(["--list", "--only", "frequency-[02]"]) == 0
+    printed = capsys.readouterr().out
+    assert "chosen on val with mlip: learning_rate 0.0005, weight_decay 0.1" in printed
+    assert printed.count("lightning fit") == 2
+    with pytest.raises(ValueError, match="--only frequncy-0 is no run here"):
+        shapes_runs.main(["--only", "frequncy-0"])
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path):
+    """Few scenes, packed into a folder of their own; reads of test are logged there too."""
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    monkeypatch.setattr(read_log, "LOG", tmp_path / "reads.jsonl")
+    sizes = {"train": (40, 10), "val": (16, 8), "test": (12, 6)}
+    monkeypatch.setitem(embedded.SPLITS, 2, sizes | {"unseen": (6, 3), "retrieval": (9, 3)})
+    monkeypatch.setitem(embedded.SPLITS, 3, sizes)
+    return tmp_path
+
+
+@pytest.mark.parametrize("row", ["no-guide", "texture-frequency", "filip"])
+def test_a_trained_row_leaves_its_answers_and_what_its_terms_do(row, few):
+    run, torch_seed = RUNS[f"{row}-0"], torch.manual_seed(0)
+    assert torch_seed
+    module, _ = built(run.recipe, run.settings)
+    save(module, few / "weights.safetensors")
+    splits, file = BY_NAME[row].splits, few / "made" / "answers.npz"
+    result = shapes_runs.measure(few / "weights.safetensors", run.recipe, run, splits, file, batches=1)
+    counts = {"test": 12, "unseen": 6, "retrieval": 9}
+    with np.load(file) as answers:
+        assert {split: answers[split].shape for split in answers} == {split: (counts[split],) for split in splits}
+        assert result["test"]["top1"]["accuracy"] == answers["test"].mean()
+    assert "shapes" in (few / "reads.jsonl").read_text() or row.startswith("texture")
+    expected = {
+        "no-guide": {"frequency", "spatial", "frequency_token", "spatial_token", "frequency top1", "spatial top1"},
+        "texture-frequency": {"frequency", "spatial", "frequency top1", "spatial top1"},
+        "filip": set(),
+    }
+    assert result["terms"].keys() == expected[row]
+    assert ("frequency" in row or row == "no-guide") == any(isinstance(part, FourierBlock) for part in module.modules())
+
+
+def drawn(accuracy, seeds=3, gmacs=0.03):
+    """Runs of a row whose answers on every split are right with this probability."""
+    luck = np.random.default_rng(0).random(4000)  # hard pictures are hard for all
+    runs = []
+    for seed in range(seeds):
+        right = 0.9 * luck + 0.1 * np.random.default_rng((seed, int(1000 * accuracy))).random(4000) < accuracy
+        result = {"conditions": {"seed": seed}, "gmacs": gmacs, "minutes": 8.0, "terms": {"spatial": 3.0}}
+        runs.append((result, dict.fromkeys(shapes_runs.SPLITS, right)))
+    return runs
+
+
+def test_claims_are_paired_by_seed_and_corrected_over_the_table():
+    found = {
+        "clip": drawn(0.3),
+        "mlip": drawn(0.4),
+        "frequency": drawn(0.25),
+        "slip": drawn(0.4),
+        "tokens": drawn(0.5, 1),
+    }
+    claims = {tuple(claim["rows"]): claim for claim in shapes.claims(found, 200)}
+    assert set(claims) == {("mlip", "clip"), ("frequency", "clip"), ("tokens", "clip"), ("mlip", "slip")}
+    assert claims["mlip", "clip"]["verdict"] == "holds here" and claims["mlip", "clip"]["seeds"] == 3
+    assert claims["frequency", "clip"]["verdict"] == "the opposite here"
+    assert claims["mlip", "slip"]["verdict"] == "not shown" and claims["mlip", "slip"]["difference"][0] == 0
+    assert claims["tokens", "clip"]["verdict"] == "one seed alone"
+
+
+def test_every_claim_compares_rows_that_are_trained():
+    assert {row for claim in shapes.CLAIMS for row in claim[1:]} == set(BY_NAME)
+
+
+def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(stored, monkeypatch):
+    finish(stored, CLIP, 0)
+    finish(stored, MLIP_ROW, 3)
+    (stored / "mlip-shapes" / "guide.json").write_text(json.dumps({"minutes": 2.0}))
+    found = {row.name: drawn(0.3) for row in ROWS}
+    monkeypatch.setattr(shapes, "known", lambda: found)
+    result = json.loads(json.dumps(shapes.run(smoke=True)))
+    page = shapes.render(result)["md"]
+    assert list(shapes.missing(result)) == [] and "Not all" not in page
+    assert "| CLIP | **0.0005** | **0.1** | **11.00** |" in page
+    assert "training took 25 % of an MLIP row's minutes" in page and "| 3 | " in page
+    found["slip"] = found["slip"][:2]
+    result = shapes.run(smoke=True)
+    assert list(shapes.missing(result)) == [("1 of 3 runs of slip", f"{shapes.COMMAND} --only 'slip-?'")]
+    assert "`python -m benchmarks mlip-shapes-runs --only 'slip-?'`" in shapes.render(result)["md"]
+
+
+def test_without_any_training_the_page_names_the_one_command(stored):
+    result = shapes.run(smoke=True)
+    assert shapes.render(result)["md"].startswith(f"Not all of its trainings are finished: `{shapes.COMMAND}`.")
