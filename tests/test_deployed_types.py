@@ -26,10 +26,12 @@ from mlip.model import MLIP
 from mlip.pretraining import MLIPPretraining
 from mlip.slip import SLIPPretraining
 from patchrank import PatchRankTower, PromptedCLIP, Prompts, PromptTuning, RankPredictor, RankPredictorTraining
+from patchrank.aclip import ACLIPPretraining
 from patchrank.avit import AViTTower
 from patchrank.avit_training import AViTTraining
 from patchrank.dynamicvit import DynamicViTTower
 from patchrank.dynamicvit_training import DynamicViTTraining
+from patchrank.flip import FLIPPretraining
 from tests.common.towers import NAMES, pictures
 from waveclip import WaveCLIPDistillation, WaveTower
 
@@ -48,7 +50,7 @@ def mlip(clip):
 
 
 def dynamicvit(clip):
-    made = DynamicViTTower(clip.image_tower, keep=0.7)
+    made = DynamicViTTower(clip.image_tower, keep=0.5)
     for weight in made.predictors.parameters():  # untrained modules hardly tell tokens apart
         nn.init.normal_(weight, std=0.2)
     return made
@@ -178,6 +180,10 @@ TRAININGS = {
     ),
     "AViTTraining": lambda files: AViTTraining(files["architecture"], files["clip"], depth=2.0),
     "DynamicViTTraining": lambda files: DynamicViTTraining(files["architecture"], files["clip"]),
+    "FLIPPretraining": lambda files: FLIPPretraining(files["architecture"], files["clip"]),
+    "ACLIPPretraining": lambda files: ACLIPPretraining(
+        files["architecture"], files["clip"], hidden_width=8, projection_width=4
+    ),
     "PromptTuning": lambda files: PromptTuning(
         files["architecture"], files["clip"], predictor=files["ranks"], keep=0.5, prune_layer=1, prompts=1, depth=2
     ),

@@ -71,7 +71,7 @@ def overview() -> str:
     note = (
         f"Costs by closed form: the image tower of ViT-B/16 at 224 px ({dense:.2f} GMACs, attention's products "
         f"included), {100 * KEEP:.0f} % of the patches from block {LAYER} on. A reducer of several blocks loses as "
-        "many tokens over them; DiffRate has the nearest of its released schedules, half resolution keeps a quarter, and "
+        "many tokens over them; DiffRate has the nearest of its released schedules, half resolution keeps a quarter; "
         "DynamicViT's rate is that of the first of its three stages. "
         "Place: before a block, in its middle, or after it. “Own” is what choosing and merging cost, comparisons and "
         "sums being free. "
