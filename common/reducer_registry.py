@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from common.adapters.tower import AdaptedTower
 from common.reduction import Place, Reducer
 from common.tower import ImageTower
@@ -20,6 +22,7 @@ NEEDS = {
     "attention": "the whole attention matrix of a block",
     "grid": "where patches stand: every patch of a square grid, as in a whole tower",
     "readout": "the tower's last norm and projection",
+    "training": "modules that a training has made for this tower",
 }
 """What a reducer may read beside the patch tokens."""
 
@@ -30,6 +33,7 @@ class Setting(NamedTuple):
     keep: share of the patch tokens that stay.  layer: the block at which the reducer works, or the first of several.
     patches: K, the patch tokens that enter.  blocks: L.  grid: patches a side; 0: the tokens are no square grid.
     tower: the whole tower, for reducers that read its output; None: they cannot be built.
+    trained: the modules of a reducer that is trained; None: it cannot be built.
     """
 
     keep: float
@@ -38,6 +42,7 @@ class Setting(NamedTuple):
     blocks: int
     grid: int = 0
     tower: Any = None
+    trained: nn.Module | None = None
 
 
 def setting_for(tower: ImageTower | AdaptedTower, keep: float, layer: int) -> Setting:
@@ -58,6 +63,7 @@ class Entry:
     exceptions: properties of all other reducers that it lacks, by name, each with the reason; of "batch" (a picture's
         answer does not depend on its batch), "identity" (keep 1 changes nothing), "levels" (works in WaveCLIP's
         levels).
+    untrained: (width D, blocks L) -> the modules with which its training begins; None: it is not trained.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Entry:
     licence: str
     differs: str
     exceptions: dict[str, str]
+    untrained: Callable[[int, int], nn.Module] | None = None
 
     def reducers(self, setting: Setting) -> dict[Place, Reducer]:
         """The reducers of one setting, by their places. ValueError: a setting that lacks what this reducer needs."""
@@ -80,6 +87,8 @@ class Entry:
             )
         if "readout" in self.needs and setting.tower is None:
             raise ValueError(f"{self.name} reads the tower's output; give the tower")
+        if "training" in self.needs and setting.trained is None:
+            raise ValueError(f"{self.name} is trained, and a plain tower has not learned it; open a model of that type")
         return self.build(setting)
 
 
@@ -103,13 +112,15 @@ def reducer(
     differs: str = "",
     build: Callable[[Setting], dict[Place, Reducer]] | None = None,
     exceptions: dict[str, str] | None = None,
+    untrained: Callable[[int, int], nn.Module] | None = None,
 ) -> Callable[[type], type]:
     """Put a class on the list; see ``Entry``. build: None is one reducer, ``cls(keep)``, at ``place`` of ``layer``."""
-    assert set(needs) <= set(NEEDS) and name not in REDUCERS, name
+    assert set(needs) <= set(NEEDS) and name not in REDUCERS and ("training" in needs) == bool(untrained), name
 
     def register(cls: type) -> type:
         builder = build or (lambda setting: {at(setting.layer, place): cls(setting.keep)})
-        REDUCERS[name] = Entry(name, title, cls, place, builder, needs, source, licence, differs, exceptions or {})
+        stated = (name, title, cls, place, builder, needs, source, licence, differs)
+        REDUCERS[name] = Entry(*stated, exceptions or {}, untrained)
         return cls
 
     return register

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.contrastive import info_nce
+from common.self_supervision import SimSiam, views_of
 from common.two_pass import in_parts
 from mlip.pretraining import WITHOUT_ALIGNMENT, MLIPPretraining
-from mlip.self_supervision import SimSiam
-from mlip.slip import views_of
 
 
 class DeCLIPPretraining(MLIPPretraining):

@@ -11,21 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.contrastive import info_nce
+from common.self_supervision import BatchNormOverRanks, perceptron, simclr, views_of
 from common.two_pass import in_parts
 from mlip.pretraining import WITHOUT_ALIGNMENT, MLIPPretraining
-from mlip.self_supervision import BatchNormOverRanks, perceptron, simclr
-
-
-def views_of(batch: dict[str, Any], wanted: int, method: str) -> list[Tensor]:
-    """The further image views of a batch. ValueError: not as many as wanted; the setting is named."""
-    views = batch.get("image_views", [])
-    if len(views) != wanted:
-        names = ", ".join(["mocov2"] * wanted)
-        raise ValueError(
-            f"{method} reads {wanted} further views of each picture, the batch has {len(views)}; set the data's "
-            f"image_views: [{names}]"
-        )
-    return views
 
 
 class SLIPPretraining(MLIPPretraining):

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
 from common import directory
@@ -25,8 +26,12 @@ from mlip.model import MLIP
 from mlip.pretraining import MLIPPretraining
 from mlip.slip import SLIPPretraining
 from patchrank import PatchRankTower, PromptedCLIP, Prompts, PromptTuning, RankPredictor, RankPredictorTraining
+from patchrank.aclip import ACLIPPretraining
 from patchrank.avit import AViTTower
 from patchrank.avit_training import AViTTraining
+from patchrank.dynamicvit import DynamicViTTower
+from patchrank.dynamicvit_training import DynamicViTTraining
+from patchrank.flip import FLIPPretraining
 from tests.common.towers import NAMES, pictures
 from waveclip import WaveCLIPDistillation, WaveTower
 
@@ -44,6 +49,13 @@ def mlip(clip):
     return made
 
 
+def dynamicvit(clip):
+    made = DynamicViTTower(clip.image_tower, keep=0.5)
+    for weight in made.predictors.parameters():  # untrained modules hardly tell tokens apart
+        nn.init.normal_(weight, std=0.2)
+    return made
+
+
 TYPES = {
     "CLIP": lambda clip: (clip, None),
     "wave": lambda clip: (WaveTower.from_image_tower(clip.image_tower), clip),
@@ -51,11 +63,17 @@ TYPES = {
     "filip": lambda clip: (FILIP(MLIP(clip.architecture)), None),
     "patchrank": lambda clip: (PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1), clip),
     "avit": lambda clip: (AViTTower(clip.image_tower, shift=0.0), clip),
+    "dynamicvit": lambda clip: (dynamicvit(clip), clip),
     "prompted": lambda clip: (
         PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1, Prompts("coupled", 2, 2, 64, 64))),
         None,
     ),
 }
+
+
+PATHS = {"wave": 2, "patchrank": 10, "prompted": 10, "dynamicvit": 10}
+"""How many each type has; the others have one."""
+SETTINGS = {"wave": "threshold"} | dict.fromkeys(("patchrank", "prompted", "dynamicvit"), "keep")
 
 
 def made(folder, kind):
@@ -81,12 +99,12 @@ def test_a_directory_of_any_type_answers_as_its_model(tmp_path, kind):
     scores, _ = found.paths.runner(found.setting(), classes, found.scale)(images)
     logits = found.scale * model.encode_image(images) @ classes.T
     torch.testing.assert_close(scores, logits.softmax(-1), atol=1e-5, rtol=0)
-    assert len(found.costs) == {"wave": 2, "patchrank": 10, "prompted": 10}.get(kind, 1) and min(found.costs) > 0
-    assert found.setting_name == {"wave": "threshold", "patchrank": "keep", "prompted": "keep"}.get(kind)
+    assert len(found.costs) == PATHS.get(kind, 1) and min(found.costs) > 0
+    assert found.setting_name == SETTINGS.get(kind)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["patchrank", "prompted"])
+@pytest.mark.parametrize("kind", ["patchrank", "prompted", "dynamicvit"])
 def test_a_keep_rate_is_a_budget(tmp_path, kind):
     model, found = made(tmp_path / "model", kind), load(tmp_path / "model", device="cpu")
     images, rates = pictures(3), found.paths.rates
@@ -121,7 +139,10 @@ def test_a_tower_without_a_predictor_has_one_path(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("kind", "form"),
-    [("mlip", "onnx"), ("patchrank", "onnx"), ("patchrank", "torch-export"), ("prompted", "onnx"), ("avit", "onnx")],
+    [
+        *(("patchrank", form) for form in ("onnx", "torch-export")),
+        *((kind, "onnx") for kind in ("mlip", "prompted", "avit", "dynamicvit")),
+    ],
 )
 def test_its_graph_gives_the_same(tmp_path, monkeypatch, kind, form):
     monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
@@ -130,7 +151,7 @@ def test_its_graph_gives_the_same(tmp_path, monkeypatch, kind, form):
     assert main([*line, *["--no-text"] * (form == "onnx" and kind != "prompted")]) == 0
     report = json.loads((tmp_path / "model" / form / "export.json").read_text())
     assert report["difference"] <= TOLERANCE and report["type"] == kind
-    assert report["setting"] == ({"keep": 0.5} if kind in ("patchrank", "prompted") else {})
+    assert report["setting"] == ({"keep": model.keep} if SETTINGS.get(kind) == "keep" else {})
     file = tmp_path / "model" / form / report["stages"][0]["file"]
     graph = graphs.onnx_graph(file) if form == "onnx" else torch.export.load(file).module()
     for batch in (1, 4):
@@ -158,6 +179,11 @@ TRAININGS = {
         files["architecture"], files["clip"], prune_layer=1, keep=0.5
     ),
     "AViTTraining": lambda files: AViTTraining(files["architecture"], files["clip"], depth=2.0),
+    "DynamicViTTraining": lambda files: DynamicViTTraining(files["architecture"], files["clip"]),
+    "FLIPPretraining": lambda files: FLIPPretraining(files["architecture"], files["clip"]),
+    "ACLIPPretraining": lambda files: ACLIPPretraining(
+        files["architecture"], files["clip"], hidden_width=8, projection_width=4
+    ),
     "PromptTuning": lambda files: PromptTuning(
         files["architecture"], files["clip"], predictor=files["ranks"], keep=0.5, prune_layer=1, prompts=1, depth=2
     ),

@@ -16,12 +16,12 @@ from benchmarks.printed import paper_numbers
 from common.clip import load_architecture
 from common.conditions import conditions
 from common.flops import Macs, count_macs
+from common.self_supervision import BatchNormOverRanks, SimSiam, perceptron
 from common.stages import EncodeImage
 from common.tower import TextTower
 from mlip import PAPER_LAYERS, Guide, MLIPTower
 from mlip.masked_language import MaskedLanguage
 from mlip.merging import kept_tokens
-from mlip.self_supervision import BatchNormOverRanks, SimSiam, perceptron
 
 PRINTED = "ViT-B-16"
 """The architecture of the paper's rows."""

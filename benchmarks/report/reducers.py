@@ -9,6 +9,8 @@ import inspect
 import re
 from collections.abc import Mapping
 
+import torch
+
 import mlip.merging
 import patchrank.reducers
 from benchmarks.cells import table
@@ -50,7 +52,9 @@ def tower_macs(places: Mapping[Place, TokenReducer]) -> tuple[int, int]:
 
 def _at_the_setting(entry: Entry) -> dict[Place, TokenReducer]:
     keep = 0.25 if entry.name == "half-resolution" else KEEP
-    return entry.reducers(Setting(keep, LAYER, GRID**2, BLOCKS, GRID, tower=object()))
+    with torch.device("meta"):
+        modules = entry.untrained and entry.untrained(WIDTH, BLOCKS)
+    return entry.reducers(Setting(keep, LAYER, GRID**2, BLOCKS, GRID, tower=object(), trained=modules))
 
 
 def overview() -> str:
@@ -67,7 +71,8 @@ def overview() -> str:
     note = (
         f"Costs by closed form: the image tower of ViT-B/16 at 224 px ({dense:.2f} GMACs, attention's products "
         f"included), {100 * KEEP:.0f} % of the patches from block {LAYER} on. A reducer of several blocks loses as "
-        "many tokens over them; DiffRate has the nearest of its released schedules, half resolution keeps a quarter. "
+        "many tokens over them; DiffRate has the nearest of its released schedules, half resolution keeps a quarter; "
+        "DynamicViT's rate is that of the first of its three stages. "
         "Place: before a block, in its middle, or after it. “Own” is what choosing and merging cost, comparisons and "
         "sums being free. "
         f"Needs: {'; '.join(f'*{need}*, {about}' for need, about in NEEDS.items())}."

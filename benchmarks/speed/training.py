@@ -58,7 +58,7 @@ def steps(dtype: torch.dtype, device: str, smoke: bool) -> dict[str, Any]:
     dtype: of the products; bfloat16 means autocast over fp32 weights, as in the recipes. The Guide is frozen and has
     DeiT-Tiny's size. ``macs_ratio`` is CLIP's forward multiply-adds (image, text) over MLIP's (image, text, Guide).
     """
-    architecture = "mlip/smoke.json" if smoke else "ViT-B-16"
+    architecture = "common/smoke.json" if smoke else "ViT-B-16"
     layers = {"frequency_layers": 1, "keep_rates": {3: 0.5}} if smoke else PAPER_LAYERS[architecture]
     options = {key: layers[key] for key in ("frequency_layers", "keep_rates")}
     modules = {

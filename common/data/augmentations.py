@@ -28,27 +28,32 @@ class Augmentation:
     scale: least and greatest share of the area that the cropped box has.
     flip: mirror with probability 1/2.
     distort: colours, grey and blur as MoCo v2 draws them, see ``distorted``.
+    blur, solarise: probabilities of these two distortions.
     """
 
     scale: tuple[float, float]
     flip: bool = False
     distort: bool = False
+    blur: float = 0.5
+    solarise: float = 0.0
 
     def transform(self, image_size: int) -> Transform:
         """(PIL image, Random) -> uint8 [H,W,3]. ValueError: ``scale`` is no increasing pair within (0, 1]."""
         if not self.distort:
             return train_transform(image_size, self.scale, self.flip)
-        return partial(_distort, crop=train_transform(image_size, self.scale), flip=self.flip)
+        drawn = partial(distorted, blur=self.blur, solarise=self.solarise)
+        return partial(_distort, crop=train_transform(image_size, self.scale), drawn=drawn, flip=self.flip)
 
 
 AUGMENTATIONS = {
     "clip": Augmentation((0.9, 1.0)),
     "slip": Augmentation((0.5, 1.0)),
     "mocov2": Augmentation((0.2, 1.0), flip=True, distort=True),
+    "aclip": Augmentation((0.5, 1.0), distort=True, blur=0.1, solarise=0.2),
 }
 """clip: open_clip's. slip: SLIP's for the picture beside a caption (Mu et al., 2021), which Cui et al. (2022) also give
 CLIP. mocov2: MoCo v2's (Chen et al., 2020), which Cui et al. give the views of SLIP and DeCLIP. SLIP's own views have
-the scale (0.08, 1)."""
+the scale (0.08, 1). aclip: A-CLIP's for its views (Yang et al., 2023), where saturation changes half as much."""
 
 
 def augmentation(name: str, scale: tuple[float, float] | None = None, flip: bool | None = None) -> Augmentation:
@@ -69,18 +74,21 @@ def sometimes_grey(image: Image.Image, rng: Random, *, share: float) -> np.ndarr
     return np.asarray(_in_grey(image) if rng.random() < share else image)
 
 
-def distorted(picture: Image.Image, rng: Random) -> Image.Image:
-    """MoCo v2's distortions of an RGB picture: colour jitter (probability .8), grey (.2), Gaussian blur (.5).
+def distorted(picture: Image.Image, rng: Random, blur: float = 0.5, solarise: float = 0.0) -> Image.Image:
+    """MoCo v2's distortions of an RGB picture: colour jitter (probability .8), grey (.2), Gaussian blur (``blur``).
 
     The jitter changes brightness, contrast and saturation by up to 40 % and the hue by up to a tenth of the circle, in
-    random order. The blur's deviation is .1 to 2 pixels.
+    random order. The blur's deviation is .1 to 2 pixels. With probability ``solarise`` the bright half of all values is
+    inverted.
     """
     if rng.random() < 0.8:
         picture = jittered(picture, rng)
     if rng.random() < 0.2:
         picture = _in_grey(picture)
-    if rng.random() < 0.5:
+    if rng.random() < blur:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
+    if solarise and rng.random() < solarise:
+        picture = ImageOps.solarize(picture)
     return picture
 
 
@@ -136,8 +144,10 @@ def rewrite(name: str) -> Rewrite:
     return REWRITES[name]
 
 
-def _distort(image: Image.Image, rng: Random, crop: Transform, flip: bool) -> np.ndarray:
-    picture = distorted(Image.fromarray(crop(image, rng)), rng)
+def _distort(
+    image: Image.Image, rng: Random, crop: Transform, drawn: Callable[[Image.Image, Random], Image.Image], flip: bool
+) -> np.ndarray:
+    picture = drawn(Image.fromarray(crop(image, rng)), rng)
     return np.asarray(ImageOps.mirror(picture) if flip and rng.random() < 0.5 else picture)
 
 

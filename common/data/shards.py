@@ -48,7 +48,7 @@ class ShardDataModule(LightningDataModule):
         allow_pipe: Whether ``pipe:`` URLs may run their shell command.
         captions: Whether samples have captions; False reads pictures and labels alone.
         augment: Whether training pictures are drawn at random; False shows them as evaluation does, shuffled.
-        augmentation: How they are drawn: clip, slip or mocov2, see ``common.data.augmentations``.
+        augmentation: How they are drawn: clip, slip, mocov2 or aclip, see ``common.data.augmentations``.
         scale: Least and greatest share of the area that a crop has, where it is not the augmentation's.
         flip: Whether pictures are mirrored with probability 1/2, where it is not the augmentation's choice.
         image_views: Names of augmentations; each draws a training picture once more.

@@ -7,6 +7,7 @@ from patchrank.reducers.controls import CentreCrop, HalfResolution
 from patchrank.reducers.diffrate import DiffRate
 from patchrank.reducers.divprune import DivPrune
 from patchrank.reducers.dpc_knn import DPCKNN
+from patchrank.reducers.dynamicvit import DynamicViT
 from patchrank.reducers.evit import EViT
 from patchrank.reducers.given import GoldenOracle
 from patchrank.reducers.gtp import GTP
@@ -30,6 +31,7 @@ __all__ = [
     "ClassAttention",
     "DiffRate",
     "DivPrune",
+    "DynamicViT",
     "EViT",
     "GoldenOracle",
     "HalfResolution",

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -225,3 +226,18 @@ def test_a_convolution_with_its_padding_in_words_counts_as_one_in_numbers(paddin
     words = nn.Conv2d(3, 4, 3, padding=padding, groups=1)
     numbers = nn.Conv2d(3, 4, 3, padding=1 if padding == "same" else 0)
     assert count_macs(words, image).gmacs == count_macs(numbers, image).gmacs > 0
+
+
+def test_a_result_may_name_the_module_that_made_it():
+    """As a reducer's context names its block, whose packed weights name it in turn."""
+
+    class Reducer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.linear.packed = SimpleNamespace(module=self.linear)
+
+        def forward(self, x):
+            return self.linear(x), SimpleNamespace(block=self.linear)
+
+    assert round(1e9 * count_macs(Reducer(), torch.zeros(2, 4)).gmacs) == 2 * 4 * 4

@@ -8,7 +8,8 @@ from PIL import Image
 HEAVY = {"lightning", "torchmetrics", "torchvision", "timm", "open_clip", "transformers", "scipy", "torch._dynamo"}
 MODULES = (
     "common.deploy.convert, common.deploy.card, common.evaluate.tasks, common.data.lookup, "
-    "waveclip.adapted, mlip.model, patchrank.avit, patchrank.prompted"
+    "waveclip.adapted, mlip.model, patchrank.avit, patchrank.dynamicvit, "
+    "patchrank.prompted"
 )
 """What calibrate, evaluate and convert import for the registered models, beside what classify does."""
 

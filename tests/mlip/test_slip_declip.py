@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from common.cli import main
 from common.clip import CLIP
+from common.self_supervision import simclr
 from common.testing import TINY_CAPTIONS, tiny_architecture
 from mlip.declip import DeCLIPPretraining
-from mlip.self_supervision import simclr
 from mlip.slip import SLIPPretraining
 from tests.readme import ROOT
 

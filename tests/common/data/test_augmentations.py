@@ -72,6 +72,18 @@ def test_a_share_of_the_pictures_is_grey_and_the_others_stay():
     assert sum((picture == np.asarray(red)).all() for picture in shown) == 2000 - sum(grey)
 
 
+def test_bright_values_are_inverted_with_the_probability_that_is_asked_for():
+    """Solarising is torchvision's at a threshold of 128; what is drawn before it stays as it was."""
+    changed = 0
+    for seed in range(200):
+        plain, drawn = (distorted(picture(), Random(seed), blur=0.1, solarise=share) for share in (0.0, 0.2))
+        if not np.array_equal(plain, drawn):
+            np.testing.assert_array_equal(drawn, tv.solarize(plain, 128))
+            changed += 1
+    assert 0.1 < changed / 200 < 0.3
+    assert (AUGMENTATIONS["aclip"].blur, AUGMENTATIONS["aclip"].solarise) == (0.1, 0.2)
+
+
 def test_the_generator_is_the_only_randomness():
     transform = augmentation("mocov2").transform(16)
     np.testing.assert_array_equal(transform(picture(), Random(5)), transform(picture(), Random(5)))

@@ -37,8 +37,16 @@ def rate_of(name):
     return 0.25 if name == "half-resolution" else 0.5
 
 
+def trained(name, tower):
+    """Stand-ins for the modules of a reducer that is trained."""
+    make = REDUCERS[name].untrained
+    torch.manual_seed(0)
+    return make and make(TOWER["width"], TOWER["layers"]).to(tower.proj.dtype)
+
+
 def reducers(name, tower, keep=None):
-    setting = Setting(rate_of(name) if keep is None else keep, LAYER, PATCHES, TOWER["layers"], GRID, tower)
+    keep = rate_of(name) if keep is None else keep
+    setting = Setting(keep, LAYER, PATCHES, TOWER["layers"], GRID, tower, trained(name, tower))
     return REDUCERS[name].reducers(setting)
 
 
@@ -149,7 +157,8 @@ def test_it_works_in_a_level_of_a_waveclip_beside_its_cache(name, tower):
     torch.manual_seed(0)
     wave = WaveTower.from_image_tower(tower, 1).eval()
     entry, patches = REDUCERS[name], wave.tokens_in(1) - 1
-    setting = Setting(rate_of(name), LAYER, patches, TOWER["layers"], 0, None if "readout" in entry.needs else tower)
+    read = None if "readout" in entry.needs else tower
+    setting = Setting(rate_of(name), LAYER, patches, TOWER["layers"], 0, read, trained(name, tower))
     if "levels" in entry.exceptions:
         with pytest.raises(ValueError, match=r"needs every patch of a square grid|reads the tower's output"):
             entry.reducers(setting)
@@ -163,6 +172,11 @@ def test_every_entry_says_what_its_reader_needs_to_know():
     for entry in REDUCERS.values():
         assert entry.source and entry.licence and entry.cls.__doc__ and set(entry.needs) <= set(NEEDS)
         assert set(entry.exceptions) <= {"batch", "identity", "levels"}
+
+
+def test_a_trained_reducer_is_refused_without_its_modules(tower):
+    with pytest.raises(ValueError, match="dynamicvit is trained, and a plain tower has not learned it; open a model"):
+        named("dynamicvit").reducers(Setting(0.5, LAYER, PATCHES, TOWER["layers"], GRID, tower))
 
 
 def test_a_name_that_is_not_there_lists_those_that_are():

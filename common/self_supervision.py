@@ -1,4 +1,4 @@
-"""Self-supervision on two views of a picture: SLIP's SimCLR and DeCLIP's SimSiam.
+"""Self-supervision on two views of a picture: SimCLR (SLIP, A-CLIP), SimSiam (DeCLIP) and BYOL (A-CLIP).
 
 Shapes: B pairs on this rank, G pairs on all ranks, E joint dim, H hidden width, P width of a projection.
 """
@@ -6,12 +6,28 @@ Shapes: B pairs on this rank, G pairs on all ranks, E joint dim, H hidden width,
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from common.contrastive import gather_rows, places_among_ranks, scaled_cosines
+
+
+def views_of(batch: dict[str, Any], wanted: int, method: str, augmentation: str = "mocov2") -> list[Tensor]:
+    """The further image views of a batch. ValueError: not as many as wanted; the setting is named.
+
+    augmentation: which one draws the views that ``method`` reads.
+    """
+    views = batch.get("image_views", [])
+    if len(views) != wanted:
+        names = ", ".join([augmentation] * wanted)
+        raise ValueError(
+            f"{method} reads {wanted} further views of each picture, the batch has {len(views)}; set the data's "
+            f"image_views: [{names}]"
+        )
+    return views
 
 
 class BatchNormOverRanks(nn.BatchNorm1d):
@@ -88,6 +104,11 @@ class SimSiam(nn.Module):
         z1, z2 = self.projector(first), self.projector(second)
         p1, p2 = self.predictor(z1), self.predictor(z2)
         return -0.5 * (_agreement(p1, z2) + _agreement(p2, z1))
+
+
+def byol(prediction: Tensor, projection: Tensor) -> Tensor:
+    """BYOL's loss (Grill et al., 2020): the mean of 2 - 2 cos between predictions and constant projections [B,P]."""
+    return 2 - 2 * _agreement(prediction, projection)
 
 
 def _agreement(prediction: Tensor, projection: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mlip.self_supervision import BatchNormOverRanks, SimSiam, perceptron, simclr
+from common.self_supervision import BatchNormOverRanks, SimSiam, perceptron, simclr
 
 
 def views(count=4, width=6):

@@ -1,0 +1,116 @@
+"""Training DynamicViT as a baseline of Patch Ranking: the same frozen CLIP as teacher, the same images, no labels.
+
+Shapes: B images, S image size, K patch tokens, E joint dim.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from common import optim
+from common.clip import CLIP
+from patchrank.dynamicvit import DynamicViTTower, ratio_loss, token_loss
+from patchrank.frozen_clip import FrozenCLIPTraining
+
+
+class DynamicViTTraining(FrozenCLIPTraining):
+    """Train prediction modules and a copy of the tower to reproduce a frozen CLIP's image embeddings and tokens.
+
+    The paper's loss is that of its labels, plus 0.5 times the KL divergence of the classes' probabilities from an
+    unpruned teacher's, plus 0.5 times the mean square error of the kept tokens, plus 2 times the ratio loss. Here the
+    cosine distance to the full embedding replaces the first two, as in ``AViTTraining``, so that A-ViT, DynamicViT and
+    Patch Ranking learn from one signal.
+
+    Args:
+        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
+        weights: null (random), an open_clip tag, or a local file.
+        quick_gelu: the activation of a local weights file that does not record it.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
+        keep: the base rate; the three stages keep its first, second and third power of the patches.
+        token_weight: weight of the error of the kept tokens.
+        ratio_weight: weight of the ratio loss.
+        learning_rate: peak rate of AdamW for the tower.
+        predictor_factor: how many times that the rate of the prediction modules is; 100 as released.
+        weight_decay: of matrices.
+        warmup_steps: steps of linear warm-up before the cosine.
+    """
+
+    def __init__(
+        self,
+        architecture: str = "ViT-B-16-quickgelu",
+        weights: str | None = None,
+        quick_gelu: bool | None = None,
+        preprocess: str | dict[str, Any] | None = None,
+        keep: float = 0.7,
+        token_weight: float = 0.5,
+        ratio_weight: float = 2.0,
+        learning_rate: float = 1e-5,
+        predictor_factor: float = 100.0,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
+        for name, value in (("token_weight", token_weight), ("ratio_weight", ratio_weight)):
+            if value < 0:
+                raise ValueError(f"{name} {value} is negative; 0 leaves the term out")
+        if predictor_factor <= 0:
+            raise ValueError(f"predictor_factor {predictor_factor} is not positive; 100 is the released one")
+        self.save_hyperparameters()
+        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
+        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
+        tower = copy.deepcopy(self.clip.image_tower).requires_grad_(True)
+        self.model = DynamicViTTower(tower, keep=keep)
+        self.term_weights = {"tokens": token_weight, "ratio": ratio_weight}
+        self.predictor_factor = predictor_factor
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.validation_cosine = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> z [B,E], not normalised, with the highest scores kept."""
+        return self.model(images)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """The cosine distance of the masked pass, the error of its kept tokens and its ratio loss, each logged."""
+        teacher = self.clip.image_tower
+        with torch.no_grad():
+            tokens = teacher.run_blocks(teacher.embed(batch["image"]))
+            target, target_patches = teacher.pool(tokens), teacher.ln_post(tokens)[:, 1:]
+        student = self.model.masked(batch["image"])
+        cosine = (1 - F.cosine_similarity(student.z.float(), target.float(), dim=-1)).mean()
+        terms = {
+            "tokens": token_loss(student.patches, target_patches, student.kept[-1]),
+            "ratio": ratio_loss(student.kept, self.model.keep),
+        }
+        loss = cosine + sum(self.term_weights[name] * value for name, value in terms.items())
+        self.log_dict({"train_cosine": cosine, "train_kept": student.kept[-1].mean()})
+        self.log_dict({f"train_{name}": value for name, value in terms.items()})
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Mean cosine distance of the pruned tower from the whole one."""
+        distance = 1 - F.cosine_similarity(self(batch["image"]), self.clip.image_tower(batch["image"]), dim=-1)
+        self.validation_cosine.update(distance)
+        self.log("val_cosine", self.validation_cosine, prog_bar=True)
+
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """The keys of a batch and the normalised embeddings [B,E] of its images."""
+        return {"key": batch["key"], "embedding": self.model.encode_image(batch["image"])}
+
+    def deployable(self) -> tuple[DynamicViTTower, CLIP]:
+        """The tower that prunes, and the CLIP whose text tower goes with it."""
+        return self.model, self.clip
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with a higher rate for the prediction modules, per-step warm-up and cosine over the whole run."""
+        predictors = self.model.predictors.parameters()
+        groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay, predictors, self.predictor_factor)
+        return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
