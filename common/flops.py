@@ -146,13 +146,13 @@ class _Traced(nn.Module):
 
 
 def _tensors(result) -> Iterator[torch.Tensor]:
-    """Every tensor in a result: in its sequences, mappings and objects' attributes."""
+    """Every tensor in a result: in its sequences, mappings and objects' attributes, modules aside."""
     if isinstance(result, torch.Tensor):
         yield result
     elif isinstance(result, list | tuple | dict):
         for part in result.values() if isinstance(result, dict) else result:
             yield from _tensors(part)
-    else:
+    elif not isinstance(result, nn.Module):  # a reducer's context names its block, which may name itself
         for part in getattr(result, "__dict__", {}).values():
             yield from _tensors(part)
 

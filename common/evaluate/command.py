@@ -13,11 +13,11 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import add_model, model_arguments, read_templates
+from common.arguments import add_model, model_arguments
+from common.evaluate.prompts import OWN, TEMPLATE_HELP, chosen_templates, prompts_hash, value_hash
 from common.paths import runs_directory, written_whole
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from common.zeroshot import Template
 
 EVALUATIONS = ("zeroshot", "retrieval", "linear-probe")
-ENSEMBLE, SINGLE, OWN = "ensemble", "single", "own"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,12 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--class-names", help="text file with one name a line, for a folder or table of your own")
     add("--tasks", default=EVALUATIONS[0], help=f"one or more of {','.join(EVALUATIONS)} (default %(default)s)")
     add("--split", help="default: the split that the papers report each task on")
-    add(
-        "--template",
-        help=f"{ENSEMBLE} (all of the data set's), {SINGLE} (its first), a text with {{}} for the class name, or a "
-        f".txt file of such lines; default: {ENSEMBLE}; for a folder or table of your own, which has none, the "
-        "model's, and for a model of tuned prompts the templates that they were tuned for",
-    )
+    add("--template", help=TEMPLATE_HELP)
     add("--shots", default="full", help="linear probe: samples of each class, or full, such as 1,4,16,full")
     add(
         "--features",
@@ -120,7 +114,7 @@ class Plan:
     @property
     def file(self) -> str:
         """The result file's name: equal exactly when a run would repeat an earlier one."""
-        key = _hash([self.named, self.depends])[:8]
+        key = value_hash([self.named, self.depends])[:8]
         words = "-".join(self.named[part] for part in ("model", "data", "split", "task"))
         return f"{words}-{key}.json".replace(" ", "-").replace("/", "-")
 
@@ -146,14 +140,16 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
     else:
         model.text_encoder()  # ValueError for a model without a text tower
     if task == "retrieval":
-        depends["captions_hash"] = _hash(data.captions)
+        depends["captions_hash"] = value_hash(data.captions)
     else:
-        depends |= {"class_names_hash": _hash(data.class_names), "classes": len(data.class_names)}
+        depends |= {"class_names_hash": value_hash(data.class_names), "classes": len(data.class_names)}
     if task == "zeroshot":
-        choice, templates = _templates(args.template, data, model)
-        # The prompts that a function makes identify it.
-        texts = [t if isinstance(t, str) else [t(name) for name in data.class_names] for t in templates]
-        depends |= {"template": choice, "templates": len(templates), "templates_hash": _hash(texts)}
+        choice, templates = chosen_templates(args.template, data, model)
+        depends |= {
+            "template": choice,
+            "templates": len(templates),
+            "templates_hash": prompts_hash(templates, data.class_names),
+        }
     metric = "R@1" if task == "retrieval" else data.metric
     named = {"task": task, "model": model.name, "type": model.type, "data": args.data, "split": data.split}
     return Plan(task, data, templates, named | {"metric": metric}, depends)
@@ -208,25 +204,6 @@ def _run(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings)
     return tasks.linear_probe(model, plan.data, training, args.shots, args.seeds, settings, args.features)
 
 
-def _templates(choice: str | None, data: Labelled, model: Model) -> tuple[str, tuple[Template, ...]]:
-    """The name of the ``--template`` in force, and its templates for this model on this data set.
-
-    A user's own pictures come without templates: theirs are the model's, or CLIP's single prompt.
-    ValueError: no such file, or a text without {}.
-    """
-    from common.zeroshot import PHOTO
-
-    own = model.templates or (() if data.templates else model.own_templates)
-    if choice is None and own:
-        return OWN, own
-    written = tuple(data.templates) or PHOTO
-    if choice in (None, ENSEMBLE):
-        return ENSEMBLE, written
-    if choice == SINGLE:
-        return SINGLE, written[:1]
-    return choice, read_templates(choice, f", {ENSEMBLE} or {SINGLE}")
-
-
 def summary(result: dict[str, Any]) -> str:
     """One line of a result's numbers, in %."""
     metrics = result["metrics"]
@@ -242,10 +219,6 @@ def summary(result: dict[str, Any]) -> str:
         f"mean per class {100 * row['mean_per_class']:.1f}"
         for shots, row in results.items()
     )
-
-
-def _hash(value: Any) -> str:
-    return sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def _tasks(text: str) -> list[str]:
