@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments
+from common.evaluate.points import add_point, completed, mean_macs, model_at, read_point
 from common.evaluate.prompts import OWN, TEMPLATE_HELP, chosen_templates, prompts_hash, value_hash
 from common.paths import runs_directory, written_whole
 
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
     add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
     add("--out", type=Path, help="folder of the result files (default evaluations in $EFFCLIP_RUNS)")
+    add_point(command)
     return command
 
 
@@ -69,8 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     args.tasks, args.shots = _tasks(args.tasks), _shots(args.shots)
     named = model_arguments(args)
+    args.point = read_point(args)
     if args.seeds < 1:
         raise ValueError(f"--seeds {args.seeds} must be at least 1")
+    if args.threshold is not None and args.tasks != ["zeroshot"]:
+        raise ValueError(f"--threshold {args.threshold:g} stops by the classes of zeroshot; take --tasks zeroshot")
     import torch
 
     from common.data.lookup import Place, source
@@ -78,10 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from common.models import load_model
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit)
+    settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit, args.threshold)
     args.place = Place(args.root, args.captions, args.class_names)
     sources = {task: source(args.data, task, args.split, args.place) for task in args.tasks}
     model = load_model(**named)
+    if args.point is not None:
+        args.point = completed(model, args.point, args.gmacs)
+        model = model_at(model, args.point)
     # Plan all tasks before the first one runs: a mistake in the last one then costs nothing.
     plans = [_plan(task, data, model, args, settings) for task, data in sources.items()]
     for plan in plans:
@@ -124,7 +132,7 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
     from common.data.lookup import source, splits_of
 
     templates: tuple[Template, ...] = ()
-    depends = {
+    depends = ({} if args.point is None else {"point": asdict(args.point)}) | {
         "weights": model.weights,
         "data_version": data.version,
         "orientation": ORIENTATION,
@@ -160,6 +168,7 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
     from common.conditions import conditions
 
     what = f"{plan.task} on {args.data} {plan.data.split}"
+    what += "" if args.point is None else f" at {args.point.name}"
     what += ", the model's own templates" if plan.depends.get("template") == OWN else ""
     file = (args.out or runs_directory() / "evaluations") / plan.file
     if file.is_file():
@@ -175,13 +184,16 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
         device_hours=_device_hours(model),
     )
     metrics = _run(plan, model, args, settings)
+    if args.point is not None:
+        metrics |= _costs(model, metrics.get("exits", ()))
     account = plan.data.account
     account.delivered = account.delivered or metrics["samples"]
     after = {"samples": metrics["samples"], "account": account.to_dict()}
     result = plan.named | {"metrics": metrics, "conditions": at_start | after}
     with written_whole(file) as temporary:
         temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}\n  {account}\n  {file}")
+    cost = f"; {metrics['gmacs']:.4g} GMACs a picture" if "gmacs" in metrics else ""
+    print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}{cost}\n  {account}\n  {file}")
 
 
 def _device_hours(model: Model) -> float | None:
@@ -189,6 +201,15 @@ def _device_hours(model: Model) -> float | None:
     from common.directory import read
 
     return None if model.folder is None else read(model.folder).run.get("device_hours")
+
+
+def _costs(model: Model, exits: Sequence[float]) -> dict[str, float]:
+    """GMACs of a picture in both conventions; nothing where an operation's cost is not known."""
+    try:
+        macs = mean_macs(model.images, model.image_size, exits)
+    except ValueError:
+        return {}
+    return {"gmacs": macs.gmacs, "gmacs_paper": macs.gmacs_paper}
 
 
 def _run(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The names of settings and the command line are read without torch.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
@@ -109,9 +110,12 @@ def read_point(args: argparse.Namespace) -> Point | None:
 def tower_of(model: Model) -> ImageTower | AdaptedTower:
     """The tower of a model for reducers. ValueError: it has none, or scores by more than this tower's embedding."""
     from common.adapters import adapt
+    from common.adaptive import LevelModel
 
     if hasattr(model.images, "class_scorer"):
         raise ValueError(f"{model.name} (type {model.type}) scores by every token, so none can be taken away")
+    if isinstance(model.images, LevelModel):
+        raise ValueError(f"{model.name} runs level by level, and a reducer shortens a whole tower; set its threshold")
     return adapt(model.images)
 
 
@@ -143,16 +147,34 @@ def images_at(model: Model, point: Point) -> nn.Module:
     return model.images
 
 
-def macs_at(images: nn.Module, image_size: int) -> list[Macs]:
-    """The cost of one picture of S pixels on each path of ``images_at``: one path, or one for each level.
+def mean_macs(images: nn.Module, image_size: int, exits: Sequence[float] = ()) -> Macs:
+    """The mean cost of a picture of S pixels in ``images_at``.
 
+    exits: the share of the pictures that stop at each level, those of the last levels may be missing; none: no picture
+        stops before the last.
     ValueError: an operation whose cost is not known.
     """
-    from common.adaptive import LevelModel, path_costs
+    from common.adaptive import path_costs
+    from common.flops import expected_macs
     from common.stages import stages_of
 
     costs = path_costs(stages_of(images), image_size)
-    return costs if isinstance(images, LevelModel) else costs[-1:]
+    return expected_macs(costs, [*exits, *[0.0] * (len(costs) - len(exits))]) if exits else costs[-1]
+
+
+def completed(model: Model, point: Point, gmacs: float | None = None) -> Point:
+    """A point with its places, and with the keep rate of a budget where there is one. ValueError: see ``fitted``."""
+    if point.reducer is not None and not point.places:
+        point = replace(point, places=default_places(model))
+    return point if gmacs is None else fitted(model, point, gmacs)
+
+
+def model_at(model: Model, point: Point) -> Model:
+    """The model at a point, under a name that says so; a threshold is left to ``Settings``.
+
+    ValueError: see ``images_at``.
+    """
+    return replace(model, name=f"{model.name} {point.name.replace(',', '')}", images=images_at(model, point))
 
 
 def fitted(model: Model, point: Point, gmacs: float) -> Point:
@@ -170,7 +192,7 @@ def fitted(model: Model, point: Point, gmacs: float) -> Point:
 
     def cost(hundredths: int) -> float:
         images = images_at(model, replace(point, keep=hundredths / _HUNDREDTHS))
-        return macs_at(images, model.image_size)[-1].gmacs
+        return mean_macs(images, model.image_size).gmacs
 
     # The rate ``low`` fits; every rate above ``high`` does not. Near 1, ranking may cost more than it saves.
     low, high = (_HUNDREDTHS,) * 2 if cost(_HUNDREDTHS) <= gmacs else (0, _HUNDREDTHS - 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ import torch
 from torch import Tensor
 
 from common.data.lookup import Labelled
-from common.evaluate.points import Point, images_at, macs_at
+from common.evaluate.points import Point, images_at, mean_macs
 from common.evaluate.sweep.journal import Record
 from common.evaluate.tasks import Run, Settings, observed, pictures_of, runner
-from common.flops import Macs, expected_macs
 from common.memory import working_memory
 from common.models import Model
 from common.timing import alternate, ratio
@@ -54,18 +54,18 @@ class Pictures:
         if size <= self._limit:
             self._held = held
 
-    def first(self, count: int) -> Tensor:
-        """The first pictures [B,3,S,S], at most ``count``. ValueError: there is none."""
+    def first(self, most: int) -> Tensor:
+        """The first pictures [B,3,S,S], at most ``most``. ValueError: there is none."""
         if self._first is None:
             images: list[Tensor] = []
             for batch in self:
                 images.append(batch["image"])
-                if sum(map(len, images)) >= count:
+                if sum(map(len, images)) >= most:
                     break
             if not images:
                 raise ValueError(f"the {self.data.split} split has no picture; check the data")
             self._first = torch.cat(images)
-        return self._first[:count]
+        return self._first[:most]
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,8 @@ class Measure:
             if point == WHOLE:
                 raise
             return {"reason": str(error)}
-        torch.manual_seed(0)  # some reducers draw
         data = pictures.data
-        result, exits = observed(run, progress(pictures), len(data.class_names), self.settings.device)
+        result, exits = observed(seeded(run), progress(pictures), len(data.class_names), self.settings.device)
         scores = {"top1": result.top1, "top5": result.top5, "mean_per_class": result.mean_per_class}
         return {
             "samples": len(result.correct),
@@ -121,10 +120,11 @@ class Measure:
 
     def _costs(self, point: Point, exits: Sequence[float]) -> dict[str, Any]:
         try:
-            paths = macs_at(images_at(self.model, point), self.model.image_size)
+            macs = mean_macs(
+                images_at(self.model, point), self.model.image_size, exits if point.threshold is not None else ()
+            )
         except ValueError as error:
             return {"gmacs": None, "gmacs_paper": None, "uncounted": str(error)}
-        macs = mean_macs(paths, exits if point.threshold is not None else ())
         return {"gmacs": macs.gmacs, "gmacs_paper": macs.gmacs_paper}
 
     def _speed(self, point: Point, run: Run, data: Labelled, images: Tensor) -> dict[str, dict[str, float]]:
@@ -140,11 +140,18 @@ class Measure:
         return speeds
 
 
-def mean_macs(paths: Sequence[Macs], exits: Sequence[float]) -> Macs:
-    """The mean cost of an image. exits: shares by level, those of the last levels may be missing; none: one path."""
-    if not exits:
-        return paths[-1]
-    return expected_macs(paths, [*exits, *[0.0] * (len(paths) - len(exits))])
+def seeded(run: Run) -> Run:
+    """The same run, with a seed for every batch: reducers that draw give the same answers again.
+
+    Loaders draw too, and whether one runs depends on what is in memory.
+    """
+    seeds = count()
+
+    def call(images: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(next(seeds))
+        return run(images)
+
+    return call
 
 
 def packed(correct: Tensor) -> str:

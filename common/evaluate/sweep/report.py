@@ -80,8 +80,7 @@ def _cells(row: Row, timed: Sequence[int]) -> list[str]:
     top1 = f"{100 * row['top1']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
     points = [row[name] for name in ("difference", "difference_low", "difference_high")]
     middle, low, high = (None if value is None else 100 * value for value in points)
-    cells = [row["reducer"], *(_number(row[name], "g") for name in ("keep",)), row["place"] or "–"]
-    cells += [_number(row["threshold"], "g"), top1]
+    cells = [row["reducer"], _number(row["keep"], "g"), row["place"] or "–", _number(row["threshold"], "g"), top1]
     cells += ["–" if middle is None else f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"]
     cells += [_number(row[name], ".4g") for name in ("gmacs", "gmacs_paper")]
     cells += ["–" if row["of_whole"] is None else f"{100 * row['of_whole']:.0f} %"]
@@ -106,7 +105,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     for column, (name, label) in enumerate(axes_of.items()):
         axes = figure.add_subplot(1, len(axes_of), column + 1)
         for number, (line, rows) in enumerate(lines(measured).items()):
-            points = sorted((row[name], 100 * row["top1"]) for row in rows if row[name] is not None)
+            points = [(row[name], 100 * row["top1"]) for row in rows if row[name] is not None]
             style = {"marker": "osv^Dp"[number // 10 % 6], "markersize": 4, "linewidth": 1}
             if line == "whole model":
                 style = {"marker": "*", "markersize": 12, "color": "black", "linestyle": "none"}
