@@ -143,7 +143,7 @@ def test_a_budget_is_spent_on_val_and_reported_on_test(model, data, sweep, tmp_p
 
 def test_levels_are_swept_by_their_threshold(sweep, tmp_path, capsys):
     model = str(tiny_directory(tmp_path / "wave"))
-    assert sweep(model, "--threshold", "0,0.01,1", timed="8") == 0
+    assert sweep(model, "--threshold", "0,0.1,1", timed="8") == 0
     rows = result(tmp_path / "out")["rows"]
     assert [(row["reducer"], row["threshold"]) for row in rows] == [
         ("whole model", None),
@@ -152,7 +152,7 @@ def test_levels_are_swept_by_their_threshold(sweep, tmp_path, capsys):
     costs = [row["gmacs"] for row in rows]
     assert costs[1] < costs[2] < costs[3] == pytest.approx(costs[0]), "by the shares of pictures at each level"
     assert rows[3]["top1"] == rows[0]["top1"]
-    assert sweep(model, "--reducers", "tome,own", "--keep", "0.5", "--threshold", "0.01", out="both") == 0
+    assert sweep(model, "--reducers", "tome,own", "--keep", "0.5", "--threshold", "0.1", out="both") == 0
     capsys.readouterr()
     assert "runs level by level" in result(tmp_path / "both")["rows"][-1]["reason"]
 
