@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from common.adapters.tower import AdaptedTower
-from common.reduction import Place, Reducer
+from common.reduction import Place, Reducer, check_places
 from common.tower import ImageTower
 
 NEEDS = {
@@ -109,6 +109,7 @@ def schedule(
     """
     if not layers or list(layers) != sorted(set(layers)):
         raise ValueError(f"places {list(layers)} must be numbers of blocks in ascending order")
+    check_places(layers, len(tower.transformer.resblocks))
     setting = setting_for(tower, keep, layers[0])
     places: dict[Place, Reducer] = {}
     for layer in layers:

@@ -15,7 +15,6 @@ from common.data.embedded.scenes import vocabulary
 from common.evaluate import tasks
 from common.flops import count_macs
 from common.models import load_model
-from common.reducer_registry import named, setting_for
 from common.reduction import ReducedTower
 from patchrank.reducers import DivPrune
 from tests.readme import ROOT
@@ -126,12 +125,12 @@ def test_one_reducer_in_all_three_tasks(model, tmp_path, capsys):
 def test_a_budget_takes_the_greatest_keep_rate_within_it(model, tmp_path):
     tower, image = CLIP.load(model).image_tower, torch.zeros(1, 3, 24, 24)
     budget = 0.8 * count_macs(tower, image).gmacs
-    assert evaluate(model, "--reducer", "tome", "--place", "0", "--gmacs", f"{budget}", "--out", str(tmp_path)) == 0
+    assert evaluate(model, "--reducer", "divprune", "--gmacs", f"{budget}", "--out", str(tmp_path)) == 0
     (result,) = results(tmp_path).values()
     keep = result["conditions"]["point"]["keep"]
     assert result["metrics"]["gmacs"] <= budget < count_macs(tower, image).gmacs
-    more = named("tome").reducers(setting_for(tower, keep + 0.01, 0))
-    assert count_macs(ReducedTower(tower, more), image).gmacs > budget
+    more = ReducedTower(tower, {0: DivPrune(keep + 0.01)})
+    assert count_macs(more, image).gmacs > budget
 
 
 def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
