@@ -152,7 +152,7 @@ def _tensors(result) -> Iterator[torch.Tensor]:
     elif isinstance(result, list | tuple | dict):
         for part in result.values() if isinstance(result, dict) else result:
             yield from _tensors(part)
-    elif not isinstance(result, nn.Module):  # a reducer's context names its block, which may name itself
+    elif not isinstance(result, nn.Module):  # a reducer's context names its block, which is no result
         for part in getattr(result, "__dict__", {}).values():
             yield from _tensors(part)
 

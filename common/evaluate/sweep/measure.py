@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.data.lookup import Labelled
 from common.evaluate.points import Point, images_at, mean_macs
@@ -91,38 +91,37 @@ class Measure:
         "memory_mb": the most memory that one pass at the largest of the batches takes, weights and images aside.
         Where the model cannot work at the point, only "reason" is there.
         """
+        data = pictures.data
         start = pictures.first(max((*self.timed, 1))).to(self.settings.device)
         try:
-            run = self._runner(point, pictures.data)
+            images = images_at(self.model, point)
+            run = self._runner(images, point, data)
             run(start[:1])
         except ValueError as error:
             if point == WHOLE:
                 raise
             return {"reason": str(error)}
-        data = pictures.data
         result, exits = observed(seeded(run), progress(pictures), len(data.class_names), self.settings.device)
-        scores = {"top1": result.top1, "top5": result.top5, "mean_per_class": result.mean_per_class}
         return {
             "samples": len(result.correct),
-            **scores,
+            "top1": result.top1,
+            "top5": result.top5,
+            "mean_per_class": result.mean_per_class,
             "interval": list(result.interval),
             "correct": packed(result.correct),
             "exits": exits,
-            **self._costs(point, exits),
+            **self._costs(images, () if point.threshold is None else exits),
             "speed": self._speed(point, run, data, start),
             "memory_mb": working_memory(partial(run, start), self.settings.device) / 2**20 if self.timed else None,
         }
 
-    def _runner(self, point: Point, data: Labelled) -> Run:
-        model = replace(self.model, images=images_at(self.model, point))
+    def _runner(self, images: nn.Module, point: Point, data: Labelled) -> Run:
         settings = replace(self.settings, threshold=point.threshold)
-        return runner(model, data.class_names, self.templates, settings)
+        return runner(replace(self.model, images=images), data.class_names, self.templates, settings)
 
-    def _costs(self, point: Point, exits: Sequence[float]) -> dict[str, Any]:
+    def _costs(self, images: nn.Module, exits: Sequence[float]) -> dict[str, Any]:
         try:
-            macs = mean_macs(
-                images_at(self.model, point), self.model.image_size, exits if point.threshold is not None else ()
-            )
+            macs = mean_macs(images, self.model.image_size, exits)
         except ValueError as error:
             return {"gmacs": None, "gmacs_paper": None, "uncounted": str(error)}
         return {"gmacs": macs.gmacs, "gmacs_paper": macs.gmacs_paper}
@@ -130,7 +129,9 @@ class Measure:
     def _speed(self, point: Point, run: Run, data: Labelled, images: Tensor) -> dict[str, dict[str, float]]:
         """Both pass over the same images, since the cost of early exit depends on them."""
         speeds = {}
-        runs = {"point": run} if point == WHOLE else {"whole": self._runner(WHOLE, data), "point": run}
+        runs = {"point": run}
+        if point != WHOLE:
+            runs["whole"] = self._runner(images_at(self.model, WHOLE), WHOLE, data)
         for batch in self.timed:
             parts = images.split(batch)
             calls = {name: lambda run=run, parts=parts: [run(part) for part in parts] for name, run in runs.items()}
