@@ -183,6 +183,11 @@ BENCHMARKS = (
         "together.fashion_mnist",
         needs="EFFCLIP_DATA",
     ),
+    Benchmark(
+        "reducer-costs",
+        "every token reducer at ViT-B/16: multiply-adds, and speed beside the whole tower",
+        "together.reducer_costs",
+    ),
     Benchmark("models", "what works on each of open_clip's architectures", "together.architectures"),
     Benchmark(
         "photos",

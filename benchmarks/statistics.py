@@ -111,6 +111,12 @@ def ends(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, floa
     return float(low), float(high)
 
 
+def median_interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the median of some rounds."""
+    drawn = np.random.default_rng(0).choice(np.asarray(values), (resamples, len(values)))
+    return ends(np.median(drawn, axis=1))
+
+
 def _checked(values: Values) -> np.ndarray:
     array = np.asarray(values, dtype=np.float32)
     if array.ndim != 2 or 0 in array.shape:

@@ -19,6 +19,7 @@ from common.run_folder import check_path, option_value, take_options
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "evaluate": "common.evaluate.command",
+    "sweep": "common.evaluate.sweep.command",
     **{name: f"common.deploy.{name}" for name in ("classify", "calibrate", "convert", "export", "doctor")},
     **{name: f"common.deploy.{name}" for name in ("models", "datasets")},
 }
@@ -27,7 +28,8 @@ SIGTERM_EXIT_CODE, INTERRUPTED_EXIT_CODE = 128 + 15, 128 + 2
 
 USAGE = """\
 usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] [--KEY VALUE ...]
-       effclip evaluate --model FILE --data NAME [--tasks TASK,...]
+       effclip evaluate --model FILE --data NAME [--tasks TASK,...] [--reducer NAME --keep RATE]
+       effclip sweep --model FILE --data NAME [--reducers NAME,...] [--keep 0.9..0.3] [--budget GMACS]
        effclip classify PICTURES ... [--labels "cat,dog"] [--gmacs BUDGET | --threshold T] [--out FILE]
        effclip calibrate --data NAME (--gmacs BUDGET | --accuracy TARGET)
        effclip convert CKPT DIR

@@ -1,19 +1,20 @@
 """One list of token reducers: each says what it needs, where it stands, what it costs and where it comes from.
 
-A class joins the list by ``@reducer(...)``; its docstring is its description in docs/reducers.md. Packages that define
-reducers are imported by whoever wants the list (``patchrank.reducers``, ``mlip.merging``): this file knows none.
+A class joins the list by ``@reducer(...)``; its docstring is its description in docs/reducers.md. This file knows no
+reducer: the modules that define some are imported by whoever wants the list, all of them by ``installed_reducers``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from common.adapters.tower import AdaptedTower
-from common.reduction import Place, Reducer
+from common.reduction import Place, Reducer, check_places
 from common.tower import ImageTower
 
 NEEDS = {
@@ -94,6 +95,39 @@ class Entry:
 
 REDUCERS: dict[str, Entry] = {}
 """Every reducer that was imported, by its name."""
+GROUP = "effclip.reducers"
+"""The entry-point group of the modules that define reducers."""
+
+
+def installed_reducers() -> dict[str, Entry]:
+    """``REDUCERS``, after every module of the entry points ``GROUP`` was imported. ValueError: there is none."""
+    for point in entry_points(group=GROUP):
+        point.load()
+    if not REDUCERS:
+        raise ValueError(f"this installation names no reducers (entry points {GROUP}); `effclip doctor` says the mend")
+    return REDUCERS
+
+
+def schedule(
+    entry: Entry, tower: ImageTower | AdaptedTower, keep: float, layers: Sequence[int]
+) -> dict[Place, Reducer]:
+    """A reducer at several blocks: at each of ``layers``, the share ``keep`` of the patches that are still there stays.
+
+    A reducer that spreads over several blocks by itself takes the first block alone.
+    ValueError: layers that do not ascend, several for such a reducer, or a tower that lacks what it needs.
+    """
+    if not layers or list(layers) != sorted(set(layers)):
+        raise ValueError(f"places {list(layers)} must be numbers of blocks in ascending order")
+    check_places(layers, len(tower.transformer.resblocks))
+    setting = setting_for(tower, keep, layers[0])
+    places: dict[Place, Reducer] = {}
+    for layer in layers:
+        built = entry.reducers(setting._replace(layer=layer))
+        if len(built) > 1 and len(layers) > 1:
+            raise ValueError(f"{entry.name} spreads over several blocks from one on; give its first block as the place")
+        places |= built
+        setting = setting._replace(patches=next(iter(built.values())).left(setting.patches))
+    return places
 
 
 def at(layer: int, place: str) -> Place:

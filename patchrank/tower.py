@@ -91,6 +91,13 @@ class PatchRankTower(ReducedTower):
         """Whether there is a predictor, so that the tower can prune at any rate."""
         return self.predictor is not None
 
+    @property
+    def image_tower(self) -> ImageTower | AdaptedTower:
+        """The tower that it prunes, in which other reducers may stand instead. ValueError: it has prompts."""
+        if self.prompts is not None:
+            raise ValueError("this tower's prompts were tuned with its own pruning; no other reducer takes its place")
+        return self.tower
+
     def at(self, keep: float) -> PatchRankTower:
         """This tower at another keep rate, with shared weights. ValueError: see the class."""
         tower = PatchRankTower(self.tower, self.predictor, keep, self.prune_layer, self.prompts)

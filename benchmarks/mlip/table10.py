@@ -19,9 +19,9 @@ from benchmarks.mlip.models import needing, not_run
 from benchmarks.mlip.paper_scale import COLUMNS, how, result_of, stored
 from benchmarks.printed import paper_numbers
 from benchmarks.speed.training import train_step
-from benchmarks.timing import alternate, ratio
 from benchmarks.training.drift import built
 from common.data.embedded.module import EmbeddedDataModule
+from common.timing import alternate, ratio
 
 ROUNDS, GPUS = 7, 32
 REFERENCE = "clip"

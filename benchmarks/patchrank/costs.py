@@ -19,11 +19,11 @@ from benchmarks.cells import Comparison, Result, table
 from benchmarks.patchrank.methods import DENSE, OURS, REVISION, methods, remark
 from benchmarks.patchrank.tasks import PLAIN, PRUNE_LAYER
 from benchmarks.printed import paper_numbers
-from benchmarks.timing import alternate, ratio
 from common.clip import CLIP
 from common.conditions import conditions
 from common.flops import count_macs
 from common.reduction import ReducedTower
+from common.timing import alternate, ratio
 from common.tower import ImageTower
 from patchrank.golden import golden_macs, golden_ranking
 from patchrank.scores import grid_blocks, removal_costs

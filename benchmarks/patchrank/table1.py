@@ -31,9 +31,9 @@ from benchmarks.patchrank.rows import (
 from benchmarks.patchrank.runs import COMMAND, KINDS, results
 from benchmarks.patchrank.tasks import FASHION, KEEP, PLAIN, PRUNE_LAYER, STYLES, TASKS, Task
 from benchmarks.printed import paper_numbers
-from benchmarks.timing import seconds
 from common.clip import CLIP
 from common.conditions import conditions
+from common.timing import seconds
 from patchrank.predictor import RankPredictor
 from patchrank.prompts import Prompts
 from patchrank.tower import PatchRankTower

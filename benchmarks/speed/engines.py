@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.cells import table
-from benchmarks.timing import alternate, interval, rounds_ratio
+from benchmarks.statistics import median_interval
 from common.clip import CLIP
 from common.deploy.graphs import export_stages
 from common.flops import count_macs
 from common.inference import BF16_PRODUCTS, optimize_for_inference
 from common.stages import stages_of
+from common.timing import alternate, rounds_ratio
 from waveclip import WaveTower
 
 Engine = Callable[[Tensor], Tensor]
@@ -177,13 +178,13 @@ def parts(result: dict[str, Any]) -> list[str]:
 
 
 def _speed(row: dict[str, Any]) -> str:
-    low, high = interval(row["rounds"])
+    low, high = median_interval(row["rounds"])
     batch = row["batch"]
     return f"{batch / row['seconds']:.2f} [{batch / high:.2f}, {batch / low:.2f}]"
 
 
 def _ratio(ratios: Sequence[float]) -> str:
-    low, high = interval(ratios)
+    low, high = median_interval(ratios)
     return f"{median(ratios):.2f} [{low:.2f}, {high:.2f}]"
 
 

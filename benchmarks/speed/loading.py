@@ -27,13 +27,13 @@ from open_clip_train.data import (
 from PIL import Image
 
 from benchmarks.cells import table
-from benchmarks.timing import ratio
 from common.conditions import conditions
 from common.data.embedded.module import pack, scene
 from common.data.packing import write_manifest, write_tar
 from common.data.shards import ShardDataModule
 from common.paths import runs_directory, written_whole
 from common.preprocess import MEAN, STD
+from common.timing import ratio
 
 WORKERS = 2
 _PHOTO = (320, 256)  # width and height of a usual web image after img2dataset has resized it to 256 px

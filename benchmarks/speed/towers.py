@@ -13,11 +13,11 @@ import torch
 from benchmarks.cells import table
 from benchmarks.speed import engines
 from benchmarks.speed import training as mlip_speed
-from benchmarks.timing import alternate, ratio
 from common.clip import CLIP, load_architecture
 from common.conditions import conditions
 from common.flops import count_macs
 from common.inference import optimize_for_inference
+from common.timing import alternate, ratio
 from waveclip.wavelet import dwt2
 
 BATCH, SIZE = 8, 224

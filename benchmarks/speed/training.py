@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cells import table
-from benchmarks.timing import alternate, ratio
 from common.clip import CLIP, load_architecture
 from common.flops import count_macs
 from common.pretraining import CLIPPretraining, ContrastivePretraining
+from common.timing import alternate, ratio
 from mlip.alignment import assign_tokens
 from mlip.pretraining import MLIPPretraining
 from mlip.tower import PAPER_LAYERS

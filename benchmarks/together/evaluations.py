@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from benchmarks.cells import accuracy, table
-from common.evaluate.command import ENSEMBLE, EVALUATIONS
+from common.evaluate.command import EVALUATIONS
+from common.evaluate.prompts import ENSEMBLE
 
 TITLES = {
     "zeroshot": "Zero-shot accuracy, %",

@@ -22,17 +22,17 @@ from torch.nn import functional as F
 from benchmarks.cells import Result, accuracy, accuracy_of, points, table
 from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models
 from benchmarks.patchrank.methods import REVISION, remark
-from benchmarks.timing import seconds
 from benchmarks.together.compositions import DENSE, TRAINED, WAVE, Family, families
 from benchmarks.waveclip.observed import Observed
+from common.adaptive import path_costs, probabilities
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.contrastive import scaled_cosines
 from common.data.embedded.module import EmbeddedDataModule
-from common.deploy.early_exit import threshold_for
-from common.deploy.paths import path_costs, probabilities
+from common.early_exit import threshold_for
 from common.evaluate.accuracy import paired_difference
 from common.stages import stages_of
+from common.timing import seconds
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 from waveclip.reduced import ReducedWaveTower

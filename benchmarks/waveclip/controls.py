@@ -26,7 +26,7 @@ from benchmarks.waveclip.observed import observe
 from benchmarks.waveclip.saving import RESAMPLES, Exits, Saving, saving
 from common.clip import CLIP
 from common.contrastive import scaled_cosines
-from common.deploy.early_exit import threshold_for
+from common.early_exit import threshold_for
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, WaveTower
 

@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from common.deploy.paths import path_costs
+from common.adaptive import path_costs
 from common.flops import Macs, count_macs, expected_macs
 from common.tower import Block
 from waveclip.tower import WaveTower

@@ -2,7 +2,7 @@
 
 Shapes: M images, L levels.
 
-An image is refined when its confidence at a level is below the threshold; ``common.deploy.early_exit`` has the rule.
+An image is refined when its confidence at a level is below the threshold; ``common.early_exit`` has the rule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import binary_auroc
 from benchmarks.cells import points
 from benchmarks.waveclip.costs import Cost, expected
 from benchmarks.waveclip.observed import Observed
-from common.deploy.early_exit import threshold_for
+from common.early_exit import threshold_for
 from common.evaluate.accuracy import paired_difference
 
 CLEARLY_BETTER, NEAR = 0.05, 0.03

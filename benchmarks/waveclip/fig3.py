@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from benchmarks.cells import Comparison, Result, saved, table
 from benchmarks.embedded import models
 from benchmarks.printed import paper_numbers
-from benchmarks.timing import seconds
 from benchmarks.waveclip.costs import WavePath, cost
 from benchmarks.waveclip.rivals import BASELINES, TEACHER
 from common.conditions import conditions
+from common.timing import seconds
 from waveclip.tower import WaveTower
 
 

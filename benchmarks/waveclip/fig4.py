@@ -15,7 +15,7 @@ from benchmarks.cells import table
 from benchmarks.waveclip.exits import curve_by_share, separation
 from benchmarks.waveclip.observed import Observed, observed
 from common.conditions import conditions
-from common.deploy.early_exit import exit_at, threshold_for
+from common.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import paired_difference
 
 BINS = 25

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 from benchmarks.cells import Result, accuracy, accuracy_of, points, table
 from benchmarks.embedded import PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, models
-from benchmarks.timing import seconds
 from benchmarks.waveclip.costs import WavePath, cost, exit_costs
 from benchmarks.waveclip.exits import curve_by_threshold
 from benchmarks.waveclip.observed import Observed, costs, observe, observed
@@ -25,6 +24,7 @@ from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.data.embedded.module import EmbeddedDataModule
 from common.evaluate.accuracy import paired_difference
+from common.timing import seconds
 from common.tower import ImageTower
 from waveclip.tower import WaveTower
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.waveclip.rivals import BASELINES, SUFFIXES, TEACHER, WAVECLIP, Baseline, weights_file
 from common.clip import CLIP
 from common.data.classification import ClassificationSet, classification_set
-from common.deploy.early_exit import exit_at, threshold_for
+from common.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import wilson_interval, zero_shot
 from common.models import OpenClip
 from common.zeroshot import class_embeddings, imagenet_names, imagenet_templates, similarity

@@ -19,7 +19,7 @@ from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from common.clip import CLIP
 from common.conditions import digest
 from common.data.embedded.module import EmbeddedDataModule
-from common.deploy.early_exit import exit_at
+from common.early_exit import exit_at
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, MaxProbabilityGate, ProgressiveClassifier, WaveTower
 

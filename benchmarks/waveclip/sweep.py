@@ -19,7 +19,7 @@ from benchmarks.waveclip.costs import Cost, expected
 from benchmarks.waveclip.observed import Observed, predictions
 from common.clip import CLIP
 from common.data.embedded.module import EmbeddedDataModule, class_names
-from common.deploy.early_exit import NEVER
+from common.early_exit import NEVER
 from common.preprocess import MEAN, STD
 from waveclip import MarginGate, WaveTower
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from benchmarks.cells import accuracy, accuracy_of, points, saved, table
 from benchmarks.embedded import PART, RULE, STUDENT, TEACHER, batches, models
-from benchmarks.timing import seconds
 from benchmarks.waveclip.costs import Cost, expected
 from benchmarks.waveclip.exits import headline, headline_lines
 from benchmarks.waveclip.observed import Observed, costs, counts, observed
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.data.embedded.module import EmbeddedDataModule, class_names
-from common.deploy.early_exit import threshold_for
+from common.early_exit import threshold_for
 from common.evaluate.accuracy import paired_difference
+from common.timing import seconds
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common.deploy.early_exit import ThresholdSweep
+from common.early_exit import ThresholdSweep
 from common.evaluate.accuracy import wilson_interval
 from common.paths import written_whole
 

@@ -63,7 +63,7 @@ def findings() -> Iterator[Finding]:
     yield from versions()
     yield command_owner(Path(sys.executable).parent / "lightning")
     yield from (Finding(*answer) for answer in surroundings())
-    for group in ("effclip.models", "effclip.trainings", "effclip.packaged"):
+    for group in ("effclip.models", "effclip.trainings", "effclip.reducers", "effclip.packaged"):
         names = sorted({point.name for point in importlib.metadata.entry_points(group=group)})
         yield Finding(group, ", ".join(names) or "none", None if names else repair())
     for package in ("torch", "lightning"):

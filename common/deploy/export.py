@@ -283,7 +283,7 @@ def _write_texts(deployed: Deployed, folder: Path, wanted: bool, difference: flo
 
 def _costs(stages: Sequence[Stage], image_size: int) -> list[float] | None:
     """GMACs of one picture that exits after each stage; None where an operation has no known cost."""
-    from common.deploy.paths import path_costs
+    from common.adaptive import path_costs
 
     try:
         return [macs.gmacs for macs in path_costs(stages, image_size)]

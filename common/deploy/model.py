@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common.adaptive import OnePath, paths_of
 from common.arguments import checked_labels
 from common.data.files import Picture, find_pictures, read_ahead
 from common.data.transforms import eval_transform, to_batch
 from common.deploy.calibration import Calibration, calibration_file
-from common.deploy.early_exit import NEVER
-from common.deploy.paths import OnePath, paths_of
 from common.directory import CALIBRATION, read
+from common.early_exit import NEVER
 from common.inference import DTYPES, optimize_for_inference
 from common.models import OPEN_CLIP, Model, load_model
 from common.packaged import default_model, packaged_model

@@ -13,11 +13,12 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import add_model, model_arguments, read_templates
+from common.arguments import add_model, model_arguments
+from common.evaluate.points import add_point, completed, mean_macs, model_at, read_point
+from common.evaluate.prompts import OWN, TEMPLATE_HELP, chosen_templates, prompts_hash, value_hash
 from common.paths import runs_directory, written_whole
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from common.zeroshot import Template
 
 EVALUATIONS = ("zeroshot", "retrieval", "linear-probe")
-ENSEMBLE, SINGLE, OWN = "ensemble", "single", "own"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,12 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--class-names", help="text file with one name a line, for a folder or table of your own")
     add("--tasks", default=EVALUATIONS[0], help=f"one or more of {','.join(EVALUATIONS)} (default %(default)s)")
     add("--split", help="default: the split that the papers report each task on")
-    add(
-        "--template",
-        help=f"{ENSEMBLE} (all of the data set's), {SINGLE} (its first), a text with {{}} for the class name, or a "
-        f".txt file of such lines; default: {ENSEMBLE}; for a folder or table of your own, which has none, the "
-        "model's, and for a model of tuned prompts the templates that they were tuned for",
-    )
+    add("--template", help=TEMPLATE_HELP)
     add("--shots", default="full", help="linear probe: samples of each class, or full, such as 1,4,16,full")
     add(
         "--features",
@@ -67,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
     add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
     add("--out", type=Path, help="folder of the result files (default evaluations in $EFFCLIP_RUNS)")
+    add_point(command)
     return command
 
 
@@ -75,8 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     args.tasks, args.shots = _tasks(args.tasks), _shots(args.shots)
     named = model_arguments(args)
+    args.point = read_point(args)
     if args.seeds < 1:
         raise ValueError(f"--seeds {args.seeds} must be at least 1")
+    if args.threshold is not None and args.tasks != ["zeroshot"]:
+        raise ValueError(f"--threshold {args.threshold:g} stops by the classes of zeroshot; take --tasks zeroshot")
     import torch
 
     from common.data.lookup import Place, source
@@ -84,10 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from common.models import load_model
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit)
+    settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit, args.threshold)
     args.place = Place(args.root, args.captions, args.class_names)
     sources = {task: source(args.data, task, args.split, args.place) for task in args.tasks}
     model = load_model(**named)
+    if args.point is not None:
+        args.point = completed(model, args.point, args.gmacs)
+        model = model_at(model, args.point)
     # Plan all tasks before the first one runs: a mistake in the last one then costs nothing.
     plans = [_plan(task, data, model, args, settings) for task, data in sources.items()]
     for plan in plans:
@@ -120,7 +122,7 @@ class Plan:
     @property
     def file(self) -> str:
         """The result file's name: equal exactly when a run would repeat an earlier one."""
-        key = _hash([self.named, self.depends])[:8]
+        key = value_hash([self.named, self.depends])[:8]
         words = "-".join(self.named[part] for part in ("model", "data", "split", "task"))
         return f"{words}-{key}.json".replace(" ", "-").replace("/", "-")
 
@@ -130,7 +132,7 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
     from common.data.lookup import source, splits_of
 
     templates: tuple[Template, ...] = ()
-    depends = {
+    depends = ({} if args.point is None else {"point": asdict(args.point)}) | {
         "weights": model.weights,
         "data_version": data.version,
         "orientation": ORIENTATION,
@@ -146,14 +148,16 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
     else:
         model.text_encoder()  # ValueError for a model without a text tower
     if task == "retrieval":
-        depends["captions_hash"] = _hash(data.captions)
+        depends["captions_hash"] = value_hash(data.captions)
     else:
-        depends |= {"class_names_hash": _hash(data.class_names), "classes": len(data.class_names)}
+        depends |= {"class_names_hash": value_hash(data.class_names), "classes": len(data.class_names)}
     if task == "zeroshot":
-        choice, templates = _templates(args.template, data, model)
-        # The prompts that a function makes identify it.
-        texts = [t if isinstance(t, str) else [t(name) for name in data.class_names] for t in templates]
-        depends |= {"template": choice, "templates": len(templates), "templates_hash": _hash(texts)}
+        choice, templates = chosen_templates(args.template, data, model)
+        depends |= {
+            "template": choice,
+            "templates": len(templates),
+            "templates_hash": prompts_hash(templates, data.class_names),
+        }
     metric = "R@1" if task == "retrieval" else data.metric
     named = {"task": task, "model": model.name, "type": model.type, "data": args.data, "split": data.split}
     return Plan(task, data, templates, named | {"metric": metric}, depends)
@@ -164,6 +168,7 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
     from common.conditions import conditions
 
     what = f"{plan.task} on {args.data} {plan.data.split}"
+    what += "" if args.point is None else f" at {args.point.name}"
     what += ", the model's own templates" if plan.depends.get("template") == OWN else ""
     file = (args.out or runs_directory() / "evaluations") / plan.file
     if file.is_file():
@@ -179,13 +184,16 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
         device_hours=_device_hours(model),
     )
     metrics = _run(plan, model, args, settings)
+    if args.point is not None:
+        metrics |= _costs(model, metrics.get("exits", ()))
     account = plan.data.account
     account.delivered = account.delivered or metrics["samples"]
     after = {"samples": metrics["samples"], "account": account.to_dict()}
     result = plan.named | {"metrics": metrics, "conditions": at_start | after}
     with written_whole(file) as temporary:
         temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}\n  {account}\n  {file}")
+    cost = f"; {metrics['gmacs']:.4g} GMACs a picture" if "gmacs" in metrics else ""
+    print(f"{what}, {metrics['samples']:,} pictures: {summary(result)}{cost}\n  {account}\n  {file}")
 
 
 def _device_hours(model: Model) -> float | None:
@@ -193,6 +201,15 @@ def _device_hours(model: Model) -> float | None:
     from common.directory import read
 
     return None if model.folder is None else read(model.folder).run.get("device_hours")
+
+
+def _costs(model: Model, exits: Sequence[float]) -> dict[str, float]:
+    """GMACs of a picture in both conventions; nothing where an operation's cost is not known."""
+    try:
+        macs = mean_macs(model.images, model.image_size, exits)
+    except ValueError:
+        return {}
+    return {"gmacs": macs.gmacs, "gmacs_paper": macs.gmacs_paper}
 
 
 def _run(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
@@ -206,25 +223,6 @@ def _run(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings)
     parts = splits_of(args.data, "training")
     training = {part: source(args.data, "training", part, args.place) for part in parts}
     return tasks.linear_probe(model, plan.data, training, args.shots, args.seeds, settings, args.features)
-
-
-def _templates(choice: str | None, data: Labelled, model: Model) -> tuple[str, tuple[Template, ...]]:
-    """The name of the ``--template`` in force, and its templates for this model on this data set.
-
-    A user's own pictures come without templates: theirs are the model's, or CLIP's single prompt.
-    ValueError: no such file, or a text without {}.
-    """
-    from common.zeroshot import PHOTO
-
-    own = model.templates or (() if data.templates else model.own_templates)
-    if choice is None and own:
-        return OWN, own
-    written = tuple(data.templates) or PHOTO
-    if choice in (None, ENSEMBLE):
-        return ENSEMBLE, written
-    if choice == SINGLE:
-        return SINGLE, written[:1]
-    return choice, read_templates(choice, f", {ENSEMBLE} or {SINGLE}")
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -242,10 +240,6 @@ def summary(result: dict[str, Any]) -> str:
         f"mean per class {100 * row['mean_per_class']:.1f}"
         for shots, row in results.items()
     )
-
-
-def _hash(value: Any) -> str:
-    return sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def _tasks(text: str) -> list[str]:

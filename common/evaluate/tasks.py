@@ -6,7 +6,7 @@ Shapes: B images of a batch, M images in all, T texts, C classes, E joint dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, stdev
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.adaptive import Run, paths_of
 from common.data.lookup import Captioned, Labelled
 from common.data.sources import few_shot
 from common.evaluate.accuracy import Accuracy, accuracy, wilson_interval
@@ -34,10 +35,11 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Settings:
-    """How to evaluate. Only ``dtype`` and ``limit`` may change the results.
+    """How to evaluate. Only ``dtype``, ``limit`` and ``threshold`` may change the results.
 
     dtype: the image tower's; below float32 the tower runs under autocast, and everything else stays in float32.
     limit: evaluate only the first ``limit`` images of each split; None: all.
+    threshold: of early exit, for zero-shot classification by a model with levels; None: all levels.
     """
 
     batch_size: int = 256
@@ -45,6 +47,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "float32"
     limit: int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -56,10 +59,55 @@ class Settings:
 
 
 def zero_shot(model: Model, source: Labelled, templates: Sequence[Template], settings: Settings) -> dict[str, Any]:
-    """Zero-shot top-1, top-5 and mean-per-class accuracy (fractions), with class names filled into ``templates``."""
-    scores = scorer(model, source.class_names, templates, settings)
-    batches = _batches(model, source, settings)
-    return _accuracies(accuracy(scores, batches, len(source.class_names), settings.device, progress=True))
+    """Zero-shot top-1, top-5 and mean-per-class accuracy (fractions), with class names filled into ``templates``.
+
+    Behind a threshold, "exits" are the shares of the images that stop at each level.
+    """
+    run = runner(model, source.class_names, templates, settings)
+    classes = len(source.class_names)
+    result, exits = observed(run, bar(pictures_of(model, source, settings), "evaluating"), classes, settings.device)
+    return _accuracies(result) | ({} if settings.threshold is None else {"exits": exits})
+
+
+def observed(
+    run: Run, loader: Iterable[Mapping[str, Any]], num_classes: int, device: str
+) -> tuple[Accuracy, list[float]]:
+    """The accuracy of a ``runner`` on batches, and the share of the images that took each path."""
+    taken: list[Tensor] = []
+
+    def scores(images: Tensor) -> Tensor:
+        result, path = run(images)
+        taken.append(path.cpu())
+        return result
+
+    result = accuracy(scores, loader, num_classes, device)
+    return result, (torch.cat(taken).bincount() / len(result.correct)).tolist()
+
+
+def runner(model: Model, class_names: Sequence[str], templates: Sequence[Template], settings: Settings) -> Run:
+    """The function images [B,3,S,S] -> scores of every class [B,C], and the path that gave them, long [B].
+
+    There is one path, or one for each level where the settings have a threshold.
+    ValueError: a threshold for a model without levels.
+    """
+    if settings.threshold is None:
+        scores = scorer(model, class_names, templates, settings)
+        return lambda images: (scores(images), torch.zeros(len(images), dtype=torch.long))
+    paths = paths_of(model.images.to(settings.device))
+    if paths.setting_name != "threshold":
+        raise ValueError(f"threshold {settings.threshold:g}: {model.name} has no levels to stop at; leave it out")
+    if model.type != OPEN_CLIP:
+        optimize_for_inference(model.images)
+    texts = model.text_encoder().to(settings.device)
+    classes = cached_class_embeddings(texts, model.weights["text"], class_names, templates)
+    run = paths.runner(settings.threshold, classes, texts.logit_scale.detach().exp())
+
+    @torch.no_grad()
+    def run_levels(images: Tensor) -> tuple[Tensor, Tensor]:
+        with _precision(settings):
+            return run(images.to(settings.device))
+
+    return run_levels
 
 
 def scorer(
@@ -85,7 +133,7 @@ def retrieval(model: Model, source: Captioned, settings: Settings) -> dict[str, 
     ValueError: the loader's number of images differs from the source's number of caption lists.
     """
     encode = _encoder(model, settings)
-    batches = _batches(model, source, settings)
+    batches = pictures_of(model, source, settings)
     images = torch.cat([encode(batch["image"]) for batch in bar(batches, f"embedding {source.split}")])
     captions = source.captions[: settings.limit]
     if len(captions) != len(images):
@@ -157,7 +205,8 @@ def first(batches: Iterable[Mapping[str, Any]], limit: int | None) -> Iterator[d
             return
 
 
-def _batches(model: Model, source: Labelled | Captioned, settings: Settings) -> Iterable[Mapping[str, Any]]:
+def pictures_of(model: Model, source: Labelled | Captioned, settings: Settings) -> Iterable[Mapping[str, Any]]:
+    """The images of a split, prepared for a model, up to the settings' limit."""
     loader = source.loader(model.preprocess, settings.batch_size, settings.workers)
     return loader if settings.limit is None else first(loader, settings.limit)
 
@@ -177,12 +226,18 @@ def _encoder(model: Model, settings: Settings, features: Features = "embedding")
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
-        lower = settings.dtype != "float32"
-        with torch.autocast(device.type, getattr(torch, settings.dtype)) if lower else nullcontext():
+        with _precision(settings):
             z = compute(images.to(device))
         return F.normalize(z.float(), dim=-1)
 
     return encode
+
+
+def _precision(settings: Settings) -> AbstractContextManager:
+    """The context in which an image tower computes in the settings' dtype."""
+    if settings.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(settings.device).type, getattr(torch, settings.dtype))
 
 
 def _features(
@@ -191,7 +246,7 @@ def _features(
     """Unit features [M,E] and labels long [M] of a labelled source."""
     parts = [
         (encode(batch["image"]), batch["label"].to(settings.device))
-        for batch in bar(_batches(model, source, settings), f"embedding {source.split}")
+        for batch in bar(pictures_of(model, source, settings), f"embedding {source.split}")
     ]
     features, labels = map(torch.cat, zip(*parts, strict=True))
     return features, labels

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.waveclip.costs import WavePath
+from common.adaptive import path_costs
 from common.clip import CLIP
-from common.deploy.paths import path_costs
 from common.flops import count_macs
 from common.stages import run_chain
 from waveclip import WaveTower

@@ -18,7 +18,7 @@ from benchmarks.report.page.build import stored
 from benchmarks.report.page.markup import conditions, markdown
 from benchmarks.report.page.slider import Axis
 from benchmarks.waveclip.sweep import BINS, margins, sweep
-from common.deploy.early_exit import NEVER
+from common.early_exit import NEVER
 from tests.benchmarks.samples import COSTS, PICTURES, answers, write_results
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}

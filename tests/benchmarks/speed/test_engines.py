@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.speed import engines
 from benchmarks.speed.towers import SMALLEST
-from benchmarks.timing import interval
+from benchmarks.statistics import median_interval
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,6 @@ def test_the_table_names_what_is_missing(result):
 
 
 def test_the_interval_of_a_median_is_that_of_its_resamples():
-    assert interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
-    low, high = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert median_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    low, high = median_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert 1 <= low < 3 < high <= 5

@@ -22,7 +22,7 @@ from benchmarks.waveclip.controls import (
 from benchmarks.waveclip.costs import Cost
 from benchmarks.waveclip.saving import Exits
 from common.clip import CLIP
-from common.deploy.early_exit import threshold_for
+from common.early_exit import threshold_for
 from common.flops import Macs
 from common.testing import TINY_CAPTIONS
 from waveclip import WaveTower

@@ -6,7 +6,7 @@ import torch
 from benchmarks.waveclip.costs import Cost
 from benchmarks.waveclip.exits import curve_by_share, curve_by_threshold, headline, headline_lines, separation
 from benchmarks.waveclip.observed import Observed
-from common.deploy.early_exit import threshold_for
+from common.early_exit import threshold_for
 from common.flops import Macs
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from benchmarks.printed import paper_numbers
-from benchmarks.timing import seconds
 from benchmarks.waveclip import fig1, fig3, fig4, table1
 from benchmarks.waveclip.costs import WavePath, cost
 from benchmarks.waveclip.observed import Observed
 from common.clip import CLIP
+from common.timing import seconds
 from waveclip import WaveTower
 
 

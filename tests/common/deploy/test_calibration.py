@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.deploy.calibration import Calibration, Outcomes, Point, Wish, choose, least_correct, thinned
-from common.deploy.early_exit import NEVER
+from common.early_exit import NEVER
 from common.evaluate.accuracy import wilson_interval
 
 

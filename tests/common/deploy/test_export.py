@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.adaptive import paths_of
 from common.cli import main
 from common.clip import CLIP
 from common.deploy import graphs
 from common.deploy.export import TOLERANCE, write_graphs
 from common.deploy.model import Deployed, load
-from common.deploy.paths import paths_of
 from common.models import Model
 from common.preprocess import Preprocess
 from common.stages import run_chain

@@ -7,11 +7,16 @@ import sys
 import pytest
 import torch
 
+from common.adaptive import paths_of
 from common.cli import main
 from common.clip import CLIP
 from common.data.embedded import module as embedded
 from common.data.embedded.scenes import vocabulary
 from common.evaluate import tasks
+from common.flops import count_macs
+from common.models import load_model
+from common.reduction import ReducedTower
+from patchrank.reducers import DivPrune
 from tests.readme import ROOT
 
 TEACHER = ROOT / "benchmarks" / "weights" / "embedded_clip.safetensors"
@@ -98,9 +103,63 @@ def test_other_settings_make_another_file(model, tmp_path):
     assert len(results(out)) == 8, "other weights under the same name are another run"
 
 
+@torch.no_grad()
+def test_one_reducer_in_all_three_tasks(model, tmp_path, capsys):
+    """Retrieval and probe read the reduced tower too: its cost is that of the tower, built by hand."""
+    out = tmp_path / "out"
+    line = ["--tasks", ALL, "--shots", "full", "--out", str(out)]
+    assert evaluate(model, *line, "--reducer", "divprune", "--keep", "0.4") == 0
+    reduced = ReducedTower(CLIP.load(model).image_tower, {0: DivPrune(0.4)})
+    macs = count_macs(reduced, torch.zeros(1, 3, 24, 24))
+    written = list(results(out).values())
+    assert {result["task"] for result in written} == set(ALL.split(","))
+    for result in written:
+        assert result["model"] == "random divprune keep 0.4 place 0"
+        assert (result["metrics"]["gmacs"], result["metrics"]["gmacs_paper"]) == (macs.gmacs, macs.gmacs_paper)
+        assert result["conditions"]["point"] == {"reducer": "divprune", "keep": 0.4, "places": [0], "threshold": None}
+    assert f"{macs.gmacs:.4g} GMACs a picture" in capsys.readouterr().out
+    assert evaluate(model, "--out", str(out)) == 0
+    assert len(results(out)) == 4, "the whole model is another result"
+
+
+def test_a_budget_takes_the_greatest_keep_rate_within_it(model, tmp_path):
+    tower, image = CLIP.load(model).image_tower, torch.zeros(1, 3, 24, 24)
+    budget = 0.8 * count_macs(tower, image).gmacs
+    assert evaluate(model, "--reducer", "divprune", "--gmacs", f"{budget}", "--out", str(tmp_path)) == 0
+    (result,) = results(tmp_path).values()
+    keep = result["conditions"]["point"]["keep"]
+    assert result["metrics"]["gmacs"] <= budget < count_macs(tower, image).gmacs
+    more = ReducedTower(tower, {0: DivPrune(keep + 0.01)})
+    assert count_macs(more, image).gmacs > budget
+
+
+def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
+    """The packaged WaveCLIP on a few pictures: the mean by the shares of its two levels."""
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    wave = str(TEACHER.with_name("embedded_waveclip.safetensors"))
+    line = ["--limit", "40", "--threshold", "0.2", "--workers", "0", "--out", str(tmp_path)]
+    assert evaluate(wave, *line) == 0
+    (result,) = results(tmp_path).values()
+    metrics = result["metrics"]
+    coarse, fine = paths_of(load_model(wave).images).costs(48)
+    first, second = metrics["exits"]
+    assert 0 < first < 1 and metrics["gmacs"] == pytest.approx(first * coarse + second * fine)
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
+        (["--reducer", "tome"], "--reducer tome needs --keep, the share of tokens that stay, or --gmacs"),
+        (["--reducer", "tom", "--keep", "0.5"], "no reducer 'tom'; there are atc"),
+        (["--reducer", "tome", "--keep", "0.5", "--gmacs", "1"], "are three ways to say one thing; give one of them"),
+        (["--keep", "0.5"], "random prunes no tokens by itself; name a reducer"),
+        (["--place", "1"], "--place 1 is the block of a reducer; name it with --reducer"),
+        (["--gmacs", "1"], "random has no keep rate that this could set; name a --reducer"),
+        (["--threshold", "0.5"], "random has no levels to stop at; leave it out"),
+        (["--threshold", "2"], "--threshold 2: confidence lies in [0, 1]"),
+        (["--threshold", "0.5", "--tasks", "retrieval"], "stops by the classes of zeroshot; take --tasks zeroshot"),
+        (["--reducer", "tome", "--gmacs", "0.00001"], "a picture costs"),
+        (["--reducer", "tome", "--keep", "0.5", "--place", "7"], "places are i, (i, 'middle') and (i, 'after')"),
         (
             ["--tasks", "zeroshot,segments"],
             "no task 'segments'; the tasks are zeroshot, retrieval, linear-probe",

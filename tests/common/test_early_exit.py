@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.deploy.early_exit import NEVER, ThresholdSweep, exit_at, threshold_for
+from common.early_exit import NEVER, ThresholdSweep, exit_at, threshold_for
 
 
 @pytest.mark.parametrize("share", [0.0, 0.148, 0.5, 0.743, 1.0])

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-
-from benchmarks.statistics import ends
 
 
 def seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -27,12 +24,6 @@ def ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
 def rounds_ratio(slow: dict[str, Any], fast: dict[str, Any]) -> list[float]:
     """The speed of ``fast`` over that of ``slow`` in each round, where both had the same machine load."""
     return [s / f for s, f in zip(slow["rounds"], fast["rounds"], strict=True)]
-
-
-def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the median of some rounds."""
-    drawn = np.random.default_rng(0).choice(np.asarray(values), (resamples, len(values)))
-    return ends(np.median(drawn, axis=1))
 
 
 def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, repeats: int = 1) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.contrastive import scaled_cosines
-from common.deploy.early_exit import NEVER
+from common.early_exit import NEVER
 from common.flops import Macs, count_macs
 from common.stages import Chain, Stage, stages_of
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.adaptive import RATES, KeepRates, Levels, OnePath, paths_of
 from common.clip import CLIP
-from common.deploy.paths import RATES, KeepRates, Levels, OnePath, paths_of
 from common.flops import count_macs
 from tests.common.towers import AttendedTower, pictures
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower

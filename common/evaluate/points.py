@@ -1,0 +1,207 @@
+"""One setting of a model: a token reducer in its tower, its own keep rate, or its threshold of early exit.
+
+The names of settings and the command line are read without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from common.adapters import AdaptedTower
+    from common.flops import Macs
+    from common.models import Model
+    from common.tower import ImageTower
+
+_HUNDREDTHS = 100
+"""Keep rates within a budget are found to 1 %."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting; without any field, the whole model.
+
+    reducer: its name on the list; None: the model's own setting.
+    keep: the share of the patch tokens that stay, at each of ``places``.
+    places: the blocks at which the reducer works, in ascending order.
+    threshold: the confidence at which an image stops, for a model with levels.
+    """
+
+    reducer: str | None = None
+    keep: float | None = None
+    places: tuple[int, ...] = ()
+    threshold: float | None = None
+
+    @property
+    def name(self) -> str:
+        """In words, such as "divprune, keep 0.6, place 3"."""
+        place = "+".join(map(str, self.places))
+        parts = {"keep": self.keep, "place": place or None, "threshold": self.threshold}
+        words = [f"{name} {value}" for name, value in parts.items() if value is not None]
+        return ", ".join(([self.reducer] if self.reducer else []) + words) or "whole model"
+
+
+def add_point(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of a single setting."""
+    add = command.add_argument
+    add("--reducer", help="a token reducer in the image tower, by its name in docs/reducers.md, with --keep or --gmacs")
+    add("--keep", type=float, help="share of the patch tokens that stay; without --reducer, of a model that prunes")
+    add("--place", help="the block of the reducer, or several such as 3,6,9; default: after a quarter of the blocks")
+    add("--threshold", type=float, help="confidence at which a picture stops, for a model with levels (zeroshot alone)")
+    add("--gmacs", type=float, help="the greatest keep rate within so many GMACs a picture, instead of --keep")
+
+
+def read_places(text: str | None) -> tuple[int, ...]:
+    """The blocks that "3,6,9" names; none for None. ValueError: no whole numbers."""
+    words = [] if text is None else text.split(",")
+    wrong = [word for word in words if not word.strip().isdigit()]
+    if wrong:
+        raise ValueError(f"--place {text}: {wrong[0]!r} is no number of a block; give one, or several such as 3,6,9")
+    return tuple(int(word) for word in words)
+
+
+def read_values(text: str, option: str) -> list[float]:
+    """Numbers such as "0.9..0.3" (steps of 0.1), "0.9..0.3:0.2" (of 0.2) and "0.7,0.5", in their order.
+
+    ValueError: something else.
+    """
+    values: list[float] = []
+    for part in text.split(","):
+        ends, _, step = part.partition(":")
+        first, dots, last = ends.partition("..")
+        try:
+            start, stop, width = Decimal(first), Decimal(last if dots else first), Decimal(step or "0.1")
+            if not (start.is_finite() and stop.is_finite() and width > 0) or (step and not dots):
+                raise InvalidOperation
+        except InvalidOperation as error:
+            raise ValueError(
+                f"{option} {text}: {part!r} is no number and no range; write 0.7, 0.7,0.5 or 0.9..0.3 (:0.2 for steps "
+                "of 0.2)"
+            ) from error
+        count = int(abs(stop - start) / width)
+        values += [float(start + (width if stop > start else -width) * n) for n in range(count + 1)]
+    return list(dict.fromkeys(values))
+
+
+def read_point(args: argparse.Namespace) -> Point | None:
+    """The setting that ``add_point``'s arguments name; None: none of them is given.
+
+    ValueError: arguments that do not go together. ``fitted`` turns --gmacs into a keep rate.
+    """
+    places = read_places(args.place)
+    if args.reducer is None and places:
+        raise ValueError(f"--place {args.place} is the block of a reducer; name it with --reducer")
+    if sum(value is not None for value in (args.keep, args.gmacs, args.threshold)) > 1:
+        raise ValueError("--keep, --gmacs and --threshold are three ways to say one thing; give one of them")
+    if args.reducer is not None and (args.keep is None) == (args.gmacs is None):
+        raise ValueError(f"--reducer {args.reducer} needs --keep, the share of tokens that stay, or --gmacs")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold {args.threshold:g}: confidence lies in [0, 1]; give a number from there")
+    point = Point(args.reducer, args.keep, places, args.threshold)
+    return None if point == Point() and args.gmacs is None else point
+
+
+def tower_of(model: Model) -> ImageTower | AdaptedTower:
+    """The tower of a model for reducers. ValueError: it has none, or scores by more than this tower's embedding."""
+    from common.adapters import adapt
+    from common.adaptive import LevelModel
+
+    if hasattr(model.images, "class_scorer"):
+        raise ValueError(f"{model.name} (type {model.type}) scores by every token, so none can be taken away")
+    if isinstance(model.images, LevelModel):
+        raise ValueError(f"{model.name} runs level by level, and a reducer shortens a whole tower; set its threshold")
+    return adapt(model.images)
+
+
+def default_places(model: Model) -> tuple[int, ...]:
+    """The block after a quarter of them: 3 of 12, 1 of 4. ValueError: see ``tower_of``."""
+    return (len(tower_of(model).transformer.resblocks) // 4,)
+
+
+def images_at(model: Model, point: Point) -> nn.Module:
+    """The image side of a model at a setting; a threshold leaves it as it is. It shares the model's weights.
+
+    ValueError: a setting that this model does not have, or a reducer that cannot work in its tower, and why.
+    """
+    from common.adaptive import paths_of
+    from common.reducer_registry import installed_reducers, named, schedule
+    from common.reduction import ReducedTower
+
+    if point.reducer is not None:
+        installed_reducers()
+        entry, tower = named(point.reducer), tower_of(model)
+        return ReducedTower(tower, schedule(entry, tower, point.keep, point.places or default_places(model))).eval()
+    setting = paths_of(model.images).setting_name
+    if point.threshold is not None and setting != "threshold":
+        raise ValueError(f"threshold {point.threshold:g}: {model.name} has no levels to stop at; leave it out")
+    if point.keep is not None and setting != "keep":
+        raise ValueError(f"keep {point.keep:g}: {model.name} prunes no tokens by itself; name a reducer")
+    if setting == "keep":
+        return model.images.at(1.0 if point.keep is None else point.keep)
+    return model.images
+
+
+def mean_macs(images: nn.Module, image_size: int, exits: Sequence[float] = ()) -> Macs:
+    """The mean cost of a picture of S pixels in ``images_at``.
+
+    exits: the share of the pictures that stop at each level, those of the last levels may be missing; none: no picture
+        stops before the last.
+    ValueError: an operation whose cost is not known.
+    """
+    from common.adaptive import path_costs
+    from common.flops import expected_macs
+    from common.stages import stages_of
+
+    costs = path_costs(stages_of(images), image_size)
+    return expected_macs(costs, [*exits, *[0.0] * (len(costs) - len(exits))]) if exits else costs[-1]
+
+
+def completed(model: Model, point: Point, gmacs: float | None = None) -> Point:
+    """A point with its places, and with the keep rate of a budget where there is one. ValueError: see ``fitted``."""
+    if point.reducer is not None and not point.places:
+        point = replace(point, places=default_places(model))
+    return point if gmacs is None else fitted(model, point, gmacs)
+
+
+def model_at(model: Model, point: Point) -> Model:
+    """The model at a point, under a name that says so; a threshold is left to ``Settings``.
+
+    ValueError: see ``images_at``.
+    """
+    return replace(model, name=f"{model.name} {point.name.replace(',', '')}", images=images_at(model, point))
+
+
+def fitted(model: Model, point: Point, gmacs: float) -> Point:
+    """The point at the greatest keep rate, to 1 %, at which a picture costs at most ``gmacs``.
+
+    ValueError: not even 1 % does, or the cost of the model follows another setting.
+    """
+    from common.adaptive import paths_of
+
+    if point.reducer is None and paths_of(model.images).setting_name != "keep":
+        mend = "name a --reducer"
+        if paths_of(model.images).setting_name == "threshold":
+            mend = f"find one by `effclip calibrate --gmacs {gmacs:g}` and give it as --threshold"
+        raise ValueError(f"--gmacs {gmacs:g}: {model.name} has no keep rate that this could set; {mend}")
+
+    def cost(hundredths: int) -> float:
+        images = images_at(model, replace(point, keep=hundredths / _HUNDREDTHS))
+        return mean_macs(images, model.image_size).gmacs
+
+    # The rate ``low`` fits; every rate above ``high`` does not. Near 1, ranking may cost more than it saves.
+    low, high = (_HUNDREDTHS,) * 2 if cost(_HUNDREDTHS) <= gmacs else (0, _HUNDREDTHS - 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if cost(middle) <= gmacs:
+            low = middle
+        else:
+            high = middle - 1
+    if not low:
+        raise ValueError(f"--gmacs {gmacs:g}: a picture costs {cost(1):.4g} GMACs at least; give that or more")
+    return replace(point, keep=low / _HUNDREDTHS)

@@ -1,0 +1,1 @@
+"""`effclip sweep`: accuracy, cost, speed and memory of one model over reducers, keep rates, places and thresholds."""

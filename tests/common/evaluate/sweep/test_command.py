@@ -1,0 +1,172 @@
+"""`effclip sweep` from the command line to its files: what it measures, resumes, refuses and chooses."""
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from common.data.lookup import source
+from common.evaluate.sweep import measure as measuring
+from common.flops import count_macs
+from common.models import load_model
+from common.reduction import ReducedTower
+from common.zeroshot import embed_prompts
+from patchrank.reducers import DivPrune, EViT
+from tests.common.towers import NAMES, tiny_directory
+
+KEEP = ["--keep", "0.75,0.5"]
+
+
+def result(folder):
+    return json.loads((folder / "sweep.json").read_text())
+
+
+@torch.no_grad()
+def answers(model, tower, data):
+    """Whether ``tower`` names each test picture rightly, computed from the library alone."""
+    clip = load_model(model).images
+    classes = embed_prompts(clip, [f"a {name}" for name in NAMES])
+    batches = source(data, "zeroshot", "test").loader(clip.preprocess, 64, 0)
+    return torch.cat([(tower(b["image"]) @ classes.T).argmax(-1) == b["label"] for b in batches])
+
+
+def test_rows_are_the_reducers_own_accuracy_and_cost(model, data, sweep, tmp_path):
+    assert sweep(model, "--reducers", "divprune,evit", *KEEP, "--place", "1") == 0
+    rows = {(row["reducer"], row["keep"]): row for row in result(tmp_path / "out")["rows"]}
+    assert list(rows) == [
+        ("whole model", None),
+        *[(name, keep) for name in ("divprune", "evit") for keep in (0.75, 0.5)],
+    ]
+    tower = load_model(model).images.image_tower
+    whole = answers(model, tower, data)
+    image = torch.zeros(1, 3, 32, 32)
+    for (name, keep), places in {
+        ("whole model", None): {},
+        ("divprune", 0.5): {1: DivPrune(0.5)},
+        ("evit", 0.75): {(1, "middle"): EViT(0.75)},
+    }.items():
+        reduced, row = ReducedTower(tower, places), rows[name, keep]
+        correct = answers(model, reduced, data)
+        macs = count_macs(reduced, image)
+        assert row["top1"] == correct.double().mean() and row["samples"] == 24
+        assert (row["gmacs"], row["gmacs_paper"]) == (macs.gmacs, macs.gmacs_paper)
+        if places:
+            assert row["difference"] == pytest.approx(float(correct.double().mean() - whole.double().mean()))
+            assert row["of_whole"] == macs.gmacs / count_macs(tower, image).gmacs
+
+
+def test_every_file_is_written_and_opens(model, sweep, tmp_path, capsys):
+    assert sweep(model, "--reducers", "tome,centre-crop,half-resolution", *KEEP, timed="1,8") == 0
+    out = tmp_path / "out"
+    assert "tome" in capsys.readouterr().out
+    with open(out / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["reducer"] for row in rows] == ["whole model", "tome", "tome", *["centre-crop"] * 2, "half-resolution"]
+    for row in rows[:-1]:
+        for column in ("images_per_second_batch_1", "images_per_second_batch_8", "faster_batch_8", "memory_mb"):
+            assert float(row[column]) > 0
+    assert rows[0]["faster_batch_8"] == "1.0"
+    assert rows[-1]["keep"] == "0.75 0.5" and rows[-1]["reason"].startswith("half-resolution keeps a quarter")
+    with Image.open(out / "sweep.png") as image:
+        image.load()
+    assert "<svg" in (out / "sweep.svg").read_text()
+    assert "- `half-resolution` (keep 0.75, 0.5; place 0): half-resolution keeps" in (out / "sweep.md").read_text()
+    page = (out / "sweep.html").read_text()
+    stored = json.loads(re.search(r'id="sweep-data">(.*?)</script>', page, re.S)[1])
+    assert stored["rows"] == result(out)["rows"] and "<!--" not in page
+
+
+def test_an_interrupted_sweep_goes_on_to_the_same_result(model, sweep, tmp_path, monkeypatch, capsys):
+    line = ["--reducers", "random-per-picture,divprune", *KEEP]
+    assert sweep(model, *line, out="at once") == 0
+    measured, observed = [], measuring.observed
+
+    def stop_at_the_third(*arguments):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(arguments)
+        return observed(*arguments)
+
+    monkeypatch.setattr(measuring, "observed", stop_at_the_third)
+    assert sweep(model, *line) == 130
+    journal = tmp_path / "out" / "points.jsonl"
+    assert len(journal.read_text().splitlines()) == 3, "the header and two points"
+    journal.write_text(journal.read_text() + '{"split": "test", "po')  # the machine went off while it wrote
+    monkeypatch.setattr(measuring, "observed", lambda *arguments: measured.append(arguments) or observed(*arguments))
+    assert sweep(model, *line) == 0
+    assert len(measured) == 5, "each point once, the whole model among them"
+    assert result(tmp_path / "out")["rows"] == result(tmp_path / "at once")["rows"]
+    monkeypatch.setattr(measuring, "observed", lambda *arguments: pytest.fail("measured again"))
+    assert sweep(model, *line) == 0
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_a_folder_takes_more_points_but_no_other_model_or_data(model, data, sweep, tmp_path, capsys):
+    assert sweep(model, "--reducers", "tome", "--keep", "0.5") == 0
+    assert sweep(model, "--reducers", "evit", "--keep", "0.5") == 0
+    assert [row["reducer"] for row in result(tmp_path / "out")["rows"]] == ["whole model", "tome", "evit"]
+    for others, message in (
+        (["--dtype", "bfloat16"], "holds another sweep: dtype was 'float32', is 'bfloat16'"),
+        (["--limit", "4"], "limit was None, is 4"),
+        (["--data", f"{data}/val"], f"data was '{data}', is '{data}/val'"),
+    ):
+        assert sweep(model, *others) == 1
+        assert message in capsys.readouterr().err
+    assert sweep(str(tiny_directory(tmp_path / "wave")), "--template", "{a} {}") == 1
+    assert "weights.image was" in capsys.readouterr().err
+    Image.new("RGB", (32, 32)).save(f"{data}/test/{NAMES[0]}/more.png")
+    assert sweep(model, "--reducers", "tome", "--keep", "0.5") == 1
+    assert "holds a sweep over other pictures or prompts of test" in capsys.readouterr().err
+
+
+def test_a_budget_is_spent_on_val_and_reported_on_test(model, data, sweep, tmp_path, capsys):
+    budget = count_macs(load_model(model).images.image_tower, torch.zeros(1, 3, 32, 32)).gmacs * 0.8
+    line = ["--reducers", "tome,divprune", "--keep", "0.9..0.3:0.2"]
+    assert sweep(model, *line, "--budget", f"{budget}") == 0
+    outcome = result(tmp_path / "out")
+    fitting = [row for row in outcome["rows"] if row["gmacs"] <= budget]
+    best = max(fitting, key=lambda row: (row["top1"], -row["gmacs"]))
+    assert outcome["choice"].startswith(
+        f"Within {budget:g} GMACs a picture, {best['reducer']}, keep {best['keep']}, place 0 is the most accurate of "
+        f"{len(fitting)} settings, 9 compared: {100 * best['top1']:.1f} ["
+    )
+    assert "On test, which had no part in the choice (24 pictures): " in outcome["choice"]
+    journal = [json.loads(line) for line in (tmp_path / "out" / "points.jsonl").read_text().splitlines()[1:]]
+    on_test = [record["point"] for record in journal if record["split"] == "test"]
+    assert [point["reducer"] for point in on_test] == [None, best["reducer"]], "nothing else was measured on test"
+    assert sweep(model, *line, "--budget", "0.0001") == 1
+    assert "the cheapest of 9 settings costs" in capsys.readouterr().err
+
+
+def test_levels_are_swept_by_their_threshold(sweep, tmp_path, capsys):
+    model = str(tiny_directory(tmp_path / "wave"))
+    assert sweep(model, "--threshold", "0,0.1,1", timed="8") == 0
+    rows = result(tmp_path / "out")["rows"]
+    assert [row["threshold"] for row in rows] == [None, 0.0, 0.1, 1.0] and rows[1]["reducer"] == "own"
+    costs = [row["gmacs"] for row in rows]
+    assert costs[1] < costs[2] < costs[3] == pytest.approx(costs[0]), "by the shares of pictures at each level"
+    assert rows[3]["top1"] == rows[0]["top1"]
+    assert sweep(model, "--reducers", "tome,own", "--keep", "0.5", "--threshold", "0.1", out="both") == 0
+    capsys.readouterr()
+    assert "runs level by level" in result(tmp_path / "both")["rows"][-1]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["--keep", "0.9-0.3"], "--keep 0.9-0.3: '0.9-0.3' is no number and no range; write 0.7, 0.7,0.5 or 0.9..0.3"),
+        (["--place", "third"], "--place third: 'third' is no number of a block"),
+        (["--reducers", "divprun"], "no reducer 'divprun'; there are atc, ats, centre-crop"),
+        (["--reducers", "own"], "--reducers own: model has neither levels nor a keep rate"),
+        (["--timed", "0"], "--timed 0: '0' is no number of pictures; give such as 1,8, or no"),
+        (["--budget", "-1"], "--budget -1 must be a number of GMACs above 0"),
+        (["--budget", "1", "--split", "test"], "--budget compares settings on 'test' and reports the best on 'test'"),
+    ],
+)
+def test_a_users_mistake_is_one_line(model, sweep, others, message, capsys):
+    assert sweep(model, *others) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("effclip sweep: error: ") and error.count("\n") == 1 and message in error
