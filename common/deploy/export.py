@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from common.stages import Stage
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2", "open-clip": ".safetensors"}
-DTYPES = ("fp32", "fp16", "bf16", "int8")
+DTYPES = ("fp32", "fp16", "bf16", "int8", "int8-static")
 TOLERANCE = 1e-4
 """The greatest allowed difference between the outputs of an exported graph and of the model."""
 PROGRAM, EXPORT_VERSION = "predict.py", 1
@@ -46,7 +46,13 @@ def parser() -> argparse.ArgumentParser:
     add("--no-text", action="store_true", help="of onnx: leave the text tower out, which other class names need")
     fewer = command.add_argument_group("fewer bits, of onnx: held to the answers of the model on labelled pictures")
     add = fewer.add_argument
-    add("--dtype", choices=DTYPES, default="fp32", help="int8: linear maps; fp16, bf16: weights (default %(default)s)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="fp32",
+        help="int8: linear maps, with activations' ranges found as they come; int8-static: found beforehand, on "
+        "pictures drawn from --data; fp16, bf16: weights (default %(default)s)",
+    )
     add("--data", help="the pictures: embedded, a set of the catalogue, a folder with one folder a class, or a table")
     add("--split", default="val", help="(default %(default)s)")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
@@ -186,11 +192,14 @@ def _bytes(folder: Path) -> int:
 
 def _reduce(deployed: Deployed, reduction: Reduction, files: Sequence[Path], report: dict[str, Any]) -> dict[str, Any]:
     """Write the graphs in fewer bits, and return the entries of export.json that change."""
-    from common.deploy.reduced import compare, recalibrated, reduce_graphs
+    from common.deploy.reduced import STATIC, compare, draw, recalibrated, reduce_graphs
 
     folder = files[0].parent
-    reduce_graphs(files, reduction.dtype)
-    result, outcomes = compare(deployed, folder, reduction)
+    drawn = draw(deployed, reduction) if reduction.dtype == STATIC else {}
+    reduce_graphs(files, reduction.dtype, list(drawn.values()))
+    result, outcomes = compare(deployed, folder, reduction, drawn.keys())
+    if drawn:
+        result["range_pictures"] = len(drawn)
     changed: dict[str, Any] = {
         "dtype": reduction.dtype,
         "compared": {**result, "split": reduction.data.split, "data_version": reduction.data.version},
@@ -314,7 +323,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         )
         sizes = " to ".join(f"{report['bytes'][name] / 1e6:.3g} MB" for name in ("fp32", dtype))
         text += [
-            f"{dtype}: of {found['pictures']:,} labels {100 * found['agreement']:.2f} % are those of the model",
+            f"{dtype}: of {found['pictures']:,} labels {100 * found['agreement']:.2f} % are those of the model"
+            + (f"; {found['range_pictures']:,} other pictures chose the ranges" if "range_pictures" in found else ""),
             f"accuracy {before:.2f} % to {after:.2f} %: {difference:+.2f} [{low:+.2f}, {high:+.2f}] points (95 %)",
             f"graphs and weights {sizes}",
         ]
