@@ -1,6 +1,7 @@
-"""The commands that deploy a model, and the same from Python, run on embedded test images, with their output.
+"""The commands that deploy a model, and the same from Python, run on embedded test images, with their output; then what
+a deployed model costs on every engine (``benchmarks.together.deploy_costs``).
 
-They run in this process, in a temporary folder that stands in for the checkout.
+The commands run in this process, in a temporary folder that stands in for the checkout.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.embedded import RULE, STUDENT, TEACHER
+from benchmarks.together import deploy_costs
 from common.cli import main as effclip
 from common.conditions import conditions, digest
 from common.data.embedded.folder import main as embedded_folder
@@ -62,7 +64,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
         steps = [{"lines": list(lines), "printed": [_printed(line, smoke) for line in lines]} for lines in STEPS]
         printed = _captured("the Python block", lambda: exec(PYTHON, {}))
         steps.append({"lines": PYTHON.splitlines(), "language": "python", "printed": [printed]})
-    return {"name": "deploy", "conditions": run_conditions, "steps": steps}
+    costs = deploy_costs.measure(smoke)
+    return {"name": "deploy", "conditions": run_conditions, "steps": steps, "costs": costs}
 
 
 def _printed(line: str, smoke: bool) -> dict[str, Any]:
@@ -118,7 +121,13 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"{run['names']:,} names: {run['rule']}. Pictures of {run['reported_on']}; thresholds are chosen on "
         f"{run['chosen_on']}. {run['device']}, {run['threads']} threads, torch {run['torch']}."
     )
+    parts += deploy_costs.parts(result["costs"]) if "costs" in result else []
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
+
+
+def missing(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The costs, where a result was made before they were measured."""
+    return [] if "costs" in result else [("what the models cost on every engine", "make reproduce-deploy")]
 
 
 def in_python(result: dict[str, Any]) -> str:
