@@ -151,7 +151,10 @@ def _torchao(modules: nn.ModuleList) -> nn.ModuleList:
     """Every ``nn.Linear`` with weights in int8 and activations quantised as they come, in place."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    quantize_(modules, Int8DynamicActivationInt8WeightConfig())
+    def plain(module: nn.Module, name: str) -> bool:  # levels share their maps, which are quantised once
+        return isinstance(module, nn.Linear) and type(module.weight) is nn.Parameter
+
+    quantize_(modules, Int8DynamicActivationInt8WeightConfig(), filter_fn=plain)
     return modules
 
 

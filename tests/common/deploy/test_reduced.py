@@ -1,6 +1,7 @@
 """Exports in fewer bits: nearly the same answers, held to the model's on labelled pictures."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from common.data.lookup import Labelled
 from common.deploy import graphs
+from common.deploy.calibration import Calibration, Point
 from common.deploy.export import lines, write_graphs
 from common.deploy.model import load
 from common.deploy.reduced import STATIC, Reduction, compare, draw, reduce_graphs
@@ -146,18 +148,24 @@ def test_answers_are_compared_on_labelled_pictures(model, folder):
         compare(model, folder, Reduction("int8", data, 1.1, Settings()))
 
 
-def test_an_export_in_static_int8_says_what_it_was_compared_on(model, tmp_path, monkeypatch):
+def test_an_export_in_static_int8_says_what_it_was_compared_on_and_chooses_its_threshold(tmp_path, monkeypatch):
     monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
-    reduction = Reduction(STATIC, labelled(pictures(20)), 0.5, Settings())
-    report = write_graphs(model, "onnx", tmp_path / "static", texts=False, reduction=reduction)
+    place, out = tiny_directory(tmp_path / "model"), tmp_path / "static"
+    costs, weights = (model := load(place, device="cpu")).costs, model.model.weights
+    budget = sum(costs) / 2
+    point, wish = Point(0.3, budget, 0.5, (budget, budget), (0.5, 0.5)), {"gmacs": budget, "accuracy": None}
+    Calibration("threshold", wish, point, [], 99, costs, weights, "of others", {}).write(place / "calibration.json")
+    model, reduction = load(place, device="cpu"), Reduction(STATIC, labelled(pictures(20)), 0.5, Settings())
+    report = write_graphs(model, "onnx", out, texts=False, reduction=reduction)
     assert report["compared"]["pictures"] == report["compared"]["range_pictures"] == 10
     assert report["bytes"][STATIC] < report["bytes"]["fp32"]
-    assert f"{STATIC}: of 10 labels" in "\n".join(lines(report))
-    assert "10 other pictures chose the ranges" in "\n".join(lines(report))
-    assert json.loads((tmp_path / "static" / "export.json").read_text())["dtype"] == STATIC
-    kept = [node.op_type for node in onnx.load(tmp_path / "static" / "level_0.onnx").graph.node]
+    printed = "\n".join(lines(report))
+    assert f"{STATIC}: of 10 labels" in printed and "10 other pictures chose the ranges" in printed
+    anew = json.loads((out / "export.json").read_text())["calibration"]
+    assert anew["wish"] == wish and anew["pictures"] == 10 and anew["point"]["gmacs"] == pytest.approx(budget)
+    assert report["gate"]["threshold"] == anew["point"]["setting"] != 0.3 and report["calibrated_on_these_classes"]
+    kept = [node.op_type for node in onnx.load(out / "level_0.onnx").graph.node]
     assert "LayerNormalization" in kept and "Softmax" in kept and "QuantizeLinear" in kept
-    reduction = Reduction(STATIC, labelled(pictures(20)), 1.1, Settings())
     with pytest.raises(ValueError, match=r"in int8-static .* fewer than 110 %"):
-        write_graphs(model, "onnx", tmp_path / "refused", texts=False, reduction=reduction)
+        write_graphs(model, "onnx", tmp_path / "refused", texts=False, reduction=replace(reduction, min_agreement=1.1))
     assert not (tmp_path / "refused").exists()
