@@ -114,15 +114,29 @@ def _like_the_checkout() -> Iterator[None]:
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
-    """The blocks with their output, long tables cut, as {"md": Markdown, "figures": {}}."""
+    """Commands, and costs where they were measured, as {"md": Markdown, "figures": {}}."""
+    parts = [commands(result), *([costs(result)] if "costs" in result else [])]
+    return {"md": "\n".join(parts), "figures": {}}
+
+
+def commands(result: dict[str, Any]) -> str:
+    """The blocks with their output, long tables cut, as Markdown."""
     parts = [_block(step) for step in result["steps"]]
     run = result["conditions"]
     parts.append(
         f"{run['names']:,} names: {run['rule']}. Pictures of {run['reported_on']}; thresholds are chosen on "
         f"{run['chosen_on']}. {run['device']}, {run['threads']} threads, torch {run['torch']}."
     )
-    parts += deploy_costs.parts(result["costs"]) if "costs" in result else []
-    return {"md": "\n\n".join(parts) + "\n", "figures": {}}
+    return "\n\n".join(parts) + "\n"
+
+
+def costs(result: dict[str, Any]) -> str:
+    """The tables of ``deploy_costs`` as Markdown, or a line that they were not measured."""
+    if "costs" not in result:
+        return "Not run: `python -m benchmarks deploy`.\n"
+    run = result["conditions"]
+    machine = f"{run['device']}, {run['threads']} threads, torch {run['torch']}."
+    return "\n\n".join([*deploy_costs.parts(result["costs"]), machine]) + "\n"
 
 
 def missing(result: dict[str, Any]) -> list[tuple[str, str]]:
