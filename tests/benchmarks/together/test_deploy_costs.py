@@ -105,7 +105,7 @@ def test_first_answers_are_measured_in_a_process_of_their_own(tmp_path):
         return Engine(lambda prepared: [], lambda prepared: 0, program)
 
     found = first_answers(engine(lambda prepared, picture: f"print({picture!r})\n"), None, tmp_path / "a.png")
-    assert found["seconds"] > 0 and found["peak_bytes"] > 2**20
+    assert found["seconds"] > 0 and 2**20 < found["peak_bytes"] < 2**26, "not that of this process, which has torch"
     assert first_answers(engine(None), None, tmp_path) is None
     with pytest.raises(ValueError, match="NameError: name 'gone' is not defined"):
         first_answers(engine(lambda *_: "gone\n"), None, tmp_path)
