@@ -34,6 +34,18 @@ _ROUNDS = 5
 _TOKENS, _INPUTS, _OUTPUTS = 197, 768, 3072  # the first linear map of ViT-B/16's MLP, for one image
 
 
+def chosen_device(device: str | None) -> str:
+    """A device by its name; None: a GPU where there is one. ValueError: nothing can be computed on it here."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.ones(1, device=device).item()  # "meta" holds no values
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without CUDA
+        raise ValueError(
+            f"device {device!r} computes nothing here ({str(error).splitlines()[0]}); give cpu, cuda or cuda:1"
+        ) from error
+    return device
+
+
 def optimize_for_inference(model: _Model) -> _Model:
     """Run the model's linear maps on packed weights if that is faster here; returns the same model.
 

@@ -124,7 +124,7 @@ def miniature(folder: Path) -> dict[str, Any]:
     hours = (time.monotonic() - start) / 3600
     save(from_checkpoint(last_checkpoint(folder / "fit"), RECIPE), folder / "miniature.safetensors")
     model, settings = load_model(str(folder / "miniature.safetensors")), Settings()
-    data = SmokeDataModule("mlip/smoke.json")
+    data = SmokeDataModule("common/smoke.json")
 
     def loader(*_: Any) -> Any:
         return data.dataloader("test", train=False)

@@ -23,6 +23,8 @@ from common.paths import runs_directory
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 OTHERS: dict[str, Callable[[], str]] = {
+    "deploy-commands": lambda: _stored("deploy", deploy.commands),
+    "deploy-costs": lambda: _stored("deploy", deploy.costs),
     "deploy-python": lambda: _stored("deploy", deploy.in_python),
     "headlines": headlines.table,
     "reducers": reducers.overview,

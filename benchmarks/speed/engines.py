@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from benchmarks.cells import table
 from benchmarks.statistics import median_interval
 from common.clip import CLIP
-from common.deploy.graphs import export_stages
+from common.deploy.graphs import Graph, export_stages
 from common.flops import count_macs
 from common.inference import BF16_PRODUCTS, optimize_for_inference
 from common.stages import stages_of
@@ -60,7 +60,7 @@ def _rows(architecture: dict[str, Any], dtype: torch.dtype, device: str, rounds:
     picture = torch.zeros(1, 3, size, size)
     gmacs = {DENSE: count_macs(ours.image_tower, picture).gmacs, COARSE: count_macs(_Coarse(wave), picture).gmacs}
     engines: dict[str, Engine] = _graph_engines(ours, size, dtype) if device == "cpu" else {}
-    if _installed("transformers"):
+    if installed("transformers"):
         engines["transformers"] = _transformers(architecture, device, dtype)
     theirs, ours, wave = (model.to(device, dtype) for model in (theirs, ours, wave))
     engines[REFERENCE] = lambda images: theirs.encode_image(images, normalize=True)
@@ -118,30 +118,46 @@ def _our_engines(ours: CLIP, wave: WaveTower) -> dict[str, Engine]:
 def _graph_engines(ours: CLIP, size: int, dtype: torch.dtype) -> dict[str, Engine]:
     """ONNX Runtime (fp32 alone) and OpenVINO, which read the same ONNX graph, with torch's number of threads."""
     engines: dict[str, Engine] = {}
-    if not _installed("onnxscript") or not _installed("onnxruntime"):
+    if not installed("onnxscript") or not installed("onnxruntime"):
         return engines
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image.onnx"
         (graph,) = export_stages(stages_of(ours), size, "onnx", [file])
         if dtype == torch.float32:
-            engines["ONNX Runtime"] = lambda images: graph(images)[0]
-        if _installed("openvino"):
-            engines["OpenVINO"] = _openvino(file, dtype)
+            engines["ONNX Runtime"] = _first_output(graph)
+        if installed("openvino"):
+            engines["OpenVINO"] = _first_output(openvino_graph(file, dtype))
     return engines
 
 
-def _installed(package: str) -> bool:
+def _first_output(graph: Graph) -> Engine:
+    return lambda images: graph(images)[0]
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported."""
     return find_spec(package) is not None
 
 
-def _openvino(file: Path, dtype: torch.dtype) -> Engine:
+def openvino_graph(file: Path, dtype: torch.dtype) -> Graph:
+    """An ONNX file as a function of tensors; OpenVINO runs it on the CPU with torch's number of threads."""
     import openvino
 
+    compiled = openvino.Core().compile_model(str(file), "CPU", openvino_settings(dtype))
+    request = compiled.create_infer_request()
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs = request.infer([tensor.float().contiguous().numpy() for tensor in tensors])
+        return tuple(torch.from_numpy(outputs[place]) for place in range(len(compiled.outputs)))
+
+    return run
+
+
+def openvino_settings(dtype: torch.dtype) -> dict[str, Any]:
+    """OpenVINO's settings for single batches in one dtype."""
     precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(str(file), "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
-    request = compiled.create_infer_request()
-    return lambda images: torch.from_numpy(request.infer({0: images.float().numpy()})[0])
+    return {**settings, "PERFORMANCE_HINT": "LATENCY"}
 
 
 def _transformers(architecture: dict[str, Any], device: str, dtype: torch.dtype) -> Engine:

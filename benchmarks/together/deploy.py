@@ -1,6 +1,7 @@
-"""The commands that deploy a model, and the same from Python, run on embedded test images, with their output.
+"""The commands that deploy a model, and the same from Python, run on embedded test images, with their output; then what
+a deployed model costs on every engine (``benchmarks.together.deploy_costs``).
 
-They run in this process, in a temporary folder that stands in for the checkout.
+The commands run in this process, in a temporary folder that stands in for the checkout.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.embedded import RULE, STUDENT, TEACHER
+from benchmarks.together import deploy_costs
 from common.cli import main as effclip
 from common.conditions import conditions, digest
 from common.data.embedded.folder import main as embedded_folder
@@ -62,7 +64,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
         steps = [{"lines": list(lines), "printed": [_printed(line, smoke) for line in lines]} for lines in STEPS]
         printed = _captured("the Python block", lambda: exec(PYTHON, {}))
         steps.append({"lines": PYTHON.splitlines(), "language": "python", "printed": [printed]})
-    return {"name": "deploy", "conditions": run_conditions, "steps": steps}
+    costs = deploy_costs.measure(smoke)
+    return {"name": "deploy", "conditions": run_conditions, "steps": steps, "costs": costs}
 
 
 def _printed(line: str, smoke: bool) -> dict[str, Any]:
@@ -111,14 +114,34 @@ def _like_the_checkout() -> Iterator[None]:
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
-    """The blocks with their output, long tables cut, as {"md": Markdown, "figures": {}}."""
+    """Commands, and costs where they were measured, as {"md": Markdown, "figures": {}}."""
+    parts = [commands(result), *([costs(result)] if "costs" in result else [])]
+    return {"md": "\n".join(parts), "figures": {}}
+
+
+def commands(result: dict[str, Any]) -> str:
+    """The blocks with their output, long tables cut, as Markdown."""
     parts = [_block(step) for step in result["steps"]]
     run = result["conditions"]
     parts.append(
         f"{run['names']:,} names: {run['rule']}. Pictures of {run['reported_on']}; thresholds are chosen on "
         f"{run['chosen_on']}. {run['device']}, {run['threads']} threads, torch {run['torch']}."
     )
-    return {"md": "\n\n".join(parts) + "\n", "figures": {}}
+    return "\n\n".join(parts) + "\n"
+
+
+def costs(result: dict[str, Any]) -> str:
+    """The tables of ``deploy_costs`` as Markdown, or a line that they were not measured."""
+    if "costs" not in result:
+        return "Not run: `python -m benchmarks deploy`.\n"
+    run = result["conditions"]
+    machine = f"{run['device']}, {run['threads']} threads, torch {run['torch']}."
+    return "\n\n".join([*deploy_costs.parts(result["costs"]), machine]) + "\n"
+
+
+def missing(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The costs, where a result was made before they were measured."""
+    return [] if "costs" in result else [("what the models cost on every engine", "make reproduce-deploy")]
 
 
 def in_python(result: dict[str, Any]) -> str:

@@ -6,10 +6,9 @@ Shapes: H height, W width.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.account import Account, Unusable
+from common.data.ahead import read_in_order
 from common.data.images import open_picture
 from common.data.prepared import SUFFIXES, is_system_file
 
@@ -103,7 +103,7 @@ def find_pictures(paths: Sequence[str | Path], account: Account | None = None) -
             raise ValueError(f"{path.absolute()} holds no picture ({', '.join(SUFFIXES)}){account.ignored_files()}")
 
 
-def decode(source: Path | Image.Image, name: str, transform: Transform) -> Picture:
+def decode(name: str, source: Path | Image.Image, transform: Transform) -> Picture:
     """One picture, opened by ``open_picture`` and transformed."""
     try:
         return Picture(name, transform(open_picture(source), Random(0)))
@@ -115,15 +115,4 @@ def read_ahead(
     sources: Iterable[Path | Image.Image], transform: Transform, workers: int, ahead: int
 ) -> Iterator[Picture]:
     """The pictures in order, decoded by ``workers`` threads; at most ``ahead`` of them wait in memory."""
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[Picture]] = deque()
-    try:
-        for number, source in enumerate(sources):
-            name = str(source) if isinstance(source, Path) else str(getattr(source, "filename", "") or number)
-            waiting.append(pool.submit(decode, source, name, transform))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return read_in_order(partial(decode, transform=transform), sources, workers, ahead)

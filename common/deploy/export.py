@@ -11,8 +11,8 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,13 @@ from common.deploy.standalone import standalone
 from common.paths import written_whole
 
 if TYPE_CHECKING:
+    from common.deploy.graphs import Graph
     from common.deploy.model import Deployed
     from common.deploy.reduced import Reduction
     from common.stages import Stage
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2", "open-clip": ".safetensors"}
-DTYPES = ("fp32", "fp16", "bf16", "int8")
+DTYPES = ("fp32", "fp16", "bf16", "int8", "int8-static")
 TOLERANCE = 1e-4
 """The greatest allowed difference between the outputs of an exported graph and of the model."""
 PROGRAM, EXPORT_VERSION = "predict.py", 1
@@ -44,15 +45,32 @@ def parser() -> argparse.ArgumentParser:
     add("--labels-file", help="classes whose embeddings go along, one a line; default: the model's own, if it has some")
     add("--template", help="a prompt with {} for the class name, or a .txt file of such; default: the model's own")
     add("--no-text", action="store_true", help="of onnx: leave the text tower out, which other class names need")
+    add(
+        "--keep",
+        type=keep_rates,
+        default=(),
+        help='of onnx: graphs at other keep rates too, as "0.3,0.5", on one weights file',
+    )
     fewer = command.add_argument_group("fewer bits, of onnx: held to the answers of the model on labelled pictures")
     add = fewer.add_argument
-    add("--dtype", choices=DTYPES, default="fp32", help="int8: linear maps; fp16, bf16: weights (default %(default)s)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default="fp32",
+        help="int8: linear maps, with activations' ranges found as they come; int8-static: found beforehand, on "
+        "pictures drawn from --data; fp16, bf16: weights (default %(default)s)",
+    )
     add("--data", help="the pictures: embedded, a set of the catalogue, a folder with one folder a class, or a table")
     add("--split", default="val", help="(default %(default)s)")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--limit", type=int, help="the first so many pictures")
     add("--min-agreement", type=float, default=0.95, help="least share of equal labels (default %(default)s)")
     return command
+
+
+def keep_rates(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    return tuple(float(word) for word in text.split(","))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--dtype {args.dtype} with --data {args.data}: graphs in fewer bits are of --format onnx, and need "
             "labelled pictures on which they are compared with the model; fp32 needs none"
         )
+    if args.keep and (args.format != "onnx" or args.dtype != "fp32"):
+        raise ValueError(
+            f"--keep with --format {args.format} and --dtype {args.dtype}: several keep rates in one folder are of "
+            "onnx in fp32; export a folder for each rate"
+        )
     if not 0 <= args.min_agreement <= 1:
         raise ValueError(f"--min-agreement {args.min_agreement:g} must be a share in [0, 1], such as 0.95")
     if args.format == "open-clip" and (names or templates):
@@ -90,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{folder}: open_clip.create_model('local-dir:{folder}')")
         return 0
     reduction = None if args.data is None else _reduction(args)
-    report = write_graphs(deployed, args.format, folder, names, templates, not args.no_text, reduction)
+    report = write_graphs(deployed, args.format, folder, names, templates, not args.no_text, reduction, args.keep)
     print("\n".join(lines(report)))
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
@@ -127,28 +150,31 @@ def write_graphs(
     templates: Sequence[str] | None = None,
     texts: bool = True,
     reduction: Reduction | None = None,
+    keep: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Write a folder whole: graphs, class embeddings and export.json, whose content is returned.
 
     For ONNX also predict.py and, with ``texts``, the text tower.
     form: "onnx" or "torch-export".  names, templates: of the classes; None: the model's defaults.
-    reduction: fewer bits than fp32, of ONNX.
-    ValueError: the format lacks an operation, a graph's output differs from the model's, or fewer bits change more
-        labels than the reduction allows.
+    reduction: fewer bits than fp32, of ONNX.  keep: rates of further graphs, of a model with a keep rate, in fp32.
+    ValueError: the format lacks an operation, a graph's output differs from the model's, fewer bits change more labels
+        than the reduction allows, or the model has no such keep rate.
     """
     from common.conditions import conditions
     from common.deploy.graphs import export_stages, onnx_graph, parity, rates
 
     names, templates = names or deployed.class_names, templates or deployed.templates
     size, setting = deployed.model.image_size, deployed.setting()
-    stages = deployed.paths.stages(setting)
+    stages, others = deployed.paths.stages(setting), _at_rates(deployed, keep)
     at_start = {name: value for name, value in conditions("paper").items() if name != "scale"}
     with written_whole(folder) as part:
         part.mkdir()
         answers = _classification(deployed, setting, names, templates, part)  # first: an unknown word is said at once
-        files = [part / f"{stage.name}{FORMATS[form]}" for stage in stages]
-        graphs = export_stages(stages, size, form, files)
-        extra = {"difference": parity(stages, graphs, size, _CHECKED), "left_out": _left_out(len(stages), bool(names))}
+        files = [part / f"{stage.name}{FORMATS[form]}" for stage in (*stages, *others.values())]
+        graphs = export_stages(stages, size, form, files, list(others.values()))
+        chains = _chains(stages, others, graphs)
+        difference = max(parity(*chain, size, _CHECKED) for chain in chains)
+        extra = {"difference": difference, "left_out": _left_out(len(stages), bool(names))}
         if form == "onnx":
             (part / PROGRAM).write_text(standalone("common.deploy.predict"), encoding="utf-8")
             extra |= _write_texts(deployed, part, texts, extra["difference"])
@@ -159,7 +185,8 @@ def write_graphs(
             )
         extra["bytes"] = {"fp32": _bytes(part)}
         report = {
-            **_model(deployed, form, stages, files),
+            **_model(deployed, form, stages, files[: len(stages)]),
+            "keep_rates": _keep_rates(deployed, stages, others, files),
             **answers,
             **extra,
             "conditions": at_start,
@@ -167,10 +194,45 @@ def write_graphs(
         _write_json(report, part)
         if reduction is not None:
             report |= _reduce(deployed, reduction, files, report)
-            graphs = [onnx_graph(file) for file in files]
-        report["images_per_second"] = rates(stages, graphs, size, _TIMED)
+            chains = _chains(stages, others, [onnx_graph(file) for file in files])
+        report["images_per_second"] = {
+            path: speed for chain in chains for path, speed in rates(*chain, size, _TIMED).items()
+        }
         _write_json(report, part)
     return report
+
+
+def _at_rates(deployed: Deployed, rates: Sequence[float]) -> dict[float, Stage]:
+    """The one stage of each keep rate other than the model's setting, named by its rate."""
+    if rates and deployed.setting_name != "keep":
+        raise ValueError(f"--keep: {deployed.model.name} has no keep rate to choose; leave it out")
+    for rate in rates:
+        if not 0 < rate <= 1:
+            raise ValueError(f"--keep {rate:g} must be a share of the tokens in (0, 1], such as 0.5")
+    others = sorted({*rates} - {deployed.setting()})
+    return {rate: replace(deployed.paths.stages(rate)[0], name=f"keep_{rate:g}") for rate in others}
+
+
+def _chains(
+    stages: Sequence[Stage], others: Mapping[float, Stage], graphs: Sequence[Graph]
+) -> list[tuple[Sequence[Stage], Sequence[Graph]]]:
+    """Stages with their graphs: the model's own, then each further keep rate's."""
+    beside = zip(others.values(), graphs[len(stages) :], strict=True)
+    return [(stages, graphs[: len(stages)]), *(([stage], [graph]) for stage, graph in beside)]
+
+
+def _keep_rates(
+    deployed: Deployed, stages: Sequence[Stage], others: Mapping[float, Stage], files: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """File and GMACs of every keep rate, ascending; empty where there is one graph alone."""
+    if not others:
+        return []
+    by_rate = {deployed.setting(): stages[0], **others}
+    entries = [
+        {"keep": rate, "file": file.name, "gmacs": _costs([stage], deployed.model.image_size)}
+        for (rate, stage), file in zip(by_rate.items(), files, strict=True)
+    ]
+    return sorted(entries, key=lambda entry: entry["keep"])
 
 
 def _write_json(report: dict[str, Any], folder: Path) -> None:
@@ -186,11 +248,14 @@ def _bytes(folder: Path) -> int:
 
 def _reduce(deployed: Deployed, reduction: Reduction, files: Sequence[Path], report: dict[str, Any]) -> dict[str, Any]:
     """Write the graphs in fewer bits, and return the entries of export.json that change."""
-    from common.deploy.reduced import compare, recalibrated, reduce_graphs
+    from common.deploy.reduced import STATIC, compare, draw, recalibrated, reduce_graphs
 
     folder = files[0].parent
-    reduce_graphs(files, reduction.dtype)
-    result, outcomes = compare(deployed, folder, reduction)
+    drawn = draw(deployed, reduction) if reduction.dtype == STATIC else {}
+    reduce_graphs(files, reduction.dtype, list(drawn.values()))
+    result, outcomes = compare(deployed, folder, reduction, drawn.keys())
+    if drawn:
+        result["range_pictures"] = len(drawn)
     changed: dict[str, Any] = {
         "dtype": reduction.dtype,
         "compared": {**result, "split": reduction.data.split, "data_version": reduction.data.version},
@@ -304,7 +369,7 @@ def _left_out(stages: int, classes: bool) -> list[str]:
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The result in words: the graphs, their accuracy and their speed."""
-    many = len(report["stages"])
+    many = max(len(report["stages"]), len(report["keep_rates"]))
     of = "the model, in fp32," if "compared" in report else "the model"
     text = [f"{many} graph(s), any batch; greatest difference from {of} {report['difference']:.1e}"]
     if "compared" in report:
@@ -314,7 +379,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         )
         sizes = " to ".join(f"{report['bytes'][name] / 1e6:.3g} MB" for name in ("fp32", dtype))
         text += [
-            f"{dtype}: of {found['pictures']:,} labels {100 * found['agreement']:.2f} % are those of the model",
+            f"{dtype}: of {found['pictures']:,} labels {100 * found['agreement']:.2f} % are those of the model"
+            + (f"; {found['range_pictures']:,} other pictures chose the ranges" if "range_pictures" in found else ""),
             f"accuracy {before:.2f} % to {after:.2f} %: {difference:+.2f} [{low:+.2f}, {high:+.2f}] points (95 %)",
             f"graphs and weights {sizes}",
         ]

@@ -37,16 +37,24 @@ WEIGHTS = "weights.bin"
 
 
 @torch.no_grad()
-def export_stages(stages: Sequence[Stage], image_size: int, form: str, files: Sequence[Path]) -> list[Graph]:
+def export_stages(
+    stages: Sequence[Stage],
+    image_size: int,
+    form: str,
+    files: Sequence[Path],
+    others: Sequence[Stage] = (),
+) -> list[Graph]:
     """Write each stage's graph, for any batch size, to its file and read it back.
 
     form: "onnx" or "torch-export". ONNX graphs share one file of weights in the folder of the first.
+    others: single stages beside the chain, which read the images too; their files and graphs follow those of the chain.
     ValueError: a package is missing, or a stage cannot be exported, with the reason.
     """
     if form == "onnx":
         need_onnx()
-    inputs = inputs_of(stages, torch.randn(_EXAMPLE, 3, image_size, image_size))
-    for stage, given, file in bar(list(zip(stages, inputs, files, strict=True)), "exporting"):
+    images = torch.randn(_EXAMPLE, 3, image_size, image_size)
+    inputs = [*inputs_of(stages, images), *[(images,)] * len(others)]
+    for stage, given, file in bar(list(zip([*stages, *others], inputs, files, strict=True)), "exporting"):
         try:
             _export(stage, given, form, file)
         except Exception as error:  # exporters raise their own types, RuntimeError, KeyError, ...

@@ -27,7 +27,7 @@ from common.data.transforms import eval_transform, to_batch
 from common.deploy.calibration import Calibration, calibration_file
 from common.directory import CALIBRATION, read
 from common.early_exit import NEVER
-from common.inference import DTYPES, optimize_for_inference
+from common.inference import DTYPES, chosen_device, optimize_for_inference
 from common.models import OPEN_CLIP, Model, load_model
 from common.packaged import default_model, packaged_model
 from common.zeroshot import PHOTO, class_embeddings, fill
@@ -330,11 +330,7 @@ def load(
     """
     if model is None and (weights, quick_gelu, text_model, preprocess) != (None, None, None, None):
         raise ValueError("--weights, --quick-gelu, --preprocess and --text-model belong to a --model; name one")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is none that torch knows; give cpu, cuda or cuda:1") from error
+    device = chosen_device(device)
     packaged = default_model() if model is None else packaged_model(model)
     loaded = load_model(str(model or packaged.weights), weights, quick_gelu, text_model, preprocess)
     names: Sequence[str] = ()

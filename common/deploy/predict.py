@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     cost = command.add_mutually_exclusive_group()
     cost.add_argument("--threshold", type=float, help="stop at the first level whose margin is at least this; 2: never")
     cost.add_argument("--gmacs", type=float, help="mean budget for a picture, by the calibration in the folder")
+    cost.add_argument("--keep", type=float, help="share of the tokens that stays, one of the folder's keep rates")
     add("--out", type=Path, help="a .csv or .jsonl file for the rows")
     add("--jsonl", action="store_true", help="rows on the screen as JSON lines")
     add("--embeddings", type=Path, help="a .npy file for the embeddings [pictures,E], in the order of the rows")
@@ -84,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
     _check(args.paths, args.allow_urls)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
-        model = EarlyExit(args.folder, args.provider, args.threads)
+        model = EarlyExit(args.folder, args.provider, args.threads, args.keep)
     if labels or templates:
         model.name_classes(labels or model.names, templates)
     if model.classes is None and args.embeddings is None:
@@ -141,7 +142,9 @@ def _setting(
 ) -> list[str]:
     """What runs, in words."""
     if model.levels == 1:
-        return [f"{model.about['model']}: every picture takes the whole way"]
+        keep = model.about["setting"].get("keep")
+        rate = "" if keep is None else f", at keep rate {keep:g}"
+        return [f"{model.about['model']}: every picture takes the whole way{rate}"]
     lines = [
         f"{model.about['model']}: threshold {threshold:g}"
         if threshold is not None

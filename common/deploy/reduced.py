@@ -6,16 +6,17 @@ Shapes: B images of a batch, M images in all, P levels.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from common.deploy.calibration import Calibration, Outcomes, Wish, choose, thinned
-from common.deploy.graphs import WEIGHTS, quiet
+from common.deploy.graphs import WEIGHTS, Graph, onnx_graph, quiet
 from common.deploy.runtime import EarlyExit, margins
 from common.deploy.shared_weights import share_weights
 from common.evaluate.accuracy import paired_difference
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from common.data.lookup import Labelled
     from common.deploy.model import Deployed
 
+STATIC = "int8-static"
+_RANGE_PICTURES, _RANGE_BATCH = 256, 16
+"""How many pictures choose the ranges of int8-static's activations, and how many of them run at a time."""
+
 
 @dataclass(frozen=True)
 class Reduction:
@@ -35,6 +40,7 @@ class Reduction:
 
     dtype: "int8": the products of linear maps, with a scale for each output of a weight and one for each tensor of
         activations, chosen as it comes; attention, norms and the patch embedding stay in fp32.
+        "int8-static": the same products, with activations' ranges fixed beforehand, on pictures drawn from ``data``.
         "fp16", "bf16": weights are stored in 16 bits, and everything is computed in fp32.
     data: of the classes of the export.  min_agreement: the least share of equal labels.
     """
@@ -45,35 +51,92 @@ class Reduction:
     settings: Settings
 
 
-def reduce_graphs(files: Sequence[Path], dtype: str) -> None:
-    """Rewrite ONNX graphs and their shared weights in fewer bits; dtype: see ``Reduction``."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def reduce_graphs(files: Sequence[Path], dtype: str, images: Sequence[Tensor] = ()) -> None:
+    """Rewrite ONNX graphs and their shared weights in fewer bits; dtype: see ``Reduction``.
 
+    images: float [3,S,S] each, which choose the ranges of int8-static; each graph sees what the ones before it make
+        of them in fp32.
+    """
     folder = files[0].parent
     with tempfile.TemporaryDirectory(dir=folder) as place:
         written = [Path(place) / file.name for file in files]
-        for file, target in zip(files, written, strict=True):
-            if dtype == "int8":
-                # Only products with weights. 7 bits of a weight, since sums of 8 overflow on processors without VNNI.
-                with quiet():
-                    quantize_dynamic(
-                        file,
-                        target,
-                        op_types_to_quantize=["MatMul", "Gemm"],
-                        per_channel=True,
-                        reduce_range=True,
-                        weight_type=QuantType.QInt8,
-                        use_external_data_format=True,
-                        extra_options={"MatMulConstBOnly": True},
-                    )
-            else:
-                model = onnx.load(file)
-                _store(model.graph, dtype)
-                onnx.save(model, target, save_as_external_data=True, location=f"{file.name}.data")
+        graphs = [onnx_graph(file) for file in files] if dtype == STATIC else []
+        for step, (file, target) in enumerate(zip(files, written, strict=True)):
+            with quiet():
+                if dtype == STATIC:
+                    _write_static(file, target, _inputs(graphs[:step], images))
+                elif dtype == "int8":
+                    _write_dynamic(file, target)
+                else:
+                    _write_stored(file, target, dtype)
         share_weights(written, Path(place) / WEIGHTS)
         for path in (*written, Path(place) / WEIGHTS):
             path.replace(folder / path.name)
+
+
+_PRODUCTS = ["MatMul", "Gemm"]
+
+
+def _write_dynamic(file: Path, target: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # Only products with weights. 7 bits of a weight, since sums of 8 overflow on processors without VNNI.
+    quantize_dynamic(
+        file,
+        target,
+        op_types_to_quantize=_PRODUCTS,
+        per_channel=True,
+        reduce_range=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def _write_static(file: Path, target: Path, inputs: Iterator[tuple[Tensor, ...]]) -> None:
+    """As ``_write_dynamic``, with the range of each activation that the graph's ``inputs`` give."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    graph = onnx.load(file, load_external_data=False).graph
+    weights, names = {tensor.name for tensor in graph.initializer}, [value.name for value in graph.input]
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            tensors = next(inputs, None)
+            return tensors and {name: x.contiguous().numpy() for name, x in zip(names, tensors, strict=True)}
+
+    quantize_static(
+        file,
+        target,
+        Reader(),
+        op_types_to_quantize=_PRODUCTS,
+        nodes_to_quantize=[n.name for n in graph.node if n.op_type in _PRODUCTS and n.input[1] in weights],
+        per_channel=True,
+        reduce_range=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        # Biases, norms and attention follow, all in fp32.
+        extra_options={"OpTypesToExcludeOutputQuantization": _PRODUCTS},
+    )
+
+
+def _inputs(graphs: Sequence[Graph], images: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs of the graph that comes after ``graphs``, some images at a time."""
+    for start in range(0, len(images), _RANGE_BATCH):
+        tensors: tuple[Tensor, ...] = (torch.stack(list(images[start : start + _RANGE_BATCH])),)
+        for graph in graphs:
+            tensors = graph(*tensors)[1:]
+        yield tensors
+
+
+def _write_stored(file: Path, target: Path, dtype: str) -> None:
+    import onnx
+
+    model = onnx.load(file)
+    _store(model.graph, dtype)
+    onnx.save(model, target, save_as_external_data=True, location=f"{file.name}.data")
 
 
 def _store(graph: GraphProto, dtype: str) -> None:
@@ -99,12 +162,46 @@ def _store(graph: GraphProto, dtype: str) -> None:
     graph.node.extend(nodes)
 
 
-def compare(deployed: Deployed, folder: Path, reduction: Reduction) -> tuple[dict[str, Any], Outcomes]:
+def draw(deployed: Deployed, reduction: Reduction) -> dict[int, Tensor]:
+    """Pictures that choose the ranges of int8-static, evenly at random: place in the data -> image [3,S,S].
+
+    At most half of the data, since the others are what ``compare`` is for. ValueError: fewer than two pictures.
+    """
+    random, kept, seen = np.random.default_rng(0), {}, 0
+    for images, _ in _pictures(deployed, reduction, "drawing"):
+        for image in images:  # after n pictures each of them is kept with the same chance
+            slot = seen if seen < _RANGE_PICTURES else int(random.integers(seen + 1))
+            if slot < _RANGE_PICTURES:
+                kept[slot] = seen, image.clone()
+            seen += 1
+    if seen < 2:
+        raise ValueError(f"the data has {seen} picture(s), and {STATIC} needs two: for ranges, and for the comparison")
+    return dict(kept[slot] for slot in random.permutation(len(kept))[: seen // 2])
+
+
+def _pictures(
+    deployed: Deployed, reduction: Reduction, what: str, left_out: Collection[int] = ()
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images [B,3,S,S] and labels [B] of the data, without the places ``left_out``."""
+    settings, start = reduction.settings, 0
+    loader = reduction.data.loader(deployed.model.preprocess, settings.batch_size, settings.workers)
+    for batch in bar(first(loader, settings.limit), what):
+        end = start + len(batch["label"])
+        rows = [place - start for place in range(start, end) if place not in left_out]
+        start = end
+        if rows:
+            yield batch["image"][rows], batch["label"][rows]
+
+
+def compare(
+    deployed: Deployed, folder: Path, reduction: Reduction, left_out: Collection[int] = ()
+) -> tuple[dict[str, Any], Outcomes]:
     """The answers of the model and of an exported folder on the same pictures, by all levels; the folder's outcomes.
 
+    left_out: places of pictures in the data that chose the ranges.
     ValueError: fewer labels agree than the reduction asks for, or the data has other classes than the folder.
     """
-    runtime, data, settings = EarlyExit(folder), reduction.data, reduction.settings
+    runtime, data = EarlyExit(folder), reduction.data
     if list(data.class_names) != runtime.names:
         raise ValueError(
             f"the data has {len(data.class_names)} classes, and the export {len(runtime.names)}, or others; export "
@@ -113,15 +210,12 @@ def compare(deployed: Deployed, folder: Path, reduction: Reduction) -> tuple[dic
     keep = None if deployed.setting_name == "threshold" else deployed.setting()
     run = deployed.paths.runner(keep, torch.from_numpy(runtime.classes), deployed.scale)
     before, after, confidence, labels = [], [], [], []
-    for batch in bar(
-        first(data.loader(deployed.model.preprocess, settings.batch_size, settings.workers), settings.limit),
-        "comparing",
-    ):
-        levels = [runtime.probabilities(z) for z in runtime.all_levels(batch["image"].numpy())]
-        before.append(run(batch["image"])[0].argmax(-1))
+    for images, truth in _pictures(deployed, reduction, "comparing", left_out):
+        levels = [runtime.probabilities(z) for z in runtime.all_levels(images.numpy())]
+        before.append(run(images)[0].argmax(-1))
         after.append(torch.from_numpy(np.stack([level.argmax(-1) for level in levels], axis=1)))
         confidence += [np.stack([margins(level) for level in levels[:-1]], axis=1)] if len(levels) > 1 else []
-        labels.append(batch["label"])
+        labels.append(truth)
     if not labels:
         raise ValueError("the data has no picture; check the path and the split")
     before, after, labels = torch.cat(before), torch.cat(after), torch.cat(labels)

@@ -14,11 +14,9 @@ import json
 import os
 import re
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -30,6 +28,7 @@ from PIL import Image
 
 from common.arguments import checked_labels
 from common.article import article
+from common.data.ahead import read_in_order
 from common.data.prepared import open_upright, resized
 
 EXPORT_VERSION = 1
@@ -73,15 +72,21 @@ class EarlyExit:
     """An exported folder, ready to classify.
 
     folder: of `effclip export --format onnx`.  provider: one of PROVIDERS; where it is missing, the CPU runs, and a
-    warning says so.  threads: of ONNX Runtime; None: its own choice.
-    ValueError: it is no such folder, or the provider is unknown.
+    warning says so.  threads: of ONNX Runtime; None: its own choice.  keep: one of the folder's keep rates; None: the
+    one that the model was exported at.
+    ValueError: it is no such folder, or the provider or keep rate is unknown.
     """
 
-    def __init__(self, folder: str | Path, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, provider: str = "cpu", threads: int | None = None, keep: float | None = None
+    ) -> None:
         self.folder, self.threads = Path(folder), threads
         if provider not in PROVIDERS:
             raise ValueError(f"provider {provider!r} is none of {', '.join(PROVIDERS)}")
         self.about = _description(self.folder)
+        """export.json, for the chosen keep rate."""
+        if keep is not None:
+            self.about |= _at_rate(self.about, keep)
         self.names: list[str] = self.about["class_names"]
         self.templates: list[str] = self.about["templates"]
         self.classes = _classes(self.folder, (len(self.names), self.about["embed_dim"])) if self.names else None
@@ -244,7 +249,8 @@ class EarlyExit:
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
-        pictures = _read_ahead(sources, read or self.pixels, workers, 2 * batch_size)
+        one = partial(_pixels_or_error, read=read or self.pixels)
+        pictures = read_in_order(one, sources, workers, 2 * batch_size)
         batches = iter(lambda: list(islice(pictures, batch_size)), [])
         return (answer for batch in batches for answer in self._answers(batch, threshold))
 
@@ -336,7 +342,7 @@ def margins(probabilities: np.ndarray) -> np.ndarray:
     return first - second
 
 
-_ENTRIES = ("class_names", "embed_dim", "gate", "gmacs", "logit_scale", "preprocess", "stages", "text")
+_ENTRIES = ("class_names", "embed_dim", "gate", "gmacs", "logit_scale", "preprocess", "setting", "stages", "text")
 """What every run reads in export.json."""
 
 
@@ -359,6 +365,19 @@ def _description(folder: Path) -> dict[str, Any]:
     return about
 
 
+def _at_rate(about: dict[str, Any], keep: float) -> dict[str, Any]:
+    """The entries of export.json that a keep rate changes."""
+    by_rate = {entry["keep"]: entry for entry in about.get("keep_rates", ())}
+    if keep not in by_rate:
+        there = f"the rates {', '.join(map(str, by_rate))}" if by_rate else "no other keep rate"
+        raise ValueError(
+            f"keep {keep:g}: this folder has {there}; `effclip export MODEL --format onnx --keep {keep:g}` writes it"
+        )
+    entry = by_rate[keep]
+    stage = {**about["stages"][0], "file": entry["file"]}
+    return {"stages": [stage], "gmacs": entry["gmacs"], "setting": {"keep": keep}}
+
+
 def _classes(folder: Path, shape: tuple[int, int]) -> np.ndarray:
     file = folder / "classes.npy"
     try:
@@ -374,25 +393,8 @@ def _fall_back(provider: str, reason: str) -> None:
     warnings.warn(f"{provider} does not run here ({reason}): the CPU runs instead", stacklevel=3)
 
 
-def _read_ahead(
-    sources: Iterable[Source], read: Callable[[Source], np.ndarray], workers: int, ahead: int
-) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Name, and pixels or an error, of each picture in order; at most ``ahead`` of them wait in memory."""
-
-    def one(source: Source, number: int) -> tuple[str, np.ndarray | str]:
-        name = str(source) if isinstance(source, str | Path) else str(getattr(source, "filename", "") or number)
-        try:
-            return name, read(source)
-        except ValueError as error:
-            return name, str(error)
-
-    pool, waiting = ThreadPoolExecutor(workers), deque[Future]()
+def _pixels_or_error(name: str, source: Source, read: Callable[[Source], np.ndarray]) -> tuple[str, np.ndarray | str]:
     try:
-        for number, source in enumerate(sources):
-            waiting.append(pool.submit(one, source, number))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return name, read(source)
+    except ValueError as error:
+        return name, str(error)

@@ -80,9 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from common.data.lookup import Place, source
     from common.evaluate.tasks import Settings
+    from common.inference import chosen_device
     from common.models import load_model
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(args.device)
     settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit, args.threshold)
     args.place = Place(args.root, args.captions, args.class_names)
     sources = {task: source(args.data, task, args.split, args.place) for task in args.tasks}

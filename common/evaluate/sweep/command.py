@@ -20,6 +20,7 @@ from common.paths import runs_directory
 
 if TYPE_CHECKING:
     from common.evaluate.tasks import Settings
+    from common.inference import chosen_device
     from common.models import Model
 
 ALL, OWN = "all", "own"
@@ -80,18 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.budget is not None and not args.budget > 0:
         raise ValueError(f"--budget {args.budget:g} must be a number of GMACs above 0, such as 10")
     named = model_arguments(args)
-    import torch
-
     from common.data.lookup import Place, source
     from common.evaluate.prompts import chosen_templates
     from common.evaluate.sweep.journal import Journal
     from common.evaluate.sweep.measure import Measure
     from common.evaluate.sweep.run import sweep
     from common.evaluate.tasks import Settings
+    from common.inference import chosen_device
     from common.models import load_model
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit)
+    settings = Settings(args.batch_size, args.workers, chosen_device(args.device), args.dtype, args.limit)
     place = Place(args.root, None, args.class_names)
     splits = _splits(args.data, args.split, args.budget is not None)
     sources = [source(args.data, "zeroshot", split, place) for split in splits]

@@ -39,6 +39,12 @@ def test_a_reader_sees_commands_and_the_beginning_of_tables():
     assert "3.png,cat\n...\n9 pictures in 1.0 s\n```" in found and "```text\nsaved: x\ny: a\n```" in found
     assert deploy.in_python({"steps": steps}) == "```python\nprint(1)\n```\n\n```text\n1\n```\n"
     assert "4.png" not in found and "━" not in found and "970 names" in found
+    assert deploy.costs({"steps": steps}) == "Not run: `python -m benchmarks deploy`.\n"
+    assert deploy.missing({"steps": steps}) == [("what the models cost on every engine", "make reproduce-deploy")]
+    measured = {"missing": {"OpenVINO": "pip install openvino"}, "tables": {}}
+    both = deploy.render({"steps": steps, "conditions": stated, "costs": measured})["md"]
+    assert both == f"{found}\nNot measured: OpenVINO (pip install openvino).\n\nCPU, 2 threads, torch 2.\n"
+    assert deploy.missing({"costs": measured}) == []
 
 
 def test_it_runs_beside_the_checkout_and_names_what_failed(monkeypatch, tmp_path):

@@ -94,7 +94,7 @@ def test_a_picture_stands_as_its_orientation_says(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "turned.png", exif=exif)
-    found = decode(tmp_path / "turned.png", "turned", eval_transform(Preprocess(16)))
+    found = decode("turned", tmp_path / "turned.png", eval_transform(Preprocess(16)))
     assert found.error is None and np.array_equal(found.pixels, upright)
 
 
@@ -104,7 +104,7 @@ def test_damaged_pictures_say_what_is_wrong(tmp_path):
     cases["script.jpg"] = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"  # PIL would start Ghostscript
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
-    found = {name: decode(tmp_path / name, name, TRANSFORM) for name in cases}
+    found = {name: decode(name, tmp_path / name, TRANSFORM) for name in cases}
     assert found["whole.jpg"].error is None and found["whole.jpg"].pixels.shape == (8, 8, 3)
     for name in cases.keys() - {"whole.jpg"}:
         assert found[name].pixels is None and found[name].error, name

@@ -240,7 +240,8 @@ def test_names_that_are_no_unicode(model, tmp_path, capsys):
     ("words", "sentence"),
     [
         (["{picture}", ""], "a path is empty"),
-        (["{picture}", "--device", "foo"], "device 'foo' is none that torch knows"),
+        (["{picture}", "--device", "foo"], "device 'foo' computes nothing here"),
+        (["{picture}", "--device", "meta"], "device 'meta' computes nothing here"),
         (["{picture}", "--out", "{folder}.csv"], "is a folder; name a file"),
     ],
 )

@@ -11,28 +11,22 @@ from io import BytesIO, TextIOWrapper
 from threading import Thread
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from common.data.images import open_picture
-from common.data.lookup import Labelled
 from common.data.transforms import eval_transform, to_batch
 from common.deploy import graphs, predict
 from common.deploy.export import write_graphs
 from common.deploy.model import load
-from common.deploy.reduced import Reduction, compare, reduce_graphs
 from common.deploy.runtime import EarlyExit, Words
-from common.deploy.shared_weights import share_weights
 from common.deploy.standalone import standalone
 from common.deploy.text_export import write_tokenizer
-from common.evaluate.tasks import Settings
 from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
-from tests.common.towers import NAMES, pictures, tiny_directory
+from tests.common.towers import NAMES, tiny_directory
 
 WITHOUT_TORCH = """
 import runpy, sys
@@ -302,69 +296,3 @@ def test_a_missing_provider_falls_back_aloud(folder, monkeypatch):
         assert len(EarlyExit(folder, provider="cuda")(np.zeros((2, 3, 32, 32), np.float32)).levels) == 2
     with pytest.raises(ValueError, match="provider 'tpu' is none of cpu, cuda, openvino, coreml"):
         EarlyExit(folder, provider="tpu")
-
-
-def product(file, arrays):
-    """An ONNX graph of x [B,64] times each of the weights in turn, written with them."""
-    weights = [numpy_helper.from_array(array, f"w{place}") for place, array in enumerate(arrays)]
-    names = ["x", *(f"h{place}" for place in range(1, len(arrays))), "y"]
-    nodes = [
-        helper.make_node("MatMul", [names[place], f"w{place}"], [names[place + 1]], doc_string="/home/me/x.py")
-        for place in range(len(arrays))
-    ]
-    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, ["batch", 64]) for end in ("x", "y")]
-    graph = helper.make_graph(nodes, "product", ends[:1], ends[1:], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
-
-
-def result(file, x):
-    """What onnxruntime makes of x."""
-    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
-
-
-@pytest.fixture
-def products(tmp_path):
-    """Two graphs that share their weights' file, and what they compute on the CPU in fp64."""
-    random = np.random.default_rng(0)
-    shared, own = random.normal(size=(2, 64, 64)).astype(np.float32)
-    files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
-    for file, arrays in zip(files, ([shared], [shared, own]), strict=True):
-        product(file, arrays)
-    share_weights(files, tmp_path / "weights.bin")
-    x = random.normal(size=(5, 64)).astype(np.float32)
-    return files, x, [x @ shared.astype(float), x @ shared.astype(float) @ own]
-
-
-def test_what_two_graphs_hold_stands_in_the_file_once(products, tmp_path):
-    files, x, expected = products
-    assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", "b.onnx", "weights.bin"}
-    assert (tmp_path / "weights.bin").stat().st_size == 2 * 64 * 64 * 4
-    for file, wanted in zip(files, expected, strict=True):
-        np.testing.assert_allclose(result(file, x), wanted, atol=1e-3)
-        assert b"/home/me" not in file.read_bytes()
-
-
-@pytest.mark.parametrize(("dtype", "size", "error"), [("int8", 1, 0.03), ("fp16", 2, 1e-3), ("bf16", 2, 0.01)])
-def test_fewer_bits_are_fewer_bytes_and_nearly_the_same(products, tmp_path, dtype, size, error):
-    files, x, expected = products
-    reduce_graphs(files, dtype)
-    assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", "b.onnx", "weights.bin"}
-    assert (tmp_path / "weights.bin").stat().st_size < 2 * 64 * 64 * size + 1024
-    for file, wanted in zip(files, expected, strict=True):
-        assert np.abs(result(file, x) - wanted).max() < error * np.abs(wanted).max()
-
-
-def test_answers_are_compared_on_labelled_pictures(model, folder):
-    images, labels = pictures(12), torch.arange(12) % 3
-    batches = [{"image": images[:8], "label": labels[:8]}, {"image": images[8:], "label": labels[8:]}]
-    data = Labelled("val", NAMES, ["a {}"], "accuracy", lambda *_: iter(batches))
-    found, outcomes = compare(model, folder, Reduction("int8", data, 0.9, Settings()))
-    assert found["agreement"] == 1 and found["pictures"] == 12 and found["difference"] == (0.0, 0.0, 0.0)
-    scores, margin = model.paths.probabilities_of_all_paths(images, model.classes(NAMES, model.templates), model.scale)
-    assert (outcomes.correct == (scores.argmax(-1) == labels).T.numpy()).all()
-    np.testing.assert_allclose(outcomes.confidence, margin.T, atol=1e-5)
-    others = Labelled("val", ["cat", "dog"], ["a {}"], "accuracy", lambda *_: iter(batches))
-    with pytest.raises(ValueError, match="the data has 2 classes, and the export 3, or others"):
-        compare(model, folder, Reduction("int8", others, 0.9, Settings()))
-    with pytest.raises(ValueError, match=r"in int8 100.00 % of 12 labels are those of the model, fewer than 110 %"):
-        compare(model, folder, Reduction("int8", data, 1.1, Settings()))

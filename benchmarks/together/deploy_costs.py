@@ -1,0 +1,360 @@
+"""What a dense CLIP and a WaveCLIP cost on every engine: images/s, accuracy, size, start-up and memory.
+
+Shapes: B images, S pixels, M images in all, L levels of a model, C classes, E joint dim.
+
+Every engine runs the same early exit. Thresholds are chosen on ``val`` with the engine's own answers, so that all
+engines refine the same share; ``test`` gives the numbers and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.cells import accuracy, accuracy_of, points, table
+from benchmarks.embedded import STUDENT, TEACHER
+from common.timing import alternate, interval, rounds_ratio
+from benchmarks.together.deploy_engines import (
+    PROMPT,
+    REFERENCE,
+    REFERENCE_INT8,
+    Engine,
+    Prepared,
+    engines,
+    first_answers,
+    prepare,
+)
+from common import directory
+from common.clip import CLIP, load_architecture
+from common.data.lookup import Labelled, Place, source, splits_of
+from common.early_exit import exit_at, threshold_for
+from common.deploy.graphs import Graph
+from common.deploy.model import load
+from common.deploy.reduced import STATIC, Reduction, draw
+from common.evaluate.accuracy import paired_difference
+from common.evaluate.tasks import Settings, first
+from common.progress import bar
+from common.stages import run_chain
+from waveclip import MarginGate, ProgressiveClassifier, WaveTower
+
+DENSE, WAVE = "dense", "WaveCLIP"
+POINTS = {"low": 0.15, "mid": 0.27, "high": 0.56}
+"""Operating points of the WaveCLIP: the share of images that its first level does not answer."""
+BATCHES = (1, 8, 32)
+RANDOM = "random"
+_TIMED, _CLASSES = 128, 1000
+_TWO = ("red cat", "blue bird")
+Key = tuple[str, str]
+"""An engine's name, and DENSE or WAVE."""
+
+
+class Levels:
+    """Graphs as the tower of a ``ProgressiveClassifier``."""
+
+    def __init__(self, graphs: Sequence[Graph]) -> None:
+        self._graphs, self.steps = graphs, len(graphs)
+
+    def tokens_in(self, step: int) -> int:
+        """Not counted here."""
+        return 0
+
+    def begin(self, images: Tensor) -> tuple[Tensor, Any]:
+        """images [B,3,S,S] -> z [B,E] of the first level, and what the next one needs."""
+        return self._run(0, (images,))
+
+    def refine(self, state: Any, rows: Tensor) -> tuple[Tensor, Any]:
+        """The next level's z [K,E] of ``rows`` (long [K]) alone, and what the one after it needs."""
+        step, tensors = state
+        return self._run(step, tuple(tensor[rows] for tensor in tensors))
+
+    def _run(self, step: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+        z, *tensors = self._graphs[step](*inputs)
+        return z.float(), (step + 1, tuple(tensors))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two models that prepare pictures alike, and what they are measured on.
+
+    models: DENSE and WAVE.  classes: unit embeddings [C,E] of each.  images: normalised [M,3,S,S], to be timed.
+    val, test: labelled pictures; None: random weights, whose accuracy means nothing.
+    limit: the first so many of each; None: all.  every: one of so many is answered.
+    """
+
+    models: Mapping[str, Prepared]
+    classes: Mapping[str, Tensor]
+    images: Tensor
+    val: Labelled | None = None
+    test: Labelled | None = None
+    limit: int | None = None
+    every: int = 1
+
+
+def measure(smoke: bool = False) -> dict[str, Any]:
+    """All tables: the embedded models, those of DENSE, WAVECLIP and DATA where they are set, random ViT-B/16.
+
+    smoke: few pictures, one round, and the smallest towers in place of ViT-B/16.
+    ValueError: DENSE or WAVECLIP is set, and not all three.
+    """
+    given = {name: os.environ.get(name) for name in ("DENSE", "WAVECLIP", "DATA")}
+    own = bool(given["DENSE"] or given["WAVECLIP"])  # DATA alone is meant for other tables
+    if own and not all(given.values()):
+        raise ValueError(f"{given}: set DENSE and WAVECLIP to model directories and DATA to their pictures, or none")
+    found, missing = engines()
+    result: dict[str, Any] = {"missing": missing, "tables": {}}
+    with TemporaryDirectory() as place:
+        makers: dict[str, Callable[[Path], Case]] = {"embedded": partial(_embedded, smoke=smoke)}
+        if own:
+            makers[given["DATA"]] = partial(_own, given, smoke=smoke)
+        makers[RANDOM] = partial(_random, smoke=smoke)
+        for name, make in makers.items():
+            rounds = 1 if smoke else 3 if name == RANDOM else 11
+            folder = Path(place) / str(len(result["tables"]))  # a name of data may hold a slash
+            result["tables"][name] = _table(make(folder), found, folder, rounds, smoke)
+    return result
+
+
+def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, smoke: bool) -> dict[str, Any]:
+    """Rows for each engine and operating point, and what each engine needs for either model."""
+    keys = [(name, side) for name in found for side in case.models]
+    graphs = {(name, side): found[name].graphs(case.models[side]) for name, side in keys}
+    if case.test is None:  # the shares are met on the images that are timed
+        answers = {"val": {key: _answered(case, key, graphs[key], case.images) for key in graphs}}
+    else:
+        answers = {split: _answers(case, graphs, data) for split, data in (("val", case.val), ("test", case.test))}
+    rows = [row for key in graphs for row in _points(key, answers)]
+    _time(rows, case, graphs, rounds)
+    size, picture = case.images.shape[-1], folder / "picture.png"
+    Image.effect_noise((size, size), 64).convert("RGB").save(picture)
+    needs = []
+    for name, side in keys:
+        small = smoke and (side != DENSE or name not in (REFERENCE, REFERENCE_INT8))
+        measured = None if small else first_answers(found[name], case.models[side], picture)
+        needs.append({"engine": name, "model": side, "bytes": found[name].size(case.models[side]), "first": measured})
+    pictures = (
+        {} if case.test is None else {split: some[REFERENCE, DENSE][1].shape[1] for split, some in answers.items()}
+    )
+    return {"rows": rows, "needs": needs, "pictures": pictures, "rounds": rounds, "timed": len(case.images)}
+
+
+def _points(key: Key, answers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of one engine and model: one of a dense one, and one of a WaveCLIP at each of POINTS."""
+    engine, side = key
+    margin, _ = answers["val"][key]
+    for point, share in ({"": 0.0} if side == DENSE else POINTS).items():
+        threshold = threshold_for(margin[0], share) if len(margin) else 0.0
+        row: dict[str, Any] = {"engine": engine, "side": side, "point": point, "threshold": threshold}
+        if "test" in answers:
+            margin_of_test, correct = answers["test"][key]
+            right, shares = exit_at(threshold, margin_of_test, correct)
+            dense, dense_int8 = (answers["test"][name, DENSE][1][-1] for name in (REFERENCE, REFERENCE_INT8))
+            row |= accuracy_of(right) | {"refined": 1 - shares[0]}
+            row |= {"against": paired_difference(right, dense), "against_int8": paired_difference(right, dense_int8)}
+        yield row
+
+
+def _answers(case: Case, graphs: Mapping[Key, Sequence[Graph]], data: Labelled) -> dict[Key, tuple[Tensor, Tensor]]:
+    """Every engine's ``_answered`` for all pictures, from one reading of the data."""
+    parts: dict[Key, list[tuple[Tensor, Tensor]]] = {key: [] for key in graphs}
+    how, start = case.models[DENSE].deployed.model.preprocess, 0
+    for batch in bar(first(data.loader(how, 64, 1), case.limit), f"answering {data.split}"):
+        rows = torch.arange(-start % case.every, len(batch["label"]), case.every)
+        start += len(batch["label"])
+        for key, some in parts.items() if len(rows) else ():
+            some.append(_answered(case, key, graphs[key], batch["image"][rows], batch["label"][rows]))
+    return {key: tuple(torch.cat(tensors, -1) for tensors in zip(*some, strict=True)) for key, some in parts.items()}
+
+
+@torch.no_grad()
+def _answered(
+    case: Case, key: Key, graphs: Sequence[Graph], images: Tensor, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images [B,3,S,S] -> margins [L-1,B] of all levels but the last, and whether each level is right, bool [L,B].
+
+    labels: long [B]; None: the last level is taken to be right.
+    """
+    classify = _classifier(case, key[1], graphs, 0.0)
+    levels = torch.stack([classify.probabilities(outputs[0].float()) for outputs in run_chain(graphs, images)])
+    guesses = levels.argmax(-1)
+    return classify.gate.confidence(levels[:-1]), guesses == (guesses[-1] if labels is None else labels)
+
+
+def _classifier(case: Case, side: str, graphs: Sequence[Graph], threshold: float) -> ProgressiveClassifier:
+    scale = case.models[side].deployed.scale
+    return ProgressiveClassifier(Levels(graphs), case.classes[side], scale, MarginGate(threshold)).eval()
+
+
+def _time(rows: Sequence[dict[str, Any]], case: Case, graphs: Mapping[Key, Sequence[Graph]], rounds: int) -> None:
+    """Add "speed" to each row: images/s by batch size, and its ratio to both dense references in each round."""
+    keys = [(row["engine"], row["side"]) for row in rows]
+    classifiers = [
+        _classifier(case, key[1], graphs[key], row["threshold"]) for key, row in zip(keys, rows, strict=True)
+    ]
+    for row in rows:
+        row["speed"] = {}
+    for batch in BATCHES:
+        parts = case.images.split(batch)
+        calls = {str(place): partial(_all, classify, parts) for place, classify in enumerate(classifiers)}
+        with torch.no_grad():
+            measured = list(alternate(calls, rounds).values())
+        dense, dense_int8 = (measured[keys.index((name, DENSE))] for name in (REFERENCE, REFERENCE_INT8))
+        for row, spent in zip(rows, measured, strict=True):
+            row["speed"][str(batch)] = {
+                "images_per_second": len(case.images) / spent["seconds"],
+                "ratios": rounds_ratio(dense, spent),
+                "ratios_int8": rounds_ratio(dense_int8, spent),
+            }
+
+
+def _all(classify: ProgressiveClassifier, parts: Sequence[Tensor]) -> None:
+    for part in parts:
+        classify(part)
+
+
+def _embedded(folder: Path, smoke: bool) -> Case:
+    """The committed models on the embedded benchmark."""
+    models = {DENSE: {"model": str(TEACHER)}, WAVE: {"model": str(STUDENT), "text_model": str(TEACHER)}}
+    return _of_data(models, "embedded", None, folder, smoke)
+
+
+def _own(given: Mapping[str, str], folder: Path, smoke: bool) -> Case:
+    """Model directories on a set of the catalogue, or on a folder of splits."""
+    models = {DENSE: {"model": given["DENSE"]}, WAVE: {"model": given["WAVECLIP"]}}
+    every = os.environ.get("EVERY", "1")
+    if not every.isdecimal() or int(every) < 1:
+        raise ValueError(f"EVERY={every}: one of so many pictures is answered; give a whole number from 1")
+    return replace(_of_data(models, given["DATA"], os.environ.get("EFFCLIP_DATA"), folder, smoke), every=int(every))
+
+
+def _of_data(options: Mapping[str, dict[str, str]], name: str, root: str | None, folder: Path, smoke: bool) -> Case:
+    """Thresholds are chosen on train where the data has no val.
+
+    ValueError: the models prepare pictures differently, or the data has no such splits.
+    """
+    splits = splits_of(name, "zeroshot")
+    chosen = "val" if "val" in splits else "train"
+    val, test = (source(name, "zeroshot", split, Place(root)) for split in (chosen, "test"))
+    loaded = {side: load(**some, device="cpu") for side, some in options.items()}
+    hows = {side: model.model.preprocess for side, model in loaded.items()}
+    if hows[DENSE] != hows[WAVE]:
+        raise ValueError(f"the models prepare pictures differently, so one reading cannot serve both: {hows}")
+    limit = 2 * BATCHES[-1] if smoke else None
+    models, classes = {}, {}
+    for side, deployed in loaded.items():
+        drawn = draw(deployed, Reduction(STATIC, val, 0.0, Settings(workers=1, limit=limit)))
+        labels = list(val.class_names)[:2]
+        models[side] = prepare(deployed, options[side], labels, folder / side, list(drawn.values()))
+        classes[side] = deployed.classes(val.class_names, val.templates or deployed.templates)
+    batch = next(iter(test.loader(hows[DENSE], _TIMED, 1)))
+    return Case(models, classes, batch["image"][:limit], val, test, limit)
+
+
+def _random(folder: Path, smoke: bool) -> Case:
+    """Random weights of ViT-B/16's size among 1000 classes, for the costs alone."""
+    torch.manual_seed(0)
+    clip = (CLIP.tiny() if smoke else CLIP(load_architecture("ViT-B-16"))).eval()
+    towers = {DENSE: (clip, None), WAVE: (WaveTower.from_image_tower(clip.image_tower).eval(), clip)}
+    size, models = clip.image_tower.image_size, {}
+    images = torch.randn(BATCHES[-1], 3, size, size)
+    for side, (tower, texts) in towers.items():
+        directory.write(folder / f"{side}-model", tower, texts, _TWO, PROMPT)
+        options = {"model": str(folder / f"{side}-model")}
+        models[side] = prepare(load(**options, device="cpu"), options, _TWO, folder / side, list(images))
+    classes = F.normalize(torch.randn(_CLASSES, clip.architecture["embed_dim"]), dim=-1)
+    return Case(models, dict.fromkeys(models, classes), images)
+
+
+def parts(result: dict[str, Any]) -> list[str]:
+    """The tables as Markdown: speed and accuracy, then needs, of each case; and what was not measured."""
+    texts = []
+    for name, found in result["tables"].items():
+        tested = bool(found["pictures"])
+        head = ["engine", "model", *(["accuracy [95 %]", "against dense fp32", "refined"] if tested else [])]
+        head += [f"images/s, batch {batch}" for batch in BATCHES]
+        lines = [
+            [
+                row["engine"],
+                f"{row['side']} {row['point']}".strip(),
+                *(_accuracy_cells(row) if tested else []),
+                *(_speed_cell(row["speed"][str(batch)]) for batch in BATCHES),
+            ]
+            for row in found["rows"]
+        ]
+        about = (
+            f"Data: {name}, {found['pictures']['test']:,} pictures of test."
+            if tested
+            else ("Random weights of ViT-B/16's size: costs alone.")
+        )
+        texts += [
+            f"{about} Brackets behind images/s: × dense PyTorch fp32, and × dense ONNX Runtime int8, medians of "
+            f"{found['rounds']} rounds in which all rows take turns, on {found['timed']} pictures.",
+            table(head, lines, left=(0, 1)),
+            _needs(found["needs"]),
+        ]
+        texts += _goals(found["rows"]) if tested else []
+    ways = "; ".join(f"{name} ({way})" for name, way in result["missing"].items())
+    return texts + ([f"Not measured: {ways}."] if ways else [])
+
+
+def _accuracy_cells(row: dict[str, Any]) -> list[str]:
+    refined = "–" if row["side"] == DENSE else f"{100 * row['refined']:.1f} %"
+    return [accuracy(row["accuracy"], row["interval"]), points(row["against"]), refined]
+
+
+def _speed_cell(speed: dict[str, Any]) -> str:
+    ratios = ", ".join(f"×{median(speed[name]):.2f}" for name in ("ratios", "ratios_int8"))
+    return f"{speed['images_per_second']:.1f} ({ratios})"
+
+
+def _needs(needs: Sequence[dict[str, Any]]) -> str:
+    """Size, start-up and memory of every engine, either model in one line."""
+    cells: dict[str, list[str]] = {}
+    for need in needs:
+        first = need["first"] or {}
+        cells.setdefault(need["engine"], []).extend(
+            [
+                f"{need['bytes'] / 1e6:.3g}",
+                f"{first['seconds']:.2f}" if first else "–",
+                f"{first['peak_bytes'] / 1e6:.0f}" if first else "–",
+            ]
+        )
+    head = [f"{side}: {what}" for side in (DENSE, WAVE) for what in ("MB", "s to 32 answers", "peak MB")]
+    rows = [[name, *values] for name, values in cells.items()]
+    return table(["engine", *head], rows) + (
+        "\n\nMB: weights of the image tower. Seconds run from the start of a process to its answers for 32 pictures by "
+        "all levels; peak MB is that process's largest resident size."
+    )
+
+
+def _goals(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The fastest row within 1 point of dense fp32, and within 0.5 points of dense int8, at batches 1 and 8."""
+    lines = []
+    for against, within, ratios, dense in (
+        ("against", 0.01, "ratios", REFERENCE),
+        ("against_int8", 0.005, "ratios_int8", REFERENCE_INT8),
+    ):
+        near = [row for row in rows if row["side"] == WAVE and row[against][0] >= -within]
+        for batch in ("1", "8"):
+            best = max(near, key=lambda row: median(row["speed"][batch][ratios]), default=None)
+            lines.append(
+                f"- batch {batch}, within {100 * within:g} points of dense {dense}: "
+                + ("no WaveCLIP" if best is None else _best(best, batch, ratios))
+            )
+    return ["\n".join(lines)]
+
+
+def _best(row: dict[str, Any], batch: str, ratios: str) -> str:
+    values = row["speed"][batch][ratios]
+    low, high = interval(values)
+    return f"×{median(values):.2f} [{low:.2f}, {high:.2f}] by WaveCLIP {row['point']}, {row['engine']}"
