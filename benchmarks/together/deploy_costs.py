@@ -24,7 +24,6 @@ from torch.nn import functional as F
 
 from benchmarks.cells import accuracy, accuracy_of, points, table
 from benchmarks.embedded import STUDENT, TEACHER
-from common.timing import alternate, interval, rounds_ratio
 from benchmarks.together.deploy_engines import (
     PROMPT,
     REFERENCE,
@@ -38,14 +37,15 @@ from benchmarks.together.deploy_engines import (
 from common import directory
 from common.clip import CLIP, load_architecture
 from common.data.lookup import Labelled, Place, source, splits_of
-from common.early_exit import exit_at, threshold_for
 from common.deploy.graphs import Graph
 from common.deploy.model import load
 from common.deploy.reduced import STATIC, Reduction, draw
+from common.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import paired_difference
 from common.evaluate.tasks import Settings, first
 from common.progress import bar
 from common.stages import run_chain
+from common.timing import alternate, interval, rounds_ratio
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 
 DENSE, WAVE = "dense", "WaveCLIP"

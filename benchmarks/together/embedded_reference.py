@@ -123,8 +123,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     note = (
         f"Embedded scale. These are numbers of val ({counts} pictures); nothing here reads test. Each histogram has "
         f"{BINS} bins; its MLP with {WIDTH} hidden units learned from {run_conditions['trained_on']:,} labelled "
-        "pictures of train. A CLIP is zero-shot, and nothing was trained on grey pictures. Intervals resample the "
-        "pictures; there is one training seed, so they leave the spread between trainings out. "
+        "pictures of train. A CLIP is zero-shot. Of the pictures that revision 2's CLIPs learned from, a fifth was in "
+        "grey; other models saw none. Intervals resample the pictures; there is one training seed, so they leave "
+        "the spread between trainings out. "
         f"{run_conditions['dtype']} on {run_conditions['device']}, torch {run_conditions['torch']}."
     )
     return {"md": f"{lines}\n\n{note}\n", "figures": {}}

@@ -20,7 +20,6 @@ from common.paths import runs_directory
 
 if TYPE_CHECKING:
     from common.evaluate.tasks import Settings
-    from common.inference import chosen_device
     from common.models import Model
 
 ALL, OWN = "all", "own"
