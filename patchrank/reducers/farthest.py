@@ -19,12 +19,15 @@ def cosines(tokens: Tensor) -> Tensor:
 
 
 def squared_distances(tokens: Tensor) -> Tensor:
-    """Squared Euclidean distances [B,K,K] between all pairs of tokens [B,K,F], in fp32 at least; 0 on the diagonal."""
+    """Squared Euclidean distances [B,K,K] between all pairs of tokens [B,K,F], in fp32 at least; 0 on the diagonal.
+
+    They are symmetric to the last bit, so that both tokens of a pair tie, whatever the product's rounding.
+    """
     tokens = wide(tokens)
     squares = tokens.square().sum(-1)
     distances = squares[:, :, None] + squares[:, None] - 2 * tokens @ tokens.transpose(1, 2)
     same = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-    return distances.clamp(min=0).masked_fill(same, 0)
+    return torch.maximum(distances, distances.mT).clamp(min=0).masked_fill(same, 0)
 
 
 def row(matrix: Tensor, place: Tensor) -> Tensor:
