@@ -1,7 +1,7 @@
 """Recomputes a recipe's first losses, to notice when code drifts.
 
-Model, seeds, optimiser and schedule are the recipe's. The images are those of ``val`` in the
-training view, because packing ``train`` takes longer than the check, or other data that is quickly made.
+Model, seeds, optimiser and schedule are the recipe's. The images are those of a small split in the training view,
+because packing ``train`` takes longer than the check, or other data that is quickly made.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from common.inference import BF16_PRODUCTS
 STEPS = 3
 
 
-class _ValAsTrain(EmbeddedDataModule):
-    """The embedded data, trained on ``val`` instead of ``train``."""
+SMALL = {1: "val", 2: "retrieval"}
+"""A split with the seen names that is soon packed, by revision."""
+
+
+class _SmallAsTrain(EmbeddedDataModule):
+    """The embedded data, trained on a small split instead of ``train``."""
 
     def prepare_data(self) -> None:
         """Nothing: a split is packed when its loader is made."""
 
     def train_dataloader(self):
-        """Shuffled, augmented batches of ``val``."""
-        return self.dataloader("val", train=True)
+        """Shuffled, augmented batches of the small split."""
+        return self.dataloader(SMALL[self.revision], train=True)
 
 
 class _Losses(Callback):
@@ -50,12 +54,12 @@ def first_losses(
 ) -> list[float]:
     """The losses of the first steps of a recipe, a YAML file's path from the checkout's root.
 
-    data: takes the place of the recipe's; None: the embedded ``val``.  settings: see ``built``.
+    data: takes the place of the recipe's; None: the embedded small split.  settings: see ``built``.
     """
     config = read_recipe(recipe)
     seed_everything(config["seed_everything"])
     module, data_arguments = built(recipe, settings)
-    data = data or _ValAsTrain(**data_arguments | {"num_workers": 0})
+    data = data or _SmallAsTrain(**data_arguments | {"num_workers": 0})
     losses = _Losses(steps)
     precision = config["trainer"].get("precision")
     if not BF16_PRODUCTS and precision == "bf16-mixed":

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import ROOT, WEIGHTS, read_log, read_recipe
 from benchmarks.cells import accuracy_of
+from benchmarks.embedded import PART
 from benchmarks.training.run import STORED, Run
 from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
@@ -116,10 +117,10 @@ def labelled(loader: Iterable[Mapping[str, Any]], first: int | None) -> Iterator
 
 
 def _accuracies(part: Answers) -> dict[str, dict[str, Any]]:
-    """Accuracy, interval and number of pictures of each level."""
+    """Accuracy, interval and number of pictures of each level, and the right answers on the first PART, for checks."""
     last = len(part.correct) - 1
     levels = ["coarse", *(f"level {step}" for step in range(1, last)), "fine"] if last else ["top1"]
     return {
-        level: {**accuracy_of(correct), "pictures": len(correct)}
+        level: {**accuracy_of(correct), "pictures": len(correct), "first": int(correct[:PART].sum())}
         for level, correct in zip(levels, part.correct, strict=True)
     }
