@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from benchmarks.cells import accuracy, accuracy_of, points, table
 from benchmarks.embedded import STUDENT, TEACHER
+from benchmarks.statistics import median_interval
 from benchmarks.together.deploy_engines import (
     PROMPT,
     REFERENCE,
@@ -45,7 +46,7 @@ from common.evaluate.accuracy import paired_difference
 from common.evaluate.tasks import Settings, first
 from common.progress import bar
 from common.stages import run_chain
-from common.timing import alternate, interval, rounds_ratio
+from common.timing import alternate, rounds_ratio
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 
 DENSE, WAVE = "dense", "WaveCLIP"
@@ -356,5 +357,5 @@ def _goals(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _best(row: dict[str, Any], batch: str, ratios: str) -> str:
     values = row["speed"][batch][ratios]
-    low, high = interval(values)
+    low, high = median_interval(values)
     return f"×{median(values):.2f} [{low:.2f}, {high:.2f}] by WaveCLIP {row['point']}, {row['engine']}"
