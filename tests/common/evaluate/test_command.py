@@ -135,6 +135,7 @@ def test_a_budget_takes_the_greatest_keep_rate_within_it(model, tmp_path):
 
 def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
     """The packaged WaveCLIP on a few pictures: the mean by the shares of its two levels."""
+    monkeypatch.setitem(embedded.SPLITS, 1, {"test": (40, 20)})
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
     wave = str(TEACHER.with_name("embedded_waveclip.safetensors"))
     line = ["--limit", "40", "--threshold", "0.2", "--workers", "0", "--out", str(tmp_path)]
