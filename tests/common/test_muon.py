@@ -114,3 +114,13 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
 def test_an_optimiser_without_a_name_is_refused():
     with pytest.raises(ValueError, match="optimizer 'sgd' is none of adamw, muon"):
         parameter_groups(model(), 1e-3, 0.1, optimizer="sgd")
+
+
+def test_muon_without_blocks_to_train_is_refused():
+    with pytest.raises(ValueError, match="optimizer muon finds no matrices of transformer blocks to train here"):
+        configure(parameter_groups(model(), 1e-3, 0.1, optimizer="muon"), 0, 10)
+    clip = CLIP.tiny()
+    for tower in (clip.image_tower, clip.text_tower):
+        tower.transformer.requires_grad_(False)
+    with pytest.raises(ValueError, match="take adamw"):
+        configure(parameter_groups(clip, 1e-3, 0.1, optimizer="muon"), 0, 10)
