@@ -19,11 +19,15 @@ class MuonAdamW(Optimizer):
     Args:
         groups: parameter groups with "lr", "weight_decay" and "muon"; a group with Muon holds 2-D parameters alone.
         betas, eps: AdamW's.
+    ValueError: one of both has nothing to step.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
-        super().__init__(groups, {})
         matrices, others = ([group for group in groups if group["muon"] is muon] for muon in (True, False))
+        if not matrices or not others:
+            lacking = "matrices of transformer blocks" if others else "parameters beside the blocks' matrices"
+            raise ValueError(f"optimizer muon finds no {lacking} to train here; take adamw")
+        super().__init__(groups, {})
         self._muon = Muon(matrices, adjust_lr_fn="match_rms_adamw")
         self._adamw = AdamW(others, betas=betas, eps=eps, foreach=True)
         self._share()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from common.clip import CLIP
 from common.contrastive import info_nce
+from common.optim import OptimizerName
 from common.pretraining import ContrastivePretraining
 from common.reduction import ReducedTower, ReductionContext
 from common.self_supervision import BatchNormOverRanks, byol, perceptron, simclr, views_of
@@ -83,10 +84,11 @@ class ACLIPPretraining(ContrastivePretraining):
         temperature: SimCLR's.
         hidden_width: of all perceptrons.
         projection_width: P.
-        learning_rate: peak rate of AdamW.
+        learning_rate: peak rate of the optimiser.
         weight_decay: of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each of InfoNCE's targets spread over all candidates, in [0, 1).
+        optimizer: adamw or muon, as CLIPPretraining's.
     """
 
     def __init__(
@@ -106,8 +108,9 @@ class ACLIPPretraining(ContrastivePretraining):
         weight_decay: float = 0.5,
         warmup_steps: int = 2500,
         label_smoothing: float = 0.0,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
-        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing)
+        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, optimizer=optimizer)
         if not 0 < keep <= 1:
             raise ValueError(f"keep {keep} is not in (0, 1]; it is the share of a view's cells that stay")
         if not 0 <= momentum < 1:

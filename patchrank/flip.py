@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.optim import OptimizerName
 from common.pretraining import CLIPPretraining
 from common.reduction import ReducedTower
 from patchrank.reducers.random import RandomPerPicture
@@ -29,12 +30,13 @@ class FLIPPretraining(CLIPPretraining):
         quick_gelu: whether a local weights file that does not record its activation uses QuickGELU.
         image_size: image size, if it differs from the architecture's; positional embeddings are interpolated to it.
         preprocess: as CLIPPretraining's.
-        learning_rate: peak learning rate of AdamW.
+        learning_rate: peak learning rate of the optimiser.
         weight_decay: weight decay of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
         class_weight: weight of the cross-entropy over the data's class prompts, see CLIPPretraining.
         parts: number of parts in which a batch passes through the towers; see ``common.two_pass``.
+        optimizer: adamw or muon, as CLIPPretraining's.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class FLIPPretraining(CLIPPretraining):
         label_smoothing: float = 0.0,
         class_weight: float = 0.0,
         parts: int = 1,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
         keep_count(keep, 1)
         super().__init__(
@@ -65,6 +68,7 @@ class FLIPPretraining(CLIPPretraining):
             label_smoothing=label_smoothing,
             class_weight=class_weight,
             parts=parts,
+            optimizer=optimizer,
         )
         resolved = self.hparams.preprocess  # as the weights' source tells it
         self.hparams.clear()  # CLIPPretraining's

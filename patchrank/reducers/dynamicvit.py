@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from common.reducer_registry import reducer
 from common.reduction import Place, Reducer, ReductionContext
-from patchrank.reducers.base import Call, TokenReducer, most
+from patchrank.reducers.base import Call, TokenReducer, most, wide
 from patchrank.scores import keep_count
 
 
@@ -37,7 +37,7 @@ class KeepPredictor(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, patches: Tensor, alive: Tensor | None = None) -> Tensor:
-        """patches [B,K,D] -> log-probabilities [B,K,2], first of keeping.
+        """patches [B,K,D] -> log-probabilities [B,K,2], first of keeping, in fp32 at least.
 
         alive: [B,K], 1 for the tokens that are there and 0 for dropped ones; None: all are there.
         """
@@ -47,8 +47,11 @@ class KeepPredictor(nn.Module):
         else:
             mean = (shared * alive[..., None]).sum(1, keepdim=True) / alive.sum(1).clamp(min=1)[:, None, None]
         u = torch.cat([own, mean.expand_as(shared)], dim=-1)
-        scores = self.to_scores(F.gelu(self.to_quarter(F.gelu(self.to_half(u)))))
-        return scores.log_softmax(-1)
+        hidden = wide(F.gelu(self.to_quarter(F.gelu(self.to_half(u)))))
+        # The last map by hand, since autocast would round its result to bf16: tokens whose probabilities are nearly
+        # equal would tie, and the first rows of the picture would stay.
+        products = hidden[..., None, :] * wide(self.to_scores.weight)
+        return (products.sum(-1) + wide(self.to_scores.bias)).log_softmax(-1)
 
 
 def keep_predictors(width: int, blocks: int) -> nn.ModuleDict:

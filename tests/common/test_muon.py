@@ -2,14 +2,19 @@
 
 import copy
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.optim import AdamW, Muon
 
 from common.clip import CLIP
+from common.exact_resume import ExactResume
 from common.muon import MuonAdamW
 from common.optim import configure, parameter_groups
+from common.tower import Block
+from tests.patchrank.short_runs import QUIET
 
 
 def model():
@@ -114,3 +119,54 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
 def test_an_optimiser_without_a_name_is_refused():
     with pytest.raises(ValueError, match="optimizer 'sgd' is none of adamw, muon"):
         parameter_groups(model(), 1e-3, 0.1, optimizer="sgd")
+
+
+def test_muon_without_blocks_to_train_is_refused():
+    with pytest.raises(ValueError, match="optimizer muon finds no matrices of transformer blocks to train here"):
+        configure(parameter_groups(model(), 1e-3, 0.1, optimizer="muon"), 0, 10)
+    clip = CLIP.tiny()
+    for tower in (clip.image_tower, clip.text_tower):
+        tower.transformer.requires_grad_(False)
+    with pytest.raises(ValueError, match="take adamw"):
+        configure(parameter_groups(clip, 1e-3, 0.1, optimizer="muon"), 0, 10)
+
+
+class Training(lightning.LightningModule):
+    """A block and a head; the first linear map of the block is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.block, self.head = Block(8, 2), nn.Linear(8, 1)
+        self.block.mlp.c_fc.requires_grad_(False)
+
+    def training_step(self, _, index):
+        batch = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(index))
+        return self.head(self.block(batch)).square().mean()
+
+    def configure_optimizers(self):
+        return configure(parameter_groups(self, 1e-2, 0.1, optimizer="muon"), 1, 6)
+
+    def train_dataloader(self):
+        return range(12)
+
+
+def run(folder, steps, checkpoint=None):
+    """A training in mixed precision whose steps see two batches each; the file of its last step."""
+    keep = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
+    trainer = lightning.Trainer(
+        max_steps=steps, precision="bf16-mixed", gradient_clip_val=1.0, accumulate_grad_batches=2,
+        callbacks=[keep, ExactResume()], **QUIET,
+    )  # fmt: skip
+    trainer.fit(Training(), ckpt_path=checkpoint, weights_only=True)
+    return folder / "last.ckpt"
+
+
+def test_a_training_in_mixed_precision_goes_on_as_if_it_had_not_been_stopped(tmp_path):
+    through = torch.load(run(tmp_path / "through", 6), weights_only=True)
+    stopped = run(tmp_path / "stopped", 3)
+    resumed = torch.load(run(tmp_path / "resumed", 6, stopped), weights_only=True)
+    assert resumed["global_step"] == through["global_step"] == 6
+    for name, value in through["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name
+        assert torch.equal(Training().state_dict()[name], value) == ("c_fc" in name), name

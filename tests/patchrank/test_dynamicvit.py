@@ -80,6 +80,22 @@ def test_a_module_reads_each_token_beside_the_mean_of_those_that_are_left():
     torch.testing.assert_close(module(x[:1, [0, 1, 3]]), scores[:1, [0, 1, 3]])
 
 
+@torch.no_grad()
+def test_tokens_do_not_tie_in_half_precision():
+    """A module at its start gives nearly equal scores: in bf16 all would be one, and the picture's first rows stay."""
+    torch.manual_seed(0)
+    module, x = KeepPredictor(64), torch.randn(8, 36, 64)
+    exact = module(x)[..., 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = module(x)[..., 0]
+    half = module.bfloat16()(x.bfloat16())[..., 0]
+    for scores in (mixed, half):
+        assert scores.dtype == torch.float32
+        for row, known in zip(scores, exact, strict=True):
+            assert len(row.unique()) > 30
+            assert torch.corrcoef(torch.stack([row, known]))[0, 1] > 0.9
+
+
 def test_masked_attention_is_its_equation():
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 5, 4, dtype=torch.float64, generator=generator)

@@ -12,6 +12,7 @@ from common.cli import main
 from common.contrastive import info_nce
 from common.data.shards import ShardDataModule
 from common.data.smoke import write_shards
+from common.optim import parameter_groups
 from common.pretraining import CLIPPretraining
 from common.testing import tiny_architecture
 from patchrank.flip import FLIPPretraining
@@ -107,3 +108,24 @@ def test_recipes_state_their_epochs(name, epochs):
 def test_a_rate_is_a_share(make):
     with pytest.raises(ValueError, match=r"keep 0 is not in \(0, 1\]"):
         make(keep=0)
+
+
+@pytest.mark.parametrize("name", ["flip", "aclip"])
+def test_embedded_recipes_train_as_the_teacher_of_scenes_of_shape(name):
+    """What the recipes say of themselves: data, optimiser and length are those of common/shapes_clip.yaml."""
+    recipe, teacher = (
+        yaml.safe_load((ROOT / path).read_text())
+        for path in (f"patchrank/embedded_{name}.yaml", "common/shapes_clip.yaml")
+    )
+    shared = {"architecture", "learning_rate", "weight_decay", "warmup_steps", "optimizer"}
+    mine, others = ({key: one["model"]["init_args"][key] for key in shared} for one in (recipe, teacher))
+    assert mine == others
+    data = recipe["data"]["init_args"]
+    assert {key: value for key, value in data.items() if key != "image_views"} == teacher["data"]["init_args"]
+    assert recipe["trainer"] == teacher["trainer"]
+
+
+def test_muon_steps_the_blocks_where_a_recipe_asks_for_it(make):
+    module = make(optimizer="muon")
+    groups = parameter_groups(module, 1e-3, 0.1, optimizer=module.optimizer_name)
+    assert module.hparams.optimizer == "muon" and any(group["muon"] for group in groups)

@@ -57,7 +57,7 @@ class EmbeddedDataModule(ShardDataModule):
             at 48 and resized to the architecture's size. ValueError: another size.
         train_fraction: Share of the training shards that is read, the first ones.
         augment: Whether training pictures are random views; False shows their centre, as evaluation does.
-        grey: Share of the training pictures that are shown in grey, in [0, 1].
+        grey: Share of the training pictures that are shown in grey, in [0, 1]. ValueError: without ``augment``.
         image_views, text_view: as in ``ShardDataModule``; further views are drawn from random views.
         revision: 1 or 2, see above; the architecture's vocabulary must be that of its names. ValueError: another one.
     """
@@ -84,6 +84,10 @@ class EmbeddedDataModule(ShardDataModule):
             raise ValueError(f"image_size {image_size}: the embedded pictures are drawn at one of {views} pixels")
         if not 0 <= grey <= 1:
             raise ValueError(f"grey {grey} is no share of the training pictures; it lies in [0, 1]")
+        if grey and not augment:
+            raise ValueError(
+                f"grey {grey} changes training pictures, and augment false shows them as they are; set one"
+            )
         super().__init__(
             architecture=architecture,
             image_size=image_size,

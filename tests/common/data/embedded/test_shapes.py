@@ -329,3 +329,5 @@ def test_only_training_pictures_are_shown_in_grey(small, architecture):
         assert ((shown - shown.mean(1, keepdim=True)).abs().max() < 1e-3) == train
     with pytest.raises(ValueError, match=r"grey 1\.5 is no share of the training pictures"):
         EmbeddedDataModule(architecture, revision=2, grey=1.5)
+    with pytest.raises(ValueError, match=r"grey 0\.2 changes training pictures, and augment false shows them"):
+        EmbeddedDataModule(architecture, revision=2, grey=0.2, augment=False)
