@@ -94,7 +94,7 @@ def read_values(text: str, option: str) -> list[float]:
 def _check_range(option: str, value: float) -> None:
     """ValueError: a --keep outside (0, 1] or a --threshold outside [0, 1]; some reducers would take it all the same."""
     if option == "--keep" and not 0 < value <= 1:
-        raise ValueError(f"--keep {value:g}: the share of the tokens that stay lies in (0, 1]; give a number from there")
+        raise ValueError(f"--keep {value:g}: the share of the tokens that stay lies in (0, 1]; give one from there")
     if option == "--threshold" and not 0 <= value <= 1:
         raise ValueError(f"--threshold {value:g}: confidence lies in [0, 1]; give a number from there")
 
