@@ -207,11 +207,17 @@ def fitted(model: Model, point: Point, gmacs: float) -> Point:
         images = images_at(model, replace(point, keep=hundredths / _HUNDREDTHS))
         return mean_macs(images, model.image_size).gmacs
 
+    def fits(hundredths: int) -> bool:
+        try:
+            return cost(hundredths) <= gmacs
+        except ValueError:  # so few tokens that the reducer cannot work: if any rate fits, a higher one
+            return True
+
     # The rate ``low`` fits; every rate above ``high`` does not. Near 1, ranking may cost more than it saves.
     low, high = (_HUNDREDTHS,) * 2 if cost(_HUNDREDTHS) <= gmacs else (0, _HUNDREDTHS - 1)
     while low < high:
         middle = (low + high + 1) // 2
-        if cost(middle) <= gmacs:
+        if fits(middle):
             low = middle
         else:
             high = middle - 1

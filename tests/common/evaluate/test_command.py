@@ -13,6 +13,7 @@ from common.clip import CLIP
 from common.data.embedded import module as embedded
 from common.data.embedded.scenes import vocabulary
 from common.evaluate import tasks
+from common.evaluate.points import Point, completed, images_at, mean_macs
 from common.flops import count_macs
 from common.models import load_model
 from common.reduction import ReducedTower
@@ -131,6 +132,19 @@ def test_a_budget_takes_the_greatest_keep_rate_within_it(model, tmp_path):
     assert result["metrics"]["gmacs"] <= budget < count_macs(tower, image).gmacs
     more = ReducedTower(tower, {0: DivPrune(keep + 0.01)})
     assert count_macs(more, image).gmacs > budget
+
+
+def test_a_budget_is_met_above_the_rates_that_leave_a_reducer_too_little():
+    """TCA merges tokens into four: of 36 patches, rates below about 0.2 leave none as they are."""
+    model = load_model(str(TEACHER))
+
+    def cost(keep):
+        return mean_macs(images_at(model, Point("tca", keep, (1,))), 48).gmacs
+
+    with pytest.raises(ValueError, match="take more patches"):
+        cost(0.12)  # the budget's search comes by here
+    keep = completed(model, Point("tca"), cost(0.2)).keep
+    assert cost(keep) == cost(0.2) < cost(keep + 0.01)
 
 
 def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
