@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from common.adapters.tower import AdaptedTower
-from common.reduction import Place, Reducer, check_places
+from common.reduction import Place, Reducer
 from common.tower import ImageTower
 
 NEEDS = {
@@ -116,9 +116,7 @@ def schedule(
     A reducer that spreads over several blocks by itself takes the first block alone.
     ValueError: layers that do not ascend, several for such a reducer, or a tower that lacks what it needs.
     """
-    if not layers or list(layers) != sorted(set(layers)):
-        raise ValueError(f"places {list(layers)} must be numbers of blocks in ascending order")
-    check_places(layers, len(tower.transformer.resblocks))
+    check_layers(layers, len(tower.transformer.resblocks))
     setting = setting_for(tower, keep, layers[0])
     places: dict[Place, Reducer] = {}
     for layer in layers:
@@ -128,6 +126,14 @@ def schedule(
         places |= built
         setting = setting._replace(patches=next(iter(built.values())).left(setting.patches))
     return places
+
+
+def check_layers(layers: Sequence[int], blocks: int) -> None:
+    """ValueError: numbers of blocks that do not ascend, or that a tower of so many ``blocks`` lacks; or none."""
+    if not layers or list(layers) != sorted(set(layers)):
+        raise ValueError(f"places {list(layers)} must be numbers of blocks in ascending order")
+    if not 0 <= layers[0] <= layers[-1] < blocks:
+        raise ValueError(f"places {list(layers)}: the blocks of this tower are 0 to {blocks - 1}; give some of those")
 
 
 def at(layer: int, place: str) -> Place:

@@ -107,6 +107,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
             speed = row["batches"][batch]
             line += [f"{speed['images_per_second']:.4g}", "–" if row is whole else _ratio(speed["faster"])]
         cells.append(line)
+    cells += [[f"`{name}`", *["–"] * (len(head) - 1)] for name in result["reasons"]]
     note = (
         f"Image tower of {result['model']}; {100 * result['keep']:.0f} % of the patches from block {result['layer']} "
         f"on, half resolution a quarter; {setting['dtype']}, {setting['device']}, {setting['threads']} threads. In "

@@ -69,7 +69,7 @@ def read_places(text: str | None) -> tuple[int, ...]:
 def read_values(text: str, option: str) -> list[float]:
     """Numbers such as "0.9..0.3" (steps of 0.1), "0.9..0.3:0.2" (of 0.2) and "0.7,0.5", in their order.
 
-    ValueError: something else.
+    ValueError: something else, or a number out of the option's range.
     """
     values: list[float] = []
     for part in text.split(","):
@@ -86,7 +86,17 @@ def read_values(text: str, option: str) -> list[float]:
             ) from error
         count = int(abs(stop - start) / width)
         values += [float(start + (width if stop > start else -width) * n) for n in range(count + 1)]
+    for value in values:
+        _check_range(option, value)
     return list(dict.fromkeys(values))
+
+
+def _check_range(option: str, value: float) -> None:
+    """ValueError: a --keep outside (0, 1] or a --threshold outside [0, 1]; some reducers would take it all the same."""
+    if option == "--keep" and not 0 < value <= 1:
+        raise ValueError(f"--keep {value:g}: the share of the tokens that stay lies in (0, 1]; give one from there")
+    if option == "--threshold" and not 0 <= value <= 1:
+        raise ValueError(f"--threshold {value:g}: confidence lies in [0, 1]; give a number from there")
 
 
 def read_point(args: argparse.Namespace) -> Point | None:
@@ -101,8 +111,11 @@ def read_point(args: argparse.Namespace) -> Point | None:
         raise ValueError("--keep, --gmacs and --threshold are three ways to say one thing; give one of them")
     if args.reducer is not None and (args.keep is None) == (args.gmacs is None):
         raise ValueError(f"--reducer {args.reducer} needs --keep, the share of tokens that stay, or --gmacs")
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold {args.threshold:g}: confidence lies in [0, 1]; give a number from there")
+    for option, value in (("--keep", args.keep), ("--threshold", args.threshold)):
+        if value is not None:
+            _check_range(option, value)
+    if args.gmacs is not None and not args.gmacs > 0:
+        raise ValueError(f"--gmacs {args.gmacs:g} must be a number of GMACs above 0, such as 10")
     point = Point(args.reducer, args.keep, places, args.threshold)
     return None if point == Point() and args.gmacs is None else point
 
@@ -194,11 +207,17 @@ def fitted(model: Model, point: Point, gmacs: float) -> Point:
         images = images_at(model, replace(point, keep=hundredths / _HUNDREDTHS))
         return mean_macs(images, model.image_size).gmacs
 
+    def fits(hundredths: int) -> bool:
+        try:
+            return cost(hundredths) <= gmacs
+        except ValueError:  # so few tokens that the reducer cannot work: if any rate fits, a higher one
+            return True
+
     # The rate ``low`` fits; every rate above ``high`` does not. Near 1, ranking may cost more than it saves.
     low, high = (_HUNDREDTHS,) * 2 if cost(_HUNDREDTHS) <= gmacs else (0, _HUNDREDTHS - 1)
     while low < high:
         middle = (low + high + 1) // 2
-        if cost(middle) <= gmacs:
+        if fits(middle):
             low = middle
         else:
             high = middle - 1

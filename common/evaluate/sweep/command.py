@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments
-from common.evaluate.points import Point, default_places, read_places, read_values
+from common.evaluate.points import Point, default_places, read_places, read_values, tower_of
 from common.paths import runs_directory
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def points(model: Model, args: argparse.Namespace) -> list[Point]:
     """The points of a sweep, the whole model first.
 
-    ValueError: a name that is not on the list, or the model's own setting where it has none.
+    ValueError: a name that is not on the list, a block that the tower lacks, or the model's own setting where it has
+    none.
     """
     from common.adaptive import paths_of
     from common.reducer_registry import installed_reducers, named
@@ -116,7 +117,7 @@ def points(model: Model, args: argparse.Namespace) -> list[Point]:
     default = [OWN] if own == "threshold" else [*([OWN] if own else []), *everything]
     names = default if args.reducers is None else args.reducers.split(",")
     names = [name for word in names for name in (everything if word == ALL else [word])]
-    schedules = args.schedules or [_default_places(model)]
+    schedules = _schedules(model, args.schedules)
     chosen = [Point()]
     for name in dict.fromkeys(names):
         if name == OWN and own is None:
@@ -130,11 +131,17 @@ def points(model: Model, args: argparse.Namespace) -> list[Point]:
     return chosen
 
 
-def _default_places(model: Model) -> tuple[int, ...]:
+def _schedules(model: Model, given: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The schedules of --place, or the default one. ValueError: blocks that do not ascend, or that the tower lacks."""
+    from common.reducer_registry import check_layers
+
     try:
-        return default_places(model)
+        default = default_places(model)
     except ValueError:
-        return ()  # each reducer will say why it cannot work
+        return given or [()]  # each reducer will say why it cannot work
+    for places in given:
+        check_layers(places, len(tower_of(model).transformer.resblocks))
+    return given or [default]
 
 
 def _splits(data: str, split: str | None, budget: bool) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class Journal:
         whole, _, torn = text.rpartition("\n")
         if torn:
             self.file.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-        return whole.splitlines()
+        return whole.split("\n") if whole else []  # a name may hold other characters that end a line
 
 
 def _point(fields: Mapping[str, Any]) -> Point:

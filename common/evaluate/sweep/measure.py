@@ -48,24 +48,30 @@ class Pictures:
         size = 0
         for batch in self._read():
             size += batch["image"].nbytes
-            if size <= self._limit:
-                held.append(batch)
+            held.append(batch)
+            if size > self._limit:
+                held.clear()
             yield batch
         if size <= self._limit:
             self._held = held
 
-    def first(self, most: int) -> Tensor:
-        """The first pictures [B,3,S,S], at most ``most``. ValueError: there is none."""
+    def first(self, count: int) -> Tensor:
+        """The first pictures [count,3,S,S]. ValueError: there are fewer."""
         if self._first is None:
             images: list[Tensor] = []
             for batch in self:
                 images.append(batch["image"])
-                if sum(map(len, images)) >= most:
+                if sum(map(len, images)) >= count:
                     break
             if not images:
                 raise ValueError(f"the {self.data.split} split has no picture; check the data")
             self._first = torch.cat(images)
-        return self._first[:most]
+        if len(self._first) < count:
+            raise ValueError(
+                f"{len(self._first)} pictures of {self.data.split} make no batch of {count}, at which speed is to be "
+                f"measured; give --timed {len(self._first)}, or no"
+            )
+        return self._first[:count]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _named(point: Point) -> Row:
 
 
 def _failures(records: Mapping[Point, Record]) -> list[Row]:
-    """One row for each reducer, place and kind of failure, with all of its keep rates."""
+    """One row for each reducer and place, with the keep rates that failed and the reason of the first."""
     failed: dict[tuple[str, str | None], Row] = {}
     for point, record in records.items():
         if "reason" not in record:

@@ -20,6 +20,7 @@ def test_every_reducer_has_a_row_or_a_reason(result):
     whole, *rows = result["rows"]
     assert whole["reducer"] == reducer_costs.WHOLE
     assert {row["reducer"] for row in rows} | result["reasons"].keys() == set(installed_reducers())
+    assert "is trained" in result["reasons"]["dynamicvit"]
     tower, image = CLIP.tiny().image_tower, torch.zeros(1, 3, 32, 32)
     (row,) = (row for row in rows if row["reducer"] == "divprune")
     assert row["gmacs"] == count_macs(ReducedTower(tower, {0: DivPrune(0.6)}), image).gmacs
@@ -31,6 +32,7 @@ def test_every_reducer_has_a_row_or_a_reason(result):
 def test_the_text_says_how_and_what_did_not_run(result):
     result = {**result, "reasons": {"a-name": "it needs a class token"}}
     rendered = reducer_costs.render(result)
-    assert "| `divprune` |" in rendered["md"] and "- `a-name` did not run: it needs a class token" in rendered["md"]
+    assert "| `divprune` |" in rendered["md"] and "| `a-name` | – | – |" in rendered["md"]
+    assert "- `a-name` did not run: it needs a class token" in rendered["md"]
     assert "60 % of the patches from block 0 on" in rendered["md"]
     assert list(rendered["figures"]) == ["reducer-costs"]

@@ -13,6 +13,7 @@ from common.clip import CLIP
 from common.data.embedded import module as embedded
 from common.data.embedded.scenes import vocabulary
 from common.evaluate import tasks
+from common.evaluate.points import Point, completed, images_at, mean_macs
 from common.flops import count_macs
 from common.models import load_model
 from common.reduction import ReducedTower
@@ -133,6 +134,19 @@ def test_a_budget_takes_the_greatest_keep_rate_within_it(model, tmp_path):
     assert count_macs(more, image).gmacs > budget
 
 
+def test_a_budget_is_met_above_the_rates_that_leave_a_reducer_too_little():
+    """TCA merges tokens into four: of 36 patches, rates below about 0.2 leave none as they are."""
+    model = load_model(str(TEACHER))
+
+    def cost(keep):
+        return mean_macs(images_at(model, Point("tca", keep, (1,))), 48).gmacs
+
+    with pytest.raises(ValueError, match="take more patches"):
+        cost(0.12)  # the budget's search comes by here
+    keep = completed(model, Point("tca"), cost(0.2)).keep
+    assert cost(keep) == cost(0.2) < cost(keep + 0.01)
+
+
 def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
     """The packaged WaveCLIP on a few pictures: the mean by the shares of its two levels."""
     monkeypatch.setitem(embedded.SPLITS, 1, {"test": (40, 20)})
@@ -160,7 +174,9 @@ def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
         (["--threshold", "2"], "--threshold 2: confidence lies in [0, 1]"),
         (["--threshold", "0.5", "--tasks", "retrieval"], "stops by the classes of zeroshot; take --tasks zeroshot"),
         (["--reducer", "tome", "--gmacs", "0.00001"], "a picture costs"),
-        (["--reducer", "tome", "--keep", "0.5", "--place", "7"], "places are i, (i, 'middle') and (i, 'after')"),
+        (["--reducer", "tome", "--keep", "0.5", "--place", "7"], "places [7]: the blocks of this tower are 0 to "),
+        (["--reducer", "diffrate", "--keep", "0"], "--keep 0: the share of the tokens that stay lies in (0, 1]"),
+        (["--reducer", "tome", "--gmacs", "nan"], "--gmacs nan must be a number of GMACs above 0"),
         (
             ["--tasks", "zeroshot,segments"],
             "no task 'segments'; the tasks are zeroshot, retrieval, linear-probe",

@@ -158,6 +158,10 @@ def test_levels_are_swept_by_their_threshold(sweep, tmp_path, capsys):
     ("others", "message"),
     [
         (["--keep", "0.9-0.3"], "--keep 0.9-0.3: '0.9-0.3' is no number and no range; write 0.7, 0.7,0.5 or 0.9..0.3"),
+        (["--reducers", "diffrate", "--keep", "0.5,0"], "--keep 0: the share of the tokens that stay lies in (0, 1]"),
+        (["--threshold", "0.5,7"], "--threshold 7: confidence lies in [0, 1]"),
+        (["--place", "0,7"], "places [0, 7]: the blocks of this tower are 0 to 1; give some of those"),
+        (["--place", "1,0"], "places [1, 0] must be numbers of blocks in ascending order"),
         (["--place", "third"], "--place third: 'third' is no number of a block"),
         (["--reducers", "divprun"], "no reducer 'divprun'; there are atc, ats, centre-crop"),
         (["--reducers", "own"], "--reducers own: model has neither levels nor a keep rate"),

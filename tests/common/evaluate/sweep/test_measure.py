@@ -1,5 +1,7 @@
 """One point of a sweep on models of other shapes: a SigLIP, a Patch Ranking model, schedules, memory, pictures."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -122,6 +124,23 @@ def test_pictures_that_fit_are_read_once(held, reads):
     assert torch.equal(shown.first(2), pictures(8)[:2])
     passes = [torch.cat([batch["image"] for batch in shown]) for _ in range(3)]
     assert all(torch.equal(images, pictures(8)) for images in passes) and len(log) == reads
+
+
+def test_pictures_that_do_not_fit_are_let_go_as_they_are_read():
+    data, _ = split_of()
+    shown = Pictures(model_of(SigLIPShaped(), 16), data, SETTINGS, held=pictures(4).nbytes)
+    batches = iter(shown)
+    first = weakref.ref(next(batches)["image"])
+    assert first() is not None, "the second may fit as well"
+    next(batches)
+    assert first() is None
+
+
+def test_a_timed_batch_is_full():
+    data, _ = split_of(8)
+    shown = Pictures(model_of(SigLIPShaped(), 16), data, SETTINGS)
+    with pytest.raises(ValueError, match="8 pictures of test make no batch of 16, at which speed is to be"):
+        shown.first(16)
 
 
 def test_answers_are_packed_without_loss():
