@@ -91,8 +91,7 @@ class PatchRankTower(ReducedTower):
         """Whether there is a predictor, so that the tower can prune at any rate."""
         return self.predictor is not None
 
-    @property
-    def image_tower(self) -> ImageTower | AdaptedTower:
+    def whole_tower(self) -> ImageTower | AdaptedTower:
         """The tower that it prunes, in which other reducers may stand instead. ValueError: it has prompts."""
         if self.prompts is not None:
             raise ValueError("this tower's prompts were tuned with its own pruning; no other reducer takes its place")

@@ -19,11 +19,13 @@ def adapt(model: nn.Module) -> ImageTower | AdaptedTower:
     """The image tower of a model, with ``embed``, ``run_blocks`` and ``pool``, for reducers, costs and rankings.
 
     model: a CLIP of this suite, of open_clip or of transformers; or the image tower of one; or a timm trunk. The
-        tower shares its modules and weights.
+        tower shares its modules and weights. Of a tower that prunes: the ``whole_tower`` that it prunes.
     A tower of this suite is returned as it is.
     ValueError: an architecture without a fixed sequence of tokens, or with a part that is not adapted.
     """
     projection = getattr(model, "visual_projection", None)
+    if hasattr(model, "whole_tower"):
+        model = model.whole_tower()
     for name in ("image_tower", "visual", "vision_model"):
         model = getattr(model, name, model)
     if isinstance(model, ImageTower | AdaptedTower):

@@ -5,6 +5,8 @@ Shapes: B images, N tokens, K patch tokens, R kept, D width, L blocks.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,10 +50,12 @@ class KeepPredictor(nn.Module):
             mean = (shared * alive[..., None]).sum(1, keepdim=True) / alive.sum(1).clamp(min=1)[:, None, None]
         u = torch.cat([own, mean.expand_as(shared)], dim=-1)
         hidden = wide(F.gelu(self.to_quarter(F.gelu(self.to_half(u)))))
-        # The last map by hand, since autocast would round its result to bf16: tokens whose probabilities are nearly
-        # equal would tie, and the first rows of the picture would stay.
-        products = hidden[..., None, :] * wide(self.to_scores.weight)
-        return (products.sum(-1) + wide(self.to_scores.bias)).log_softmax(-1)
+        # Autocast would round the last map's result to bf16: tokens whose probabilities are nearly equal would tie, and
+        # the first rows of the picture would stay.
+        kind = hidden.device.type  # "meta" has no autocast
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            scores = F.linear(hidden, wide(self.to_scores.weight), wide(self.to_scores.bias))
+        return scores.log_softmax(-1)
 
 
 def keep_predictors(width: int, blocks: int) -> nn.ModuleDict:

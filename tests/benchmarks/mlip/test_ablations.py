@@ -150,7 +150,7 @@ def rendered(monkeypatch, tmp_path):
 
     def render(number, **known):
         monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-        monkeypatch.setattr(mlip_ablations, "results", lambda: {name: [] for name in ROWS} | known)
+        monkeypatch.setattr(mlip_ablations, "results", lambda _: {name: [] for name in ROWS} | known)
         table = benchmark(f"mlip-table{number}").load()
         return table.render(json.loads(json.dumps(table.run(smoke=True))))["md"]
 

@@ -35,7 +35,7 @@ def test_an_upside_down_picture_stands_upright_everywhere(tmp_path):
         "image"
     ]
     evaluated = transform(PictureSet([str(tmp_path / "a.png")], tmp_path).picture(0), None)
-    classified = decode(tmp_path / "a.png", "a", transform).pixels
+    classified = decode("a", tmp_path / "a.png", transform).pixels
     for pixels in (shard, evaluated, classified):
         assert np.array_equal(pixels, np.asarray(upright))
 
