@@ -2,7 +2,8 @@
 
 Its splits are fixed sequences of random scenes, drawn and packed into shards when they are first asked for, and read by
 the same loader as any other shards. Revision 1 (``scenes``) shows emoji in their own colours, from which most names
-follow; revision 2 (``shapes``) shows them in random ones. Committed weights and results are revision 1's.
+follow; revision 2 (``shapes``) shows them in random ones; in revision 3 (``textures``) the class is the fill of a
+silhouette. Committed weights and results are revision 1's, but for those named shapes, which are revision 2's.
 
 Labels number the names of a revision's ``class_names("all")``: first the seen ones, then the held-out ones.
 """
@@ -59,7 +60,7 @@ class EmbeddedDataModule(ShardDataModule):
         augment: Whether training pictures are random views; False shows their centre, as evaluation does.
         grey: Share of the training pictures that are shown in grey, in [0, 1]. ValueError: without ``augment``.
         image_views, text_view: as in ``ShardDataModule``; further views are drawn from random views.
-        revision: 1 or 2, see above; the architecture's vocabulary must be that of its names. ValueError: another one.
+        revision: 1, 2 or 3, see above; the architecture's vocabulary must be of its names. ValueError: another one.
     """
 
     def __init__(

@@ -3,9 +3,9 @@
 A picture shows one emoji's silhouette at a random place, size and angle on a smooth background, filled with one of the
 textures below. Class, silhouette, tint, background and the texture's period, angle and phase are independent. The fill
 takes its shades by rank, so that its histogram is the same for every texture: neither outline nor colours tell the
-class, and a model must see how light and dark alternate. JPEG keeps that at its
-highest quality; the crop leaves a trace at most, which the reference ladder measures. The caption names the texture and
-mentions, each with its own probability, size, tint and place, and the background's colour.
+class, and a model must see how light and dark alternate. JPEG keeps that at its highest quality; the crop leaves a
+trace at most, which the reference ladder measures. The caption names the texture and mentions, each with its own
+probability, size, tint and place, and the background's colour.
 
 Shapes: u, v [H,W], the pixels' coordinates in periods of the texture, rightwards and downwards.
 """
