@@ -11,7 +11,7 @@ from torch.optim import AdamW, Muon
 
 from common.clip import CLIP
 from common.exact_resume import ExactResume
-from common.muon import MuonAdamW
+from common.muon import MuonAdamW, orthonormal
 from common.optim import configure, parameter_groups
 from common.tower import Block
 from tests.patchrank.short_runs import QUIET
@@ -42,13 +42,44 @@ def train(layer, optimizers, steps):
             optimizer.step()
 
 
-def test_each_part_steps_as_it_does_alone():
+def test_each_part_steps_as_torchs_own_does_alone(monkeypatch):
     together, apart = model(), model()
     train(together, [MuonAdamW(groups(together), (0.9, 0.98), 1e-6)], range(4))
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # torch's Muon rounds; here neither does
     muon = Muon([apart.weight], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
     adamw = AdamW([apart.bias], lr=0.3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
     train(apart, [muon, adamw], range(4))
-    assert torch.equal(together.weight, apart.weight) and torch.equal(together.bias, apart.bias)
+    for one, other in zip(together.parameters(), apart.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48)], ids=["wide", "tall"])
+def test_orthonormal_matrices_keep_their_singular_vectors(shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    rotated = left.mT @ orthonormal(matrices) @ right.mT
+    values = rotated.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(rotated, torch.diag_embed(values), atol=1e-4)
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_matrices_of_one_shape_step_as_they_do_apart():
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 6) for _ in range(3)]
+    apart = copy.deepcopy(layers)
+
+    def step(some):
+        loss = sum(layer(torch.ones(2, 6)).square().sum() for layer in some)
+        loss.backward()
+        matrices = {"params": [layer.weight for layer in some], "lr": 0.1, "weight_decay": 0.1, "muon": True}
+        others = {"params": [layer.bias for layer in some], "lr": 0.1, "weight_decay": 0.0, "muon": False}
+        MuonAdamW([matrices, others], (0.9, 0.98), 1e-6).step()
+
+    step(layers)
+    for layer in apart:
+        step([layer])
+    for one, other in zip(layers, apart, strict=True):
+        assert torch.allclose(one.weight, other.weight, atol=1e-6)
 
 
 def test_a_step_has_the_size_of_adamws():
