@@ -18,6 +18,7 @@ from common.checkpoints import read_plain
 from common.dev_run import DevRun, fit_validation
 from common.exact_resume import ExactResume
 from common.finite import StopOnNonFinite
+from common.inference import BF16_PRODUCTS
 from common.keep_work import KeepWork
 from common.prediction_file import PredictionFile
 from common.progress_bar import RunProgress
@@ -158,7 +159,13 @@ class RecipeCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, self.checkpoint_io]
         fit_validation(config)
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and not BF16_PRODUCTS:
+            rank_zero_warn(
+                "this processor emulates bfloat16, so precision bf16-mixed takes ten times as long as float32 or "
+                "longer; --trainer.precision 32-true learns the same"
+            )
+        return trainer
 
     def after_fit(self) -> None:
         """Say where everything is. ValueError: every checkpoint of the run failed."""

@@ -61,13 +61,10 @@ def first_losses(
     module, data_arguments = built(recipe, settings)
     data = data or _SmallAsTrain(**data_arguments | {"num_workers": 0})
     losses = _Losses(steps)
-    precision = config["trainer"].get("precision")
-    if not BF16_PRODUCTS and precision == "bf16-mixed":
-        precision = "32-true"  # the losses agree within the check's tolerance, and a step takes a tenth of the time
     trainer = Trainer(
         accelerator="cpu",
         max_steps=config["trainer"]["max_steps"],
-        precision=precision,
+        precision=precision_here(config["trainer"]),
         gradient_clip_val=config["trainer"].get("gradient_clip_val"),
         max_epochs=-1,
         limit_val_batches=0,
@@ -79,6 +76,15 @@ def first_losses(
     )
     trainer.fit(module, datamodule=data)
     return losses.values
+
+
+def precision_here(trainer: Mapping[str, Any]) -> str | None:
+    """The precision of a recipe's trainer, but float32 in place of a bfloat16 that this processor would emulate.
+
+    Losses agree within the tolerance of the check, and a step takes a tenth of the time or less.
+    """
+    precision = trainer.get("precision")
+    return "32-true" if precision == "bf16-mixed" and not BF16_PRODUCTS else precision
 
 
 def built(

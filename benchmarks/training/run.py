@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import RESULTS, ROOT, read_recipe
-from benchmarks.training.drift import first_losses
+from benchmarks.training.drift import first_losses, precision_here
 from benchmarks.training.export import card, from_checkpoint, save
 from common.checkpoints import read_plain
 from common.cli import main as lightning
@@ -201,13 +201,17 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     start, clock = folder / "conditions.json", folder / "minutes.json"
     if not start.is_file():  # a run that continues keeps the conditions of its start
-        start.write_text(json.dumps(conditions("embedded", seeds=1, seed=run.seed, steps=steps)))
+        trainer = read_recipe(run.recipe)["trainer"]
+        precision = trainer.get("precision") if torch.cuda.is_available() else precision_here(trainer)
+        started = conditions("embedded", seeds=1, seed=run.seed, steps=steps, precision=precision)
+        start.write_text(json.dumps(started))
     checkpoint = last_checkpoint(folder)
     if checkpoint is None or steps_of(checkpoint) != steps:
         arguments = [
             *run.arguments(overlay),
             *options(run.places),
             *options(places or {}),
+            *([] if overlay else _precision(json.loads(start.read_text()))),
             "--trainer.default_root_dir",
             str(folder.absolute()),
         ]
@@ -231,6 +235,12 @@ def fit(
         "legs": len(minutes),
         "steps": steps_of(checkpoint),
     }
+
+
+def _precision(started: Mapping[str, Any]) -> list[str]:
+    """The option that keeps the precision in which a run was started; none where it is not on record."""
+    precision = started.get("precision")
+    return ["--trainer.precision", precision] if precision else []
 
 
 def steps_of(checkpoint: Path) -> int:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from common import recipes
+from common import lightning_cli, recipes
 from common.cli import main
 from common.prediction_file import PredictionFile
 from common.recipes import resolve_configs
@@ -165,6 +165,14 @@ class Payload:
 
     def __reduce__(self):
         return (Path.touch, (Path("owned"),))
+
+
+@pytest.mark.parametrize(("precision", "said"), [("bf16-mixed", 1), ("32-true", 0)])
+def test_a_processor_that_emulates_bfloat16_is_said_to_be_slow(recipe, monkeypatch, recwarn, precision, said):
+    monkeypatch.setattr(lightning_cli, "BF16_PRODUCTS", False)
+    assert main(["fit", "-c", str(recipe), "--trainer.precision", precision, "--trainer.max_steps", "1"]) == 0
+    warned = [str(warning.message) for warning in recwarn]
+    assert sum("--trainer.precision 32-true learns the same" in message for message in warned) == said
 
 
 def test_refused_checkpoints(recipe, tmp_path, capsys):

@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.training import run
+from benchmarks import read_recipe
+from benchmarks.training import drift, run
 from benchmarks.training.retrain import RUNS
 from benchmarks.training.run import Run, last_checkpoint
 from tests.readme import ROOT
@@ -70,6 +71,23 @@ def test_a_finished_training_is_not_run_again_and_an_interrupted_one_goes_on(mon
     assert "/data" not in made[0]["command"]
     assert len(lines) == 2 and "--ckpt_path" not in lines[0]
     assert lines[1][-2:] == ["--ckpt_path", str(tmp_path / "last.ckpt")] and "/data" in lines[1]
+
+
+def test_a_processor_that_emulates_bfloat16_trains_in_float32_and_says_so(monkeypatch, tmp_path):
+    lines = []
+
+    def timed(line, record, apart):
+        lines.append(line)
+        torch.save({"global_step": RUNS[0].steps}, tmp_path / "last.ckpt")
+        record.write_text("[1.0]")
+        return 0
+
+    monkeypatch.setattr(drift, "BF16_PRODUCTS", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(run, "_timed", timed)
+    made = run.fit(RUNS[0], tmp_path)
+    assert read_recipe(RUNS[0].recipe)["trainer"]["precision"] == "bf16-mixed"
+    assert lines[0][lines[0].index("--trainer.precision") + 1] == made["conditions"]["precision"] == "32-true"
 
 
 def test_a_few_steps_may_run_in_this_process(monkeypatch, tmp_path):
