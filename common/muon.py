@@ -32,6 +32,13 @@ class MuonAdamW(Optimizer):
         self._adamw = AdamW(others, betas=betas, eps=eps, foreach=True)
         self._share()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Step further parameters too, such as those of a part that is unfrozen; by Muon if "muon" says so."""
+        param_group.setdefault("muon", False)
+        super().add_param_group(param_group)
+        if hasattr(self, "_muon"):  # the constructor hands its groups to the parts itself
+            (self._muon if param_group["muon"] else self._adamw).add_param_group(param_group)
+
     def _share(self) -> None:
         """Let both parts work on this optimiser's groups and state, which checkpoints and schedules know."""
         for part in (self._muon, self._adamw):

@@ -116,6 +116,36 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
     assert isinstance(configure(split, 0, 10)["optimizer"], MuonAdamW)
 
 
+@pytest.mark.parametrize("muon", [True, False])
+def test_a_part_that_is_unfrozen_later_is_stepped(muon):
+    """As BaseFinetuning does it, which adds a group; by AdamW unless the group says otherwise."""
+    layer, part, alone = model(), model(), model()
+    optimizer = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6)
+    optimizer.add_param_group(
+        {"params": [part.weight], "lr": 0.1, "weight_decay": 0.2} | ({"muon": True} if muon else {})
+    )
+    kind = (Muon, {"adjust_lr_fn": "match_rms_adamw"}) if muon else (AdamW, {"betas": (0.9, 0.98), "eps": 1e-6})
+    train(part, [optimizer], range(3))
+    train(alone, [kind[0]([alone.weight], lr=0.1, weight_decay=0.2, **kind[1])], range(3))
+    assert torch.equal(part.weight, alone.weight) and not torch.equal(part.weight, model().weight)
+    again = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6)
+    again.add_param_group({"params": [part.weight], "muon": muon})
+    again.load_state_dict(optimizer.state_dict())
+    train(part, [again], range(3, 5))
+    assert not torch.equal(part.weight, alone.weight)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("adamw", "muon"), ("muon", "adamw")])
+def test_a_checkpoint_of_the_other_optimiser_is_refused(theirs, ours):
+    clip = CLIP.tiny()
+    first, second = (
+        configure(parameter_groups(clip, 1e-3, 0.1, optimizer=name), 0, 10)["optimizer"] for name in (theirs, ours)
+    )
+    message = f"made with optimizer {theirs}, this training has optimizer {ours}; set optimizer to {theirs} to go on"
+    with pytest.raises(ValueError, match=message):
+        second.load_state_dict(first.state_dict())
+
+
 def test_an_optimiser_without_a_name_is_refused():
     with pytest.raises(ValueError, match="optimizer 'sgd' is none of adamw, muon"):
         parameter_groups(model(), 1e-3, 0.1, optimizer="sgd")
