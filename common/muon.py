@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
+from torch.overrides import TorchFunctionMode
+
+from common.inference import BF16_PRODUCTS
+
+
+class _FP32(TorchFunctionMode):
+    """What would become bf16 on a CPU becomes fp32."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        if function is Tensor.bfloat16 and args[0].device.type == "cpu":
+            return args[0].to(torch.float32, copy=True)
+        return function(*args, **(options or {}))
 
 
 class MuonAdamW(Optimizer):
@@ -15,6 +31,9 @@ class MuonAdamW(Optimizer):
     Muon replaces the momentum of a matrix by the nearest matrix with orthonormal rows or columns. Its step is scaled
     to the root mean square of AdamW's (Liu et al., 2025), so that both take the same rates. Lightning's automatic
     optimisation, with its clipping and its schedules, asks for a single optimiser.
+
+    torch iterates towards that matrix in bf16. A CPU without such products emulates them, which took two thirds of a
+    small tower's training step. There the iteration is in fp32.
 
     Args:
         groups: parameter groups with "lr", "weight_decay" and "muon"; a group with Muon holds 2-D parameters alone.
@@ -54,6 +73,7 @@ class MuonAdamW(Optimizer):
         """One step of both parts; returns what ``closure`` returns."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
-        self._muon.step()
+        with nullcontext() if BF16_PRODUCTS else _FP32():
+            self._muon.step()
         self._adamw.step()
         return loss

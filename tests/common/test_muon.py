@@ -1,6 +1,7 @@
 """Muon for the blocks' matrices beside AdamW: each part alone, checkpoints, schedules, and who gets which."""
 
 import copy
+import math
 
 import lightning
 import pytest
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.optim import AdamW, Muon
 
+import common.muon
 from common.clip import CLIP
 from common.exact_resume import ExactResume
 from common.muon import MuonAdamW
@@ -42,7 +44,13 @@ def train(layer, optimizers, steps):
             optimizer.step()
 
 
-def test_each_part_steps_as_it_does_alone():
+@pytest.fixture
+def bf16(monkeypatch):
+    """A processor that multiplies in bf16, whatever this one does: Muon is then torch's to the last bit."""
+    monkeypatch.setattr(common.muon, "BF16_PRODUCTS", True)
+
+
+def test_each_part_steps_as_it_does_alone(bf16):
     together, apart = model(), model()
     train(together, [MuonAdamW(groups(together), (0.9, 0.98), 1e-6)], range(4))
     muon = Muon([apart.weight], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
@@ -61,6 +69,22 @@ def test_a_step_has_the_size_of_adamws():
     layer(torch.randn(256, 64, generator=torch.Generator().manual_seed(0))).square().sum().backward()
     optimizer.step()
     assert (layer.weight - before).square().mean().sqrt().item() == pytest.approx(0.2 * 0.1, rel=0.3)
+
+
+def test_a_processor_without_products_in_bf16_steps_in_fp32(monkeypatch):
+    """Against the iteration's polynomial of the singular values, which bf16 misses by a hundredth."""
+    monkeypatch.setattr(common.muon, "BF16_PRODUCTS", False)
+    layer = nn.Linear(6, 4)
+    before = layer.weight.detach().double()
+    optimizer = MuonAdamW([{**group, "weight_decay": 0.0} for group in groups(layer)], (0.9, 0.98), 1e-6)
+    layer(torch.randn(16, 6, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    left, values, right = torch.linalg.svd(layer.weight.grad.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = before - 0.1 * 0.2 * math.sqrt(6) * (left * values) @ right
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach().double(), expected, atol=1e-6, rtol=0)
 
 
 def test_a_checkpoint_continues_the_training():
@@ -117,7 +141,7 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
 
 
 @pytest.mark.parametrize("muon", [True, False])
-def test_a_part_that_is_unfrozen_later_is_stepped(muon):
+def test_a_part_that_is_unfrozen_later_is_stepped(muon, bf16):
     """As BaseFinetuning does it, which adds a group; by AdamW unless the group says otherwise."""
     layer, part, alone = model(), model(), model()
     optimizer = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6)
