@@ -1,4 +1,4 @@
-"""The records of a sweep as rows of a table, and the best setting within a budget."""
+"""The records of a sweep as rows of a table."""
 
 from __future__ import annotations
 
@@ -70,21 +70,3 @@ def _failures(records: Mapping[Point, Record]) -> list[Row]:
         row = failed.setdefault((named["reducer"], named["place"]), {**named, "keep": [], "reason": record["reason"]})
         row["keep"].append(point.keep)
     return list(failed.values())
-
-
-def best_within(records: Mapping[Point, Record], budget: float) -> tuple[Point, int, int]:
-    """The point of the highest accuracy that costs at most ``budget`` GMACs, the cheaper of equal ones.
-
-    Returns it, the number of points that were compared, and the number within the budget.
-    ValueError: every point costs more, or no cost is known.
-    """
-    costs = {point: record["gmacs"] for point, record in records.items() if record.get("gmacs") is not None}
-    if not costs:
-        raise ValueError(f"--budget {budget:g}: this model's cost is not known: {records[WHOLE].get('uncounted')}")
-    fitting = [point for point, cost in costs.items() if cost <= budget * (1 + 1e-9)]
-    if not fitting:
-        raise ValueError(
-            f"--budget {budget:g}: the cheapest of {len(costs)} settings costs {min(costs.values()):.4g} GMACs a "
-            "picture; give that or more, or lower keep rates"
-        )
-    return max(fitting, key=lambda point: (records[point]["top1"], -costs[point])), len(costs), len(fitting)

@@ -16,10 +16,11 @@ from common.data.lookup import Labelled
 from common.evaluate.accuracy import paired_difference
 from common.evaluate.points import Point
 from common.evaluate.prompts import prompts_hash, value_hash
+from common.evaluate.sweep.budget import best_within, check_budget
 from common.evaluate.sweep.journal import Journal, Record
 from common.evaluate.sweep.measure import ROUNDS, WHOLE, Measure, Pictures, unpacked
 from common.evaluate.sweep.report import markdown, write
-from common.evaluate.sweep.rows import best_within, rows
+from common.evaluate.sweep.rows import rows
 
 
 def sweep(
@@ -29,8 +30,11 @@ def sweep(
 
     sources: the split on which the points are compared; with a budget, also the one on which the best is reported.
     A folder's results hold all of its points, those of earlier calls too.
+    ValueError: no setting is within the budget.
     """
     compared = sources[0]
+    if budget is not None:
+        check_budget(measure.model, points, journal.of(compared.split), budget)
     records = measured(measure, points, compared, journal)
     choice = None
     if budget is not None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.adaptive import paths_of
 from common.data.lookup import source
 from common.evaluate.sweep import measure as measuring
 from common.flops import count_macs
@@ -137,8 +138,21 @@ def test_a_budget_is_spent_on_val_and_reported_on_test(model, data, sweep, tmp_p
     journal = [json.loads(line) for line in (tmp_path / "out" / "points.jsonl").read_text().splitlines()[1:]]
     on_test = [record["point"] for record in journal if record["split"] == "test"]
     assert [point["reducer"] for point in on_test] == [None, best["reducer"]], "nothing else was measured on test"
-    assert sweep(model, *line, "--budget", "0.0001") == 1
-    assert "the cheapest of 9 settings costs" in capsys.readouterr().err
+
+
+def test_a_budget_out_of_reach_is_refused_before_a_picture_is_read(model, sweep, tmp_path, monkeypatch, capsys):
+    """Twice: by reducers, which are counted exactly, and by levels, of which no picture runs fewer than the first."""
+    monkeypatch.setattr(measuring.Pictures, "__iter__", lambda pictures: pytest.fail("pictures were read"))
+    clip, image = load_model(model).images, torch.zeros(1, 3, 32, 32)
+    least = count_macs(ReducedTower(clip.image_tower, {0: DivPrune(0.3)}), image).gmacs
+    line = ["--reducers", "divprune", "--keep", "0.5,0.3", "--budget", "0.00001"]
+    assert sweep(model, *line) == 1
+    error = capsys.readouterr().err
+    assert f"--budget 1e-05: the cheapest of 3 settings costs {least:.4g} GMACs a picture; give that or more" in error
+    wave = str(tiny_directory(tmp_path / "wave"))
+    assert sweep(wave, "--threshold", "0.1..0.9", "--budget", "0.00001", out="levels") == 1
+    coarse, _ = paths_of(load_model(wave).images).costs(32)
+    assert f"settings costs {coarse:.4g} GMACs a picture" in capsys.readouterr().err
 
 
 def test_levels_are_swept_by_their_threshold(sweep, tmp_path, capsys):
