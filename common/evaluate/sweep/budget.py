@@ -30,8 +30,8 @@ def check_budget(model: Model, points: Iterable[Point], known: Mapping[Point, Re
     _refuse_above(budget, costs, reason)
 
 
-def best_within(records: Mapping[Point, Record], budget: float) -> tuple[Point, int, int]:
-    """The point of the highest accuracy that costs at most ``budget`` GMACs, the cheaper of equal ones.
+def best_within(records: Mapping[Point, Record], budget: float, column: str) -> tuple[Point, int, int]:
+    """The point of the highest ``column`` that costs at most ``budget`` GMACs, the cheaper of equal ones.
 
     Returns it, the number of points that were compared, and the number within the budget.
     ValueError: every point costs more, as thresholds may on these pictures.
@@ -39,7 +39,7 @@ def best_within(records: Mapping[Point, Record], budget: float) -> tuple[Point, 
     costs = _known_costs(records)
     _refuse_above(budget, costs)
     fitting = [point for point, cost in costs.items() if cost <= _rounded_up(budget)]
-    return max(fitting, key=lambda point: (records[point]["top1"], -costs[point])), len(costs), len(fitting)
+    return max(fitting, key=lambda point: (records[point][column], -costs[point])), len(costs), len(fitting)
 
 
 def _known_costs(records: Mapping[Point, Record]) -> dict[Point, float]:

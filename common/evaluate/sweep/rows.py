@@ -8,38 +8,42 @@ from typing import Any
 from common.evaluate.accuracy import paired_difference
 from common.evaluate.points import Point
 from common.evaluate.sweep.journal import Record
-from common.evaluate.sweep.measure import WHOLE, unpacked
+from common.evaluate.sweep.measure import WHOLE
+from common.evaluate.sweep.pictures import unpacked
+from common.evaluate.sweep.scoring import Scoring
 
 Row = dict[str, Any]
 """A flat row: plain values under the names of the CSV file's columns."""
 
 
-def rows(records: Mapping[Point, Record]) -> list[Row]:
+def rows(records: Mapping[Point, Record], scoring: type[Scoring]) -> list[Row]:
     """A row for every measured point, with its difference from the whole model, and one for each reducer that failed.
 
-    "difference", "difference_low", "difference_high": accuracy less that of the whole model on the same pictures,
-    with a paired 95 % bootstrap interval (fractions).  "of_whole": its share of the whole model's GMACs.
+    The main metric of ``scoring`` has its column, and "low" and "high", its interval's ends.
+    "difference", "difference_low", "difference_high": the main metric less that of the whole model on the same
+    pictures, with a paired 95 % bootstrap interval (fractions).  "of_whole": its share of the whole model's GMACs.
     "reason": why a reducer did not run at these keep rates; such rows hold nothing else, and come last.
     """
     whole = records[WHOLE]
     correct = unpacked(whole["correct"], whole["samples"])
-    measured = [_row(point, record, whole, correct) for point, record in records.items() if "reason" not in record]
+    measured = [
+        _row(point, record, whole, correct, scoring) for point, record in records.items() if "reason" not in record
+    ]
     return measured + _failures(records)
 
 
-def _row(point: Point, record: Record, whole: Record, correct: Any) -> Row:
+def _row(point: Point, record: Record, whole: Record, correct: Any, scoring: type[Scoring]) -> Row:
     ours = unpacked(record["correct"], record["samples"])
     difference = (None,) * 3 if point == WHOLE else paired_difference(ours, correct)
     costs = record["gmacs"], whole["gmacs"]
     return {
         **_named(point),
         "samples": record["samples"],
-        "top1": record["top1"],
+        scoring.column: record[scoring.column],
         "low": record["interval"][0],
         "high": record["interval"][1],
         **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
-        "top5": record["top5"],
-        "mean_per_class": record["mean_per_class"],
+        **{name: record[name] for name in scoring.others},
         "gmacs": record["gmacs"],
         "gmacs_paper": record["gmacs_paper"],
         "of_whole": None if None in costs else costs[0] / costs[1],

@@ -10,7 +10,8 @@ from PIL import Image
 
 from common.adaptive import paths_of
 from common.data.lookup import source
-from common.evaluate.sweep import measure as measuring
+from common.evaluate.sweep import pictures as shown
+from common.evaluate.sweep import scoring
 from common.flops import count_macs
 from common.models import load_model
 from common.reduction import ReducedTower
@@ -83,7 +84,7 @@ def test_every_file_is_written_and_opens(model, sweep, tmp_path, capsys):
 def test_an_interrupted_sweep_goes_on_to_the_same_result(model, sweep, tmp_path, monkeypatch, capsys):
     line = ["--reducers", "random-per-picture,divprune", *KEEP]
     assert sweep(model, *line, out="at once") == 0
-    measured, observed = [], measuring.observed
+    measured, observed = [], scoring.observed
 
     def stop_at_the_third(*arguments):
         if len(measured) == 2:
@@ -91,16 +92,16 @@ def test_an_interrupted_sweep_goes_on_to_the_same_result(model, sweep, tmp_path,
         measured.append(arguments)
         return observed(*arguments)
 
-    monkeypatch.setattr(measuring, "observed", stop_at_the_third)
+    monkeypatch.setattr(scoring, "observed", stop_at_the_third)
     assert sweep(model, *line) == 130
     journal = tmp_path / "out" / "points.jsonl"
     assert len(journal.read_text().splitlines()) == 3, "the header and two points"
     journal.write_text(journal.read_text() + '{"split": "test", "po')  # the machine went off while it wrote
-    monkeypatch.setattr(measuring, "observed", lambda *arguments: measured.append(arguments) or observed(*arguments))
+    monkeypatch.setattr(scoring, "observed", lambda *arguments: measured.append(arguments) or observed(*arguments))
     assert sweep(model, *line) == 0
     assert len(measured) == 5, "each point once, the whole model among them"
     assert result(tmp_path / "out")["rows"] == result(tmp_path / "at once")["rows"]
-    monkeypatch.setattr(measuring, "observed", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr(scoring, "observed", lambda *arguments: pytest.fail("measured again"))
     assert sweep(model, *line) == 0
     assert "wrote" in capsys.readouterr().out
 
@@ -142,7 +143,7 @@ def test_a_budget_is_spent_on_val_and_reported_on_test(model, data, sweep, tmp_p
 
 def test_a_budget_out_of_reach_is_refused_before_a_picture_is_read(model, sweep, tmp_path, monkeypatch, capsys):
     """Twice: by reducers, which are counted exactly, and by levels, of which no picture runs fewer than the first."""
-    monkeypatch.setattr(measuring.Pictures, "__iter__", lambda pictures: pytest.fail("pictures were read"))
+    monkeypatch.setattr(shown.Pictures, "__iter__", lambda pictures: pytest.fail("pictures were read"))
     clip, image = load_model(model).images, torch.zeros(1, 3, 32, 32)
     least = count_macs(ReducedTower(clip.image_tower, {0: DivPrune(0.3)}), image).gmacs
     line = ["--reducers", "divprune", "--keep", "0.5,0.3", "--budget", "0.00001"]
