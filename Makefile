@@ -29,7 +29,7 @@ help: ## explain every target and variable
 ## = CLIP=DIR MLIP=DIR DATA=NAME  reproduce-mlip-fig2, -fig5, -fig6, -fig7 show these model directories (docs/mlip.md)
 ## = SEEDS=N          training seeds of reproduce-photos and reproduce-fashion-mnist (default 1)
 ## = COMPILE=1        speed and reproduce-deploy also measure torch.compile, which needs a C++ compiler and minutes
-## = ONLY=NAME        retrain this run alone, or ONLY='shapes-*' those
+## = ONLY=NAME        retrain this run alone, or ONLY='shapes-*' those; reproduce-photos and -fashion-mnist too
 ## = CONFIG=FILE      the recipe of data-check, or an overlay on the recipes of retrain
 ## = EFFCLIP_RUNS=DIR run directories and caches (default runs)
 ## = PYTHON, VENV     the Python that makes the environment (python3), and where it is made (.venv)

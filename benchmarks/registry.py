@@ -5,7 +5,7 @@ nothing but Python, so that `make help` works before anything is installed.
 
 A maker is a module of ``benchmarks``, or an object in one (``module:object``), with
 
-* ``run(smoke) -> result``: plain values, with "name" and "conditions";
+* ``run(smoke) -> result``: plain values, with "name" and "conditions"; None: it trained a part, and there is no result;
 * ``render(result) -> {"md": Markdown, "figures": {name: matplotlib figure}}``;
 * ``compare(result) -> iterable of Comparison``, if the paper prints numbers of the same kind;
 * ``missing(result) -> iterable of (what, command)``, if a result may lack embedded runs;

@@ -47,6 +47,13 @@ class MuonAdamW(Optimizer):
         self._adamw = AdamW(others, betas=betas, eps=eps, foreach=True)
         self._share()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Step further parameters too, such as those of a part that is unfrozen; by Muon if "muon" says so."""
+        param_group.setdefault("muon", False)
+        super().add_param_group(param_group)
+        if hasattr(self, "_adamw") and not param_group["muon"]:  # the constructor hands AdamW its groups itself
+            self._adamw.add_param_group(param_group)
+
     def _share(self) -> None:
         """Let AdamW work on this optimiser's groups and state, which checkpoints and schedules know."""
         self._adamw.param_groups = [group for group in self.param_groups if not group["muon"]]

@@ -47,8 +47,10 @@ def parameter_groups(
 
     Weight decay applies to matrices, not to gains, biases and vectors. A stack of vectors
     looks like a matrix; a module names its own in ``vectors``, a tuple of parameters' names.
+    Frozen parameters are left out: what is unfrozen later goes to the optimiser's ``add_param_group``.
     new: parameters without pretrained values; their learning rate is ``new_factor`` times the others'.
-    optimizer: with muon, each group's "muon" says whether it holds matrices of transformer blocks.
+    optimizer: with muon, each group's "muon" says whether it holds matrices of blocks: the 2-D parameters of every
+        ``Block``, and of modules that say ``is_block``.
     ValueError: no optimiser has that name.
     """
     if optimizer not in get_args(OptimizerName):
@@ -56,8 +58,8 @@ def parameter_groups(
     fresh = {id(p) for p in new}
     parts = list(module.modules())
     vectors = {id(getattr(part, name)) for part in parts for name in getattr(part, "vectors", ())}
-    blocks = [part for part in parts if isinstance(part, Block)] if optimizer == "muon" else []
-    inner = {id(p) for block in blocks for p in block.parameters() if p.ndim == 2}
+    blocks = [part for part in parts if isinstance(part, Block) or getattr(part, "is_block", False)]
+    inner = {id(p) for block in blocks for p in block.parameters() if p.ndim == 2 and optimizer == "muon"}
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
@@ -81,12 +83,29 @@ def configure(
     """The optimiser of the groups with the schedule of ``scheduled``, as ``configure_optimizers`` returns it.
 
     betas: AdamW's.
+    The optimiser's ``load_state_dict`` raises ValueError for a checkpoint that the other of both optimisers made.
     """
-    if all("muon" in group for group in groups):
+    if _name(groups) == "muon":
         optimizer: Optimizer = MuonAdamW(groups, betas=betas, eps=1e-6)
     else:  # not fused: under mixed precision, Lightning refuses to clip gradients for a fused optimiser
         optimizer = AdamW(groups, betas=betas, eps=1e-6, foreach=True)
+    optimizer.register_load_state_dict_pre_hook(_refuse_another)
     return scheduled(optimizer, warmup_steps, total_steps)
+
+
+def _name(groups: list[dict]) -> OptimizerName:
+    """Whose groups these are."""
+    return "muon" if any("muon" in group for group in groups) else "adamw"
+
+
+def _refuse_another(optimizer: Optimizer, state: dict) -> None:
+    """ValueError: the state is of the other optimiser, whose momenta mean something else."""
+    theirs, ours = _name(state["param_groups"]), _name(optimizer.param_groups)
+    if theirs != ours:
+        raise ValueError(
+            f"the checkpoint was made with optimizer {theirs}, this training has optimizer {ours}; set optimizer to "
+            f"{theirs} to go on, or begin a new training with {ours}"
+        )
 
 
 def scheduled(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> dict:

@@ -22,6 +22,7 @@ NEEDS = {
     "keys": "the keys of a block",
     "attention": "the whole attention matrix of a block",
     "grid": "where patches stand: every patch of a square grid, as in a whole tower",
+    "pixels": "the picture, of which tokens are patches",
     "readout": "the tower's last norm and projection",
     "training": "modules that a training has made for this tower",
 }
@@ -86,6 +87,8 @@ class Entry:
                 f"{self.name} needs every patch of a square grid; {setting.patches} tokens of a grid of "
                 f"{setting.grid} are none"
             )
+        if "pixels" in self.needs and not setting.grid:
+            raise ValueError(f"{self.name} reads the pixels of each patch; the tokens of a level are no patches")
         if "readout" in self.needs and setting.tower is None:
             raise ValueError(f"{self.name} reads the tower's output; give the tower")
         if "training" in self.needs and setting.trained is None:

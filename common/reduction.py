@@ -42,6 +42,7 @@ class ReductionContext:
     entered: [B,N,D], the input of that block.
     keys: [B,H,N,D/H], the block's keys once its attention has run; None before.
     past: [B,H,M,D/H], the block's keys of cached tokens; None without a cache.
+    images: [B,3,S,S], the pictures as the tower takes them; None where tokens are no patches of pixels.
     """
 
     positions: Tensor
@@ -55,6 +56,7 @@ class ReductionContext:
     entered: Tensor | None = None
     keys: Tensor | None = None
     past: Tensor | None = None
+    images: Tensor | None = None
 
     def patches(self, x: Tensor) -> Tensor:
         """The patch tokens [B,K,D] of x [B,N,D]."""
@@ -235,7 +237,7 @@ class ReducedTower(nn.Module):
         """images [B,3,S,S] -> tokens [B,N',D] after the last block, and their context."""
         x = self.tower.embed(images)
         places = torch.arange(self.tower.grid**2, device=x.device).expand(x.shape[0], -1)
-        context = ReductionContext(places, leading=self.tower.leading)
+        context = ReductionContext(places, leading=self.tower.leading, images=images)
         if isinstance(self.tower, AdaptedTower) and self.tower.positional:
             grid = self.tower.grid
             centres = torch.stack([places // grid, places % grid], dim=-1).to(x.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.contrastive import info_nce
+from common.optim import OptimizerName
 from common.self_supervision import SimSiam, views_of
 from common.two_pass import in_parts
 from mlip.pretraining import WITHOUT_ALIGNMENT, MLIPPretraining
@@ -40,9 +41,10 @@ class DeCLIPPretraining(MLIPPretraining):
         neighbour_queue: number of earlier captions on each rank that neighbours are chosen from.
         label_smoothing: share of each contrastive target spread over all candidates, in [0, 1).
         parts: number of parts in which a batch passes through the towers; see ``common.two_pass``.
-        learning_rate: peak rate of AdamW.
+        learning_rate: peak rate of the optimiser.
         weight_decay: of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
+        optimizer: adamw or muon, as MLIPPretraining's; the heads are with AdamW.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class DeCLIPPretraining(MLIPPretraining):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
         warmup_steps: int = 2500,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
         _check_weights(clip_weight, neighbour_weight, simsiam_weight, masking_weight)
         super().__init__(
@@ -85,6 +88,7 @@ class DeCLIPPretraining(MLIPPretraining):
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
+            optimizer=optimizer,
             **WITHOUT_ALIGNMENT,
         )
         resolved = self.hparams.preprocess  # as the weights' source tells it

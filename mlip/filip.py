@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.optim import OptimizerName
 from common.preprocess import Preprocess
 from common.two_pass import in_parts
 from common.weights import load_saved, save_model
@@ -133,9 +134,10 @@ class FILIPPretraining(MLIPPretraining):
         keys: how many tokens of the other side a token may choose from.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
         parts: number of parts in which a batch passes through the towers; see ``common.two_pass``.
-        learning_rate: peak rate of AdamW.
+        learning_rate: peak rate of the optimiser.
         weight_decay: of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
+        optimizer: adamw or muon, as MLIPPretraining's; the heads are with AdamW.
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class FILIPPretraining(MLIPPretraining):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
         warmup_steps: int = 2500,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
         for name, value in {"token_dim": token_dim, "keys": keys}.items():
             if value < 1:
@@ -174,6 +177,7 @@ class FILIPPretraining(MLIPPretraining):
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
+            optimizer=optimizer,
             **WITHOUT_ALIGNMENT,
         )
         resolved = self.hparams.preprocess  # as the weights' source tells it

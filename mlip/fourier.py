@@ -91,6 +91,9 @@ class FourierBlock(nn.Module):
     The residual matters most: what the power spectrum makes of the tokens has lost their layout.
     """
 
+    is_block = True
+    """Muon steps its matrices, see ``common.optim``; the filter's pieces are none."""
+
     def __init__(
         self,
         grid: int,

@@ -130,6 +130,9 @@ class GuideAttention(nn.Module):
     starts at zero, so at first a block computes what it would compute without a Guide.
     """
 
+    is_block = True
+    """Part of an acceleration block: Muon steps its matrices, see ``common.optim``."""
+
     def __init__(self, width: int, heads: int, guide_width: int) -> None:
         super().__init__()
         self.heads = heads

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from common.clip import CLIP, load_architecture
 from common.contrastive import info_nce
+from common.optim import OptimizerName
 from common.preprocess import choose_preprocess
 from common.pretrained import find_pretrained
 from common.pretraining import ContrastivePretraining
@@ -78,9 +79,13 @@ class MLIPPretraining(ContrastivePretraining):
             schedule; linear here).
         parts: number of parts in which a batch passes through the towers, for batches larger than memory; see
             ``common.two_pass``. Embeddings and tokens of all pairs stay in memory.
-        learning_rate: peak rate of AdamW; the paper does not state it.
+        learning_rate: peak rate of the optimiser; the paper does not state it.
         weight_decay: of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
+        optimizer: adamw, or muon (``common.muon``) for the matrices of both towers' blocks, those of Fourier blocks and
+            of attention to the Guide included, and AdamW for all else. AdamW steps the Lego-Filters: a piece multiplies
+            each channel of each frequency by a number of its own, so it is no matrix with rows to make orthonormal. It
+            also steps a Guide that learns, as in the Guide's pretraining.
     """
 
     clip: MLIP
@@ -119,8 +124,9 @@ class MLIPPretraining(ContrastivePretraining):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
         warmup_steps: int = 2000,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
-        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, parts)
+        super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, parts, optimizer)
         self.save_hyperparameters()
         self.weights = {"frequency": frequency_weight, "spatial": spatial_weight}
         self.weights |= {"frequency_token": frequency_token_weight, "spatial_token": spatial_token_weight}

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.contrastive import info_nce
+from common.optim import OptimizerName
 from common.self_supervision import BatchNormOverRanks, perceptron, simclr, views_of
 from common.two_pass import in_parts
 from mlip.pretraining import WITHOUT_ALIGNMENT, MLIPPretraining
@@ -36,9 +37,10 @@ class SLIPPretraining(MLIPPretraining):
         projection_width: of its output.
         label_smoothing: share of each of InfoNCE's targets spread over all candidates, in [0, 1).
         parts: number of parts in which a batch passes through the towers; see ``common.two_pass``.
-        learning_rate: peak rate of AdamW.
+        learning_rate: peak rate of the optimiser.
         weight_decay: of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
+        optimizer: adamw or muon, as MLIPPretraining's; the heads are with AdamW.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class SLIPPretraining(MLIPPretraining):
         learning_rate: float = 5e-4,
         weight_decay: float = 0.5,
         warmup_steps: int = 2500,
+        optimizer: OptimizerName = "adamw",
     ) -> None:
         chosen = {"clip_weight": clip_weight, "simclr_weight": simclr_weight, "temperature": temperature}
         for name, value in chosen.items():
@@ -81,6 +84,7 @@ class SLIPPretraining(MLIPPretraining):
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             warmup_steps=warmup_steps,
+            optimizer=optimizer,
             **WITHOUT_ALIGNMENT,
         )
         resolved = self.hparams.preprocess  # as the weights' source tells it

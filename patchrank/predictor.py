@@ -14,6 +14,7 @@ from common.adapters import AdaptedTower
 from common.checkpoints import read_plain, training_arguments
 from common.tower import ImageTower
 from common.weights import read_record, read_state_dict, save_model
+from patchrank.reducers.base import wide_linear
 
 CHANNELS = 64
 _PREFIX = "predictor."
@@ -46,11 +47,15 @@ class RankPredictor(nn.Module):
         return cls(tower.width, tower.leading + tower.grid**2, tower.leading)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B,P+N,D], leading tokens first -> scores [B,N]. ValueError: other than the tokens it was built for."""
+        """x [B,P+N,D], leading tokens first -> scores [B,N], in fp32 at least.
+
+        ValueError: other than the tokens it was built for.
+        """
         if x.shape[1:] != (self.tokens, self.width):
             raise ValueError(f"{tuple(x.shape[1:])} tokens given to a predictor for {(self.tokens, self.width)}")
         x = x.unflatten(-1, (self.channels, -1)).mean(-1)
-        return self.head(self.mixer(x)[:, self.leading :]).squeeze(-1)
+        # Tied scores would keep the first rows of the picture.
+        return wide_linear(self.head, self.mixer(x)[:, self.leading :]).squeeze(-1)
 
 
 def save_predictor(

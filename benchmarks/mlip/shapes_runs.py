@@ -43,7 +43,7 @@ from mlip.pretraining import MLIPPretraining
 COMMAND = "python -m benchmarks mlip-shapes-runs"
 SEEDS = range(3)
 SPLITS, TEXTURE_SPLITS = ("test", "unseen", "retrieval"), ("test",)
-RATES, DECAYS, TRIAL_STEPS = (5e-4, 1e-3, 2e-3), (0.1, 0.5), 775
+RATES, DECAYS, TRIAL_STEPS = (1e-3, 2e-3, 4e-3), (0.1, 0.5), 775
 """What the trials choose from, and their length, half of a row's."""
 SHAPES, TEXTURES = "mlip/shapes.yaml", "mlip/textures.yaml"
 CLIP, MLIP_ROW = "clip", "mlip"

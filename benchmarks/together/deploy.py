@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.embedded import RULE, STUDENT, TEACHER
-from benchmarks.together import deploy_costs
+from benchmarks.together import deploy_costs, deploy_tables
 from common.cli import main as effclip
 from common.conditions import conditions, digest
 from common.data.embedded.folder import main as embedded_folder
@@ -131,12 +131,12 @@ def commands(result: dict[str, Any]) -> str:
 
 
 def costs(result: dict[str, Any]) -> str:
-    """The tables of ``deploy_costs`` as Markdown, or a line that they were not measured."""
+    """The tables of what models cost as Markdown, or a line that they were not measured."""
     if "costs" not in result:
         return "Not run: `python -m benchmarks deploy`.\n"
     run = result["conditions"]
     machine = f"{run['device']}, {run['threads']} threads, torch {run['torch']}."
-    return "\n\n".join([*deploy_costs.parts(result["costs"]), machine]) + "\n"
+    return "\n\n".join([*deploy_tables.parts(result["costs"]), machine]) + "\n"
 
 
 def missing(result: dict[str, Any]) -> list[tuple[str, str]]:

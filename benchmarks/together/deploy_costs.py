@@ -3,7 +3,7 @@
 Shapes: B images, S pixels, M images in all, L levels of a model, C classes, E joint dim.
 
 Every engine runs the same early exit. Thresholds are chosen on ``val`` with the engine's own answers, so that all
-engines refine the same share; ``test`` gives the numbers and nothing else.
+engines refine the same share; ``test`` gives the numbers and nothing else. ``deploy_tables`` writes the tables.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.cells import accuracy, accuracy_of, points, table
-from benchmarks.embedded import STUDENT, TEACHER
-from benchmarks.statistics import median_interval
+from benchmarks import WEIGHTS, read_log
+from benchmarks.cells import accuracy_of
+from benchmarks.together import embedded_reference
 from benchmarks.together.deploy_engines import (
     PROMPT,
     REFERENCE,
@@ -35,9 +34,14 @@ from benchmarks.together.deploy_engines import (
     first_answers,
     prepare,
 )
+from benchmarks.training.shapes import STUDENT, TEACHER
 from common import directory
 from common.clip import CLIP, load_architecture
+from common.data.classification import ClassificationSet
+from common.data.embedded.module import SPLITS, TEMPLATES, pack, recipe_hash, scenes_of
 from common.data.lookup import Labelled, Place, source, splits_of
+from common.data.pictures import loader
+from common.data.sources import Samples
 from common.deploy.graphs import Graph
 from common.deploy.model import load
 from common.deploy.reduced import STATIC, Reduction, draw
@@ -53,7 +57,8 @@ DENSE, WAVE = "dense", "WaveCLIP"
 POINTS = {"low": 0.15, "mid": 0.27, "high": 0.56}
 """Operating points of the WaveCLIP: the share of images that its first level does not answer."""
 BATCHES = (1, 8, 32)
-RANDOM = "random"
+SHAPES, RANDOM = "scenes of shape", "random"
+_REVISION = 2
 _TIMED, _CLASSES = 128, 1000
 _TWO = ("red cat", "blue bird")
 Key = tuple[str, str]
@@ -91,6 +96,7 @@ class Case:
     models: DENSE and WAVE.  classes: unit embeddings [C,E] of each.  images: normalised [M,3,S,S], to be timed.
     val, test: labelled pictures; None: random weights, whose accuracy means nothing.
     limit: the first so many of each; None: all.  every: one of so many is answered.
+    logged: the data's name in the log of reads of test; None: the models are not committed ones.
     """
 
     models: Mapping[str, Prepared]
@@ -100,24 +106,24 @@ class Case:
     test: Labelled | None = None
     limit: int | None = None
     every: int = 1
+    logged: str | None = None
 
 
 def measure(smoke: bool = False) -> dict[str, Any]:
-    """All tables: the embedded models, those of DENSE, WAVECLIP and DATA where they are set, random ViT-B/16.
+    """All tables: the models of the scenes of shape, those of ``named``, random ViT-B/16.
 
     smoke: few pictures, one round, and the smallest towers in place of ViT-B/16.
-    ValueError: DENSE or WAVECLIP is set, and not all three.
+    ValueError: as ``named``.
     """
-    given = {name: os.environ.get(name) for name in ("DENSE", "WAVECLIP", "DATA")}
-    own = bool(given["DENSE"] or given["WAVECLIP"])  # DATA alone is meant for other tables
-    if own and not all(given.values()):
-        raise ValueError(f"{given}: set DENSE and WAVECLIP to model directories and DATA to their pictures, or none")
+    given = named()
     found, missing = engines()
+    if given is None and all(file.is_file() for file in _pair("cifar10")):
+        missing["CIFAR-10"] = "DATA=DIR, its folder as docs/photos.md says"
     result: dict[str, Any] = {"missing": missing, "tables": {}}
     with TemporaryDirectory() as place:
-        makers: dict[str, Callable[[Path], Case]] = {"embedded": partial(_embedded, smoke=smoke)}
-        if own:
-            makers[given["DATA"]] = partial(_own, given, smoke=smoke)
+        makers: dict[str, Callable[[Path], Case]] = {SHAPES: partial(_shapes, smoke=smoke)}
+        if given:
+            makers[_title(given["DATA"])] = partial(_own, given, smoke=smoke)
         makers[RANDOM] = partial(_random, smoke=smoke)
         for name, make in makers.items():
             rounds = 1 if smoke else 3 if name == RANDOM else 11
@@ -126,8 +132,41 @@ def measure(smoke: bool = False) -> dict[str, Any]:
     return result
 
 
+def named() -> dict[str, str] | None:
+    """DENSE, WAVECLIP and DATA of the environment; None: it names no pair.
+
+    DATA alone, where it is a folder, stands for the pair that reproduce-photos left in benchmarks/weights for a folder
+    of that name, such as cifar10. Without such a pair, DATA is meant for other tables.
+    ValueError: DENSE or WAVECLIP is set, and not all three.
+    """
+    given = {name: os.environ.get(name) for name in ("DENSE", "WAVECLIP", "DATA")}
+    if given["DENSE"] or given["WAVECLIP"]:
+        if not all(given.values()):
+            raise ValueError(f"{given}: set DENSE and WAVECLIP to models and DATA to their pictures, or none")
+        return given
+    data = given["DATA"]
+    pair = _pair(_title(data)) if data and Path(data).expanduser().is_dir() else ()
+    if not pair or not all(file.is_file() for file in pair):
+        return None
+    return dict(zip(("DENSE", "WAVECLIP"), map(str, pair), strict=True)) | {"DATA": data}
+
+
+def _pair(pictures: str) -> tuple[Path, Path]:
+    """The committed weights of CLIP and WaveCLIP for a folder of photographs."""
+    clip, wave = (WEIGHTS / f"photos_{pictures}_{model}.safetensors" for model in ("clip", "waveclip"))
+    return clip, wave
+
+
+def _title(data: str) -> str:
+    """What the table calls the data: a folder by its own name alone."""
+    return Path(data).expanduser().resolve().name if Path(data).expanduser().exists() else data
+
+
 def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, smoke: bool) -> dict[str, Any]:
     """Rows for each engine and operating point, and what each engine needs for either model."""
+    files = {side: prepared.deployed.model.files for side, prepared in case.models.items()}
+    if case.logged and not smoke:
+        read_log.record("deploy", case.logged, [Path(made.options["model"]) for made in case.models.values()])
     keys = [(name, side) for name in found for side in case.models]
     graphs = {(name, side): found[name].graphs(case.models[side]) for name, side in keys}
     if case.test is None:  # the shares are met on the images that are timed
@@ -146,7 +185,14 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
     pictures = (
         {} if case.test is None else {split: some[REFERENCE, DENSE][1].shape[1] for split, some in answers.items()}
     )
-    return {"rows": rows, "needs": needs, "pictures": pictures, "rounds": rounds, "timed": len(case.images)}
+    return {
+        "weights": files,
+        "rows": rows,
+        "needs": needs,
+        "pictures": pictures,
+        "rounds": rounds,
+        "timed": len(case.images),
+    }
 
 
 def _points(key: Key, answers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -223,42 +269,65 @@ def _all(classify: ProgressiveClassifier, parts: Sequence[Tensor]) -> None:
         classify(part)
 
 
-def _embedded(folder: Path, smoke: bool) -> Case:
-    """The committed models on the embedded benchmark."""
+def _shapes(folder: Path, smoke: bool) -> Case:
+    """The committed models on the scenes of shape. A smoke run draws the few that it needs, and packs nothing."""
     models = {DENSE: {"model": str(TEACHER)}, WAVE: {"model": str(STUDENT), "text_model": str(TEACHER)}}
-    return _of_data(models, "embedded", None, folder, smoke)
+    limit = _limit(smoke)
+    val, test = (_scenes(split, limit) for split in ("val", "test"))
+    return replace(_of_data(models, val, test, folder, limit), logged="shapes")
+
+
+def _scenes(split: str, count: int | None) -> Labelled:
+    """The first pictures of a split of the scenes of shape; None: all."""
+    if count is None:
+        pack(split, revision=_REVISION)
+    names = scenes_of(_REVISION).class_names("seen")
+    shown, labels = embedded_reference.pictures(split, count or SPLITS[_REVISION][split][0], _REVISION)
+    data = ClassificationSet(Samples(shown, labels.tolist(), names), SHAPES, names, TEMPLATES)
+    version = recipe_hash(revision=_REVISION)
+    return Labelled(split, names, TEMPLATES, "accuracy", partial(loader, data), "embedded", version)
 
 
 def _own(given: Mapping[str, str], folder: Path, smoke: bool) -> Case:
-    """Model directories on a set of the catalogue, or on a folder of splits."""
-    models = {DENSE: {"model": given["DENSE"]}, WAVE: {"model": given["WAVECLIP"]}}
+    """The user's models on a set of the catalogue, or on a folder of splits; train chooses where there is no val.
+
+    A WaveCLIP's weights file has no text tower, so that of DENSE serves it.
+    ValueError: EVERY is no number, or the data has no such splits.
+    """
+    texts = {"text_model": given["DENSE"]} if Path(given["WAVECLIP"]).is_file() else {}
+    models = {DENSE: {"model": given["DENSE"]}, WAVE: {"model": given["WAVECLIP"], **texts}}
     every = os.environ.get("EVERY", "1")
     if not every.isdecimal() or int(every) < 1:
         raise ValueError(f"EVERY={every}: one of so many pictures is answered; give a whole number from 1")
-    return replace(_of_data(models, given["DATA"], os.environ.get("EFFCLIP_DATA"), folder, smoke), every=int(every))
+    name, place = given["DATA"], Place(os.environ.get("EFFCLIP_DATA"))
+    chosen = "val" if "val" in splits_of(name, "zeroshot") else "train"
+    val, test = (source(name, "zeroshot", split, place) for split in (chosen, "test"))
+    case = _of_data(models, val, test, folder, _limit(smoke))
+    committed = given["DENSE"] == str(_pair(_title(name))[0])
+    return replace(case, every=int(every), logged=f"photos-{_title(name)}" if committed else None)
 
 
-def _of_data(options: Mapping[str, dict[str, str]], name: str, root: str | None, folder: Path, smoke: bool) -> Case:
-    """Thresholds are chosen on train where the data has no val.
+def _limit(smoke: bool) -> int | None:
+    return 2 * BATCHES[-1] if smoke else None
 
-    ValueError: the models prepare pictures differently, or the data has no such splits.
-    """
-    splits = splits_of(name, "zeroshot")
-    chosen = "val" if "val" in splits else "train"
-    val, test = (source(name, "zeroshot", split, Place(root)) for split in (chosen, "test"))
+
+def _of_data(
+    options: Mapping[str, dict[str, str]], val: Labelled, test: Labelled, folder: Path, limit: int | None
+) -> Case:
+    """Both models on labelled pictures. ValueError: the models prepare pictures differently."""
     loaded = {side: load(**some, device="cpu") for side, some in options.items()}
     hows = {side: model.model.preprocess for side, model in loaded.items()}
     if hows[DENSE] != hows[WAVE]:
         raise ValueError(f"the models prepare pictures differently, so one reading cannot serve both: {hows}")
-    limit = 2 * BATCHES[-1] if smoke else None
     models, classes = {}, {}
     for side, deployed in loaded.items():
         drawn = draw(deployed, Reduction(STATIC, val, 0.0, Settings(workers=1, limit=limit)))
         labels = list(val.class_names)[:2]
         models[side] = prepare(deployed, options[side], labels, folder / side, list(drawn.values()))
         classes[side] = deployed.classes(val.class_names, val.templates or deployed.templates)
-    batch = next(iter(test.loader(hows[DENSE], _TIMED, 1)))
-    return Case(models, classes, batch["image"][:limit], val, test, limit)
+    # Drawn at random, because the pictures of a class may follow one another, and some classes leave early.
+    timed = draw(loaded[DENSE], Reduction(STATIC, test, 0.0, Settings(workers=1, limit=limit)))
+    return Case(models, classes, torch.stack(list(timed.values())[:_TIMED]), val, test, limit)
 
 
 def _random(folder: Path, smoke: bool) -> Case:
@@ -274,88 +343,3 @@ def _random(folder: Path, smoke: bool) -> Case:
         models[side] = prepare(load(**options, device="cpu"), options, _TWO, folder / side, list(images))
     classes = F.normalize(torch.randn(_CLASSES, clip.architecture["embed_dim"]), dim=-1)
     return Case(models, dict.fromkeys(models, classes), images)
-
-
-def parts(result: dict[str, Any]) -> list[str]:
-    """The tables as Markdown: speed and accuracy, then needs, of each case; and what was not measured."""
-    texts = []
-    for name, found in result["tables"].items():
-        tested = bool(found["pictures"])
-        head = ["engine", "model", *(["accuracy [95 %]", "against dense fp32", "refined"] if tested else [])]
-        head += [f"images/s, batch {batch}" for batch in BATCHES]
-        lines = [
-            [
-                row["engine"],
-                f"{row['side']} {row['point']}".strip(),
-                *(_accuracy_cells(row) if tested else []),
-                *(_speed_cell(row["speed"][str(batch)]) for batch in BATCHES),
-            ]
-            for row in found["rows"]
-        ]
-        about = (
-            f"Data: {name}, {found['pictures']['test']:,} pictures of test."
-            if tested
-            else ("Random weights of ViT-B/16's size: costs alone.")
-        )
-        texts += [
-            f"{about} Brackets behind images/s: × dense PyTorch fp32, and × dense ONNX Runtime int8, medians of "
-            f"{found['rounds']} rounds in which all rows take turns, on {found['timed']} pictures.",
-            table(head, lines, left=(0, 1)),
-            _needs(found["needs"]),
-        ]
-        texts += _goals(found["rows"]) if tested else []
-    ways = "; ".join(f"{name} ({way})" for name, way in result["missing"].items())
-    return texts + ([f"Not measured: {ways}."] if ways else [])
-
-
-def _accuracy_cells(row: dict[str, Any]) -> list[str]:
-    refined = "–" if row["side"] == DENSE else f"{100 * row['refined']:.1f} %"
-    return [accuracy(row["accuracy"], row["interval"]), points(row["against"]), refined]
-
-
-def _speed_cell(speed: dict[str, Any]) -> str:
-    ratios = ", ".join(f"×{median(speed[name]):.2f}" for name in ("ratios", "ratios_int8"))
-    return f"{speed['images_per_second']:.1f} ({ratios})"
-
-
-def _needs(needs: Sequence[dict[str, Any]]) -> str:
-    """Size, start-up and memory of every engine, either model in one line."""
-    cells: dict[str, list[str]] = {}
-    for need in needs:
-        first = need["first"] or {}
-        cells.setdefault(need["engine"], []).extend(
-            [
-                f"{need['bytes'] / 1e6:.3g}",
-                f"{first['seconds']:.2f}" if first else "–",
-                f"{first['peak_bytes'] / 1e6:.0f}" if first else "–",
-            ]
-        )
-    head = [f"{side}: {what}" for side in (DENSE, WAVE) for what in ("MB", "s to 32 answers", "peak MB")]
-    rows = [[name, *values] for name, values in cells.items()]
-    return table(["engine", *head], rows) + (
-        "\n\nMB: weights of the image tower. Seconds run from the start of a process to its answers for 32 pictures by "
-        "all levels; peak MB is that process's largest resident size."
-    )
-
-
-def _goals(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The fastest row within 1 point of dense fp32, and within 0.5 points of dense int8, at batches 1 and 8."""
-    lines = []
-    for against, within, ratios, dense in (
-        ("against", 0.01, "ratios", REFERENCE),
-        ("against_int8", 0.005, "ratios_int8", REFERENCE_INT8),
-    ):
-        near = [row for row in rows if row["side"] == WAVE and row[against][0] >= -within]
-        for batch in ("1", "8"):
-            best = max(near, key=lambda row: median(row["speed"][batch][ratios]), default=None)
-            lines.append(
-                f"- batch {batch}, within {100 * within:g} points of dense {dense}: "
-                + ("no WaveCLIP" if best is None else _best(best, batch, ratios))
-            )
-    return ["\n".join(lines)]
-
-
-def _best(row: dict[str, Any], batch: str, ratios: str) -> str:
-    values = row["speed"][batch][ratios]
-    low, high = median_interval(values)
-    return f"×{median(values):.2f} [{low:.2f}, {high:.2f}] by WaveCLIP {row['point']}, {row['engine']}"

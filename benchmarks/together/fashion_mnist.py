@@ -27,8 +27,11 @@ GOALS = 0.85, 0.02
 """An accuracy that the CLIP passes, and a distance from it that WaveCLIP's full level keeps."""
 
 
-def run(smoke: bool = False) -> dict[str, Any]:
-    """Train and measure the models. ValueError: the data is not there, and what to get."""
+def run(smoke: bool = False) -> dict[str, Any] | None:
+    """Train and measure the models; None: ONLY trained a part.
+
+    ValueError: the data is not there, and what to get.
+    """
     root = os.environ.get("EFFCLIP_DATA")
     if smoke:
         root = str(stand_in())

@@ -1,18 +1,24 @@
-"""The trainings behind a benchmark on pictures of classes: a CLIP, its WaveCLIP and their controls, for each seed."""
+"""The trainings behind a benchmark on pictures of classes: a CLIP, its WaveCLIP and their controls, for each seed.
+
+A finished run leaves its weights and a record in the benchmark's folder. A later call, on any machine, takes what fits.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from benchmarks import read_recipe
 from benchmarks.training.export import card, from_checkpoint, save
-from benchmarks.training.run import RECIPES, Run, fit, last_checkpoint
+from benchmarks.training.run import RECIPES, Run, announce, fit, last_checkpoint
 from common.clip import load_architecture
+from common.conditions import digest
 from common.data.classification_module import ClassificationDataModule
 from common.paths import runs_directory
 from common.tokenizer import encode
@@ -67,8 +73,27 @@ class PhotoSet:
             model["weights"] = str(teacher.absolute())
         return {"data": self._data(), "model": model}
 
+    def record(self, run: Run) -> Path:
+        """Where the result of a run's training lies; the file is the mark that the run is finished."""
+        return self.out / "results" / "retrain" / f"{run.name}.json"
+
+    def asked(self, run: Run, teacher: Run | None) -> dict[str, Any]:
+        """What must be alike in a run and in a record, so that the record is this run's.
+
+        teacher: of a student, or of the teacher trained on; its weights exist.
+        """
+        recipe = read_recipe(run.recipe)
+        architecture = self.architecture or recipe["data"]["init_args"]["architecture"]
+        return {
+            "recipe": f"{run.recipe} {_hash(recipe)}",
+            "steps": run.steps,
+            "settings": run.settings,
+            "architecture": _hash(load_architecture(architecture)),
+            "teacher": None if teacher is None else digest(teacher.output),
+        }
+
     def runs(self, seed: int = 0) -> dict[str, Run]:
-        """The four trainings of a seed in their order. The weights of seed 0's CLIP and WaveCLIP go to ``out``."""
+        """The four trainings of a seed in their order; their weights go to ``out``."""
         clip, wave = (read_recipe(recipe) for recipe in (self.clip, self.wave))
         whole, more = (recipe["trainer"]["max_steps"] for recipe in (clip, wave))
         architecture = load_architecture(self.architecture or clip["model"]["init_args"]["architecture"])
@@ -77,10 +102,9 @@ class PhotoSet:
         def run(model: str, length: int | None = None, settings: Mapping[str, Any] | None = None) -> Run:
             recipe = self.wave if model == WAVE else self.clip
             minutes = RECIPES[recipe] if length is None else round(RECIPES[recipe] * length / whole)
-            name, file = f"{self.name}-{model}", f"{self.name.replace('-', '_')}_{model}.safetensors"
-            output = self.out / "weights" / file if not seed and model in (CLIP, WAVE) else None
-            name = f"{name}-seed{seed}" if seed else name
-            return Run(name, recipe, minutes, seed, settings or {}, output, target=self.command, length=length)
+            name, ending = f"{self.name}-{model}", f"-seed{seed}" if seed else ""
+            output = self.out / "weights" / f"{name.replace('-', '_')}{ending}.safetensors"
+            return Run(name + ending, recipe, minutes, seed, settings or {}, output, target=self.command, length=length)
 
         rate = {"model": {"learning_rate": wave["model"]["init_args"]["learning_rate"]}}
         small = {part: {"image_size": half} for part in ("model", "data")}
@@ -88,31 +112,87 @@ class PhotoSet:
         return {model: run(model, *others) for model, others in models.items()}
 
 
-def train(pictures: PhotoSet, seeds: Sequence[int], smoke: bool) -> tuple[list[dict[str, Any]], list[Weights]]:
-    """Train what is not finished; returns each training's part of the result, and each seed's weights."""
-    trainings, weights = [], []
-    for seed in seeds:
-        files: dict[str, Path] = {}
-        for model, run in pictures.runs(seed).items():
-            teacher = files[CLIP] if model in (WAVE, TRAINED_ON) else None
-            result, files[model] = _train(pictures, run, teacher, smoke)
-            trainings.append(result)
-        weights.append(files)
-    return trainings, weights
+def train(
+    pictures: PhotoSet, seeds: Sequence[int], smoke: bool, only: str = "*"
+) -> tuple[list[dict[str, Any]], list[Weights]]:
+    """Train what is not finished; returns each training's part of the result, and each seed's weights.
+
+    only: a pattern of names; other runs are left as they are.
+    ValueError: no name fits; a run's teacher is not finished; the record of a finished run tells of another training.
+    """
+    by_seed = [pictures.runs(seed) for seed in seeds]
+    names = [run.name for runs in by_seed for run in runs.values()]
+    if not any(fnmatchcase(name, only) for name in names):
+        raise ValueError(f"ONLY={only} is no run of SEEDS={len(seeds)}; there are {', '.join(names)}")
+    trainings = [
+        _train(pictures, run, runs[CLIP] if model in (WAVE, TRAINED_ON) else None, smoke)
+        for runs in by_seed
+        for model, run in runs.items()
+        if fnmatchcase(run.name, only)
+    ]
+    return trainings, [{model: run.output for model, run in runs.items()} for runs in by_seed]
 
 
-def _train(pictures: PhotoSet, run: Run, teacher: Path | None, smoke: bool) -> tuple[dict[str, Any], Path]:
+def _train(pictures: PhotoSet, run: Run, teacher: Run | None, smoke: bool) -> dict[str, Any]:
+    """The training's part of the result, of the record where that is there. A smoke run trains always."""
     folder = runs_directory() / ("smoke" if smoke else "retrain") / run.name
-    output = run.output or folder / f"{run.name}.safetensors"
-    places = pictures.places(run, teacher)
+    if teacher and not (teacher.output.is_file() if smoke else _finished(pictures, teacher)):
+        raise ValueError(
+            f"{run.name} starts from {teacher.name}, which is not finished in {pictures.out}; train that one first, or "
+            "both by one ONLY"
+        )
+    places = pictures.places(run, teacher.output if teacher else None)
     if smoke:
         shutil.rmtree(folder, ignore_errors=True)
-        run = replace(run, length=None, minutes=RECIPES[run.recipe])  # the overlay has the steps
-    result = fit(run, folder, "common/smoke.yaml" if smoke else None, places, apart=not smoke)
-    save(from_checkpoint(last_checkpoint(folder), run.recipe), output)
-    if run.output and pictures.losses and not smoke:
+        shortened = replace(run, length=None, minutes=RECIPES[run.recipe])  # the overlay has the steps
+        result = fit(shortened, folder, "common/smoke.yaml", places, apart=False)
+        save(from_checkpoint(last_checkpoint(folder), run.recipe), run.output)
+        return result
+    known = _finished(pictures, run, teacher)
+    announce(run, known is not None)
+    if known:
+        return known
+    asked, begun = pictures.asked(run, teacher), folder / "asked.json"
+    if begun.is_file():
+        _read(begun, asked, folder)
+    _write(begun, asked)
+    result = fit(run, folder, places=places)
+    save(from_checkpoint(last_checkpoint(folder), run.recipe), run.output)
+    if pictures.losses and run.length is None and not run.seed:
         result["first_losses"] = pictures.losses(run.recipe)
-    return result, output
+    result = asked | result | {"weights": digest(run.output)}
+    _write(pictures.record(run), result)
+    return result
+
+
+def _finished(pictures: PhotoSet, run: Run, teacher: Run | None = None) -> dict[str, Any] | None:
+    """The record of a finished run; None: it is not finished. ValueError: the record tells of another training."""
+    record = pictures.record(run)
+    if not record.is_file():
+        return None
+    weights = digest(run.output) if run.output.is_file() else "missing"
+    return _read(record, pictures.asked(run, teacher) | {"weights": weights}, runs_directory() / "retrain" / run.name)
+
+
+def _read(file: Path, asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The contents of a record, or of what a run in ``folder`` began with. ValueError: they differ from ``asked``."""
+    known = json.loads(file.read_text())
+    for what, here in asked.items():
+        if known.get(what) != here:
+            raise ValueError(
+                f"{file} tells of another training: its {what} is {known.get(what)}, here it is {here}; bring back "
+                f"what it tells of, or remove it and {folder} to train again"
+            )
+    return known
+
+
+def _write(file: Path, contents: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n")
+
+
+def _hash(contents: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_cards(pictures: PhotoSet, trainings: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:

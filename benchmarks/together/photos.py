@@ -3,8 +3,9 @@
     make reproduce-photos PHOTOS=DIR
 
 DIR has one folder a class, or folders train, val and test of such folders. SEEDS=n trains n times; a headline needs
-three. A run that is finished in $EFFCLIP_RUNS/retrain is not trained again; an interrupted one continues. Results and
-weights go to $EFFCLIP_RUNS/photos/NAME, or to OUT. A smoke run does the same in a few steps on drawn pictures.
+three. Results and weights go to $EFFCLIP_RUNS/photos/NAME, or to OUT. A run that is finished there is not trained
+again; an interrupted one continues in $EFFCLIP_RUNS. ONLY=PATTERN trains these runs alone and evaluates nothing. A
+smoke run does the same in a few steps on drawn pictures.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ SHARES = {"quarter": 0.25, "half": 0.5}
 _BATCH = 250
 
 
-def run(smoke: bool = False) -> dict[str, Any]:
+def run(smoke: bool = False) -> dict[str, Any] | None:
     """Train and measure the pictures in PHOTOS. ValueError: no such folder, or one that cannot be trained on."""
     return measure(_pictures(smoke), smoke)
 
@@ -111,13 +112,16 @@ def _pictures(smoke: bool) -> PhotoSet:
     )
 
 
-def measure(pictures: PhotoSet, smoke: bool = False) -> dict[str, Any]:
-    """Train the models of every seed where that is not done, and evaluate them.
+def measure(pictures: PhotoSet, smoke: bool = False) -> dict[str, Any] | None:
+    """Train the models of every seed where that is not done, and evaluate them; None: ONLY trained a part of them.
 
     smoke: a few steps, evaluated on the first PART pictures of each split; nothing is written but their weights.
     """
     data = pictures.module()
     seeds = 1 if smoke else _seeds()
+    if only := os.environ.get("ONLY"):
+        train(pictures, range(seeds), smoke, only)
+        return None
     run_conditions = conditions(
         "embedded",
         seeds=seeds,

@@ -146,14 +146,18 @@ class Run:
 
 def work(runs: Sequence[Run], evaluate: Evaluation, listing: bool, overlay: str | None = None) -> None:
     """Print each run with its state; unless ``listing``, train the runs that are not finished."""
-    console = Console()
     for run in runs:
         folder = runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
-        state = "finished" if (folder / "result.json").is_file() else f"about {run.minutes} min"
-        typed = shlex.join(command(run, overlay))
-        console.print(f"{run.name:<23} {state:<14}{typed}", markup=False, highlight=False, soft_wrap=True)
-        if not listing and state != "finished":
+        finished = (folder / "result.json").is_file()
+        announce(run, finished, overlay)
+        if not listing and not finished:
             train(run, folder, evaluate, overlay)
+
+
+def announce(run: Run, finished: bool, overlay: str | None = None) -> None:
+    """Print a run's line: its name, its state, its command."""
+    state, typed = "finished" if finished else f"about {run.minutes} min", shlex.join(command(run, overlay))
+    Console().print(f"{run.name:<23} {state:<14}{typed}", markup=False, highlight=False, soft_wrap=True)
 
 
 def command(run: Run, overlay: str | None = None) -> list[str]:

@@ -28,8 +28,10 @@ from common.progress import bar
 from common.retrieval import ranks, recall
 from common.zeroshot import Template, embed_prompts, fill
 
-Features = Literal["embedding", "penultimate"]
+Feature = Literal["embedding", "penultimate"]
 """What a linear probe reads: joint embeddings, or the class token before projection, as CLIP and SLIP do."""
+Features = tuple[Tensor, Tensor]
+"""Unit features [M,E] and labels long [M] of labelled pictures."""
 FULL = "full"
 
 
@@ -123,7 +125,7 @@ def scorer(
         )
     texts = model.text_encoder().to(settings.device)
     classes = cached_class_embeddings(texts, model.weights["text"], class_names, templates)
-    encode = _encoder(model, settings)
+    encode = encoder(model, settings)
     return lambda images: encode(images) @ classes.T
 
 
@@ -132,22 +134,35 @@ def retrieval(model: Model, source: Captioned, settings: Settings) -> dict[str, 
 
     ValueError: the loader's number of images differs from the source's number of caption lists.
     """
-    encode = _encoder(model, settings)
+    encode = encoder(model, settings)
     batches = pictures_of(model, source, settings)
     images = torch.cat([encode(batch["image"]) for batch in bar(batches, f"embedding {source.split}")])
     captions = source.captions[: settings.limit]
+    return retrieved(images, captions, embedded_captions(model, captions, settings))[0]
+
+
+def embedded_captions(model: Model, captions: Sequence[Sequence[str]], settings: Settings) -> Tensor:
+    """Embeddings [T,E] of all captions, one picture's after another's."""
+    texts = [caption for of_picture in captions for caption in of_picture]
+    return embed_prompts(model.text_encoder().to(settings.device), texts, truncate=True)
+
+
+def retrieved(images: Tensor, captions: Sequence[Sequence[str]], texts: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """The metrics of ``retrieval``, and whether each image's best text is one of its own: bool [M].
+
+    images: [M,E].  captions: M lists.  texts: [T,E], their embeddings.  ValueError: other than M lists.
+    """
     if len(captions) != len(images):
         raise ValueError(f"{len(images)} pictures were read, but {len(captions)} have captions; check the data")
-    owner = torch.tensor([i for i, texts in enumerate(captions) for _ in texts], device=images.device)
-    text_encoder = model.text_encoder().to(settings.device)
-    embedded = embed_prompts(text_encoder, [caption for texts in captions for caption in texts], truncate=True)
-    image_ranks, text_ranks = ranks(images, embedded, owner)
-    return {
+    owner = torch.tensor([i for i, of_picture in enumerate(captions) for _ in of_picture], device=images.device)
+    image_ranks, text_ranks = ranks(images, texts, owner)
+    metrics = {
         "samples": len(images),
-        "texts": len(embedded),
+        "texts": len(texts),
         "image_to_text": recall(image_ranks) | {"interval": _interval(image_ranks == 1)},
         "text_to_image": recall(text_ranks) | {"interval": _interval(text_ranks == 1)},
     }
+    return metrics, (image_ranks == 1).cpu()
 
 
 def linear_probe(
@@ -157,7 +172,7 @@ def linear_probe(
     shots: Sequence[int | str],
     seeds: int,
     settings: Settings,
-    features: Features = "embedding",
+    features: Feature = "embedding",
 ) -> dict[str, Any]:
     """Accuracy (fractions) of logistic regression on features of length 1, for each of ``shots``.
 
@@ -167,29 +182,46 @@ def linear_probe(
     seeds: random draws per number of shots; results are their mean and standard deviation.
     ValueError: penultimate features of a model that has none.
     """
-    encode = _encoder(model, settings, features)
-    train, test = (_features(encode, model, part, settings) for part in (training["train"], source))
-    num_classes = len(source.class_names)
-    if "val" in training:
-        val = _features(encode, model, training["val"], settings)
-    else:
-        chosen = _every_fifth(train[1])
-        train, val = tuple(x[~chosen] for x in train), tuple(x[chosen] for x in train)
+    encode = encoder(model, settings, features)
+
+    def embedded(data: Labelled) -> Features:
+        return embedded_pictures(encode, bar(pictures_of(model, data, settings), f"embedding {data.split}"), settings)
+
+    test, num_classes = embedded(source), len(source.class_names)
+    val = embedded(training["val"]) if "val" in training else None
+    train, val = train_and_val(embedded(training["train"]), val)
     results: dict[str, Any] = {}
     for shot in shots:
         draws = []
         for seed in range(1 if shot == FULL else seeds):
             parts = (train, val) if shot == FULL else _few(train, val, int(shot), seed)
-            probe, strength, tried = fit_best(*parts, with_val=shot == FULL)
-            batches = [{"image": x, "label": y} for x, y in zip(test[0].split(4096), test[1].split(4096), strict=True)]
-            result = accuracy(partial(probe.scores, num_classes=num_classes), batches, num_classes, settings.device)
-            draws.append(
-                _accuracies(result)
-                | {"strength": strength, "tried_on_val": {f"{c:.3g}": score for c, score in tried.items()}}
-                | {"gradient": probe.gradient, "iterations": probe.iterations}
-            )
+            result, solution = probed(*parts, test, num_classes, settings, with_val=shot == FULL)
+            draws.append(_accuracies(result) | solution)
         results[str(shot)] = _over_draws(draws)
     return {"samples": len(test[1]), "train_samples": len(train[1]), "val_samples": len(val[1]), "shots": results}
+
+
+def probed(
+    train: Features, val: Features, test: Features, num_classes: int, settings: Settings, with_val: bool = True
+) -> tuple[Accuracy, dict[str, Any]]:
+    """The accuracy on ``test`` of the best probe, see ``fit_best``; and its penalty and how the solver ended."""
+    probe, strength, tried = fit_best(train, val, with_val)
+    batches = [{"image": x, "label": y} for x, y in zip(test[0].split(4096), test[1].split(4096), strict=True)]
+    result = accuracy(partial(probe.scores, num_classes=num_classes), batches, num_classes, settings.device)
+    return result, {
+        "strength": strength,
+        "tried_on_val": {f"{c:.3g}": score for c, score in tried.items()},
+        "gradient": probe.gradient,
+        "iterations": probe.iterations,
+    }
+
+
+def train_and_val(train: Features, val: Features | None) -> tuple[Features, Features]:
+    """What a probe learns from, and what its penalty is chosen on; without val every fifth sample of each class."""
+    if val is not None:
+        return train, val
+    chosen = _every_fifth(train[1])
+    return (train[0][~chosen], train[1][~chosen]), (train[0][chosen], train[1][chosen])
 
 
 def first(batches: Iterable[Mapping[str, Any]], limit: int | None) -> Iterator[dict[str, Any]]:
@@ -211,7 +243,7 @@ def pictures_of(model: Model, source: Labelled | Captioned, settings: Settings) 
     return loader if settings.limit is None else first(loader, settings.limit)
 
 
-def _encoder(model: Model, settings: Settings, features: Features = "embedding") -> Callable[[Tensor], Tensor]:
+def encoder(model: Model, settings: Settings, features: Feature = "embedding") -> Callable[[Tensor], Tensor]:
     """The function images [B,3,S,S] -> unit features fp32 [B,E] on the settings' device."""
     tower, device = model.images.to(settings.device), torch.device(settings.device)
     if model.type != OPEN_CLIP:
@@ -240,14 +272,11 @@ def _precision(settings: Settings) -> AbstractContextManager:
     return torch.autocast(torch.device(settings.device).type, getattr(torch, settings.dtype))
 
 
-def _features(
-    encode: Callable[[Tensor], Tensor], model: Model, source: Labelled, settings: Settings
-) -> tuple[Tensor, Tensor]:
-    """Unit features [M,E] and labels long [M] of a labelled source."""
-    parts = [
-        (encode(batch["image"]), batch["label"].to(settings.device))
-        for batch in bar(pictures_of(model, source, settings), f"embedding {source.split}")
-    ]
+def embedded_pictures(
+    encode: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Any]], settings: Settings
+) -> Features:
+    """The features of labelled batches."""
+    parts = [(encode(batch["image"]), batch["label"].to(settings.device)) for batch in batches]
     features, labels = map(torch.cat, zip(*parts, strict=True))
     return features, labels
 
@@ -265,9 +294,7 @@ def _every_fifth(labels: Tensor) -> Tensor:
     return chosen
 
 
-def _few(
-    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], shots: int, seed: int
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _few(train: Features, val: Features, shots: int, seed: int) -> tuple[Features, Features]:
     """``shots`` training samples and at most four validation samples of each class, as CoOp draws them."""
     labels, counts = train[1].unique(return_counts=True)
     if counts.min() < shots:

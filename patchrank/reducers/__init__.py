@@ -17,7 +17,9 @@ from patchrank.reducers.pitome import PiToMe
 from patchrank.reducers.prumerge import PruMerge
 from patchrank.reducers.random import RandomKeep, RandomPerPicture
 from patchrank.reducers.tca import TokenCondensation
+from patchrank.reducers.token_correlation import TokenCorrelation
 from patchrank.reducers.tome import ToFu, ToMe
+from patchrank.reducers.vflowopt import VFlowOpt
 from patchrank.reducers.visionzip import VisionZip
 from patchrank.reducers.zoo_prune import ZOOPrune
 
@@ -44,6 +46,8 @@ __all__ = [
     "ToFu",
     "ToMe",
     "TokenCondensation",
+    "TokenCorrelation",
+    "VFlowOpt",
     "VisionZip",
     "ZOOPrune",
 ]

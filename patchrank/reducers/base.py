@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.reducer_registry import Setting
 from common.reduction import Place, Reducer, ReductionContext
@@ -130,6 +132,13 @@ def spread(make: Callable[[int, Setting, int], Reducer]) -> Callable[[Setting], 
 def wide(x: Tensor) -> Tensor:
     """x in fp32 at least: distances near zero are noise in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """``linear`` of x in fp32 at least, under autocast too: scores that differ little would tie in half precision."""
+    kind = x.device.type  # "meta" has no autocast
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        return F.linear(wide(x), wide(linear.weight), None if linear.bias is None else wide(linear.bias))
 
 
 def in_order(kept: Tensor) -> Tensor:

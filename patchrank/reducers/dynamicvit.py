@@ -5,15 +5,13 @@ Shapes: B images, N tokens, K patch tokens, R kept, D width, L blocks.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.reducer_registry import reducer
 from common.reduction import Place, Reducer, ReductionContext
-from patchrank.reducers.base import Call, TokenReducer, most, wide
+from patchrank.reducers.base import Call, TokenReducer, most, wide_linear
 from patchrank.scores import keep_count
 
 
@@ -49,13 +47,9 @@ class KeepPredictor(nn.Module):
         else:
             mean = (shared * alive[..., None]).sum(1, keepdim=True) / alive.sum(1).clamp(min=1)[:, None, None]
         u = torch.cat([own, mean.expand_as(shared)], dim=-1)
-        hidden = wide(F.gelu(self.to_quarter(F.gelu(self.to_half(u)))))
-        # Autocast would round the last map's result to bf16: tokens whose probabilities are nearly equal would tie, and
-        # the first rows of the picture would stay.
-        kind = hidden.device.type  # "meta" has no autocast
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            scores = F.linear(hidden, wide(self.to_scores.weight), wide(self.to_scores.bias))
-        return scores.log_softmax(-1)
+        hidden = F.gelu(self.to_quarter(F.gelu(self.to_half(u))))
+        # Tied scores would keep the first rows of the picture.
+        return wide_linear(self.to_scores, hidden).log_softmax(-1)
 
 
 def keep_predictors(width: int, blocks: int) -> nn.ModuleDict:

@@ -42,10 +42,15 @@ def train(layer, optimizers, steps):
             optimizer.step()
 
 
-def test_each_part_steps_as_torchs_own_does_alone(monkeypatch):
+@pytest.fixture
+def unrounded(monkeypatch):
+    """torch's own Muon without its rounding to bfloat16."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+
+
+def test_each_part_steps_as_torchs_own_does_alone(unrounded):
     together, apart = model(), model()
     train(together, [MuonAdamW(groups(together), (0.9, 0.98), 1e-6)], range(4))
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # torch's Muon rounds; here neither does
     muon = Muon([apart.weight], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
     adamw = AdamW([apart.bias], lr=0.3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
     train(apart, [muon, adamw], range(4))
@@ -54,12 +59,14 @@ def test_each_part_steps_as_torchs_own_does_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48)], ids=["wide", "tall"])
-def test_orthonormal_matrices_keep_their_singular_vectors(shape):
-    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    rotated = left.mT @ orthonormal(matrices) @ right.mT
-    values = rotated.diagonal(dim1=1, dim2=2)
-    assert torch.allclose(rotated, torch.diag_embed(values), atol=1e-4)
+def test_orthonormal_changes_the_singular_values_alone_by_the_printed_polynomial(shape):
+    matrices = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    values = values / values.norm(dim=-1, keepdim=True)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = left * values.unsqueeze(1) @ right
+    torch.testing.assert_close(orthonormal(matrices).double(), expected, atol=1e-5, rtol=0)
     assert values.min() > 0.6 and values.max() < 1.3
 
 
@@ -145,6 +152,36 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
     assert {group["muon"] for group in split} == {True, False}
     assert sum(len(group["params"]) for group in split) == len(names)
     assert isinstance(configure(split, 0, 10)["optimizer"], MuonAdamW)
+
+
+@pytest.mark.parametrize("muon", [True, False])
+def test_a_part_that_is_unfrozen_later_is_stepped(muon, unrounded):
+    """As BaseFinetuning does it, which adds a group; by AdamW unless the group says otherwise."""
+    layer, part, alone = model(), model(), model()
+    optimizer = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6)
+    optimizer.add_param_group(
+        {"params": [part.weight], "lr": 0.1, "weight_decay": 0.2} | ({"muon": True} if muon else {})
+    )
+    kind = (Muon, {"adjust_lr_fn": "match_rms_adamw"}) if muon else (AdamW, {"betas": (0.9, 0.98), "eps": 1e-6})
+    train(part, [optimizer], range(3))
+    train(alone, [kind[0]([alone.weight], lr=0.1, weight_decay=0.2, **kind[1])], range(3))
+    assert torch.allclose(part.weight, alone.weight, atol=1e-6) and not torch.equal(part.weight, model().weight)
+    again = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6)
+    again.add_param_group({"params": [part.weight], "muon": muon})
+    again.load_state_dict(optimizer.state_dict())
+    train(part, [again], range(3, 5))
+    assert not torch.allclose(part.weight, alone.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("adamw", "muon"), ("muon", "adamw")])
+def test_a_checkpoint_of_the_other_optimiser_is_refused(theirs, ours):
+    clip = CLIP.tiny()
+    first, second = (
+        configure(parameter_groups(clip, 1e-3, 0.1, optimizer=name), 0, 10)["optimizer"] for name in (theirs, ours)
+    )
+    message = f"made with optimizer {theirs}, this training has optimizer {ours}; set optimizer to {theirs} to go on"
+    with pytest.raises(ValueError, match=message):
+        second.load_state_dict(first.state_dict())
 
 
 def test_an_optimiser_without_a_name_is_refused():

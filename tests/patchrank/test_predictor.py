@@ -43,6 +43,23 @@ def test_the_class_token_takes_part_in_the_mixing():
     assert not torch.isclose(predictor(x), predictor(other)).all()
 
 
+@torch.no_grad()
+def test_tokens_do_not_tie_in_half_precision():
+    """The scores of an early predictor differ little: in bf16 many would be one, and the picture's first rows stay."""
+    torch.manual_seed(0)
+    predictor, x = RankPredictor(64, 197), torch.randn(2, 197, 64)
+    predictor.head.bias.fill_(4.0)  # what all scores share takes most of bf16's eight bits
+    exact = predictor(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = predictor(x)
+    half = predictor.bfloat16()(x.bfloat16())
+    for scores in (mixed, half):
+        assert scores.dtype == torch.float32
+        for row, known in zip(scores, exact, strict=True):
+            assert len(row.unique()) > 190
+            assert torch.corrcoef(torch.stack([row, known]))[0, 1] > 0.9
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"\(16, 64\) tokens given to a predictor for \(17, 64\)"):
         RankPredictor(64, 17)(torch.zeros(1, 16, 64))

@@ -1,4 +1,4 @@
-"""`effclip sweep`: accuracy, cost, speed and memory of a model over reducers, keep rates, places and thresholds.
+"""`effclip sweep`: accuracy or recall, cost, speed and memory of a model over reducers, keep rates and thresholds.
 
 Every point is written down as soon as it is measured, so an interrupted sweep goes on where it stopped. torch is
 imported only after the command line was checked.
@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments
+from common.evaluate.command import EVALUATIONS
 from common.evaluate.points import Point, default_places, read_places, read_values, tower_of
 from common.paths import runs_directory
 
 if TYPE_CHECKING:
+    from common.data.lookup import Place
+    from common.evaluate.sweep.scoring import Scoring
     from common.evaluate.tasks import Settings
     from common.models import Model
 
@@ -38,7 +41,15 @@ def parser() -> argparse.ArgumentParser:
         help="embedded, a set of the catalogue (food101), a folder with one folder a class, a .csv or .tsv table; as "
         "`effclip evaluate` takes them",
     )
+    add(
+        "--task",
+        default=EVALUATIONS[0],
+        choices=EVALUATIONS,
+        help="what is scored at each setting, as by `effclip evaluate`; a linear probe learns from all training "
+        "pictures, at each setting anew (default %(default)s)",
+    )
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
+    add("--captions", help="Karpathy's json file, for retrieval on flickr30k or coco")
     add("--class-names", help="text file with one name a line, for a folder or table of your own")
     add("--template", help="the prompts, as for `effclip evaluate`")
     add(
@@ -79,9 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.batches = _batches(args.timed)
     if args.budget is not None and not args.budget > 0:
         raise ValueError(f"--budget {args.budget:g} must be a number of GMACs above 0, such as 10")
+    if args.template is not None and args.task != EVALUATIONS[0]:
+        raise ValueError(f"--template {args.template} makes prompts of zeroshot; {args.task} has none, leave it out")
     named = model_arguments(args)
+    from common.adaptive import paths_of
     from common.data.lookup import Place, source
-    from common.evaluate.prompts import chosen_templates
     from common.evaluate.sweep.journal import Journal
     from common.evaluate.sweep.measure import Measure
     from common.evaluate.sweep.run import sweep
@@ -90,17 +103,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from common.models import load_model
 
     settings = Settings(args.batch_size, args.workers, chosen_device(args.device), args.dtype, args.limit)
-    place = Place(args.root, None, args.class_names)
-    splits = _splits(args.data, args.split, args.budget is not None)
-    sources = [source(args.data, "zeroshot", split, place) for split in splits]
+    place = Place(args.root, args.captions, args.class_names)
+    sources = [source(args.data, args.task, split, place) for split in _splits(args)]
     model = load_model(**named)
-    model.text_encoder()  # ValueError for a model without a text tower
-    choice, templates = chosen_templates(args.template, sources[0], model)
+    if args.task != "linear-probe":
+        model.text_encoder()  # ValueError for a model without a text tower
+    if args.task != EVALUATIONS[0] and paths_of(model.images).setting_name == "threshold":
+        raise ValueError(f"{model.name} stops at a level by the classes of zeroshot; take --task zeroshot")
+    choice, scorings = _scorings(model, sources, place, settings, args)
     asked = points(model, args)
-    folder = args.out or runs_directory() / "sweeps" / f"{model.name}-{args.data}".replace("/", "-").replace(" ", "-")
+    folder = args.out or runs_directory() / "sweeps" / _name(model, args)
     journal = Journal(folder / JOURNAL, _identity(model, choice, settings, args))
-    sweep(Measure(model, templates, settings, args.batches), asked, sources, journal, args.budget)
+    sweep(Measure(model, settings.device, args.batches), asked, scorings, journal, args.budget)
     return 0
+
+
+def _name(model: Model, args: argparse.Namespace) -> str:
+    """The name of the results' folder."""
+    parts = [model.name, args.data, *([] if args.task == EVALUATIONS[0] else [args.task])]
+    return "-".join(parts).replace("/", "-").replace(" ", "-")
+
+
+def _scorings(
+    model: Model, sources: Sequence[Any], place: Place, settings: Settings, args: argparse.Namespace
+) -> tuple[str | None, list[Scoring]]:
+    """The --template in force, None without one; and the scoring of the task on each of ``sources``."""
+    from common.data.lookup import source, splits_of
+    from common.evaluate.prompts import chosen_templates
+    from common.evaluate.sweep.pictures import Pictures
+    from common.evaluate.sweep.scoring import LinearProbe, Retrieval, ZeroShot
+
+    pictures = [Pictures(model, data, settings) for data in sources]
+    if args.task == "retrieval":
+        return None, [Retrieval(model, shown, settings) for shown in pictures]
+    if args.task == "linear-probe":
+        parts = splits_of(args.data, "training")
+        training = {part: Pictures(model, source(args.data, "training", part, place), settings) for part in parts}
+        return None, [LinearProbe(model, shown, settings, training) for shown in pictures]
+    choice, templates = chosen_templates(args.template, sources[0], model)
+    return choice, [ZeroShot(model, shown, settings, templates) for shown in pictures]
 
 
 def points(model: Model, args: argparse.Namespace) -> list[Point]:
@@ -144,23 +185,25 @@ def _schedules(model: Model, given: list[tuple[int, ...]]) -> list[tuple[int, ..
     return given or [default]
 
 
-def _splits(data: str, split: str | None, budget: bool) -> tuple[str, ...]:
+def _splits(args: argparse.Namespace) -> tuple[str, ...]:
     """Where settings are compared, and with a budget also where the best one is reported."""
     from common.data.lookup import splits_of
 
-    known = splits_of(data, "zeroshot")
-    if not budget:
-        return (split or known[0],)
-    compared = split or "val"
+    known = splits_of(args.data, args.task)
+    if args.budget is None:
+        return (args.split or known[0],)
+    if args.task == "linear-probe":
+        raise ValueError("--budget chooses on val, on which a linear probe's penalty is chosen; leave it out")
+    compared = args.split or "val"
     if compared == known[0] or compared not in known:
         raise ValueError(
             f"--budget compares settings on {compared!r} and reports the best on {known[0]!r}, which must be another "
-            f"split; {data} has {', '.join(known)}. Name one with --split, or make folders val and test"
+            f"split; {args.data} has {', '.join(known)}. Name one with --split, or make folders val and test"
         )
     return compared, known[0]
 
 
-def _identity(model: Model, choice: str, settings: Settings, args: argparse.Namespace) -> dict[str, Any]:
+def _identity(model: Model, choice: str | None, settings: Settings, args: argparse.Namespace) -> dict[str, Any]:
     """What the numbers of all points depend on."""
     import torch
 
@@ -176,6 +219,8 @@ def _identity(model: Model, choice: str, settings: Settings, args: argparse.Name
         "dtype": settings.dtype,
         "timed": list(args.batches),
         "machine": f"{machine}, {torch.get_num_threads()} threads" if args.batches else None,
+        # A journal without a task is of zeroshot.
+        **({} if args.task == EVALUATIONS[0] else {"task": args.task}),
     }
 
 

@@ -22,7 +22,8 @@ NAME = "sweep"
 def write(folder: Path, result: Mapping[str, Any]) -> list[Path]:
     """Write all files of a result into ``folder``; returns their paths.
 
-    result: "title" and "note" (texts), "timed" (batch sizes), "rows", "choice" (a sentence or None), "conditions".
+    result: "title" and "note" (texts), "metric" (the main one's "column" and "label", and those "beside" it), "timed"
+        (batch sizes), "rows", "choice" (a sentence or None), "conditions".
     """
     rows, figure = result["rows"], draw(result)
     contents: dict[str, Callable[[Path], object]] = {
@@ -55,14 +56,15 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The result as Markdown: the choice, a table of what was measured, what did not run and why, and a note."""
-    measured = [row for row in result["rows"] if "top1" in row]
-    failed = [row for row in result["rows"] if "top1" not in row]
-    timed = result["timed"]
+    measured = [row for row in result["rows"] if "samples" in row]
+    failed = [row for row in result["rows"] if "samples" not in row]
+    timed, metric = result["timed"], result["metric"]
     speeds = [f"images/s, batch {batch}" for batch in timed]
-    head = ["reducer", "keep", "place", "threshold", "top-1, % [95 %]", "against the whole, points", "GMACs"]
-    head += ["without attention products", "of the whole", *speeds, *(["memory, MB"] if timed else [])]
+    head = ["reducer", "keep", "place", "threshold", f"{metric['label']}, % [95 %]", "against the whole, points"]
+    head += [f"{label}, % [95 %]" for label in metric["beside"]]
+    head += ["GMACs", "without attention products", "of the whole", *speeds, *(["memory, MB"] if timed else [])]
     table = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    table += ["| " + " | ".join(_cells(row, timed)) + " |" for row in measured]
+    table += ["| " + " | ".join(_cells(row, timed, metric)) + " |" for row in measured]
     parts = [f"# {result['title']}"]
     parts += [result["choice"]] if result["choice"] else []
     parts += ["\n".join(table)]
@@ -76,12 +78,13 @@ def _failure(row: Row) -> str:
     return f"- `{row['reducer']}` ({words}): {row['reason']}"
 
 
-def _cells(row: Row, timed: Sequence[int]) -> list[str]:
-    top1 = f"{100 * row['top1']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+def _cells(row: Row, timed: Sequence[int], metric: Mapping[str, Any]) -> list[str]:
+    main = _interval(row, metric["column"], "low", "high")
     points = [row[name] for name in ("difference", "difference_low", "difference_high")]
     middle, low, high = (None if value is None else 100 * value for value in points)
-    cells = [row["reducer"], _number(row["keep"], "g"), row["place"] or "–", _number(row["threshold"], "g"), top1]
+    cells = [row["reducer"], _number(row["keep"], "g"), row["place"] or "–", _number(row["threshold"], "g"), main]
     cells += ["–" if middle is None else f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"]
+    cells += [_interval(row, name, f"{name}_low", f"{name}_high") for name in metric["beside"].values()]
     cells += [_number(row[name], ".4g") for name in ("gmacs", "gmacs_paper")]
     cells += ["–" if row["of_whole"] is None else f"{100 * row['of_whole']:.0f} %"]
     for batch in timed:
@@ -90,14 +93,22 @@ def _cells(row: Row, timed: Sequence[int]) -> list[str]:
     return cells + ([f"{row['memory_mb']:.3g}"] if timed else [])
 
 
+def _interval(row: Row, *names: str) -> str:
+    middle, low, high = (100 * row[name] for name in names)
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+
+
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
 def draw(result: Mapping[str, Any]) -> Figure:
-    """Accuracy against multiply-adds, and against speed where it was measured: a line for each reducer and place."""
-    measured = [row for row in result["rows"] if "top1" in row]
-    timed = result["timed"]
+    """The main metric against multiply-adds, and against speed where it was measured.
+
+    There is a line for each reducer and place.
+    """
+    measured = [row for row in result["rows"] if "samples" in row]
+    timed, metric = result["timed"], result["metric"]
     axes_of = {"gmacs": "GMACs a picture"} if any(row["gmacs"] is not None for row in measured) else {}
     if timed:
         axes_of[f"faster_batch_{max(timed)}"] = f"speed at batch {max(timed)}, times the whole model's"
@@ -105,12 +116,12 @@ def draw(result: Mapping[str, Any]) -> Figure:
     for column, (name, label) in enumerate(axes_of.items()):
         axes = figure.add_subplot(1, len(axes_of), column + 1)
         for number, (line, rows) in enumerate(lines(measured).items()):
-            points = [(row[name], 100 * row["top1"]) for row in rows if row[name] is not None]
+            points = [(row[name], 100 * row[metric["column"]]) for row in rows if row[name] is not None]
             style = {"marker": "osv^Dp"[number // 10 % 6], "markersize": 4, "linewidth": 1}
             if line == "whole model":
                 style = {"marker": "*", "markersize": 12, "color": "black", "linestyle": "none"}
             axes.plot(*zip(*points, strict=True), label=line, **style)
-        axes.set(xlabel=label, ylabel="top-1, %")
+        axes.set(xlabel=label, ylabel=f"{metric['label']}, %")
         axes.grid(alpha=0.3)
     if axes_of:
         handles, labels = axes.get_legend_handles_labels()

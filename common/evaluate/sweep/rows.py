@@ -1,4 +1,4 @@
-"""The records of a sweep as rows of a table, and the best setting within a budget."""
+"""The records of a sweep as rows of a table."""
 
 from __future__ import annotations
 
@@ -8,38 +8,42 @@ from typing import Any
 from common.evaluate.accuracy import paired_difference
 from common.evaluate.points import Point
 from common.evaluate.sweep.journal import Record
-from common.evaluate.sweep.measure import WHOLE, unpacked
+from common.evaluate.sweep.measure import WHOLE
+from common.evaluate.sweep.pictures import unpacked
+from common.evaluate.sweep.scoring import Scoring
 
 Row = dict[str, Any]
 """A flat row: plain values under the names of the CSV file's columns."""
 
 
-def rows(records: Mapping[Point, Record]) -> list[Row]:
+def rows(records: Mapping[Point, Record], scoring: type[Scoring]) -> list[Row]:
     """A row for every measured point, with its difference from the whole model, and one for each reducer that failed.
 
-    "difference", "difference_low", "difference_high": accuracy less that of the whole model on the same pictures,
-    with a paired 95 % bootstrap interval (fractions).  "of_whole": its share of the whole model's GMACs.
+    The main metric of ``scoring`` has its column, and "low" and "high", its interval's ends.
+    "difference", "difference_low", "difference_high": the main metric less that of the whole model on the same
+    pictures, with a paired 95 % bootstrap interval (fractions).  "of_whole": its share of the whole model's GMACs.
     "reason": why a reducer did not run at these keep rates; such rows hold nothing else, and come last.
     """
     whole = records[WHOLE]
     correct = unpacked(whole["correct"], whole["samples"])
-    measured = [_row(point, record, whole, correct) for point, record in records.items() if "reason" not in record]
+    measured = [
+        _row(point, record, whole, correct, scoring) for point, record in records.items() if "reason" not in record
+    ]
     return measured + _failures(records)
 
 
-def _row(point: Point, record: Record, whole: Record, correct: Any) -> Row:
+def _row(point: Point, record: Record, whole: Record, correct: Any, scoring: type[Scoring]) -> Row:
     ours = unpacked(record["correct"], record["samples"])
     difference = (None,) * 3 if point == WHOLE else paired_difference(ours, correct)
     costs = record["gmacs"], whole["gmacs"]
     return {
         **_named(point),
         "samples": record["samples"],
-        "top1": record["top1"],
+        scoring.column: record[scoring.column],
         "low": record["interval"][0],
         "high": record["interval"][1],
         **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
-        "top5": record["top5"],
-        "mean_per_class": record["mean_per_class"],
+        **{name: record[name] for name in scoring.others},
         "gmacs": record["gmacs"],
         "gmacs_paper": record["gmacs_paper"],
         "of_whole": None if None in costs else costs[0] / costs[1],
@@ -70,21 +74,3 @@ def _failures(records: Mapping[Point, Record]) -> list[Row]:
         row = failed.setdefault((named["reducer"], named["place"]), {**named, "keep": [], "reason": record["reason"]})
         row["keep"].append(point.keep)
     return list(failed.values())
-
-
-def best_within(records: Mapping[Point, Record], budget: float) -> tuple[Point, int, int]:
-    """The point of the highest accuracy that costs at most ``budget`` GMACs, the cheaper of equal ones.
-
-    Returns it, the number of points that were compared, and the number within the budget.
-    ValueError: every point costs more, or no cost is known.
-    """
-    costs = {point: record["gmacs"] for point, record in records.items() if record.get("gmacs") is not None}
-    if not costs:
-        raise ValueError(f"--budget {budget:g}: this model's cost is not known: {records[WHOLE].get('uncounted')}")
-    fitting = [point for point, cost in costs.items() if cost <= budget * (1 + 1e-9)]
-    if not fitting:
-        raise ValueError(
-            f"--budget {budget:g}: the cheapest of {len(costs)} settings costs {min(costs.values()):.4g} GMACs a "
-            "picture; give that or more, or lower keep rates"
-        )
-    return max(fitting, key=lambda point: (records[point]["top1"], -costs[point])), len(costs), len(fitting)

@@ -12,38 +12,45 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.conditions import conditions
-from common.data.lookup import Labelled
 from common.evaluate.accuracy import paired_difference
 from common.evaluate.points import Point
-from common.evaluate.prompts import prompts_hash, value_hash
+from common.evaluate.sweep.budget import best_within, check_budget
 from common.evaluate.sweep.journal import Journal, Record
-from common.evaluate.sweep.measure import ROUNDS, WHOLE, Measure, Pictures, unpacked
+from common.evaluate.sweep.measure import ROUNDS, WHOLE, Measure
+from common.evaluate.sweep.pictures import unpacked
 from common.evaluate.sweep.report import markdown, write
-from common.evaluate.sweep.rows import best_within, rows
+from common.evaluate.sweep.rows import rows
+from common.evaluate.sweep.scoring import Scoring
 
 
 def sweep(
-    measure: Measure, points: Sequence[Point], sources: Sequence[Labelled], journal: Journal, budget: float | None
+    measure: Measure, points: Sequence[Point], scorings: Sequence[Scoring], journal: Journal, budget: float | None
 ) -> dict[str, Any]:
     """Measure the points, write the files beside the journal, print the table, and return the result.
 
-    sources: the split on which the points are compared; with a budget, also the one on which the best is reported.
+    scorings: of the split on which the points are compared; with a budget, also of the one on which the best is
+        reported.
     A folder's results hold all of its points, those of earlier calls too.
+    ValueError: no setting is within the budget.
     """
-    compared = sources[0]
+    compared = scorings[0]
+    split = compared.pictures.data.split
+    if budget is not None:
+        check_budget(measure.model, points, journal.of(split), budget)
     records = measured(measure, points, compared, journal)
     choice = None
     if budget is not None:
-        best, *_ = best_within(records, budget)
-        reported = measured(measure, list(dict.fromkeys([WHOLE, best])), sources[1], journal)
-        choice = _choice(budget, records, reported, sources)
+        best, *_ = best_within(records, budget, compared.column)
+        reported = measured(measure, list(dict.fromkeys([WHOLE, best])), scorings[1], journal)
+        choice = _choice(budget, records, reported, scorings)
     result = {
-        "title": f"{measure.model.name} on {journal.identity['data']}, {compared.split}",
+        "title": f"{measure.model.name} on {journal.identity['data']}, {split}",
+        "metric": {"column": compared.column, "label": compared.label, "beside": compared.beside},
         "choice": choice,
         "note": _note(measure, compared, records[WHOLE]["samples"], choice is not None),
         "timed": list(measure.timed),
-        "rows": rows(records),
-        "conditions": conditions(compared.scale, **journal.identity, budget=budget),
+        "rows": rows(records, type(compared)),
+        "conditions": conditions(compared.pictures.data.scale, **journal.identity, budget=budget),
     }
     paths = write(journal.file.parent, result)
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -52,26 +59,25 @@ def sweep(
     return result
 
 
-def measured(measure: Measure, points: Sequence[Point], data: Labelled, journal: Journal) -> Mapping[Point, Record]:
+def measured(measure: Measure, points: Sequence[Point], scoring: Scoring, journal: Journal) -> Mapping[Point, Record]:
     """The records of a split, after every one of ``points`` was measured.
 
     ValueError: the folder has records of other pictures or prompts under this split's name.
     """
-    version = value_hash([data.version, data.class_names, prompts_hash(measure.templates, data.class_names)])
-    known = journal.of(data.split)
+    version, split = scoring.version, scoring.pictures.data.split
+    known = journal.of(split)
     if any(record["pictures"] != version for record in known.values()):
         raise ValueError(
-            f"{journal.file.parent} holds a sweep over other pictures or prompts of {data.split}; name another folder "
-            "by --out, or delete it"
+            f"{journal.file.parent} holds a sweep over other pictures or prompts of {split}; name another folder by "
+            "--out, or delete it"
         )
     todo = [point for point in points if point not in known]
-    pictures = Pictures(measure.model, data, measure.settings)
-    with _progress(f"{data.split}: settings", len(points), len(points) - len(todo)) as (watch, done):
+    with _progress(f"{split}: settings", len(points), len(points) - len(todo)) as (watch, done):
         for point in todo:
-            record = measure(point, pictures, lambda batches, point=point: watch(point.name, batches))
-            journal.add(data.split, point, {"pictures": version, **record})
+            record = measure(point, scoring, lambda batches, point=point: watch(point.name, batches))
+            journal.add(split, point, {"pictures": version, **record})
             done()
-    return journal.of(data.split)
+    return journal.of(split)
 
 
 @contextmanager
@@ -103,37 +109,37 @@ def _progress(
 
 
 def _choice(
-    budget: float, compared: Mapping[Point, Record], reported: Mapping[Point, Record], sources: Sequence[Labelled]
+    budget: float, compared: Mapping[Point, Record], reported: Mapping[Point, Record], scorings: Sequence[Scoring]
 ) -> str:
     """What is best within a budget, among how many, and how it does on pictures that had no part in the choice."""
-    best, count, fitting = best_within(compared, budget)
+    column, (chosen_on, reported_on) = scorings[0].column, (scoring.pictures.data.split for scoring in scorings)
+    best, count, fitting = best_within(compared, budget, column)
     here, whole = reported[best], reported[WHOLE]
     text = (
         f"Within {budget:g} GMACs a picture, {best.name} is the most accurate of {fitting} settings, {count} compared: "
-        f"{_percent(compared[best])} on {sources[0].split}. On {sources[1].split}, which had no part in the choice "
-        f"({here['samples']:,} pictures): {_percent(here)} at {here['gmacs']:.4g} GMACs"
+        f"{_percent(compared[best], column)} on {chosen_on}. On {reported_on}, which had no part in the choice "
+        f"({here['samples']:,} pictures): {_percent(here, column)} at {here['gmacs']:.4g} GMACs"
     )
     if best != WHOLE:
         correct = (unpacked(record["correct"], record["samples"]) for record in (here, whole))
         middle, low, high = (100 * value for value in paired_difference(*correct))
         text += (
-            f", {middle:+.1f} [{low:+.1f}, {high:+.1f}] points against the whole model ({_percent(whole)} at "
+            f", {middle:+.1f} [{low:+.1f}, {high:+.1f}] points against the whole model ({_percent(whole, column)} at "
             f"{whole['gmacs']:.4g} GMACs)"
         )
     return f"{text}."
 
 
-def _percent(record: Record) -> str:
+def _percent(record: Record, column: str) -> str:
     low, high = record["interval"]
-    return f"{100 * record['top1']:.1f} [{100 * low:.1f}, {100 * high:.1f}] %"
+    return f"{100 * record[column]:.1f} [{100 * low:.1f}, {100 * high:.1f}] %"
 
 
-def _note(measure: Measure, data: Labelled, samples: int, chosen: bool) -> str:
+def _note(measure: Measure, scoring: Scoring, samples: int, chosen: bool) -> str:
     sentences = [
-        f"Zero-shot top-1 among {len(data.class_names):,} names, {samples:,} pictures of {data.split}; brackets: "
-        "Wilson's 95 % interval, and of a difference the paired bootstrap over pictures. GMACs are 10⁹ multiply-adds "
-        "of the image tower for a picture, with attention's products and, as many papers count, without them. A keep "
-        "rate with several places holds at each of them."
+        f"{scoring.sentence(samples)}; brackets: Wilson's 95 % interval, and of a difference the paired bootstrap over "
+        "pictures. GMACs are 10⁹ multiply-adds of the image tower for a picture, with attention's products and, as "
+        "many papers count, without them. A keep rate with several places holds at each of them."
     ]
     if measure.timed:
         sentences.append(
@@ -142,7 +148,7 @@ def _note(measure: Measure, data: Labelled, samples: int, chosen: bool) -> str:
         )
     if not chosen:
         sentences.append(
-            f"The best of many settings on {data.split} looks better than it is; --budget chooses on one split and "
-            "reports on another."
+            f"The best of many settings on {scoring.pictures.data.split} looks better than it is; --budget chooses on "
+            "one split and reports on another."
         )
     return " ".join(sentences)

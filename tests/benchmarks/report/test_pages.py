@@ -90,6 +90,13 @@ def test_a_benchmark_may_say_where_its_result_goes(maker, monkeypatch, tmp_path)
     assert (tmp_path / "elsewhere/table2.md").is_file() and not (tmp_path / "results").exists()
 
 
+def test_where_only_a_part_was_trained_nothing_is_written(maker, monkeypatch, tmp_path):
+    maker.run = lambda smoke: None
+    monkeypatch.setenv("SMOKE", "0")
+    runner.run_one(benchmark("photos"), Console(quiet=True))
+    assert not (tmp_path / "results").exists()
+
+
 def test_results_of_several_data_sets_belong_to_one_benchmark():
     assert benchmark_of("photos-cifar10") is benchmark("photos") and benchmark_of("speed") is benchmark("speed")
 

@@ -1,12 +1,19 @@
-"""What deployed models cost: the same early exit on every engine, thresholds of val, and how the tables read."""
+"""What deployed models cost: the same early exit on every engine, thresholds of val, which models are measured."""
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.together import deploy_costs
-from benchmarks.together.deploy_costs import DENSE, POINTS, WAVE, Levels, parts
+from benchmarks.together import deploy_costs, deploy_tables
+from benchmarks.together.deploy_costs import DENSE, POINTS, RANDOM, SHAPES, WAVE, Levels, named
 from benchmarks.together.deploy_engines import REFERENCE, REFERENCE_INT8, Engine, Prepared, engines, first_answers
+from benchmarks.together.photo_models import spelling
+from benchmarks.together.photos import stand_in
+from benchmarks.training.shapes import TEACHER
 from common.clip import CLIP
+from common.data.embedded.module import EmbeddedDataModule, sample
 from common.deploy.model import load
 from common.stages import stages_of
 from tests.common.towers import NAMES, pictures, tiny_directory
@@ -56,35 +63,6 @@ def test_thresholds_are_of_val_and_numbers_of_test():
     assert dense["accuracy"] == 1 and dense["refined"] == 0
 
 
-def row(engine, side, point, against, ratio):
-    """A row of a table, with the same speed at every batch size."""
-    speed = {"images_per_second": 10 * ratio, "ratios": [ratio] * 3, "ratios_int8": [ratio / 4] * 3}
-    found = {"engine": engine, "side": side, "point": point, "accuracy": 0.6, "interval": (0.5, 0.7), "refined": 0.15}
-    difference = (against, against - 0.01, against + 0.01)
-    return found | {"against": difference, "against_int8": difference, "speed": dict.fromkeys(("1", "8", "32"), speed)}
-
-
-def test_the_tables_name_the_fastest_that_is_near_enough():
-    rows = [row(REFERENCE, DENSE, "", 0.0, 1.0), row("fast", WAVE, "low", -0.02, 9.0)]
-    rows += [row("near", WAVE, "mid", -0.008, 6.0), row("slow", WAVE, "high", 0.0, 4.0)]
-    needs = [
-        {"engine": REFERENCE, "model": side, "bytes": 2_500_000, "first": {"seconds": 1.5, "peak_bytes": 3e8}}
-        for side in (DENSE, WAVE)
-    ]
-    needs += [{"engine": "near", "model": side, "bytes": 600_000, "first": None} for side in (DENSE, WAVE)]
-    table = {"rows": rows, "needs": needs, "pictures": {"test": 2000}, "rounds": 3, "timed": 128}
-    text = "\n".join(parts({"missing": {"OpenVINO": "pip install openvino"}, "tables": {"embedded": table}}))
-    assert "Data: embedded, 2,000 pictures of test." in text and "medians of 3 rounds" in text
-    assert "| fast | WaveCLIP low | 60.0 [50.0, 70.0] | -2.0 [-3.0, -1.0] | 15.0 % | 90.0 (×9.00, ×2.25) |" in text
-    assert "- batch 1, within 1 points of dense PyTorch fp32: ×6.00 [6.00, 6.00] by WaveCLIP mid, near" in text
-    assert "- batch 8, within 0.5 points of dense ONNX Runtime int8: ×1.00 [1.00, 1.00] by WaveCLIP high, slow" in text
-    assert "| PyTorch fp32 | 2.5 | 1.50 | 300 | 2.5 | 1.50 | 300 |" in text and "| near | 0.6 | – | – |" in text
-    assert "Not measured: OpenVINO (pip install openvino)." in text
-    costs = {**table, "pictures": {}, "rows": [{**row(REFERENCE, DENSE, "", 0.0, 1.0)}]}
-    text = "\n".join(parts({"missing": {}, "tables": {"random": costs}}))
-    assert "Random weights of ViT-B/16's size: costs alone." in text and "accuracy" not in text
-
-
 def test_every_engine_is_there_or_named_as_missing(monkeypatch):
     monkeypatch.setattr("benchmarks.together.deploy_engines.installed", lambda name: False)
     monkeypatch.delenv("COMPILE", raising=False)
@@ -111,8 +89,83 @@ def test_first_answers_are_measured_in_a_process_of_their_own(tmp_path):
         first_answers(engine(lambda *_: "gone\n"), None, tmp_path)
 
 
-def test_half_of_the_variables_is_a_mistake(monkeypatch):
-    monkeypatch.delenv("WAVECLIP", raising=False)
-    monkeypatch.setenv("DENSE", "my-clip")
-    with pytest.raises(ValueError, match="set DENSE and WAVECLIP to model directories and DATA to their pictures"):
+@pytest.mark.parametrize("variable", ["DENSE", "WAVECLIP"])
+def test_half_of_the_variables_is_a_mistake(monkeypatch, variable):
+    for name in ("DENSE", "WAVECLIP", "DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "my-clip")
+    with pytest.raises(ValueError, match="set DENSE and WAVECLIP to models and DATA to their pictures"):
         deploy_costs.measure(smoke=True)
+
+
+@pytest.fixture
+def photographs(monkeypatch, tmp_path):
+    """A folder called cifar10 of two classes, and a pair of random weights for it in the place of committed ones."""
+    for split in ("train", "test"):
+        stand_in(tmp_path / "cifar10" / split)
+    texts = [f"a photo of a {name}." for name in ("circle", "square", "triangle")]
+    architecture = spelling(texts, "common/photos_clip.json")
+    architecture["vision_cfg"] |= {"layers": 1}
+    torch.manual_seed(0)
+    clip = CLIP(architecture).eval()
+    weights = tmp_path / "weights"
+    clip.save(weights / "photos_cifar10_clip.safetensors")
+    wave = WaveTower.from_image_tower(clip.image_tower)
+    wave.save(weights / "photos_cifar10_waveclip.safetensors", architecture, torch.float32)
+    monkeypatch.setattr(deploy_costs, "WEIGHTS", weights)
+    for name in ("DENSE", "WAVECLIP", "EVERY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cifar10"
+
+
+def test_a_folder_of_cifar10_stands_for_its_committed_pair(photographs, monkeypatch):
+    monkeypatch.setenv("DATA", str(photographs))
+    given = named()
+    assert [given[name].rpartition("/")[2] for name in ("DENSE", "WAVECLIP")] == [
+        "photos_cifar10_clip.safetensors",
+        "photos_cifar10_waveclip.safetensors",
+    ]
+    monkeypatch.setenv("DATA", str(photographs / "train"))
+    assert named() is None, "DATA of other tables, for which there is no pair"
+    monkeypatch.delenv("DATA")
+    assert named() is None
+    monkeypatch.setenv("DENSE", "mine")
+    monkeypatch.setenv("WAVECLIP", "mine-too")
+    monkeypatch.setenv("DATA", str(photographs))
+    assert named() == {"DENSE": "mine", "WAVECLIP": "mine-too", "DATA": str(photographs)}
+
+
+def test_scenes_of_shape_are_drawn_as_they_are_packed():
+    scenes = deploy_costs._scenes("val", 3)
+    (batch,) = scenes.loader(CLIP.load(TEACHER).preprocess, 3, 0)
+    data = EmbeddedDataModule("common/shapes_clip.json", revision=2)
+    assert scenes.class_names == data.class_names and batch["image"].shape == (3, 3, 48, 48)
+    expected = [json.loads(sample("val", index, revision=2)["json"])["label"] for index in range(3)]
+    assert batch["label"].tolist() == expected
+
+
+def test_a_smoke_run_measures_every_pair(photographs, monkeypatch, tmp_path):
+    """PyTorch stands for both engines, so that nothing is exported."""
+
+    def prepare(deployed, options, labels, folder, images):
+        folder.mkdir(parents=True)
+        assert images, "the ranges of int8-static have pictures"
+        return Prepared(deployed, options, labels, folder)
+
+    monkeypatch.setenv("DATA", str(photographs))
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(deploy_costs, "prepare", prepare)
+    for module in (deploy_costs, deploy_tables):
+        monkeypatch.setattr(module, "BATCHES", (1, 8))
+    both = dict.fromkeys((REFERENCE, REFERENCE_INT8), replace(engines()[0][REFERENCE], program=None))
+    monkeypatch.setattr(deploy_costs, "engines", lambda: (both, {}))
+    monkeypatch.setattr(deploy_costs.read_log, "record", lambda *given: pytest.fail("a smoke run is no read"))
+    result = json.loads(json.dumps(deploy_costs.measure(smoke=True)))
+    assert list(result["tables"]) == [SHAPES, "cifar10", RANDOM] and result["missing"] == {}
+    for name, file, count in ((SHAPES, "shapes_waveclip", 16), ("cifar10", "photos_cifar10_waveclip", 16)):
+        table = result["tables"][name]
+        assert f"{file}.safetensors" in table["weights"][WAVE] and table["pictures"]["test"] == count
+        assert {row["engine"] for row in table["rows"]} == set(both) and len(table["rows"]) == 2 * (1 + len(POINTS))
+    text = "\n".join(deploy_tables.parts(result))
+    assert text.count("- batch") == 8, "two goals, two batches, two data sets"
+    assert not (tmp_path / "runs/data").exists(), "nothing is packed"

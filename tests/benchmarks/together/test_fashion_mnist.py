@@ -16,6 +16,7 @@ from common.data.classification import classification_set
 from tests.benchmarks.together.untrained import untrained
 
 FILES = ["fashion_mnist_clip.safetensors", "fashion_mnist_waveclip.safetensors"]
+CONTROLS = ["fashion_mnist_clip_half.safetensors", "fashion_mnist_clip_trained_on.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ def test_a_smoke_run_says_what_it_did_and_writes_into_the_run_directory(outcome)
     assert {row["method"] for row in rows[5:]} >= {"teacher trained on", "half-resolution CLIP"}
     for split in ("val", "test"):
         assert {level["pictures"] for level in result["levels"][split].values()} == {PART}
-    assert sorted(path.name for path in (folder / "smoke/weights").iterdir()) == FILES
+    assert sorted(path.name for path in (folder / "smoke/weights").iterdir()) == sorted(FILES + CONTROLS)
+    assert not (folder / "smoke/results").exists(), "a smoke run is no finished run"
     names = [f"fashion-mnist-{model}" for model in (CLIP, WAVE, TRAINED_ON, HALF)]
     assert list(result["conditions"]["weights"]) == [run["name"] for run in result["runs"]] == names
     assert result["conditions"]["data"] == "stand-in pictures" and len(result["conditions"]["classes"]) == 10

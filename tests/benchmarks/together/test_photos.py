@@ -8,7 +8,7 @@ from benchmarks import read_recipe
 from benchmarks.cells import points
 from benchmarks.together import photo_models, photos
 from benchmarks.together.frontier import PICTURES
-from benchmarks.together.photo_models import CLIP, HALF, TRAINED_ON, WAVE, PhotoSet, spelling, written_once
+from benchmarks.together.photo_models import CLIP, HALF, TRAINED_ON, WAVE, PhotoSet, spelling, train, written_once
 from benchmarks.together.photos import RECIPES, render, stand_in
 from benchmarks.waveclip import controls
 from common.cli import main as lightning
@@ -54,7 +54,7 @@ def test_students_and_the_teacher_trained_on_start_from_their_own_seeds_teacher(
         for folder in (runs / "retrain").iterdir()
     }
     first = str(runs / "photos/shapes-drawn/weights/photos_shapes_drawn_clip.safetensors")
-    second = str(runs / "retrain/photos-shapes-drawn-clip-seed1/photos-shapes-drawn-clip-seed1.safetensors")
+    second = str(runs / "photos/shapes-drawn/weights/photos_shapes_drawn_clip-seed1.safetensors")
     for model in (WAVE, TRAINED_ON):
         assert weights[model]["weights"] == first and weights[f"{model}-seed1"]["weights"] == second
     assert not any("weights" in weights[model] for model in (CLIP, HALF, f"{HALF}-seed1"))
@@ -122,7 +122,102 @@ def test_controls_have_the_students_training(tmp_path):
     assert [run.steps for run in runs.values()] == [whole, more, more, whole + more]
     assert runs[TRAINED_ON].settings == {"model": {"learning_rate": student["learning_rate"]}}
     assert runs[HALF].settings == {"model": {"image_size": 16}, "data": {"image_size": 16}}
-    assert {run.seed for run in runs.values()} == {3} and not any(run.output for run in runs.values())
+    assert {run.seed for run in runs.values()} == {3}
+    ending = "-seed3.safetensors"
+    assert [run.output.name for run in runs.values()] == [
+        f"p_clip{ending}",
+        f"p_waveclip{ending}",
+        f"p_clip_trained_on{ending}",
+        f"p_clip_half{ending}",
+    ]
+
+
+@pytest.fixture
+def sittings(monkeypatch, tmp_path):
+    """Pictures whose trainings are counted, and the list of those that ran; every machine has its own run directory."""
+    trained = []
+
+    def counted(run, folder, **others):
+        trained.append(run.name)
+        return untrained(run, folder, **others)
+
+    monkeypatch.setattr(photo_models, "fit", counted)
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "one machine"))
+    data = {"name": str(stand_in(tmp_path / "drawn")), "held_out": None, "batch_size": 8}
+    small = spelling(["a photo of a circle."], "common/photos_clip.json")
+    small["vision_cfg"] |= {"width": 64, "layers": 1}
+    architecture = str(written_once(tmp_path / "small.json", small, "drawn"))
+    return PhotoSet("p", "p", *RECIPES, tmp_path / "out", "make", "by nobody", data, architecture), trained
+
+
+def test_a_series_goes_on_in_another_sitting_on_another_machine(sittings, monkeypatch, tmp_path):
+    pictures, trained = sittings
+    train(pictures, range(2), smoke=False, only="p-clip")
+    train(pictures, range(2), smoke=False, only="p-*clip-seed1")
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "another machine"))
+    train(pictures, range(2), smoke=False, only="p-clip-half")
+    sequence = ["p-clip", "p-clip-seed1", "p-waveclip-seed1", "p-clip-half"]
+    assert trained == sequence
+    trainings, weights = train(pictures, range(2), smoke=False)
+    rest = ["p-waveclip", "p-clip-trained-on", "p-clip-trained-on-seed1", "p-clip-half-seed1"]
+    assert trained == sequence + rest, "what was there is taken"
+    assert train(pictures, range(2), smoke=False) == (trainings, weights) and len(trained) == 8
+    assert all(file.is_file() for of_seed in weights for file in of_seed.values())
+    record = json.loads((tmp_path / "out/results/retrain/p-waveclip-seed1.json").read_text())
+    assert record == trainings[5] and record["steps"] == read_recipe(RECIPES[1])["trainer"]["max_steps"]
+
+
+def test_a_record_of_another_training_is_refused(sittings, monkeypatch, tmp_path):
+    pictures, trained = sittings
+    (result,), (weights,) = train(pictures, range(1), smoke=False, only="p-clip")
+    record = pictures.record(pictures.runs()[CLIP])
+    for what, other in (("steps", 5), ("settings", {"model": {"learning_rate": 1}}), ("recipe", "x.yaml 0")):
+        record.write_text(json.dumps(result | {what: other}))
+        with pytest.raises(ValueError, match=rf"p-clip\.json tells of another training: its {what} is .*{other!s:.5}"):
+            train(pictures, range(1), smoke=False)
+    record.write_text(json.dumps(result))
+    weights[CLIP].write_bytes(b"others")
+    with pytest.raises(ValueError, match=f"its weights is {result['weights']}, here it is .* remove it and .*p-clip "):
+        train(pictures, range(1), smoke=False)
+    weights[CLIP].unlink()
+    with pytest.raises(ValueError, match="here it is missing; bring back what it tells of"):
+        train(pictures, range(1), smoke=False)
+    assert trained == ["p-clip"]
+
+
+def test_a_run_that_began_with_another_recipe_does_not_go_on(sittings, monkeypatch):
+    pictures, _ = sittings
+
+    def interrupted(*given, **others):
+        raise ValueError("interrupted")
+
+    monkeypatch.setattr(photo_models, "fit", interrupted)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="interrupted"):
+            train(pictures, range(1), smoke=False, only="p-clip")
+    monkeypatch.setattr(photo_models.Run, "steps", 7)
+    with pytest.raises(
+        ValueError, match=r"p-clip/asked\.json tells of another training: its steps is \d+, here it is 7"
+    ):
+        train(pictures, range(1), smoke=False, only="p-clip")
+
+
+def test_a_part_needs_its_teacher_and_a_name_that_exists(sittings):
+    pictures, trained = sittings
+    with pytest.raises(ValueError, match=r"p-waveclip starts from p-clip, which is not finished in .*out"):
+        train(pictures, range(1), smoke=False, only="p-waveclip")
+    with pytest.raises(ValueError, match=r"ONLY=p-clip-seed1 is no run of SEEDS=1; there are p-clip, p-waveclip"):
+        train(pictures, range(1), smoke=False, only="p-clip-seed1")
+    assert trained == []
+
+
+def test_only_trains_a_part_and_reads_no_test_picture(sittings, monkeypatch, tmp_path):
+    _, trained = sittings
+    for name, value in (("PHOTOS", tmp_path / "drawn"), ("OUT", tmp_path / "out"), ("ONLY", "photos-drawn-clip")):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(photos, "evaluate", lambda *given: pytest.fail("it evaluated"))
+    assert photos.run() is None and trained == ["photos-drawn-clip"]
+    assert [path.name for path in (tmp_path / "out/results").iterdir()] == ["retrain"], "no read of test is logged"
 
 
 def test_photographs_are_cropped_and_flipped():

@@ -11,7 +11,6 @@ from common.adaptive import paths_of
 from common.cli import main
 from common.clip import CLIP
 from common.data.embedded import module as embedded
-from common.data.embedded.scenes import vocabulary
 from common.evaluate import tasks
 from common.evaluate.points import Point, completed, images_at, mean_macs
 from common.flops import count_macs
@@ -25,18 +24,9 @@ ALL = "zeroshot,retrieval,linear-probe"
 
 
 @pytest.fixture
-def model(monkeypatch, tmp_path):
-    """A random CLIP over the embedded vocabulary as a file; a few pictures a split; runs in the test's folder."""
-    sizes = {"train": (40, 10), "val": (14, 5), "test": (12, 6), "unseen": (6, 3), "retrieval": (9, 3)}
-    monkeypatch.setitem(embedded.SPLITS, 1, sizes)
-    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
-    kept = vocabulary()
-    text = {"context_length": 32, "vocab_size": len(kept), "vocabulary": kept, "width": 32, "heads": 1, "layers": 1}
-    vision = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 32}
-    torch.manual_seed(0)
-    file = tmp_path / "random.safetensors"
-    CLIP({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}).save(file)
-    return str(file)
+def model(miniature):
+    """A random CLIP over the embedded vocabulary, on a few pictures a split."""
+    return miniature
 
 
 def evaluate(model, *others):

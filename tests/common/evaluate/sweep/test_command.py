@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from common.adaptive import paths_of
 from common.data.lookup import source
-from common.evaluate.sweep import measure as measuring
+from common.evaluate.sweep import pictures as shown
+from common.evaluate.sweep import scoring
 from common.flops import count_macs
 from common.models import load_model
 from common.reduction import ReducedTower
@@ -82,7 +84,7 @@ def test_every_file_is_written_and_opens(model, sweep, tmp_path, capsys):
 def test_an_interrupted_sweep_goes_on_to_the_same_result(model, sweep, tmp_path, monkeypatch, capsys):
     line = ["--reducers", "random-per-picture,divprune", *KEEP]
     assert sweep(model, *line, out="at once") == 0
-    measured, observed = [], measuring.observed
+    measured, observed = [], scoring.observed
 
     def stop_at_the_third(*arguments):
         if len(measured) == 2:
@@ -90,16 +92,16 @@ def test_an_interrupted_sweep_goes_on_to_the_same_result(model, sweep, tmp_path,
         measured.append(arguments)
         return observed(*arguments)
 
-    monkeypatch.setattr(measuring, "observed", stop_at_the_third)
+    monkeypatch.setattr(scoring, "observed", stop_at_the_third)
     assert sweep(model, *line) == 130
     journal = tmp_path / "out" / "points.jsonl"
     assert len(journal.read_text().splitlines()) == 3, "the header and two points"
     journal.write_text(journal.read_text() + '{"split": "test", "po')  # the machine went off while it wrote
-    monkeypatch.setattr(measuring, "observed", lambda *arguments: measured.append(arguments) or observed(*arguments))
+    monkeypatch.setattr(scoring, "observed", lambda *arguments: measured.append(arguments) or observed(*arguments))
     assert sweep(model, *line) == 0
     assert len(measured) == 5, "each point once, the whole model among them"
     assert result(tmp_path / "out")["rows"] == result(tmp_path / "at once")["rows"]
-    monkeypatch.setattr(measuring, "observed", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr(scoring, "observed", lambda *arguments: pytest.fail("measured again"))
     assert sweep(model, *line) == 0
     assert "wrote" in capsys.readouterr().out
 
@@ -137,8 +139,21 @@ def test_a_budget_is_spent_on_val_and_reported_on_test(model, data, sweep, tmp_p
     journal = [json.loads(line) for line in (tmp_path / "out" / "points.jsonl").read_text().splitlines()[1:]]
     on_test = [record["point"] for record in journal if record["split"] == "test"]
     assert [point["reducer"] for point in on_test] == [None, best["reducer"]], "nothing else was measured on test"
-    assert sweep(model, *line, "--budget", "0.0001") == 1
-    assert "the cheapest of 9 settings costs" in capsys.readouterr().err
+
+
+def test_a_budget_out_of_reach_is_refused_before_a_picture_is_read(model, sweep, tmp_path, monkeypatch, capsys):
+    """Twice: by reducers, which are counted exactly, and by levels, of which no picture runs fewer than the first."""
+    monkeypatch.setattr(shown.Pictures, "__iter__", lambda pictures: pytest.fail("pictures were read"))
+    clip, image = load_model(model).images, torch.zeros(1, 3, 32, 32)
+    least = count_macs(ReducedTower(clip.image_tower, {0: DivPrune(0.3)}), image).gmacs
+    line = ["--reducers", "divprune", "--keep", "0.5,0.3", "--budget", "0.00001"]
+    assert sweep(model, *line) == 1
+    error = capsys.readouterr().err
+    assert f"--budget 1e-05: the cheapest of 3 settings costs {least:.4g} GMACs a picture; give that or more" in error
+    wave = str(tiny_directory(tmp_path / "wave"))
+    assert sweep(wave, "--threshold", "0.1..0.9", "--budget", "0.00001", out="levels") == 1
+    coarse, _ = paths_of(load_model(wave).images).costs(32)
+    assert f"settings costs {coarse:.4g} GMACs a picture" in capsys.readouterr().err
 
 
 def test_levels_are_swept_by_their_threshold(sweep, tmp_path, capsys):

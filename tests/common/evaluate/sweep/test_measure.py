@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from common.clip import CLIP
 from common.data.lookup import Labelled
 from common.evaluate.points import Point, completed, images_at
-from common.evaluate.sweep.measure import WHOLE, Measure, Pictures, packed, unpacked
+from common.evaluate.sweep.measure import WHOLE, Measure
+from common.evaluate.sweep.pictures import Pictures, packed, unpacked
+from common.evaluate.sweep.scoring import ZeroShot
 from common.evaluate.tasks import Settings
 from common.flops import count_macs
 from common.memory import working_memory
@@ -66,9 +68,9 @@ def _own_cache(tmp_path, monkeypatch):
 
 def records(model, points):
     data, _ = split_of()
-    shown = Pictures(model, data, SETTINGS)
-    measure = Measure(model, ("a {}",), SETTINGS, ())
-    return {point: measure(point, shown, iter) for point in points}
+    scoring = ZeroShot(model, Pictures(model, data, SETTINGS), SETTINGS, ("a {}",))
+    measure = Measure(model, "cpu", ())
+    return {point: measure(point, scoring, iter) for point in points}
 
 
 def test_every_reducer_runs_on_a_siglip_or_says_why_not():
