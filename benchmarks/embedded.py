@@ -1,34 +1,47 @@
 """What the benchmarks of the embedded models share: paths of weights, WaveCLIP and its teacher, batches of scenes.
 
+Shapes: B pictures of a batch, M in all, S picture size, H height, W width.
+
 Thresholds and settings are chosen on ``val``; ``test`` gives the numbers and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from random import Random
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import WEIGHTS
 from common.clip import CLIP
-from common.data.embedded.module import EmbeddedDataModule
+from common.data.embedded.module import VIEW, EmbeddedDataModule, prompt, samples, scenes_of
+from common.data.transforms import center_view, to_batch
 from common.evaluate.accuracy import accuracy, zero_shot
+from common.preprocess import Preprocess
 from common.zeroshot import embed_prompts
 from waveclip import WaveTower
 
+REVISION = 2
+"""The scenes of WAVECLIP's table and figures. Patch Ranking, MLIP, the frontier and 96 px still show revision 1."""
 TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
-"""The CLIP for scenes of 48 px, and the WaveCLIP of one level that was distilled from it."""
+"""Revision 1's CLIP for scenes of 48 px, and the WaveCLIP of one level that was distilled from it."""
 TEACHER_96, STUDENT_96 = WEIGHTS / "embedded_clip_96.safetensors", WEIGHTS / "embedded_waveclip_96.safetensors"
 """The same for scenes of 96 px; this WaveCLIP has two levels."""
+MODELS = {1: (TEACHER, STUDENT), 2: (WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_waveclip.safetensors")}
+"""Teacher and student for 48 px by revision; revision 2's are those of training seed 0."""
 GUIDE = WEIGHTS / "embedded_guide.safetensors"
 """The Guide of MLIP's embedded models."""
 RULE = (
     "every emoji of one code point that Twemoji draws and whose CLDR short name has at most 11 characters "
     "(no country flags, keycaps, skin tones or joined sequences), held-out names aside"
 )
-"""Which names the embedded classification tells apart."""
+"""Which names the classification of revision 1 tells apart."""
 FASHION_MNIST_ATTRIBUTION = (
     "Trained on the training pictures of Fashion-MNIST (H. Xiao, K. Rasul and R. Vollgraf, 2017), copyright Zalando "
     "SE, MIT licence."
@@ -37,24 +50,52 @@ FASHION_MNIST_ATTRIBUTION = (
 PART = 500
 """Images of a smoke run, and of one entry of the stored counts of correct answers."""
 _BATCH = 250
+_ARCHITECTURES = {1: "common/embedded_clip.json", 2: "common/shapes_clip.json"}
 
 
-def models() -> tuple[CLIP, WaveTower]:
+def models(revision: int = REVISION) -> tuple[CLIP, WaveTower]:
     """The committed teacher and student for 48 px. ValueError: no such file (`make retrain` makes them)."""
-    for path in (TEACHER, STUDENT):
+    for path in MODELS[revision]:
         if not path.is_file():
             raise ValueError(f"no weights at {path}; `make retrain` trains them")
-    return CLIP.load(TEACHER).eval(), WaveTower.load(STUDENT).eval()
+    teacher, student = MODELS[revision]
+    return CLIP.load(teacher).eval(), WaveTower.load(student).eval()
 
 
-def batches(split: str, pictures: int | None, image_size: int | None = None) -> Iterable[Mapping[str, Any]]:
-    """The batches of a split in its fixed order.
+def prompts(revision: int = REVISION) -> list[str]:
+    """The prompt of each seen name, in the order of the labels."""
+    return [prompt(name) for name in scenes_of(revision).class_names("seen")]
 
-    pictures: how many of the first images, a multiple of 250; None: all.
+
+def batches(
+    split: str, pictures: int | None, image_size: int | None = None, revision: int = REVISION
+) -> Iterable[Mapping[str, Any]]:
+    """The batches {"image" [B,3,S,S], "label" [B]} of a split in its fixed order.
+
+    pictures: how many of the first ones, a multiple of 250; they are drawn now, and nothing is packed. None: all.
     image_size: at which the scenes are drawn; see EmbeddedDataModule.
     """
-    loader = EmbeddedDataModule(batch_size=_BATCH, image_size=image_size).dataloader(split, train=False)
-    return loader if pictures is None else islice(loader, pictures // _BATCH)
+    if pictures is None:
+        data = EmbeddedDataModule(_ARCHITECTURES[revision], _BATCH, image_size=image_size, revision=revision)
+        return data.dataloader(split, train=False)
+    return _drawn_batches(split, pictures, image_size or VIEW, revision)
+
+
+def _drawn_batches(split: str, count: int, view: int, revision: int) -> Iterator[Mapping[str, Any]]:
+    shown, labels = first_pictures(split, count, revision, view)
+    for start in range(0, count, _BATCH):
+        part = slice(start, start + _BATCH)
+        yield {"image": to_batch(shown[part], Preprocess(size=view)), "label": labels[part]}
+
+
+def first_pictures(split: str, count: int, revision: int, view: int = VIEW) -> tuple[list[np.ndarray], Tensor]:
+    """The first pictures of a split as evaluation shows them, uint8 [H,W,3] each, and their labels [M]."""
+    shown, labels = [], []
+    for sample in samples(split, count, view, revision):
+        image = Image.open(io.BytesIO(sample["jpg"]))
+        shown.append(center_view(image, Random(0), image_size=view, view=view))
+        labels.append(json.loads(sample["json"])["label"])
+    return shown, torch.tensor(labels)
 
 
 def right_answers(

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks import WEIGHTS, read_log
 from benchmarks.cells import accuracy_of
-from benchmarks.together import embedded_reference
+from benchmarks.embedded import first_pictures
 from benchmarks.together.deploy_engines import (
     PROMPT,
     REFERENCE,
@@ -282,7 +282,7 @@ def _scenes(split: str, count: int | None) -> Labelled:
     if count is None:
         pack(split, revision=_REVISION)
     names = scenes_of(_REVISION).class_names("seen")
-    shown, labels = embedded_reference.pictures(split, count or SPLITS[_REVISION][split][0], _REVISION)
+    shown, labels = first_pictures(split, count or SPLITS[_REVISION][split][0], _REVISION)
     data = ClassificationSet(Samples(shown, labels.tolist(), names), SHAPES, names, TEMPLATES)
     version = recipe_hash(revision=_REVISION)
     return Labelled(split, names, TEMPLATES, "accuracy", partial(loader, data), "embedded", version)

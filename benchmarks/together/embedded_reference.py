@@ -7,20 +7,12 @@ Shapes: M pictures, H height, W width.
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from random import Random
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
 from benchmarks import WEIGHTS, cells
-from benchmarks.embedded import TEACHER
+from benchmarks.embedded import TEACHER, first_pictures
 from benchmarks.together.reference_ladder import (
     BINS,
     FULL,
@@ -37,8 +29,7 @@ from benchmarks.together.reference_ladder import (
 )
 from common.clip import CLIP
 from common.conditions import conditions, digest
-from common.data.embedded.module import SPLITS, VIEW, prompt, samples, scenes_of
-from common.data.transforms import center_view
+from common.data.embedded.module import SPLITS, VIEW, prompt, scenes_of
 
 
 class Tower(NamedTuple):
@@ -61,16 +52,6 @@ TOWERS = {
 """The CLIPs by revision. Those of revision 2 are measured as soon as their weights are there; revision 3 has none."""
 
 
-def pictures(split: str, count: int, revision: int, view: int = VIEW) -> tuple[list[np.ndarray], Tensor]:
-    """The first pictures of a split as evaluation shows them, uint8 [H,W,3] each, and their labels [M]."""
-    shown, labels = [], []
-    for sample in samples(split, count, view, revision):
-        image = Image.open(io.BytesIO(sample["jpg"]))
-        shown.append(center_view(image, Random(0), image_size=view, view=view))
-        labels.append(json.loads(sample["json"])["label"])
-    return shown, torch.tensor(labels)
-
-
 def run(smoke: bool = False) -> dict[str, Any]:
     """The ladders of all revisions on val. smoke: few pictures."""
     trained_on = 300 if smoke else TRAINED_ON
@@ -90,8 +71,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
 def ladder(revision: int, count: int, trained_on: int) -> dict[str, Any]:
     """The rows of a revision, measured on the first ``count`` pictures of val; a CLIP without weights has a command."""
     names = scenes_of(revision).class_names("seen")
-    shown, labels = pictures("val", count, revision)
-    known = pictures("train", trained_on, revision)
+    shown, labels = first_pictures("val", count, revision)
+    known = first_pictures("train", trained_on, revision)
     rows = without_training(len(names), known, (shown, labels))
     for tower in TOWERS[revision]:
         if not tower.weights.is_file():
@@ -99,7 +80,7 @@ def ladder(revision: int, count: int, trained_on: int) -> dict[str, Any]:
             continue
         clip = CLIP.load(tower.weights).eval()
         size = clip.image_tower.image_size
-        seen = shown if size == VIEW else pictures("val", count, revision, size)[0]
+        seen = shown if size == VIEW else first_pictures("val", count, revision, size)[0]
         seen = [grey(picture) for picture in seen] if tower.in_grey else seen
         rows.append(measured(tower.row, [named_right(clip, seen, labels, [prompt(name) for name in names])]))
     return {"revision": revision, "names": len(names), "pictures": count, "rows": rows}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cells import Result, accuracy, accuracy_of, points, table
-from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models
+from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models, prompts
 from benchmarks.patchrank.methods import REVISION, remark
 from benchmarks.together.compositions import DENSE, TRAINED, WAVE, Family, families
 from benchmarks.waveclip.observed import Observed
@@ -28,7 +28,6 @@ from common.adaptive import path_costs, probabilities
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.contrastive import scaled_cosines
-from common.data.embedded.module import EmbeddedDataModule
 from common.early_exit import threshold_for
 from common.evaluate.accuracy import paired_difference
 from common.stages import stages_of
@@ -65,7 +64,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
     smoke: one keep rate, two budgets, 250 pictures. ValueError: no weights of teacher or WaveCLIP.
     """
-    teacher, wave = models()
+    teacher, wave = models(revision=1)
     methods = families(teacher, wave, smoke)
     missing = TRAINED.keys() - {method.name for method in methods}
     weights = (TEACHER, STUDENT, *(path for name, (path, _) in TRAINED.items() if name not in missing))
@@ -82,9 +81,9 @@ def run(smoke: bool = False) -> dict[str, Any]:
         reported_on="test, its first pictures, read once",
         reducers=REVISION,
     )
-    timed = torch.cat([batch["image"] for batch in batches("test", PART)])[: BATCH if smoke else TIMED]
-    splits = [batches(split, pictures[split]) for split in ("val", "test")]
-    rows = measure(methods, *splits, EmbeddedDataModule().class_prompts, budgets, timed, rounds)
+    timed = torch.cat([batch["image"] for batch in batches("test", PART, revision=1)])[: BATCH if smoke else TIMED]
+    splits = [batches(split, pictures[split], revision=1) for split in ("val", "test")]
+    rows = measure(methods, *splits, prompts(revision=1), budgets, timed, rounds)
     return {
         "name": "frontier",
         "conditions": run_conditions,

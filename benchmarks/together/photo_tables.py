@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.cells import points, table
 from benchmarks.together import reference_ladder
 from benchmarks.together.frontier import rows_table, verdicts
-from benchmarks.waveclip.controls import CASCADE, WAVE, headline, savings_table
+from benchmarks.waveclip.controls import CASCADE, HEADLINE_SEEDS, WAVE, headline, savings_table
 from benchmarks.waveclip.table2_embedded import COLUMNS, row_cells
 
 
@@ -48,7 +48,7 @@ def _goals(result: dict[str, Any]) -> list[str]:
 
 def _savings(result: dict[str, Any]) -> list[str]:
     lines = result["savings"]
-    return [headline(lines, result["conditions"]["seeds"]), savings_table(lines)]
+    return [headline(lines, result["conditions"]["seeds"], f"SEEDS={HEADLINE_SEEDS}"), savings_table(lines)]
 
 
 def _ladder(result: dict[str, Any]) -> list[str]:

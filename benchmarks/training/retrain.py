@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT, cells, read_recipe
-from benchmarks.embedded import GUIDE, PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, right_answers
+from benchmarks.embedded import GUIDE, PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, prompts, right_answers
 from benchmarks.training import shapes
 from benchmarks.training.run import STORED, Evaluation, Run, command, work
 from benchmarks.waveclip.observed import observe
-from common.data.embedded.module import EmbeddedDataModule, class_names, scenes_of
+from common.data.embedded.module import class_names, scenes_of
 from common.models import load_model
 from common.weights import read_record
 from waveclip import WaveTower
@@ -87,15 +87,15 @@ def evaluate(
     size = settings["data"]["init_args"].get("image_size")
     student = WaveTower.load(weights).eval() if "wave" in read_record(weights) else None
     clip = load_model(str(ROOT / settings["model"]["init_args"]["weights"] if student else weights)).text_encoder()
-    prompts = EmbeddedDataModule().class_prompts
+    texts = prompts(revision=1)
     result: dict[str, Any] = {"names": len(class_names("seen"))}
     with torch.no_grad():
         for split in splits:
-            pictures = batches(split, count, size)
+            pictures = batches(split, count, size, revision=1)
             if student is None:
-                levels = {"top1": right_answers(clip, pictures, prompts)}
+                levels = {"top1": right_answers(clip, pictures, texts)}
             else:
-                correct = observe(clip, student, pictures, prompts).correct
+                correct = observe(clip, student, pictures, texts).correct
                 names = ["coarse", *(f"level {step}" for step in range(1, len(correct) - 1)), "fine"]
                 levels = dict(zip(names, correct, strict=True))
             result[split] = {

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import ROOT, WEIGHTS, read_log, read_recipe
 from benchmarks.cells import accuracy_of
-from benchmarks.embedded import PART
+from benchmarks.embedded import MODELS, PART
 from benchmarks.training.run import STORED, Run
 from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
@@ -25,8 +25,8 @@ from common.weights import read_record
 from waveclip import WaveTower
 
 SEEDS = range(3)
-TEACHER, HALF = WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_clip_half.safetensors"
-STUDENT = WEIGHTS / "shapes_waveclip.safetensors"
+TEACHER, STUDENT = MODELS[2]
+HALF = WEIGHTS / "shapes_clip_half.safetensors"
 TEACHER_96, STUDENT_96 = WEIGHTS / "shapes_clip_96.safetensors", WEIGHTS / "shapes_waveclip_96.safetensors"
 """The committed weights: those of seed 0."""
 SPLITS = ("val", "test", "unseen", "retrieval")

@@ -32,6 +32,8 @@ from waveclip import MarginGate, WaveTower
 
 TEACHER, TRAINED_ON, HALF = "teacher (dense)", "teacher trained on", "half-resolution CLIP"
 WAVE, CASCADE, FINE = "WaveCLIP", "cascade of two CLIPs", "WaveCLIP's fine level"
+SAVES = "saves"
+"""The verdict on a saving whose interval lies above 0."""
 HEADLINE_SEEDS = 3
 """Training seeds behind a headline."""
 
@@ -160,10 +162,10 @@ def savings(
     result = []
     for reference in ("teacher", TRAINED_ON):
         by_name = {name: _saving(name, reference, val, test, costs, resamples) for name in (WAVE, CASCADE)}
-        result += [_saved(name, reference, value) for name, value in by_name.items()]
+        result += [saving_line(name, reference, value) for name, value in by_name.items()]
         more = by_name[WAVE].less(by_name[CASCADE])
         result.append({"method": f"{WAVE} less {CASCADE}", "reference": reference, "saved": more.ends})
-    return [*result, _saved(WAVE, FINE, _saving(WAVE, "fine", val, test, costs, resamples))]
+    return [*result, saving_line(WAVE, FINE, _saving(WAVE, "fine", val, test, costs, resamples))]
 
 
 def _saving(
@@ -179,7 +181,8 @@ def _saving(
     return saving(compared(val), compared(test), (first, second), dense, resamples=resamples)
 
 
-def _saved(name: str, reference: str, value: Saving) -> dict[str, Any]:
+def saving_line(name: str, reference: str, value: Saving) -> dict[str, Any]:
+    """A saving as plain values, a line of ``savings_table``. reference: whose accuracy it is compared with."""
     return {
         "method": name,
         "reference": reference,
@@ -221,27 +224,31 @@ def savings_table(lines: Sequence[Mapping[str, Any]]) -> str:
                 refined,
                 f"{middle:.1f} [{low:.1f}, {high:.1f}]",
                 points(line.get("difference")),
-                _verdict(line) if alone else "–",
+                verdict(line) if alone else "–",
             ]
         )
     return table(head, cells, left=(0, 1, 5))
 
 
-def _verdict(line: Mapping[str, Any]) -> str:
+def verdict(line: Mapping[str, Any]) -> str:
+    """Whether a line of ``savings_table`` shows a saving."""
     if not line["chosen"]:
         return "no saving shown: on val no threshold comes near enough"
-    return "saves" if line["saved"][1] > 0 else "no saving shown"
+    return SAVES if line["saved"][1] > 0 else "no saving shown"
 
 
-def headline(lines: Sequence[Mapping[str, Any]], seeds: int) -> str:
-    """The protocol's headline in words; with fewer than three training seeds, that there is none."""
+def headline(lines: Sequence[Mapping[str, Any]], seeds: int, more: str) -> str:
+    """The protocol's headline in words; with fewer than three training seeds, that there is none.
+
+    more: what trains enough seeds.
+    """
     if seeds < HEADLINE_SEEDS:
         count = "One training seed" if seeds == 1 else f"{seeds} training seeds"
-        return f"{count}: no headline is drawn; SEEDS={HEADLINE_SEEDS} trains enough."
+        return f"{count}: no headline is drawn; {more} trains enough."
     by_name = {line["method"]: line for line in lines if line["reference"] == "teacher"}
     wave, more = by_name[WAVE], by_name[f"{WAVE} less {CASCADE}"]
     middle, low, high = (100 * value for value in wave["saved"])
-    saved = f"{middle:.1f} % [{low:.1f}, {high:.1f}]" if _verdict(wave) == "saves" else "no saving shown"
+    saved = f"{middle:.1f} % [{low:.1f}, {high:.1f}]" if verdict(wave) == SAVES else "no saving shown"
     return (
         f"**Headline** ({seeds} training seeds): multiply-adds that WaveCLIP saves at its teacher's accuracy: {saved}; "
         f"less what the cascade saves: {points(more['saved'])} points."

@@ -16,13 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Result, accuracy, accuracy_of, points, table
-from benchmarks.embedded import PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, models
+from benchmarks.embedded import PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, models, prompts
 from benchmarks.waveclip.costs import WavePath, cost, exit_costs
 from benchmarks.waveclip.exits import curve_by_threshold
 from benchmarks.waveclip.observed import Observed, costs, observe, observed
 from common.clip import CLIP
 from common.conditions import conditions, digest
-from common.data.embedded.module import EmbeddedDataModule
 from common.evaluate.accuracy import paired_difference
 from common.timing import seconds
 from common.tower import ImageTower
@@ -89,14 +88,14 @@ def price(tower: ImageTower, levels: int, batch: int, rounds: int) -> list[dict[
 def embedded(smoke: bool) -> dict[str, Any]:
     """Both embedded students on the same scenes, drawn at 48 px for one and at 96 px for the other."""
     split = "val" if smoke else "test"
-    one = observed(split, smoke)
+    one = observed(split, smoke, revision=1)
     teacher, student = CLIP.load(TEACHER_96).eval(), WaveTower.load(STUDENT_96).eval()
-    images = batches(split, PART if smoke else None, teacher.image_tower.image_size)
-    two = observe(teacher, student, images, EmbeddedDataModule().class_prompts)
+    images = batches(split, PART if smoke else None, teacher.image_tower.image_size, revision=1)
+    two = observe(teacher, student, images, prompts(revision=1))
     return {
         "split": split,
         "pictures": len(two.teacher),
-        "models": [measured(*models(), one), measured(teacher, student, two)],
+        "models": [measured(*models(revision=1), one), measured(teacher, student, two)],
         "twice_the_pixels": {
             "teacher": paired_difference(two.teacher, one.teacher),
             "student": paired_difference(two.fine, one.fine),

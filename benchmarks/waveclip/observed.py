@@ -14,11 +14,10 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models
+from benchmarks.embedded import MODELS, PART, REVISION, batches, models, prompts
 from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from common.clip import CLIP
 from common.conditions import digest
-from common.data.embedded.module import EmbeddedDataModule
 from common.early_exit import exit_at
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, MaxProbabilityGate, ProgressiveClassifier, WaveTower
@@ -88,14 +87,14 @@ def observe(teacher: CLIP, student: WaveTower, loader: Iterable[Mapping[str, Any
     return Observed(**{name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]})
 
 
-def observed(split: str, smoke: bool = False) -> Observed:
+def observed(split: str, smoke: bool = False, revision: int = REVISION) -> Observed:
     """The committed models' answers on a split (smoke: its first 500 images), evaluated once in a process."""
-    return _observed(split, PART if smoke else None, digest(TEACHER), digest(STUDENT))
+    return _observed(split, PART if smoke else None, revision, *map(digest, MODELS[revision]))
 
 
 @cache
-def _observed(split: str, pictures: int | None, *weights: str) -> Observed:
-    return observe(*models(), batches(split, pictures), EmbeddedDataModule().class_prompts)
+def _observed(split: str, pictures: int | None, revision: int, *weights: str) -> Observed:
+    return observe(*models(revision), batches(split, pictures, revision=revision), prompts(revision))
 
 
 def costs(teacher: CLIP, student: WaveTower) -> tuple[Cost, list[Cost]]:

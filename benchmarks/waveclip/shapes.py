@@ -167,7 +167,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     parts, figures = [table(head, lines), _kept_table(result["kept"])], {}
     if "savings" in result:
         seeds = min(result["seeds"][family] for family in CONTROLLED)
-        parts += [controls.headline(result["savings"], seeds), controls.savings_table(result["savings"])]
+        said = controls.headline(result["savings"], seeds, "`make retrain ONLY='shapes-*'`")
+        parts += [said, controls.savings_table(result["savings"])]
         figures["waveclip-shapes"] = _draw(result)
     return {"md": "\n\n".join([*parts, _note(result)]) + "\n", "figures": figures}
 

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.embedded import PART, batches
+from benchmarks.embedded import PART, REVISION, batches, prompts
 from benchmarks.waveclip.costs import Cost, expected
 from benchmarks.waveclip.observed import Observed, predictions
 from common.clip import CLIP
-from common.data.embedded.module import EmbeddedDataModule, class_names
+from common.data.embedded.module import scenes_of
 from common.early_exit import NEVER
 from common.preprocess import MEAN, STD
 from waveclip import MarginGate, WaveTower
@@ -55,9 +55,9 @@ def examples(teacher: CLIP, student: WaveTower, count: int = EXAMPLES) -> list[d
 
     Each has its name, both levels' guesses, its margin, and the pixels that the model saw as a data URI.
     """
-    data, names = EmbeddedDataModule(), class_names("seen")
+    names = scenes_of(REVISION).class_names("seen")
     shown = list(batches("test", PART))
-    levels = [probabilities for probabilities, _, _ in predictions(teacher, student, shown, data.class_prompts)]
+    levels = [probabilities for probabilities, _, _ in predictions(teacher, student, shown, prompts())]
     coarse, fine = torch.cat(levels, dim=1)
     margin, images = MarginGate(0.0).confidence(coarse), torch.cat([batch["image"] for batch in shown])
     labels = torch.cat([batch["label"] for batch in shown])

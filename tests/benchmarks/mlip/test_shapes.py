@@ -13,8 +13,8 @@ from benchmarks.training.drift import built
 from benchmarks.training.export import save
 from common.cli import main as lightning
 from common.data.embedded import module as embedded
-from mlip.fourier import FourierBlock
 from common.optim import parameter_groups
+from mlip.fourier import FourierBlock
 
 CHOSEN = {
     CLIP: {"learning_rate": 1e-3, "weight_decay": 0.5},

@@ -31,14 +31,15 @@ def test_nothing_is_found_where_nothing_was_run(monkeypatch, tmp_path):
     assert tuned.cells()[2] == "not run"
 
 
-def test_a_goal_that_was_missed_is_no_saving():
-    goal = {"reference": "teacher", "reached": True, "saved": 0.273, "difference": [0.011, 0.004, 0.017]}
-    said = {"reasons": [], "goals": [goal]}
-    assert (
-        saved_by_waveclip("teacher", {"embedded": {"headline": said}}) == "27.3 % (accuracy +1.1 [+0.4, +1.7] points)"
-    )
-    for change in ({"reasons": ["no gain"]}, {"goals": [goal | {"reached": False}]}):
-        assert saved_by_waveclip("teacher", {"embedded": {"headline": said | change}}) == "not reached"
+def test_a_saving_is_said_with_its_interval_and_one_that_is_not_shown_as_such():
+    line = {"reference": "teacher", "chosen": True, "saved": [0.273, 0.2, 0.3], "difference": [0.011, 0.004, 0.017]}
+
+    def said(**changes):
+        return saved_by_waveclip("teacher", {"embedded": {"savings": [line | changes]}})
+
+    assert said() == "27.3 % [20.0, 30.0] (accuracy +1.1 [+0.4, +1.7] points) (one seed)"
+    assert said(saved=[0.1, -0.1, 0.3]) == "no saving shown (one seed)"
+    assert said(chosen=False) == "no saving shown: on val no threshold comes near enough (one seed)"
 
 
 def test_mlip_is_compared_seed_by_seed():

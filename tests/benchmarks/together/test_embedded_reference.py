@@ -4,15 +4,13 @@ import json
 from random import Random
 
 import numpy as np
-import pytest
 import torch
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.together import embedded_reference
-from benchmarks.together.embedded_reference import TOWERS, Tower, ladder, missing, pictures, render
+from benchmarks.together.embedded_reference import TOWERS, Tower, first_pictures, ladder, missing, render
 from benchmarks.together.reference_ladder import FULL, FULL_IN_GREY, GREY, HALF, RGB, colour_histogram, train_mlp
-from common.data.embedded.module import EmbeddedDataModule, scenes_of
-from common.data.transforms import to_batch
+from common.data.embedded.module import scenes_of
 
 NAMES = 20
 """Names of the small experiments below."""
@@ -35,18 +33,6 @@ def test_colours_tell_the_names_of_revision_1_and_not_those_of_revision_2():
     assert accuracies[1] > 0.7 and accuracies[2] < 0.35
 
 
-@pytest.mark.parametrize("revision", [1, 2])
-def test_pictures_are_those_that_evaluation_reads_from_shards(monkeypatch, tmp_path, revision):
-    """Both before the split is packed and after."""
-    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    monkeypatch.setitem(embedded_reference.SPLITS, revision, {"val": (6, 3)})
-    data = EmbeddedDataModule(batch_size=4, num_workers=0, captions=False, revision=revision)
-    drawn_here = pictures("val", 4, revision)
-    batch = next(iter(data.dataloader("val", train=False)))
-    for shown, labels in (drawn_here, pictures("val", 4, revision)):
-        assert torch.equal(to_batch(shown, data.preprocess), batch["image"]) and torch.equal(labels, batch["label"])
-
-
 def test_a_tower_without_weights_is_not_run_and_says_how_it_is_trained(monkeypatch, tmp_path):
     towers = (Tower(FULL, tmp_path / "none.safetensors", "lightning fit -c common/shapes_clip.yaml"),)
     monkeypatch.setitem(TOWERS, 2, towers)
@@ -65,9 +51,9 @@ def test_no_row_reads_the_test_pictures(monkeypatch):
 
     def record(split, count, revision, view=48):
         splits.append(split)
-        return pictures("val", 4, revision, view)
+        return first_pictures("val", 4, revision, view)
 
-    monkeypatch.setattr(embedded_reference, "pictures", record)
+    monkeypatch.setattr(embedded_reference, "first_pictures", record)
     for revision in TOWERS:
         monkeypatch.setitem(TOWERS, revision, ())
         ladder(revision, count=4, trained_on=4)

@@ -1,10 +1,10 @@
-"""Curves, separation and the headline's rule, against brute force on a few images."""
+"""Curves and separation, against brute force on a few images."""
 
 import pytest
 import torch
 
 from benchmarks.waveclip.costs import Cost
-from benchmarks.waveclip.exits import curve_by_share, curve_by_threshold, headline, headline_lines, separation
+from benchmarks.waveclip.exits import curve_by_share, curve_by_threshold, separation
 from benchmarks.waveclip.observed import Observed
 from common.early_exit import threshold_for
 from common.flops import Macs
@@ -12,9 +12,6 @@ from common.flops import Macs
 
 def costs(*gmacs: float) -> list[Cost]:
     return [Cost(value, Macs(value, value, 0.0, {}, 0)) for value in gmacs]
-
-
-COSTS = costs(0.25, 1.0)
 
 
 def answers_with(total: int, coarse: float, fine: float, teacher: float) -> Observed:
@@ -75,38 +72,3 @@ def test_an_operating_point_is_a_threshold_on_the_margin():
     correct, shares = answers.at(0.35)
     assert shares == pytest.approx([0.6, 0.4])
     assert correct.tolist() == [*answers.fine[:4].tolist(), *answers.coarse[4:].tolist()]
-
-
-def test_headline_chosen_on_val_and_decided_on_test():
-    answers = answers_with(4000, 0.5, 0.8, 0.81)
-    result = headline(answers, answers, COSTS, dense=1.0)
-    assert result["reasons"] == []
-    student, teacher = result["goals"]
-    # Fine is right on the most confident 80 %, coarse on the most confident 50 %: refining the other half gives all
-    # that there is to gain, and only 0.5 points of it may be left.
-    assert student["reached"] and 0.48 <= student["refined"] <= 0.51
-    assert student["gmacs"] == pytest.approx(0.25 + 0.75 * student["refined"])
-    assert student["saved"] == pytest.approx(1 - student["gmacs"])
-    assert teacher == {"reference": "teacher", "allowance": 0.002, "reached": False, "threshold": None}
-    lines = headline_lines(result)
-    assert "GMACs saved" in lines[0] and "reached" in lines[0]
-    assert "not reached by any threshold" in lines[1]
-
-
-def test_a_threshold_that_reaches_the_goal_on_val_may_fail_on_test():
-    val, test = answers_with(4000, 0.79, 0.8, 0.8), answers_with(4000, 0.5, 0.8, 0.8)
-    result = headline(val, test, COSTS, dense=1.0)
-    assert not result["goals"][0]["reached"]
-    assert "NOT reached on test" in headline_lines(result)[0]
-
-
-@pytest.mark.parametrize(
-    ("coarse", "fine", "teacher", "reason"),
-    [(0.78, 0.8, 0.81, "not clearly 5 above"), (0.5, 0.7, 0.8, "not clearly within 3")],
-)
-def test_no_headline_without_a_student_that_earns_one(coarse, fine, teacher, reason):
-    answers = answers_with(4000, coarse, fine, teacher)
-    result = headline(answers, answers, COSTS, dense=1.0)
-    assert result["goals"] == []
-    (line,) = headline_lines(result)
-    assert line.startswith("No headline") and reason in line

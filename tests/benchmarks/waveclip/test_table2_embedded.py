@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.waveclip.costs import Cost
 from benchmarks.waveclip.observed import Observed
-from benchmarks.waveclip.table2_embedded import markdown, operating_points
+from benchmarks.waveclip.table2_embedded import markdown, operating_points, savings
 from common.flops import Macs
 
 
@@ -23,14 +23,7 @@ def test_block_in_words():
         "accuracy": 0.6, "interval": [0.59, 0.61], "against_teacher": [-0.01, -0.02, 0.0], "tokens": 38,
         "gmacs": 0.03, "images_per_second": {"1": 100.0, "64": 900.0}, "speed_ratio": {"1": 0.9, "64": 1.2},
     }  # fmt: skip
-    run = {
-        "names": 1291,
-        "rule": "a rule",
-        "dtype": "float32",
-        "device": "CPU",
-        "threads": 2,
-        "torch": "2",
-    }
+    run = {"names": 252, "dtype": "float32", "device": "CPU", "threads": 2, "torch": "2", "test_reads": 3}
     block = {
         "conditions": run,
         "pictures": {"val": 4000, "test": 20656},
@@ -38,10 +31,33 @@ def test_block_in_words():
             {"method": "teacher (dense)", "refined": None} | row,
             {"method": "full", "refined": 1.0} | row,
         ],
-        "headline": {"reasons": ["too near"], "goals": []},
+        "savings": [
+            {
+                "method": "WaveCLIP",
+                "reference": "teacher",
+                "saved": [-0.02, -0.02, -0.02],
+                "refined": 1.0,
+                "difference": [-0.03, -0.04, -0.02],
+                "thresholds": [1e9],
+                "chosen": False,
+            },
+        ],
     }
     text = markdown(json.loads(json.dumps(block)))
     assert "| full | 100.0 % | 60.0 [59.0, 61.0] | -1.0 [-2.0, +0.0] | 38.0 | 0.0300 | 0.0 % |" in text
-    assert "No headline: too near." in text
-    assert "1,291 names" in text and "a rule" in text and "20,656 test pictures" in text
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    assert "| teacher | WaveCLIP | 100.0 % | -2.0 [-2.0, -2.0] | -3.0 [-4.0, -2.0] | no saving shown:" in text
+    assert "252 names" in text and "20,656 test pictures" in text and "read 3 times" in text
+    assert "One training seed, so no headline is drawn" in text
+
+
+def test_a_saving_is_chosen_on_val_and_measured_on_test():
+    """A student that is right where it is sure: the half that it is unsure of is refined, and the other half saves."""
+    place = torch.arange(1000) / 1000
+    right = torch.stack([place >= 0.5, torch.ones(1000, dtype=torch.bool)])
+    answers = Observed(place[None], right, right[1])
+    first, second = (Cost(tokens, Macs(gmacs, gmacs, 0.0, {}, 0)) for tokens, gmacs in ((10, 0.25), (38, 1.0)))
+    lines = savings(answers, answers, [first, second], second, resamples=20)
+    assert [line["reference"] for line in lines] == ["teacher", "WaveCLIP's fine level"]
+    for line in lines:
+        assert line["chosen"] and 0.49 <= line["refined"] <= 0.5
+        assert line["saved"][0] == pytest.approx(0.75 * (1 - line["refined"]))
