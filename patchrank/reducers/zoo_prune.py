@@ -31,11 +31,11 @@ def _build(setting: Setting) -> dict[Place, Reducer]:
     "zoo-prune",
     "ZOO-Prune",
     needs=("readout",),
-    source="ZOO-Prune (2025), from its abstract and public pages",
+    source="ZOO-Prune (2025), from its abstract, its public pages and its code",
     licence="released code has no licence of its own (LLaVA's files: Apache-2.0); nothing of it is here",
-    differs="Released: 64 directions, a step of 0.01 whatever the token's length, sensitivity scaled to [0, 1] by its "
-    "least and largest, distances between projected tokens. Ours: 4 directions, a hundredth of the token's length, "
-    "divided by the largest. 64 directions would cost 10.0 GMACs, more than half of ViT-B/16.",
+    differs="Not equal to the released code: ours takes 4 directions (64 would cost 10.0 GMACs, more than half of "
+    "ViT-B/16), a step of a hundredth of the token's length, sensitivity divided by the largest, the tower's "
+    "readout as f, distances between the tokens themselves, and keep·K rounded. The choice itself is the same.",
     build=_build,
     exceptions={"levels": "a WaveCLIP names its readout otherwise"},
 )
@@ -45,6 +45,10 @@ class ZOOPrune(Keeping):
     S_i = mean over m random unit directions u of |f(x_i + hu) - f(x_i - hu)| / 2h, where f is the tower's last norm
     and projection and h = 0.01 |x_i|; divided by the picture's largest. The most sensitive token is the first. Through
     a linear f all tokens would be equally sensitive: the norm tells them apart.
+
+    The released code takes 64 directions, the same for all tokens, and h = 0.01 whatever the token's length; f is the
+    projector of a language model, before which it prunes. It scales the sensitivities of a picture to [0, 1], so that
+    the least sensitive token has weight 0, measures distances between projected tokens, and keeps int(keep·K).
 
     readout: f, tokens [B,K,D] -> [B,K,E].  directions: m.  seed: of the directions.
     """
