@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         required=True,
-        help="embedded, a set of the catalogue (food101), a folder with one folder a class, a .csv or .tsv table; as "
-        "`effclip evaluate` takes them",
+        help="embedded, shapes, a set of the catalogue (food101), a folder with one folder a class, a .csv or .tsv "
+        "table; as `effclip evaluate` takes them",
     )
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--class-names", help="text file with one name a line, for a folder or table of your own")

@@ -78,6 +78,17 @@ def test_workers_and_batches_change_nothing(model, tmp_path):
     assert 0.2 < metrics[0]["top1"] <= 1, "the committed teacher knows most of these pictures"
 
 
+def test_the_scenes_of_shape_are_data_too(monkeypatch, tmp_path):
+    monkeypatch.setitem(embedded.SPLITS, 2, {"val": (30, 15)})
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    clip, wave = (str(TEACHER.with_name(f"shapes_{name}.safetensors")) for name in ("clip", "waveclip"))
+    for line in ([clip], [wave, "--text-model", clip]):
+        assert evaluate(*line, "--data", "shapes", "--split", "val", "--workers", "0", "--out", str(tmp_path)) == 0
+    written = results(tmp_path).values()
+    assert {(result["data"], result["conditions"]["scale"]) for result in written} == {("shapes", "embedded")}
+    assert all(result["metrics"]["samples"] == 30 and result["metrics"]["top1"] > 0.5 for result in written)
+
+
 def test_other_settings_make_another_file(model, tmp_path):
     out = tmp_path / "out"
     assert evaluate(model, "--out", str(out)) == 0
