@@ -1,8 +1,6 @@
 """`effclip evaluate` from the command line to the result files, on a miniature of the embedded benchmark."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from common.flops import count_macs
 from common.models import load_model
 from common.reduction import ReducedTower
 from patchrank.reducers import DivPrune
+from tests.common.fresh import answers
 from tests.readme import ROOT
 
 TEACHER = ROOT / "benchmarks" / "weights" / "embedded_clip.safetensors"
@@ -212,13 +211,11 @@ def test_a_users_mistake_is_one_line(model, others, message, capsys):
 
 
 def test_help_and_mistakes_in_the_line_need_no_torch():
-    for arguments, code, words in (
+    lines = (
         (["--help"], 0, "--text-model"),
         (["--model", "m"], 2, "--data"),
         (["--model", "m", "--data", "embedded", "--tasks", "x"], 1, "linear-probe"),
-    ):
-        command = [sys.executable, "-X", "importtime", "-m", "common.cli", "evaluate", *arguments]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert answer.returncode == code
-        assert words in answer.stdout + answer.stderr.replace("import time:", "")
-        assert " torch" not in answer.stderr
+    )
+    found = answers([["evaluate", *arguments] for arguments, _, _ in lines])
+    for (_, code, words), answer in zip(lines, found, strict=True):
+        assert answer.code == code and words in answer.printed and "torch" not in answer.imported
