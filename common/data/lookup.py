@@ -16,8 +16,7 @@ from common.data import catalogue
 from common.data.account import Account
 from common.data.catalogue import Entry
 from common.data.classification import ClassificationSet, classification_set, own_set, own_split, split_folders
-from common.data.embedded.scenes import VIEWS, class_names
-from common.data.embedded.splits import indices, pack, recipe_hash, scene
+from common.data.embedded.splits import indices, pack, recipe_hash, scene, scenes_of
 from common.data.embedded.tasks import PER_NAME, TASKS, embedded_task
 from common.data.embedded.tasks import version as tasks_version
 from common.data.embedded.twemoji import TEMPLATES, VIEW
@@ -37,13 +36,15 @@ Loader = Callable[[Preprocess, int, int], Iterable[Mapping[str, Any]]]
 A loader reads every picture once, prepared for the model that is to see it.
 """
 
+REVISIONS = {"embedded": 1, "shapes": 2}
+"""The revisions of the embedded benchmark that have zero-shot and retrieval splits, by their names as data."""
 EMBEDDED: dict[str, tuple[str, ...]] = {
     "zeroshot": ("test", "val", "unseen", "unseen-alone"),
     "retrieval": ("retrieval",),
     "linear-probe": ("test",),
     "training": ("train", "val"),
 }
-"""The embedded benchmark's splits by task, the default first; "training" holds what a linear probe learns from."""
+"""The splits of REVISIONS by task, the default first; "training" holds what a linear probe learns from."""
 EMBEDDED_TASKS = {f"embedded-{task}": task for task in TASKS}
 """The few-shot tasks of ``common.data.embedded.tasks`` by their names in this file."""
 
@@ -96,13 +97,13 @@ class Captioned:
 def splits_of(name: str, task: str) -> tuple[str, ...]:
     """The splits of a data set for a task, the default one first.
 
-    name: "embedded", a few-shot task ("embedded-sketch"), one of the catalogue, perhaps with its protocol
+    name: "embedded", "shapes", a few-shot task ("embedded-sketch"), one of the catalogue, perhaps with its protocol
     ("dtd@coop"), "webdataset:FOLDER" of a set that CLIP_benchmark exported, or the path of a folder with one folder a
     class, of one with folders train, val and test of such folders, or of a .csv or .tsv table (one that is called like
     a set is ``./food101``).
     ValueError: no such data, or not for this task.
     """
-    tasks = EMBEDDED if name == "embedded" else _tasks(name)
+    tasks = EMBEDDED if name in REVISIONS else _tasks(name)
     if task not in tasks:
         raise ValueError(f"{name} has no pictures for {task!r}; it has them for {sorted(tasks)}")
     return tasks[task]
@@ -139,7 +140,7 @@ def _entry(name: str) -> Entry:
     known, _, protocol = name.partition("@")
     if known not in catalogue.names():
         raise ValueError(
-            f"no data called {name!r}, and no file or folder; there are embedded, {', '.join(EMBEDDED_TASKS)}, "
+            f"no data called {name!r}, and no file or folder; there are {', '.join([*REVISIONS, *EMBEDDED_TASKS])}, "
             f"{', '.join(catalogue.names())}"
         )
     return catalogue.entry(known, protocol or "mlip")
@@ -155,8 +156,8 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
     split = split or splits[0]
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r} for {task}; it has {list(splits)}")
-    if name == "embedded":
-        return _embedded_captions(split) if task == "retrieval" else _embedded_classes(split)
+    if name in REVISIONS:
+        return (_embedded_captions if task == "retrieval" else _embedded_classes)(split, REVISIONS[name])
     if name.startswith(PREFIX):
         exported = ExportedSet(name, split)
         names, templates = exported.class_names, exported.templates
@@ -182,8 +183,9 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
     name: see ``splits_of``. ValueError: no such data or split, or data that is missing, and what to download.
     """
     place = place or Place()
-    if name == "embedded":
-        raise ValueError("embedded lies in shards, which EmbeddedDataModule reads; embedded-plain has its like")
+    if name in REVISIONS:
+        like = "; embedded-plain has its like" if name == "embedded" else ""
+        raise ValueError(f"{name} lies in shards, which EmbeddedDataModule(revision={REVISIONS[name]}) reads{like}")
     if name.startswith(PREFIX):
         raise ValueError(f"{name} lies in shards; ShardDataModule with captions: false trains on shards")
     if name in EMBEDDED_TASKS:
@@ -209,37 +211,39 @@ def _labelled(split: str, pictures: ClassificationSet, version: str) -> Labelled
     return Labelled(split, names, templates, pictures.metric, loader, version=version, account=copy(pictures.account))
 
 
-def _embedded_loader(split: str, preprocess: Preprocess, batch_size: int, workers: int) -> ShardLoader:
-    """Pictures of the embedded benchmark at any size, without texts; sizes in VIEWS are drawn, others resized."""
-    view = preprocess.size if preprocess.size in VIEWS else VIEW
-    shards = count_samples([str(path) for path in sorted(pack(split, view=view).glob("*.tar"))])
+def _embedded_loader(split: str, revision: int, preprocess: Preprocess, batch_size: int, workers: int) -> ShardLoader:
+    """Pictures of a revision at any size, without texts; sizes in its VIEWS are drawn, others resized."""
+    view = preprocess.size if preprocess.size in scenes_of(revision).VIEWS else VIEW
+    folder = pack(split, view=view, revision=revision)
+    shards = count_samples([str(path) for path in sorted(folder.glob("*.tar"))])
     transform = partial(center_view, image_size=preprocess.size, view=view)
     dataset = ShardDataset(shards, Decoder(transform, preprocess, Tokenizer(), False), batch_size, max_damaged=0.0)
     return ShardLoader(dataset, workers, dataset.evaluation_batches(max(1, workers)))
 
 
-def _embedded_classes(split: str) -> Labelled:
+def _embedded_classes(split: str, revision: int) -> Labelled:
     """A labelled split of the embedded benchmark.
 
     "train", "val" and "test" show the seen names and are scored among them. "unseen" shows the held-out names,
     scored among all names; "unseen-alone" are the same pictures, scored among the held-out names.
     """
+    class_names = scenes_of(revision).class_names
     names = class_names({"unseen": "all", "unseen-alone": "unseen"}.get(split, "seen"))
     first = len(class_names("seen")) if split == "unseen-alone" else 0
 
     def loader(preprocess: Preprocess, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
-        batches = _embedded_loader(split.removesuffix("-alone"), preprocess, batch_size, workers)
+        batches = _embedded_loader(split.removesuffix("-alone"), revision, preprocess, batch_size, workers)
         return ({**batch, "label": batch["label"] - first} for batch in batches) if first else batches
 
-    return Labelled(split, names, TEMPLATES, "accuracy", loader, "embedded", recipe_hash())
+    return Labelled(split, names, TEMPLATES, "accuracy", loader, "embedded", recipe_hash(revision=revision))
 
 
-def _embedded_captions(split: str) -> Captioned:
+def _embedded_captions(split: str, revision: int) -> Captioned:
     """Pictures of the embedded benchmark, each with one caption that no other picture has."""
 
     def loader(preprocess: Preprocess, batch_size: int, workers: int) -> Iterable[Mapping[str, Any]]:
         # Several readers would interleave their shards; one keeps the order.
-        return _embedded_loader(split, preprocess, batch_size, min(workers, 1))
+        return _embedded_loader(split, revision, preprocess, batch_size, min(workers, 1))
 
-    captions = [[scene(split, index)[1]] for index in indices(split)]
-    return Captioned(split, captions, loader, "embedded", recipe_hash())
+    captions = [[scene(split, index, revision)[1]] for index in indices(split, revision)]
+    return Captioned(split, captions, loader, "embedded", recipe_hash(revision=revision))

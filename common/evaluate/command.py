@@ -38,8 +38,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         required=True,
-        help="embedded, a set of the catalogue (food101; dtd@coop takes the coop protocol), webdataset:FOLDER of a set "
-        "that CLIP_benchmark exported, a folder with one folder a class, or a .csv or .tsv with columns path and class",
+        help="embedded, shapes, a set of the catalogue (food101; dtd@coop takes the coop protocol), webdataset:FOLDER "
+        "of a set that CLIP_benchmark exported, a folder with one folder a class, or a .csv or .tsv with columns path "
+        "and class",
     )
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--captions", help="Karpathy's json file, for retrieval on flickr30k or coco")

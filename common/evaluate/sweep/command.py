@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         required=True,
-        help="embedded, a set of the catalogue (food101), a folder with one folder a class, a .csv or .tsv table; as "
-        "`effclip evaluate` takes them",
+        help="embedded, shapes, a set of the catalogue (food101), a folder with one folder a class, a .csv or .tsv "
+        "table; as `effclip evaluate` takes them",
     )
     add(
         "--task",

@@ -1,12 +1,12 @@
-"""The embedded benchmark as sources: labels fit the names, captions fit the pictures, whatever the workers."""
+"""The embedded benchmark as sources: labels fit the names, captions fit the pictures, in each revision and worker."""
 
 import pytest
 import torch
 
 from common.data import catalogue
 from common.data.embedded import module as embedded
-from common.data.embedded.module import EmbeddedDataModule, class_names, indices, prompt, scene
-from common.data.lookup import EMBEDDED, Place, source, splits_of
+from common.data.embedded.module import EmbeddedDataModule, indices, prompt, scene, scenes_of
+from common.data.lookup import EMBEDDED, REVISIONS, Place, labelled_set, source, splits_of
 from common.preprocess import Preprocess
 from common.zeroshot import fill
 from tests.common.data.miniature import paint, write_food101
@@ -15,41 +15,63 @@ from tests.common.data.miniature import small as small_entry
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """The benchmark with a few pictures a split."""
+    """Both revisions with a few pictures a split."""
     sizes = {"train": (40, 10), "val": (14, 5), "test": (12, 6), "unseen": (6, 3), "retrieval": (9, 3)}
-    monkeypatch.setitem(embedded.SPLITS, 1, sizes)
+    for revision in REVISIONS.values():
+        monkeypatch.setitem(embedded.SPLITS, revision, sizes)
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
 
 
+@pytest.fixture(params=REVISIONS)
+def name(request):
+    """What the commands call a revision."""
+    return request.param
+
+
 @pytest.mark.parametrize("split", EMBEDDED["zeroshot"])
-def test_labels_are_places_in_the_names(split):
-    found = source("embedded", "zeroshot", split)
+def test_labels_are_places_in_the_names(name, split):
+    found, revision = source(name, "zeroshot", split), REVISIONS[name]
+    class_names = scenes_of(revision).class_names
     assert [fill(template, found.class_names[0]) for template in found.templates] == [prompt(found.class_names[0])]
     stored = split.removesuffix("-alone")
     batches = list(found.loader(Preprocess(24), 4, 0))
     assert all(batch["image"].shape[1:] == (3, 24, 24) for batch in batches)
     shown = {key: int(label) for batch in batches for key, label in zip(batch["key"], batch["label"], strict=True)}
-    names = {f"{stored}-{i:06d}": scene(stored, i)[0].facts()["name"] for i in indices(stored)}
+    pictures = indices(stored, revision)
+    names = {f"{stored}-{i:06d}": scene(stored, i, revision)[0].facts()["name"] for i in pictures}
     assert {key: found.class_names[label] for key, label in shown.items()} == names
     assert len(found.class_names) == len(class_names({"unseen": "all", "unseen-alone": "unseen"}.get(split, "seen")))
 
 
-def test_a_model_of_96_px_sees_pictures_drawn_at_96():
-    found = next(iter(source("embedded", "zeroshot", "val").loader(Preprocess(96), 4, 0)))
-    drawn = next(iter(EmbeddedDataModule(batch_size=4, num_workers=0, image_size=96).dataloader("val")))
+@pytest.mark.parametrize(("name", "size"), [("embedded", 96), ("shapes", 96), ("shapes", 24)])
+def test_a_model_sees_pictures_drawn_at_its_size(name, size):
+    given = {"batch_size": 4, "num_workers": 0, "image_size": size, "revision": REVISIONS[name]}
+    found = next(iter(source(name, "zeroshot", "val").loader(Preprocess(size), 4, 0)))
+    drawn = next(iter(EmbeddedDataModule(f"common/{name}_clip.json", **given).dataloader("val")))
     assert found["key"] == drawn["key"] and torch.equal(found["image"], drawn["image"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_captions_follow_the_pictures(workers):
-    found = source("embedded", "retrieval")
+def test_captions_follow_the_pictures(name, workers):
+    found, revision = source(name, "retrieval"), REVISIONS[name]
     keys = [key for batch in found.loader(Preprocess(48), 4, workers) for key in batch["key"]]
-    assert [[scene("retrieval", int(key.split("-")[1]))[1]] for key in keys] == found.captions
+    assert [[scene("retrieval", int(key.split("-")[1]), revision)[1]] for key in keys] == found.captions
     assert len(found.captions) == 9
 
 
+def test_each_revision_has_a_version_of_its_own():
+    versions = {source(name, task).version for name in REVISIONS for task in ("zeroshot", "retrieval")}
+    assert len(versions) == len(REVISIONS)
+
+
+def test_a_revision_is_trained_on_by_its_data_module(name):
+    with pytest.raises(ValueError, match=rf"{name} lies in shards, which EmbeddedDataModule\(revision=.\) reads"):
+        labelled_set(name, "train")
+
+
 def test_what_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"no data called 'imagnet', .*; there are embedded, embedded-sketch, "):
+    known = r"no data called 'imagnet', .*; there are embedded, shapes, embedded-sketch, "
+    with pytest.raises(ValueError, match=known):
         source("imagnet", "zeroshot")
     with pytest.raises(ValueError, match=r"no split 'tset' for zeroshot; it has \['test', 'val'"):
         source("embedded", "zeroshot", "tset")

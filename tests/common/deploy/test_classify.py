@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from common.data.embedded import module as embedded
 from common.data.embedded.folder import main as write_folder
 from common.data.embedded.module import class_names
 from common.deploy.model import load
+from tests.common.fresh import answers
 from tests.common.towers import NAMES, tiny_directory
 
 
@@ -205,7 +205,7 @@ def test_what_is_missing_is_said_before_a_model_is_loaded(folder, capsys):
 
 
 def test_help_and_mistakes_in_the_line_need_no_torch():
-    for arguments, code, said in (
+    lines = (
         (["classify", "--help"], 0, "--labels-file"),
         (["classify"], 2, "PATH"),
         (["classify", "x.jpg", "--labels", "cat"], 1, "two different names"),
@@ -218,12 +218,10 @@ def test_help_and_mistakes_in_the_line_need_no_torch():
         (["export", "nowhere", "--format", "pdf"], 2, "torch-export"),
         (["export", "nowhere", "--format", "onnx"], 1, "--out must say where"),
         (["doctor", "--help"], 0, "doctor"),
-    ):
-        command = [sys.executable, "-X", "importtime", "-m", "common.cli", *arguments]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert answer.returncode == code, answer.stderr[-2000:]
-        assert said in answer.stdout + answer.stderr.replace("import time:", "")
-        assert " torch" not in answer.stderr
+    )
+    found = answers([arguments for arguments, _, _ in lines])
+    for (_, code, said), answer in zip(lines, found, strict=True):
+        assert answer.code == code and said in answer.printed and "torch" not in answer.imported
 
 
 def test_names_that_are_no_unicode(model, tmp_path, capsys):

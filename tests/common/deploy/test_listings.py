@@ -18,6 +18,7 @@ def test_models_of_packages_and_of_open_clip(capsys):
 def test_data_sets_with_their_splits(capsys):
     assert main(["datasets"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line[0] != " "}
-    assert {"embedded", *catalogue.names()} <= rows.keys()
+    assert {"embedded", "shapes", *catalogue.names()} <= rows.keys()
+    assert "test 20,608" in rows["embedded"] and "test 20,000" in rows["shapes"] and "shape" in rows["shapes"]
     assert "101 classes: " in rows["food101"] and "test 25,250" in rows["food101"]
     assert "retrieval: " in rows["flickr30k"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from tests.common.fresh import answers
 from tests.common.running.command import STEPS, fit
 from tests.readme import ROOT
 
@@ -165,29 +166,21 @@ def test_a_run_says_where_its_files_are_and_what_comes_next(run, place, trained)
     assert re.search(r"^metrics +\S+metrics\.csv$", resumed.printed, re.M)
 
 
-def shell(line, folder):
-    """The exit code of a shell's line, and what it printed on both streams."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "effclip": f"{sys.executable} -m common.cli"}
-    done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    ("line", "code", "sentence"),
-    [
-        ("$effclip fit -c waveclip/embeded.yaml", 1, "did you mean waveclip/embedded.yaml"),
-        ("$effclip fot -c waveclip/embedded.yaml", 2, "did you mean fit"),
-        ("$effclip fit -c waveclip/embedded.yaml --ckpt_path nowhere.ckpt", 1, "no checkpoint at"),
-        ("$effclip convert nowhere.ckpt model", 1, "no checkpoint at"),
-    ],
-)
-def test_a_typing_mistake_is_answered_before_anything_heavy_is_imported(line, code, sentence, tmp_path):
-    line = line.replace("$effclip", f"{sys.executable} -X importtime -m common.cli")
-    ended, printed = shell(line, tmp_path)
-    assert ended == code and sentence in printed
-    assert not re.search(r"\| +(torch|lightning|numpy)$", printed, re.M), "a heavy import"
+def test_a_typing_mistake_is_answered_before_anything_heavy_is_imported(tmp_path):
+    lines = (
+        ("fit -c waveclip/embeded.yaml", 1, "did you mean waveclip/embedded.yaml"),
+        ("fot -c waveclip/embedded.yaml", 2, "did you mean fit"),
+        ("fit -c waveclip/embedded.yaml --ckpt_path nowhere.ckpt", 1, "no checkpoint at"),
+        ("convert nowhere.ckpt model", 1, "no checkpoint at"),
+    )
+    found = answers([line.split() for line, _, _ in lines], tmp_path)
+    for (_, code, sentence), answer in zip(lines, found, strict=True):
+        assert answer.code == code and sentence in answer.printed
+        assert not answer.imported & {"torch", "lightning", "numpy"}, "a heavy import"
 
 
 def test_a_closed_pipe_is_silent(tmp_path):
-    code, printed = shell("$effclip --help | true; exit ${PIPESTATUS[0]}", tmp_path)
-    assert code in (0, 141) and printed == ""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = f"{sys.executable} -m common.cli --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, 141) and done.stdout + done.stderr == ""
