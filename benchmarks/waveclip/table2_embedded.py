@@ -165,9 +165,9 @@ def row_cells(row: dict[str, Any], dense: float) -> list[str]:
 def _note(block: dict[str, Any]) -> str:
     run, pictures = block["conditions"], block["pictures"]
     return (
-        f"Zero-shot among {run['names']:,} names on scenes of shape. {pictures['test']:,} test pictures; thresholds are "
-        f"chosen on {pictures['val']:,} of val: a row's for the refined share of the paper's row, a saving's as the "
-        f"cheapest whose paired interval stays above -{100 * ALLOWANCE:.1f} points. GMACs count attention on both "
+        f"Zero-shot among {run['names']:,} names on scenes of shape. {pictures['test']:,} test pictures; thresholds "
+        f"are chosen on {pictures['val']:,} of val: a row's for the refined share of the paper's row, a saving's as "
+        f"the cheapest whose paired interval stays above -{100 * ALLOWANCE:.1f} points. GMACs count attention on both "
         "sides, the image tower's alone, and combine each exit's count by the shares measured on test. One training "
         "seed, so no headline is drawn; `make reproduce-waveclip-shapes` has the controls and all seeds. Test was read "
         f"{run.get('test_reads', 0)} times with these models. {run['dtype']} on {run['device']}, {run['threads']} "

@@ -9,6 +9,7 @@ from benchmarks.report import headlines
 from benchmarks.report.headlines import (
     LINES,
     best_composition,
+    levels_of_waveclip,
     mlip_against_clip,
     saved_by_mlip,
     saved_by_waveclip,
@@ -35,11 +36,17 @@ def test_a_saving_is_said_with_its_interval_and_one_that_is_not_shown_as_such():
     line = {"reference": "teacher", "chosen": True, "saved": [0.273, 0.2, 0.3], "difference": [0.011, 0.004, 0.017]}
 
     def said(**changes):
-        return saved_by_waveclip("teacher", {"embedded": {"savings": [line | changes]}})
+        return saved_by_waveclip({"embedded": {"savings": [line | changes]}})
 
     assert said() == "27.3 % [20.0, 30.0] (accuracy +1.1 [+0.4, +1.7] points) (one seed)"
     assert said(saved=[0.1, -0.1, 0.3]) == "no saving shown (one seed)"
     assert said(chosen=False) == "no saving shown: on val no threshold comes near enough (one seed)"
+
+
+def test_both_levels_stand_beside_their_teacher():
+    rows = [{"method": "teacher"}, *({"against_teacher": [gap, gap - 0.01, gap + 0.01]} for gap in (-0.01, 0, 0.02))]
+    said = levels_of_waveclip({"embedded": {"rows": rows}})
+    assert said == "-1.0 [-2.0, +0.0] and +2.0 [+1.0, +3.0] points (one seed)"
 
 
 def test_mlip_is_compared_seed_by_seed():

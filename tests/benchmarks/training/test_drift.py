@@ -5,40 +5,27 @@ import json
 import pytest
 
 from benchmarks import RESULTS
-from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models
+from benchmarks.embedded import MODELS, PART, REVISION, batches, models, prompts
 from benchmarks.mlip.ablations import ROWS, runs
 from benchmarks.training import shapes
 from benchmarks.training.drift import SMALL, first_losses
 from benchmarks.training.retrain import RUNS, evaluate
 from benchmarks.waveclip.observed import counts, observe
 from common.conditions import digest
-from common.data.embedded.module import SPLITS, EmbeddedDataModule, recipe_hash
 from common.inference import BF16_PRODUCTS
-from common.paths import runs_directory
 from common.weights import read_record
 
 PARTS = 4
 """How many parts of test are answered again."""
 COMMITTED = [run for run in [*RUNS, *runs(ROWS)] if run.output and run.output.is_file()]
-SCORED = [
-    run for run in COMMITTED if run.output not in (TEACHER, STUDENT) and "architecture" in read_record(run.output)
-]
+SCORED = [run for run in COMMITTED if run.output not in MODELS[REVISION] and "architecture" in read_record(run.output)]
 """Those that name pictures, beside the two of table 2: a Guide's weights do not."""
 
 
-@pytest.fixture
-def first_of_test(monkeypatch):
-    """Of a split that is not packed yet, only the parts that are answered are drawn: the same pictures."""
-    packed = runs_directory() / "data" / f"embedded-{recipe_hash()}" / "test"
-    if not packed.is_dir():
-        monkeypatch.setitem(SPLITS, 1, SPLITS[1] | {"test": (PARTS * PART, PART)})
-
-
-@pytest.mark.usefixtures("first_of_test")
 def test_committed_weights_give_the_stored_accuracy():
     stored = json.loads((RESULTS / "table2.json").read_text())["embedded"]
-    assert stored["conditions"]["weights"] == {path.name: digest(path) for path in (TEACHER, STUDENT)}
-    answers = observe(*models(), batches("test", PARTS * PART), EmbeddedDataModule().class_prompts)
+    assert stored["conditions"]["weights"] == {path.name: digest(path) for path in MODELS[REVISION]}
+    answers = observe(*models(), batches("test", PARTS * PART), prompts())
     for name, by_part in counts(answers).items():
         expected = sum(stored["counts"][name][:PARTS])
         assert abs(sum(by_part) - expected) <= 0.001 * PARTS * PART, f"{name}: {sum(by_part)}, stored {expected}"
