@@ -160,6 +160,11 @@ BENCHMARKS = (
     Benchmark(
         "waveclip-shapes", "WaveCLIP and its controls on scenes of shape, over training seeds", "waveclip.shapes"
     ),
+    Benchmark(
+        "waveclip-gates",
+        "one threshold for several data sets: the margin against the maximum probability",
+        "waveclip.gates",
+    ),
     Benchmark("mlip-shapes", "MLIP and its rivals from scratch on scenes of shape and texture", "mlip.shapes"),
     Benchmark(
         "waveclip-highres",

@@ -71,9 +71,21 @@ def difference(
     others = chosen if paired_seeds else chosen_seeds(len(second), resamples, seed + 1)
     draws = _draws(first, chosen, resamples, seed) - _draws(second, others, resamples, seed)
     middle = first.mean(dtype=np.float64) - second.mean(dtype=np.float64)
-    tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    p = min(1.0, 2 * (int(tail) + 1) / (resamples + 1))
-    return Interval(middle, *ends(draws, confidence), min(len(first), len(second)), p)
+    return Interval(middle, *ends(draws, confidence), min(len(first), len(second)), _two_sided(draws))
+
+
+def mean_over_sets(values: Sequence[Values], resamples: int = RESAMPLES, confidence: float = CONFIDENCE) -> Interval:
+    """The mean over data sets of the mean of each one's values [S,M], with its interval and p.
+
+    Sets have pictures and trainings of their own, so both are drawn apart for each. The interval's seeds are the fewest
+    of a set.
+    """
+    checked = list(map(_checked, values))
+    draws = np.mean(
+        [_draws(each, chosen_seeds(len(each), resamples, n), resamples, n) for n, each in enumerate(checked)], axis=0
+    )
+    middle = float(np.mean([each.mean(dtype=np.float64) for each in checked]))
+    return Interval(middle, *ends(draws, confidence), min(map(len, checked)), _two_sided(draws))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -91,6 +103,12 @@ def picture_weights(pictures: int, resamples: int = RESAMPLES, seed: int = 0) ->
     for start in range(0, resamples, _PART):
         drawn = rng.integers(0, pictures, (min(_PART, resamples - start), pictures))
         yield np.stack([np.bincount(row, minlength=pictures) for row in drawn]).astype(np.float32)
+
+
+def _two_sided(draws: np.ndarray) -> float:
+    """Twice the share of resampled differences [R] on the other side of 0; never 0 itself."""
+    tail = min((draws <= 0).sum(), (draws >= 0).sum())
+    return min(1.0, 2 * (int(tail) + 1) / (len(draws) + 1))
 
 
 def _draws(values: np.ndarray, chosen: np.ndarray, resamples: int, seed: int) -> np.ndarray:

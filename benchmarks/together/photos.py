@@ -40,7 +40,7 @@ from benchmarks.together.photo_models import (
     written_once,
 )
 from benchmarks.together.photo_tables import render
-from benchmarks.waveclip import controls
+from benchmarks.waveclip import answers, controls
 from benchmarks.waveclip.costs import cost, exit_costs
 from common.clip import CLIP
 from common.conditions import conditions, digest
@@ -140,10 +140,23 @@ def measure(pictures: PhotoSet, smoke: bool = False) -> dict[str, Any] | None:
         read_log.record(pictures.name, pictures.name, files, log)
         run_conditions["test_reads"] = max(read_log.reads(file, pictures.name, log) for file in files)
     measured = evaluate(weights, data, smoke)
+    if not smoke:
+        for seed, files in enumerate(weights):
+            _write_answers(pictures.record(pictures.runs(seed)[WAVE]).with_suffix(".npz"), files, data)
     result = {"name": pictures.name, "conditions": run_conditions, "runs": trainings, **measured}
     if not smoke:
         write_cards(pictures, trainings, result)
     return result
+
+
+def _write_answers(path: Path, files: Weights, data: ClassificationDataModule) -> None:
+    """Write what a seed's WaveCLIP answers on val and test, for tables over several data sets."""
+    wave, teacher = WaveTower.load(files[WAVE]).eval(), CLIP.load(files[TEACHER]).eval()
+    parts = {"val": data.val_pictures, "test": data.test_pictures}
+    read = {split: loader(part, data.preprocess, _BATCH) for split, part in parts.items()}
+    answers.write(
+        path, {split: answers.answers(wave, teacher, shown, data.class_prompts) for split, shown in read.items()}
+    )
 
 
 def _seeds() -> int:
