@@ -28,13 +28,13 @@ from common.zeroshot import embed_prompts
 from waveclip import WaveTower
 
 REVISION = 2
-"""The scenes of WAVECLIP's table and figures. Patch Ranking, MLIP, the frontier and 96 px still show revision 1."""
+"""The scenes of WAVECLIP's table and figures. Patch Ranking, MLIP and the frontier still show revision 1."""
 TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
 """Revision 1's CLIP for scenes of 48 px, and the WaveCLIP of one level that was distilled from it."""
-TEACHER_96, STUDENT_96 = WEIGHTS / "embedded_clip_96.safetensors", WEIGHTS / "embedded_waveclip_96.safetensors"
-"""The same for scenes of 96 px; this WaveCLIP has two levels."""
 MODELS = {1: (TEACHER, STUDENT), 2: (WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_waveclip.safetensors")}
 """Teacher and student for 48 px by revision; revision 2's are those of training seed 0."""
+TEACHER_96, STUDENT_96 = WEIGHTS / "shapes_clip_96.safetensors", WEIGHTS / "shapes_waveclip_96.safetensors"
+"""Revision 2's for scenes of 96 px; this WaveCLIP has two levels."""
 GUIDE = WEIGHTS / "embedded_guide.safetensors"
 """The Guide of MLIP's embedded models."""
 RULE = (

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT, cells, read_recipe
-from benchmarks.embedded import GUIDE, PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, prompts, right_answers
+from benchmarks.embedded import GUIDE, PART, STUDENT, TEACHER, batches, prompts, right_answers
 from benchmarks.training import shapes
 from benchmarks.training.run import STORED, Evaluation, Run, command, work
 from benchmarks.waveclip.observed import observe
@@ -36,8 +36,6 @@ RUNS = (
     Run("waveclip-short", _WAVE, 3),
     Run("waveclip-new-only", _WAVE, 3, settings={"model": {"train": "new"}}),
     Run("waveclip-random-start", _WAVE, 3, settings={"model": {"start": "random"}}),
-    Run("teacher-96", "common/embedded_clip_96.yaml", 15, output=TEACHER_96),
-    Run("waveclip-96", "waveclip/embedded_96.yaml", 15, output=STUDENT_96),
     Run("guide", "mlip/guide_mae.yaml", 3, output=GUIDE),
     *shapes.RUNS,
 )

@@ -37,8 +37,6 @@ RECIPES = {
     "waveclip/fashion_mnist.yaml": 8,
     "common/photos_clip.yaml": 28,
     "waveclip/photos.yaml": 25,
-    "common/embedded_clip_96.yaml": 15,
-    "waveclip/embedded_96.yaml": 15,
     "common/shapes_clip.yaml": 45,
     "common/shapes_clip_half.yaml": 50,
     "common/shapes_clip_96.yaml": 35,

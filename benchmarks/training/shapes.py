@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import ROOT, WEIGHTS, read_log, read_recipe
 from benchmarks.cells import accuracy_of
-from benchmarks.embedded import MODELS, PART
+from benchmarks.embedded import MODELS, PART, STUDENT_96, TEACHER_96
 from benchmarks.training.run import STORED, Run
 from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
@@ -27,7 +27,6 @@ from waveclip import WaveTower
 SEEDS = range(3)
 TEACHER, STUDENT = MODELS[2]
 HALF = WEIGHTS / "shapes_clip_half.safetensors"
-TEACHER_96, STUDENT_96 = WEIGHTS / "shapes_clip_96.safetensors", WEIGHTS / "shapes_waveclip_96.safetensors"
 """The committed weights: those of seed 0."""
 SPLITS = ("val", "test", "unseen", "retrieval")
 """Thresholds are chosen on val. On "unseen" a model tells the held-out names apart, on "retrieval" the captions."""

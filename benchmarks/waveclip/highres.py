@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Result, accuracy, accuracy_of, points, table
-from benchmarks.embedded import PART, STUDENT, STUDENT_96, TEACHER, TEACHER_96, batches, models, prompts
+from benchmarks.embedded import MODELS, PART, REVISION, STUDENT_96, TEACHER_96, batches, models, prompts
 from benchmarks.waveclip.costs import WavePath, cost, exit_costs
 from benchmarks.waveclip.exits import curve_by_threshold
 from benchmarks.waveclip.observed import Observed, costs, observe, observed
@@ -30,7 +30,7 @@ from waveclip.tower import WaveTower
 SIZES = ((224, 1), (448, 2), (512, 2), (512, 3))
 """Image size and levels of the towers that are counted at paper scale."""
 BATCH, ROUNDS = 4, 3
-COMMANDS = ("make retrain ONLY=teacher-96", "make retrain ONLY=waveclip-96")
+COMMANDS = ("make retrain ONLY=shapes-teacher96-0", "make retrain ONLY=shapes-waveclip96-0")
 """The commands that train the embedded models of 96 px, in this order."""
 
 
@@ -41,7 +41,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     The embedded block is None without the weights of 96 px. ValueError: those are there, the ones of 48 px are not.
     """
     sizes, batch, rounds = (SIZES[:1], 1, 1) if smoke else (SIZES, BATCH, ROUNDS)
-    known = [path for path in (TEACHER, STUDENT, TEACHER_96, STUDENT_96) if path.is_file()]
+    known = [path for path in (*MODELS[REVISION], TEACHER_96, STUDENT_96) if path.is_file()]
     run_conditions = conditions(
         "paper and embedded",
         seeds=1,
@@ -88,14 +88,14 @@ def price(tower: ImageTower, levels: int, batch: int, rounds: int) -> list[dict[
 def embedded(smoke: bool) -> dict[str, Any]:
     """Both embedded students on the same scenes, drawn at 48 px for one and at 96 px for the other."""
     split = "val" if smoke else "test"
-    one = observed(split, smoke, revision=1)
+    one = observed(split, smoke)
     teacher, student = CLIP.load(TEACHER_96).eval(), WaveTower.load(STUDENT_96).eval()
-    images = batches(split, PART if smoke else None, teacher.image_tower.image_size, revision=1)
-    two = observe(teacher, student, images, prompts(revision=1))
+    images = batches(split, PART if smoke else None, teacher.image_tower.image_size)
+    two = observe(teacher, student, images, prompts())
     return {
         "split": split,
         "pictures": len(two.teacher),
-        "models": [measured(*models(revision=1), one), measured(teacher, student, two)],
+        "models": [measured(*models(), one), measured(teacher, student, two)],
         "twice_the_pixels": {
             "teacher": paired_difference(two.teacher, one.teacher),
             "student": paired_difference(two.fine, one.fine),
