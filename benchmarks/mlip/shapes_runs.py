@@ -89,6 +89,8 @@ ROWS = (
     Row("many-many", "MLIP, one to many, one to many", MLIP_ROW),
     Row("smoothing", "MLIP + label smoothing", MLIP_ROW),
     Row("neighbours", "MLIP + nearest neighbours", MLIP_ROW),
+    Row("growing-smoothing", "MLIP + LightCLIP's growing smoothing", MLIP_ROW),
+    Row("masking", "MLIP + LightCLIP's masked language modelling", MLIP_ROW),
     Row("filip", "FILIP", CLIP, "mlip/filip_shapes.yaml"),
     Row("slip", "SLIP", CLIP, "mlip/slip_shapes.yaml"),
     Row("declip", "DeCLIP", CLIP, "mlip/declip_shapes.yaml"),
@@ -164,6 +166,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         anything |= _work(later, args.only, listing)
     elif waiting := list(_fitting(later, args.only)):
         anything = True
+        for run in waiting if listing else ():
+            print(f"{run.name:<34} about {run.minutes} min, waits for the trials")
         minutes = sum(run.minutes for run in waiting)
         print(f"{len(waiting)} runs of rows, about {minutes} min, wait for the trials: {COMMAND} --only 'trial-*'")
     if not anything:
@@ -231,8 +235,9 @@ def terms(weights: Path, run: Run, batches: int = 8) -> dict[str, float]:
     "frequency top1" and "spatial top1" are the shares of pictures that are nearest to their own caption in the batch.
     Empty for SLIP, DeCLIP and FILIP, whose heads do not belong to the trained model.
     """
-    settings = {"model": {**run.settings["model"], "neighbour_weight": 0.0}}  # its queue is not kept
-    module, arguments = built(run.recipe, settings if "neighbour_weight" in run.settings["model"] else run.settings)
+    model = run.settings["model"]
+    left_out = dict.fromkeys(model.keys() & {"neighbour_weight", "masking_weight"}, 0.0)  # queue and head are not kept
+    module, arguments = built(run.recipe, {"model": model | left_out})
     if type(module) is not MLIPPretraining:
         return {}
     module.clip = MLIP.load(weights)
