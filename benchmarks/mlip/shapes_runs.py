@@ -56,6 +56,7 @@ class Row:
 
     chosen_with: the row whose trials give its learning rate and weight decay: clip for CLIP's tower, mlip for MLIP's.
     setting: the name of its changes in ``ablations.ROWS``, where it is not its own.
+    output: where the weights of seed 0 go if they are committed.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Row:
     chosen_with: str
     recipe: str = SHAPES
     setting: str | None = None
+    output: Path | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -94,7 +96,7 @@ ROWS = (
     Row("filip", "FILIP", CLIP, "mlip/filip_shapes.yaml"),
     Row("slip", "SLIP", CLIP, "mlip/slip_shapes.yaml"),
     Row("declip", "DeCLIP", CLIP, "mlip/declip_shapes.yaml"),
-    Row("texture-clip", "CLIP, scenes of texture", CLIP, TEXTURES, "clip"),
+    Row("texture-clip", "CLIP, scenes of texture", CLIP, TEXTURES, "clip", WEIGHTS / "textures_clip.safetensors"),
     Row("texture-frequency", "CLIP + frequency transform, scenes of texture", MLIP_ROW, TEXTURES, "frequency"),
 )
 """Every row. Pairs of matchings name that of the frequency tokens, then that of the spatial ones."""
@@ -134,7 +136,10 @@ def choice() -> dict[str, dict[str, float]] | None:
 
 def rows(chosen: Mapping[str, Mapping[str, float]]) -> list[Run]:
     """The trainings of all rows, seed by seed, so that a series that stops early leaves whole tables of fewer seeds."""
-    return [row.run(f"{row.name}-{seed}", seed, chosen[row.chosen_with]) for seed, row in product(SEEDS, ROWS)]
+    return [
+        row.run(f"{row.name}-{seed}", seed, chosen[row.chosen_with], output=None if seed else row.output)
+        for seed, row in product(SEEDS, ROWS)
+    ]
 
 
 def stored(run: Run) -> dict[str, Any] | None:

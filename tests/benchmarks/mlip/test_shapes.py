@@ -10,6 +10,7 @@ import torch
 from benchmarks import read_log, read_recipe
 from benchmarks.mlip import ablations, shapes, shapes_runs
 from benchmarks.mlip.shapes_runs import BY_NAME, CLIP, MLIP_ROW, ROWS, SHAPES, TEXTURES, trials
+from benchmarks.together.embedded_reference import TOWERS
 from benchmarks.training.drift import built
 from benchmarks.training.export import save
 from common.cli import main as lightning
@@ -191,6 +192,12 @@ def test_lightclips_additions_are_compared_beside_the_papers_claims():
     (beside,) = shapes.claims(found, 200, shapes.COMPARISONS)
     assert beside["rows"] == ["growing-smoothing", "mlip"] and beside["verdict"] == "holds here"
     assert [claim["rows"] for claim in shapes.claims(found, 200)] == [["mlip", "clip"]]
+
+
+def test_the_reference_ladders_tower_of_revision_3_is_a_row_here():
+    for tower in TOWERS[3]:
+        (run,) = (run for run in RUNS.values() if run.output == tower.weights)
+        assert run.recipe == TEXTURES and run.seed == 0 and run.target == tower.command
 
 
 def test_every_row_is_trained_for_a_comparison():
