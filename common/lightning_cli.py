@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from lightning.pytorch import Callback, Trainer
@@ -20,6 +20,7 @@ from common.exact_resume import ExactResume
 from common.finite import StopOnNonFinite
 from common.inference import BF16_PRODUCTS
 from common.keep_work import KeepWork
+from common.optim import OptimizerName, refuse_another
 from common.prediction_file import PredictionFile
 from common.progress_bar import RunProgress
 from common.run_folder import RunOptions
@@ -99,6 +100,11 @@ class RecipeCLI(LightningCLI):
         self._take_arguments(path, checkpoint.get("hyper_parameters", {}))
         if not asked:
             self._refuse_another_run(path, checkpoint)
+        # Before the run has a folder, where it would leave a checkpoint of the wrong optimiser.
+        optimizer = self.config[subcommand].model.get("init_args", {}).get("optimizer")
+        if subcommand == "fit" and optimizer in get_args(OptimizerName):
+            for state in checkpoint.get("optimizer_states", ()):
+                refuse_another(state, optimizer)
 
     def _take_arguments(self, path: str, remembered: dict[str, Any]) -> None:
         """Fill the model's arguments from those that a checkpoint remembers."""

@@ -89,7 +89,7 @@ def configure(
         optimizer: Optimizer = MuonAdamW(groups, betas=betas, eps=1e-6)
     else:  # not fused: under mixed precision, Lightning refuses to clip gradients for a fused optimiser
         optimizer = AdamW(groups, betas=betas, eps=1e-6, foreach=True)
-    optimizer.register_load_state_dict_pre_hook(_refuse_another)
+    optimizer.register_load_state_dict_pre_hook(lambda own, state: refuse_another(state, _name(own.param_groups)))
     return scheduled(optimizer, warmup_steps, total_steps)
 
 
@@ -98,9 +98,9 @@ def _name(groups: list[dict]) -> OptimizerName:
     return "muon" if any("muon" in group for group in groups) else "adamw"
 
 
-def _refuse_another(optimizer: Optimizer, state: dict) -> None:
-    """ValueError: the state is of the other optimiser, whose momenta mean something else."""
-    theirs, ours = _name(state["param_groups"]), _name(optimizer.param_groups)
+def refuse_another(state: dict, ours: OptimizerName) -> None:
+    """ValueError: an optimiser's state is of the other one, whose momenta mean something else."""
+    theirs = _name(state["param_groups"])
     if theirs != ours:
         raise ValueError(
             f"the checkpoint was made with optimizer {theirs}, this training has optimizer {ours}; set optimizer to "

@@ -56,6 +56,7 @@ class Row:
 
     chosen_with: the row whose trials give its learning rate and weight decay: clip for CLIP's tower, mlip for MLIP's.
     setting: the name of its changes in ``ablations.ROWS``, where it is not its own.
+    output: where the weights of seed 0 go if they are committed.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Row:
     chosen_with: str
     recipe: str = SHAPES
     setting: str | None = None
+    output: Path | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -89,10 +91,12 @@ ROWS = (
     Row("many-many", "MLIP, one to many, one to many", MLIP_ROW),
     Row("smoothing", "MLIP + label smoothing", MLIP_ROW),
     Row("neighbours", "MLIP + nearest neighbours", MLIP_ROW),
+    Row("growing-smoothing", "MLIP + LightCLIP's growing smoothing", MLIP_ROW),
+    Row("masking", "MLIP + LightCLIP's masked language modelling", MLIP_ROW),
     Row("filip", "FILIP", CLIP, "mlip/filip_shapes.yaml"),
     Row("slip", "SLIP", CLIP, "mlip/slip_shapes.yaml"),
     Row("declip", "DeCLIP", CLIP, "mlip/declip_shapes.yaml"),
-    Row("texture-clip", "CLIP, scenes of texture", CLIP, TEXTURES, "clip"),
+    Row("texture-clip", "CLIP, scenes of texture", CLIP, TEXTURES, "clip", WEIGHTS / "textures_clip.safetensors"),
     Row("texture-frequency", "CLIP + frequency transform, scenes of texture", MLIP_ROW, TEXTURES, "frequency"),
 )
 """Every row. Pairs of matchings name that of the frequency tokens, then that of the spatial ones."""
@@ -132,7 +136,10 @@ def choice() -> dict[str, dict[str, float]] | None:
 
 def rows(chosen: Mapping[str, Mapping[str, float]]) -> list[Run]:
     """The trainings of all rows, seed by seed, so that a series that stops early leaves whole tables of fewer seeds."""
-    return [row.run(f"{row.name}-{seed}", seed, chosen[row.chosen_with]) for seed, row in product(SEEDS, ROWS)]
+    return [
+        row.run(f"{row.name}-{seed}", seed, chosen[row.chosen_with], output=None if seed else row.output)
+        for seed, row in product(SEEDS, ROWS)
+    ]
 
 
 def stored(run: Run) -> dict[str, Any] | None:
@@ -164,6 +171,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         anything |= _work(later, args.only, listing)
     elif waiting := list(_fitting(later, args.only)):
         anything = True
+        for run in waiting if listing else ():
+            print(f"{run.name:<34} about {run.minutes} min, waits for the trials")
         minutes = sum(run.minutes for run in waiting)
         print(f"{len(waiting)} runs of rows, about {minutes} min, wait for the trials: {COMMAND} --only 'trial-*'")
     if not anything:
@@ -231,8 +240,9 @@ def terms(weights: Path, run: Run, batches: int = 8) -> dict[str, float]:
     "frequency top1" and "spatial top1" are the shares of pictures that are nearest to their own caption in the batch.
     Empty for SLIP, DeCLIP and FILIP, whose heads do not belong to the trained model.
     """
-    settings = {"model": {**run.settings["model"], "neighbour_weight": 0.0}}  # its queue is not kept
-    module, arguments = built(run.recipe, settings if "neighbour_weight" in run.settings["model"] else run.settings)
+    model = run.settings["model"]
+    left_out = dict.fromkeys(model.keys() & {"neighbour_weight", "masking_weight"}, 0.0)  # queue and head are not kept
+    module, arguments = built(run.recipe, {"model": model | left_out})
     if type(module) is not MLIPPretraining:
         return {}
     module.clip = MLIP.load(weights)

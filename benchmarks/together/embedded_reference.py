@@ -27,9 +27,9 @@ from benchmarks.together.reference_ladder import (
     named_right,
     without_training,
 )
-from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.data.embedded.module import SPLITS, VIEW, prompt, scenes_of
+from common.models import load_model
 
 
 class Tower(NamedTuple):
@@ -43,13 +43,17 @@ class Tower(NamedTuple):
 
 _SHAPES = WEIGHTS / "shapes_clip.safetensors", "lightning fit -c common/shapes_clip.yaml"
 _SHAPES_HALF = WEIGHTS / "shapes_clip_half.safetensors", "lightning fit -c common/shapes_clip_half.yaml"
+_TEXTURES = WEIGHTS / "textures_clip.safetensors", "python -m benchmarks mlip-shapes-runs --only texture-clip-0"
 _TEACHER = TEACHER, "make retrain ONLY=teacher"
 TOWERS = {
     1: (Tower(FULL, *_TEACHER), Tower(FULL_IN_GREY, *_TEACHER, in_grey=True)),
     2: (Tower(HALF, *_SHAPES_HALF), Tower(FULL, *_SHAPES), Tower(FULL_IN_GREY, *_SHAPES, in_grey=True)),
-    3: (),
+    3: (Tower(FULL, *_TEXTURES), Tower(FULL_IN_GREY, *_TEXTURES, in_grey=True)),
 }
-"""The CLIPs by revision. Those of revision 2 are measured as soon as their weights are there; revision 3 has none."""
+"""The CLIPs by revision, measured as soon as their weights are there.
+
+Revision 3's is a row of MLIP's experiment, with seed 0 (``benchmarks.mlip.shapes_runs``).
+"""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
@@ -78,8 +82,8 @@ def ladder(revision: int, count: int, trained_on: int) -> dict[str, Any]:
         if not tower.weights.is_file():
             rows.append({"row": tower.row, "command": tower.command})
             continue
-        clip = CLIP.load(tower.weights).eval()
-        size = clip.image_tower.image_size
+        model = load_model(str(tower.weights))
+        clip, size = model.text_encoder(), model.image_size
         seen = shown if size == VIEW else first_pictures("val", count, revision, size)[0]
         seen = [grey(picture) for picture in seen] if tower.in_grey else seen
         rows.append(measured(tower.row, [named_right(clip, seen, labels, [prompt(name) for name in names])]))

@@ -19,7 +19,7 @@ from common.inference import BF16_PRODUCTS
 STEPS = 3
 
 
-SMALL = {1: "val", 2: "retrieval"}
+SMALL = {1: "val", 2: "retrieval", 3: "val"}
 """A split with the seen names that is soon packed, by revision."""
 
 

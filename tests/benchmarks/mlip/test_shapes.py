@@ -1,6 +1,7 @@
 """MLIP from scratch on scenes of shape: the trainings, the choice on val, and the table from drawn answers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from benchmarks import read_log, read_recipe
 from benchmarks.mlip import ablations, shapes, shapes_runs
 from benchmarks.mlip.shapes_runs import BY_NAME, CLIP, MLIP_ROW, ROWS, SHAPES, TEXTURES, trials
+from benchmarks.together.embedded_reference import TOWERS
 from benchmarks.training.drift import built
 from benchmarks.training.export import save
 from common.cli import main as lightning
@@ -78,8 +80,8 @@ def test_both_rows_have_as_many_trials_and_all_runs_fit_the_budget():
     of = {row: [run for _, run in trials(row)] for row in (CLIP, MLIP_ROW)}
     assert len(of[CLIP]) == len(of[MLIP_ROW]) == 6
     every = [shapes_runs.GUIDE, *of[CLIP], *of[MLIP_ROW], *RUNS.values()]
-    assert len({run.name for run in every}) == len(every) == 61
-    assert sum(run.minutes for run in every) <= 9 * 60
+    assert len({run.name for run in every}) == len(every) == 67
+    assert sum(run.minutes for run in every) <= 10 * 60
     assert all(2 * run.steps == read_recipe(SHAPES)["trainer"]["max_steps"] for run in of[CLIP])
 
 
@@ -112,7 +114,7 @@ def test_the_listing_has_the_rows_wait_for_the_trials(stored, monkeypatch, capsy
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
     assert shapes_runs.main(["--list"]) == 0
     printed = capsys.readouterr().out
-    assert "mlip-shapes/guide" in printed and "48 runs of rows" in printed and "wait for the trials" in printed
+    assert "mlip-shapes/guide" in printed and "54 runs of rows" in printed and "wait for the trials" in printed
     finish(stored, CLIP, 0)
     finish(stored, MLIP_ROW, 0)
     assert shapes_runs.main(["--list", "--only", "frequency-[02]"]) == 0
@@ -134,10 +136,11 @@ def few(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("row", ["no-guide", "texture-frequency", "filip"])
+@pytest.mark.parametrize("row", ["no-guide", "masking", "texture-frequency", "filip"])
 def test_a_trained_row_leaves_its_answers_and_what_its_terms_do(row, few):
-    run, torch_seed = RUNS[f"{row}-0"], torch.manual_seed(0)
-    assert torch_seed
+    torch.manual_seed(0)
+    run = RUNS[f"{row}-0"]
+    run = replace(run, settings={"model": run.settings["model"] | {"guide": None}})  # its weights are not trained yet
     module, _ = built(run.recipe, run.settings)
     save(module, few / "weights.safetensors")
     splits, file = BY_NAME[row].splits, few / "made" / "answers.npz"
@@ -152,6 +155,7 @@ def test_a_trained_row_leaves_its_answers_and_what_its_terms_do(row, few):
         "texture-frequency": {"frequency", "spatial", "frequency top1", "spatial top1"},
         "filip": set(),
     }
+    expected["masking"] = expected["no-guide"]  # the head that tells masked words is not kept
     assert result["terms"].keys() == expected[row]
     assert (row != "filip") == any(isinstance(part, FourierBlock) for part in module.modules())
 
@@ -183,8 +187,22 @@ def test_claims_are_paired_by_seed_and_corrected_over_the_table():
     assert claims["tokens", "clip"]["verdict"] == "one seed alone"
 
 
-def test_every_claim_compares_rows_that_are_trained():
-    assert {row for claim in shapes.CLAIMS for row in claim[1:]} == set(BY_NAME)
+def test_lightclips_additions_are_compared_beside_the_papers_claims():
+    found = {"mlip": drawn(0.3), "growing-smoothing": drawn(0.4), "clip": drawn(0.3)}
+    (beside,) = shapes.claims(found, 200, shapes.COMPARISONS)
+    assert beside["rows"] == ["growing-smoothing", "mlip"] and beside["verdict"] == "holds here"
+    assert [claim["rows"] for claim in shapes.claims(found, 200)] == [["mlip", "clip"]]
+
+
+def test_the_reference_ladders_tower_of_revision_3_is_a_row_here():
+    for tower in TOWERS[3]:
+        (run,) = (run for run in RUNS.values() if run.output == tower.weights)
+        assert run.recipe == TEXTURES and run.seed == 0 and run.target == tower.command
+
+
+def test_every_row_is_trained_for_a_comparison():
+    claims, comparisons = ({row for claim in part for row in claim[1:]} for part in (shapes.CLAIMS, shapes.COMPARISONS))
+    assert claims | comparisons == set(BY_NAME) and comparisons - claims == {"growing-smoothing", "masking"}
 
 
 def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(stored, monkeypatch):
@@ -196,7 +214,8 @@ def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(stored
     result = json.loads(json.dumps(shapes.run(smoke=True)))
     page = shapes.render(result)["md"]
     assert list(shapes.missing(result)) == [] and "Not all" not in page
-    assert "| CLIP | **0.0005** | **0.1** | **11.00** |" in page
+    assert "| CLIP | **0.001** | **0.1** | **11.00** |" in page
+    assert "| claim of the paper |" in page and "| no claim of the paper |" in page
     assert "training took 25 % of an MLIP row's minutes" in page and "| 3 | " in page
     found["slip"] = found["slip"][:2]
     result = shapes.run(smoke=True)

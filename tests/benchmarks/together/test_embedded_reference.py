@@ -10,7 +10,9 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.together import embedded_reference
 from benchmarks.together.embedded_reference import TOWERS, Tower, first_pictures, ladder, missing, render
 from benchmarks.together.reference_ladder import FULL, FULL_IN_GREY, GREY, HALF, RGB, colour_histogram, train_mlp
+from common.clip import load_architecture
 from common.data.embedded.module import scenes_of
+from mlip.model import MLIP
 
 NAMES = 20
 """Names of the small experiments below."""
@@ -44,6 +46,16 @@ def test_a_tower_without_weights_is_not_run_and_says_how_it_is_trained(monkeypat
     assert "| teacher | not run: `lightning fit -c common/shapes_clip.yaml` |" in text
     assert "numbers of val (20 pictures); nothing here reads test" in text and "one training seed" in text
     assert f"| {HALF} | – |" in text and f"| {FULL_IN_GREY} | – |" in text
+
+
+def test_a_clip_that_mlips_training_made_is_measured(monkeypatch, tmp_path):
+    """Its file is an MLIP without MLIP's parts; the CLIP of revision 3 is one."""
+    torch.manual_seed(0)
+    weights = tmp_path / "clip.safetensors"
+    MLIP(load_architecture(str(ROOT / "mlip/textures.json"))).save(weights)
+    monkeypatch.setitem(TOWERS, 3, (Tower(FULL, weights, ""), Tower(FULL_IN_GREY, weights, "", in_grey=True)))
+    rows = {row["row"]: row for row in ladder(3, count=4, trained_on=20)["rows"]}
+    assert all(0 <= rows[name]["accuracy"] <= 1 for name in (FULL, FULL_IN_GREY))
 
 
 def test_no_row_reads_the_test_pictures(monkeypatch):

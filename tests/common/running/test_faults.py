@@ -150,6 +150,15 @@ def test_dry_runs_shorten_the_warm_up_with_a_note(run, place, words):
     assert re.search(r"dry run of \d steps: warm-up \d instead of 7", ended.printed)
 
 
+def test_a_checkpoint_of_another_optimiser_is_one_sentence_and_leaves_no_checkpoint(run, place, trained):
+    """A newer one would be found by the next --ckpt_path last."""
+    words = ["--ckpt_path", "last", "--trainer.max_steps", STEPS + 1, "--model.init_args.optimizer", "muon"]
+    ended = fit(run, place, "trained", 0, *words)
+    assert ended.code == 1
+    assert "made with optimizer adamw, this training has optimizer muon; set optimizer to adamw" in ended.printed
+    assert max((place / "trained").rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns) == trained
+
+
 def test_no_checkpoint_at_all_is_an_error_at_the_end(run, place):
     (place / "refused").mkdir()
     (place / "refused" / "tiny").write_text("a file where the run's folder belongs")
