@@ -35,6 +35,8 @@ MODELS = {1: (TEACHER, STUDENT), 2: (WEIGHTS / "shapes_clip.safetensors", WEIGHT
 """Teacher and student for 48 px by revision; revision 2's are those of training seed 0."""
 TEACHER_96, STUDENT_96 = WEIGHTS / "shapes_clip_96.safetensors", WEIGHTS / "shapes_waveclip_96.safetensors"
 """Revision 2's for scenes of 96 px; this WaveCLIP has two levels."""
+LOGGED = {1: "embedded", 2: "shapes"}
+"""The data's name in the log of reads of test, by revision."""
 GUIDE = WEIGHTS / "embedded_guide.safetensors"
 """The Guide of MLIP's embedded models."""
 RULE = (

@@ -14,7 +14,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.embedded import MODELS, PART, REVISION, batches, models, prompts
+from benchmarks import read_log
+from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, batches, models, prompts
 from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from common.clip import CLIP
 from common.conditions import digest
@@ -88,12 +89,17 @@ def observe(teacher: CLIP, student: WaveTower, loader: Iterable[Mapping[str, Any
 
 
 def observed(split: str, smoke: bool = False, revision: int = REVISION) -> Observed:
-    """The committed models' answers on a split (smoke: its first 500 images), evaluated once in a process."""
+    """The committed models' answers on a split (smoke: its first 500 images), evaluated once in a process.
+
+    Every such evaluation on the whole of test is logged.
+    """
     return _observed(split, PART if smoke else None, revision, *map(digest, MODELS[revision]))
 
 
 @cache
 def _observed(split: str, pictures: int | None, revision: int, *weights: str) -> Observed:
+    if split == "test" and pictures is None:
+        read_log.record("WAVECLIP's table and figures", LOGGED[revision], MODELS[revision])
     return observe(*models(revision), batches(split, pictures, revision=revision), prompts(revision))
 
 

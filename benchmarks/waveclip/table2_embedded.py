@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import read_log
 from benchmarks.cells import accuracy, accuracy_of, points, saved, table
-from benchmarks.embedded import MODELS, PART, REVISION, batches, models, prompts
+from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, batches, models, prompts
 from benchmarks.waveclip import controls
 from benchmarks.waveclip.costs import Cost, expected
 from benchmarks.waveclip.observed import Observed, costs, counts, observed
@@ -48,10 +48,8 @@ def measure(shares: Mapping[str, float], smoke: bool = False) -> dict[str, Any]:
         weights={path.name: digest(path) for path in MODELS[REVISION]},
         names=len(prompts()),
     )
-    if not smoke:
-        read_log.record("table2", "shapes", MODELS[REVISION])
-        run_conditions["test_reads"] = max(read_log.reads(path, "shapes") for path in MODELS[REVISION])
     val, test = observed("val", smoke), observed("test", smoke)
+    run_conditions["test_reads"] = max(read_log.reads(path, LOGGED[REVISION]) for path in MODELS[REVISION])
     dense, exits = costs(teacher, student)
     rows = operating_points(val, test, dense, exits, shares)
     rates = throughput(teacher, student, {row["method"]: row["threshold"] for row in rows[1:]}, smoke)
@@ -142,7 +140,16 @@ def markdown(block: dict[str, Any]) -> str:
         speed = [f"{row['images_per_second'][batch]:.0f} (×{row['speed_ratio'][batch]:.2f})" for batch in ("1", "64")]
         rows.append([*row_cells(row, dense), *speed])
     head = ["embedded scale", *COLUMNS, "images/s, batch 1", "batch 64"]
-    return "\n\n".join([table(head, rows), controls.savings_table(block["savings"]), _note(block)]) + "\n"
+    parts = [table(head, rows), controls.savings_table(block["savings"]), *_won_nothing(block), _note(block)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _won_nothing(block: dict[str, Any]) -> list[str]:
+    """A sentence where the coarse level is surely better than the fine one, so that saving against it means little."""
+    (own,) = (line for line in block["savings"] if line["reference"] == controls.FINE)
+    if own["refined"] > 0 or own["difference"][1] <= 0:
+        return []
+    return ["In this run refining won nothing: the coarse level alone is better than the fine one."]
 
 
 def row_cells(row: dict[str, Any], dense: float) -> list[str]:
@@ -170,6 +177,6 @@ def _note(block: dict[str, Any]) -> str:
         f"the cheapest whose paired interval stays above -{100 * ALLOWANCE:.1f} points. GMACs count attention on both "
         "sides, the image tower's alone, and combine each exit's count by the shares measured on test. One training "
         "seed, so no headline is drawn; `make reproduce-waveclip-shapes` has the controls and all seeds. Test was read "
-        f"{run.get('test_reads', 0)} times with these models. {run['dtype']} on {run['device']}, {run['threads']} "
+        f"{run['test_reads']} times with these models. {run['dtype']} on {run['device']}, {run['threads']} "
         f"threads, torch {run['torch']}; × is the ratio to the dense teacher."
     )

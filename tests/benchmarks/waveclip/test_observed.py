@@ -69,3 +69,15 @@ def test_counts_by_part(monkeypatch):
     right = torch.tensor([True, False, True, True, True])
     answers = Observed(torch.rand(1, 5), torch.stack([~right, right]), right)
     assert counts(answers) == {"teacher": [1, 2, 1], "coarse": [1, 0, 0], "fine": [1, 2, 1]}
+
+
+def test_a_whole_read_of_test_is_logged_and_no_other(monkeypatch):
+    logged = []
+    monkeypatch.setattr(observed, "observe", lambda *others: None)
+    monkeypatch.setattr(observed, "batches", lambda *others, **more: None)
+    monkeypatch.setattr(observed.read_log, "record", lambda table, data, weights: logged.append(data))
+    observed._observed.cache_clear()
+    for split, smoke in (("val", False), ("test", True), ("test", False), ("test", False)):
+        observed.observed(split, smoke)
+    observed._observed.cache_clear()
+    assert logged == ["shapes"], "once in a process"

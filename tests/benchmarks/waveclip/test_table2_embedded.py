@@ -18,6 +18,11 @@ def test_a_student_of_two_levels_is_refused():
         operating_points(answers, answers, cost, [cost] * 3, {})
 
 
+def saving_line(reference, saved, refined, difference, chosen=True):
+    line = {"method": "WaveCLIP", "reference": reference, "saved": saved, "refined": refined}
+    return line | {"difference": difference, "thresholds": [0.0], "chosen": chosen}
+
+
 def test_block_in_words():
     row = {
         "accuracy": 0.6, "interval": [0.59, 0.61], "against_teacher": [-0.01, -0.02, 0.0], "tokens": 38,
@@ -32,15 +37,8 @@ def test_block_in_words():
             {"method": "full", "refined": 1.0} | row,
         ],
         "savings": [
-            {
-                "method": "WaveCLIP",
-                "reference": "teacher",
-                "saved": [-0.02, -0.02, -0.02],
-                "refined": 1.0,
-                "difference": [-0.03, -0.04, -0.02],
-                "thresholds": [1e9],
-                "chosen": False,
-            },
+            saving_line("teacher", [-0.02] * 3, 1.0, [-0.03, -0.04, -0.02], chosen=False),
+            saving_line("WaveCLIP's fine level", [0.7] * 3, 0.0, [0.02, 0.01, 0.03]),
         ],
     }
     text = markdown(json.loads(json.dumps(block)))
@@ -48,6 +46,9 @@ def test_block_in_words():
     assert "| teacher | WaveCLIP | 100.0 % | -2.0 [-2.0, -2.0] | -3.0 [-4.0, -2.0] | no saving shown:" in text
     assert "252 names" in text and "20,656 test pictures" in text and "read 3 times" in text
     assert "One training seed, so no headline is drawn" in text
+    assert "refining won nothing" in text
+    block["savings"][1] = saving_line("WaveCLIP's fine level", [0.3] * 3, 0.5, [0.0, -0.01, 0.01])
+    assert "refining won nothing" not in markdown(block)
 
 
 def test_a_saving_is_chosen_on_val_and_measured_on_test():
