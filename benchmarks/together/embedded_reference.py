@@ -7,11 +7,12 @@ Shapes: M pictures, H height, W width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import WEIGHTS, cells
+from benchmarks import RESULTS, WEIGHTS, cells
 from benchmarks.embedded import TEACHER, first_pictures
 from benchmarks.together.reference_ladder import (
     BINS,
@@ -88,6 +89,14 @@ def ladder(revision: int, count: int, trained_on: int) -> dict[str, Any]:
         seen = [grey(picture) for picture in seen] if tower.in_grey else seen
         rows.append(measured(tower.row, [named_right(clip, seen, labels, [prompt(name) for name in names])]))
     return {"revision": revision, "names": len(names), "pictures": count, "rows": rows}
+
+
+def sentence(revision: int) -> str:
+    """The stored ladder of a revision in one sentence, for the tables of models on its scenes."""
+    stored = json.loads((RESULTS / "embedded-reference.json").read_text())
+    (block,) = (block for block in stored["ladders"] if block["revision"] == revision)
+    rungs = "; ".join(f"{row['row']} {100 * row['accuracy']:.1f}" for row in block["rows"] if "accuracy" in row)
+    return f"Reference ladder, % of val (`make reproduce-embedded-reference`): {rungs}."
 
 
 def missing(result: dict[str, Any]) -> Iterable[tuple[str, str]]:

@@ -29,7 +29,8 @@ class Answers:
     """One model's answers on one split.
 
     correct: bool [L,M], whether each level's first guess was right.
-    margin, maximum: fp16 [K,M], the confidence by the margin of the two highest probabilities, and by the highest.
+    margin, maximum: fp32 [K,M], the confidence by the margin of the two highest probabilities, and by the highest. The
+        first runs' files have them rounded to fp16.
     """
 
     correct: np.ndarray
@@ -68,7 +69,7 @@ def answers(
         probabilities = torch.stack([(scale * similarity(z, classes)).softmax(-1) for z in levels]).cpu()
         early = probabilities[:-1] if len(levels) > 1 else probabilities
         correct = probabilities.argmax(-1) == batch["label"]
-        parts.append([correct, *(gate.confidence(early).half() for gate in gates)])
+        parts.append([correct, *(gate.confidence(early) for gate in gates)])
     joined: list[Tensor] = [torch.cat(column, dim=-1) for column in zip(*parts, strict=True)]
     return Answers(*(tensor.numpy() for tensor in joined))
 
@@ -92,8 +93,7 @@ def read(path: Path) -> dict[str, Answers]:
     return {
         split: Answers(
             np.unpackbits(arrays[f"{split}.correct"], axis=1, count=int(arrays[f"{split}.pictures"])).astype(bool),
-            arrays[f"{split}.margin"],
-            arrays[f"{split}.maximum"],
+            *(arrays[f"{split}.{gate}"].astype(np.float32) for gate in ("margin", "maximum")),
         )
         for split in splits
     }

@@ -11,13 +11,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Comparison, Result, table
-from benchmarks.embedded import models
+from benchmarks.embedded import MODELS, REVISION, models
 from benchmarks.printed import paper_numbers
 from benchmarks.waveclip.costs import expected
 from benchmarks.waveclip.exits import curve_by_share
 from benchmarks.waveclip.observed import costs, observed
 from benchmarks.waveclip.sweep import examples, margins, sweep
-from common.conditions import conditions
+from common.conditions import conditions, digest
 
 FLOOR = 61
 """The lowest accuracy of the right panel; points below it are named at its edge."""
@@ -28,7 +28,14 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
     The report page's slider reads ``sweep``, ``margins`` and ``examples``.  smoke: the first 500 images.
     """
-    run_conditions = conditions("embedded", seeds=1, dtype="float32", batch=1, chosen_on="nothing is chosen: a sweep")
+    run_conditions = conditions(
+        "embedded",
+        seeds=1,
+        dtype="float32",
+        batch=1,
+        weights={path.name: digest(path) for path in MODELS[REVISION]},
+        chosen_on="nothing is chosen: a sweep",
+    )
     test = observed("test", smoke)
     teacher, student = models()
     dense, exits = costs(teacher, student)
@@ -67,9 +74,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     ]
     curve = table(["refined", "GMACs", "accuracy", "of the teacher's GMACs"], rows, left=())
     note = (
-        f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures; "
-        f"the dense teacher has {100 * dense['accuracy']:.1f} at {dense['gmacs']:.4f} GMACs. Paper scale: "
-        "the printed points, whose GFLOPs mix two accounts (see Table 2). The two panels share no axis."
+        f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures "
+        f"of the scenes of shape; the dense teacher has {100 * dense['accuracy']:.1f} at {dense['gmacs']:.4f} GMACs. "
+        "Paper scale: the printed points, whose GFLOPs mix two accounts (see Table 2). The two panels share no axis."
     )
     return {"md": f"{curve}\n\n{note}\n", "figures": {"waveclip-fig1": _draw(result)}}
 

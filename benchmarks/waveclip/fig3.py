@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from benchmarks.cells import Comparison, Result, saved, table
-from benchmarks.embedded import models
+from benchmarks.embedded import MODELS, REVISION, models
 from benchmarks.printed import paper_numbers
 from benchmarks.waveclip.costs import WavePath, cost
 from benchmarks.waveclip.rivals import BASELINES, TEACHER
-from common.conditions import conditions
+from common.conditions import conditions, digest
 from common.timing import seconds
 from waveclip.tower import WaveTower
 
@@ -52,7 +52,12 @@ def cached_and_naive(wave: WaveTower, image_size: int, batch: int, rounds: int) 
 
 def run(smoke: bool = False) -> dict[str, Any]:
     """Both models' comparison, and the overhead at the paper's four points (smoke: small batches, one round)."""
-    run_conditions = conditions("paper and embedded", seeds=None, dtype="float32", weights="random; committed")
+    run_conditions = conditions(
+        "paper and embedded",
+        seeds=None,
+        dtype="float32",
+        weights={"paper scale": "random"} | {path.name: digest(path) for path in MODELS[REVISION]},
+    )
     printed = paper_numbers("waveclip")
     shares = {row["method"]: row["refined"] for row in printed["table2"] + printed["prose"] if "refined" in row}
     tower = BASELINES[TEACHER].build().image_tower

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.cells import table
+from benchmarks.embedded import MODELS, REVISION
 from benchmarks.waveclip.exits import curve_by_share, separation
 from benchmarks.waveclip.observed import Observed, observed
-from common.conditions import conditions
+from common.conditions import conditions, digest
 from common.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import paired_difference
 
@@ -57,7 +58,14 @@ def _gate(confidence: Tensor, answers: Observed) -> dict[str, Any]:
 
 def run(smoke: bool = False) -> dict[str, Any]:
     """The comparison on ``test`` with the committed weights (smoke: its first 500 images)."""
-    run_conditions = conditions("embedded", seeds=1, dtype="float32", batch=1, chosen_on="nothing is chosen: a sweep")
+    run_conditions = conditions(
+        "embedded",
+        seeds=1,
+        dtype="float32",
+        batch=1,
+        weights={path.name: digest(path) for path in MODELS[REVISION]},
+        chosen_on="nothing is chosen: a sweep",
+    )
     test = observed("test", smoke)
     return {"name": "waveclip-fig4", "conditions": run_conditions, "pictures": len(test.teacher)} | compare_gates(test)
 
@@ -80,8 +88,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         differences.append([f"{100 * point['refined']:.1f} %", f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]"])
     beside = table(["refined", "accuracy with the margin minus with the maximum, points"], differences, left=())
     note = (
-        f"Embedded scale, {result['pictures']:,} test pictures, the least confident of them refined. "
-        "Brackets: paired bootstrap intervals at 95 %. The paper draws this comparison without numbers."
+        f"Embedded scale, {result['pictures']:,} test pictures of the scenes of shape, the least confident of them "
+        "refined. Brackets: paired bootstrap intervals at 95 %. The paper draws this comparison without numbers."
     )
     return {"md": "\n\n".join([table(head, rows), beside, note]) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
 

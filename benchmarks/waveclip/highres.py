@@ -15,8 +15,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import read_log
 from benchmarks.cells import Result, accuracy, accuracy_of, points, table
-from benchmarks.embedded import MODELS, PART, REVISION, STUDENT_96, TEACHER_96, batches, models, prompts
+from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, STUDENT_96, TEACHER_96, batches, models, prompts
 from benchmarks.waveclip.costs import WavePath, cost, exit_costs
 from benchmarks.waveclip.exits import curve_by_threshold
 from benchmarks.waveclip.observed import Observed, costs, observe, observed
@@ -37,7 +38,7 @@ COMMANDS = ("make retrain ONLY=shapes-teacher96-0", "make retrain ONLY=shapes-wa
 def run(smoke: bool = False) -> dict[str, Any]:
     """Every exit's tokens, GMACs and images/s at paper scale, and both embedded students' accuracy by cost.
 
-    smoke: 224 px, one image, one round; the embedded block on 500 images of val, which is packed sooner.
+    smoke: 224 px, one image, one round; the embedded block on the first 500 images of val.
     The embedded block is None without the weights of 96 px. ValueError: those are there, the ones of 48 px are not.
     """
     sizes, batch, rounds = (SIZES[:1], 1, 1) if smoke else (SIZES, BATCH, ROUNDS)
@@ -91,6 +92,8 @@ def embedded(smoke: bool) -> dict[str, Any]:
     one = observed(split, smoke)
     teacher, student = CLIP.load(TEACHER_96).eval(), WaveTower.load(STUDENT_96).eval()
     images = batches(split, PART if smoke else None, teacher.image_tower.image_size)
+    if not smoke:
+        read_log.record("waveclip-highres", LOGGED[REVISION], [TEACHER_96, STUDENT_96])
     two = observe(teacher, student, images, prompts())
     return {
         "split": split,

@@ -17,6 +17,7 @@ from statistics import NormalDist
 import numpy as np
 
 from benchmarks.statistics import CONFIDENCE, RESAMPLES, Interval, chosen_seeds, ends, picture_weights
+from common.early_exit import NEVER
 
 ALLOWANCE = 0.005
 """How far below the reference an operating point may lie: half a point."""
@@ -28,7 +29,7 @@ SHARES = np.linspace(0, 1, 101)
 class Exits:
     """One trained two-step classifier on M pictures.
 
-    confidence: fp [M], of the first step.  first, second: bool [M], which step's answer is right.
+    confidence: fp32 or fp64 [M], of the first step.  first, second: bool [M], which step's answer is right.
     reference: bool [M], the answers of the model that it is compared with; its own second step, to see what the gate
     loses.
     """
@@ -107,9 +108,11 @@ class _Gate:
 
     def __init__(self, exits: Exits, allowance: float) -> None:
         self.order = np.argsort(exits.confidence, kind="stable")
-        ordered = exits.confidence[self.order]
+        ordered = exits.confidence[self.order].astype(np.float64)
         # Half-way between neighbours; below all, and above all.
-        self.edges = np.concatenate([[0.0], (ordered[1:] + ordered[:-1]) / 2, [np.inf]])
+        self.edges = np.concatenate([[0.0], (ordered[1:] + ordered[:-1]) / 2, [NEVER]])
+        # A threshold refines all pictures of equal confidence or none, so a place within a tie is the one before it.
+        self.places = np.concatenate([np.searchsorted(ordered, ordered, side="left"), [len(ordered)]])
         answers = np.stack([exits.first, exits.second]).astype(np.float64) - exits.reference
         self.first, self.second = answers[:, self.order]
         self.allowance = allowance
@@ -119,7 +122,7 @@ class _Gate:
         weights = np.ones(len(self.order)) if weights is None else weights[self.order].astype(np.float64)
         total = weights.sum()
         drawn = np.concatenate([[0.0], np.cumsum(weights)])
-        places = np.minimum(np.searchsorted(drawn, SHARES * total), len(self.order))
+        places = self.places[np.minimum(np.searchsorted(drawn, SHARES * total), len(self.order))]
         # The mean difference and its square when the pictures before each place are refined.
         moments = []
         for first, second in ((self.first, self.second), (self.first**2, self.second**2)):
@@ -128,7 +131,7 @@ class _Gate:
         middle, square = moments
         half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * np.sqrt(np.maximum(square - middle**2, 0) / total)
         sufficient = np.flatnonzero(middle - half >= -self.allowance)
-        return (float(self.edges[places[sufficient[0]]]), True) if len(sufficient) else (np.inf, False)
+        return (float(self.edges[places[sufficient[0]]]), True) if len(sufficient) else (NEVER, False)
 
 
 def _measure(exits: Exits, threshold: float, weights: np.ndarray | None) -> tuple[float, float]:

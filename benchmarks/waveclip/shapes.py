@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cells import Result, points, table
 from benchmarks.statistics import RESAMPLES, difference, holm, mean_interval
+from benchmarks.together.embedded_reference import sentence
 from benchmarks.training import shapes as trained
 from benchmarks.waveclip import answers, controls
 from benchmarks.waveclip.answers import Answers
@@ -170,7 +171,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         said = controls.headline(result["savings"], seeds, "`make retrain ONLY='shapes-*'`")
         parts += [said, controls.savings_table(result["savings"])]
         figures["waveclip-shapes"] = _draw(result)
-    return {"md": "\n\n".join([*parts, _note(result)]) + "\n", "figures": figures}
+    return {"md": "\n\n".join([*parts, sentence(2), _note(result)]) + "\n", "figures": figures}
 
 
 def _kept_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks import read_log
 from benchmarks.cells import accuracy, accuracy_of, points, saved, table
 from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, batches, models, prompts
+from benchmarks.together.embedded_reference import sentence
 from benchmarks.waveclip import controls
 from benchmarks.waveclip.costs import Cost, expected
 from benchmarks.waveclip.observed import Observed, costs, counts, observed
@@ -140,7 +141,8 @@ def markdown(block: dict[str, Any]) -> str:
         speed = [f"{row['images_per_second'][batch]:.0f} (×{row['speed_ratio'][batch]:.2f})" for batch in ("1", "64")]
         rows.append([*row_cells(row, dense), *speed])
     head = ["embedded scale", *COLUMNS, "images/s, batch 1", "batch 64"]
-    parts = [table(head, rows), controls.savings_table(block["savings"]), *_won_nothing(block), _note(block)]
+    parts = [table(head, rows), controls.savings_table(block["savings"]), *_won_nothing(block), sentence(REVISION)]
+    parts.append(_note(block))
     return "\n\n".join(parts) + "\n"
 
 

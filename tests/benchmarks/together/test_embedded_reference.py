@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.together import embedded_reference
-from benchmarks.together.embedded_reference import TOWERS, Tower, first_pictures, ladder, missing, render
+from benchmarks.together.embedded_reference import TOWERS, Tower, first_pictures, ladder, missing, render, sentence
 from benchmarks.together.reference_ladder import FULL, FULL_IN_GREY, GREY, HALF, RGB, colour_histogram, train_mlp
 from common.clip import load_architecture
 from common.data.embedded.module import scenes_of
@@ -87,3 +87,10 @@ def test_readme_repeats_the_stored_ladder():
     for block, rows in ((first, {RGB, FULL, FULL_IN_GREY}), (second, {RGB, FULL, FULL_IN_GREY})):
         for row in (row for row in block["rows"] if row["row"] in rows and "accuracy" in row):
             assert f"{100 * row['accuracy']:.1f} %" in text, f"README lacks revision {block['revision']}'s {row['row']}"
+
+
+def test_the_ladder_in_one_sentence_leaves_out_what_was_not_run(monkeypatch, tmp_path):
+    rows = [{"row": "chance", "accuracy": 0.004}, {"row": "teacher", "accuracy": 0.77}, {"row": HALF, "command": "x"}]
+    (tmp_path / "embedded-reference.json").write_text(json.dumps({"ladders": [{"revision": 2, "rows": rows}]}))
+    monkeypatch.setattr(embedded_reference, "RESULTS", tmp_path)
+    assert sentence(2).endswith(": chance 0.4; teacher 77.0.")

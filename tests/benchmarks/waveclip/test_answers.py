@@ -42,7 +42,7 @@ def test_a_plain_clip_has_one_level_with_its_confidence():
 
 def example(pictures=11, levels=2, seed=0):
     rng = np.random.default_rng(seed)
-    confidence = rng.random((max(1, levels - 1), pictures)).astype(np.float16)
+    confidence = rng.random((max(1, levels - 1), pictures)).astype(np.float32)
     return Answers(rng.random((levels, pictures)) < 0.5, confidence, confidence / 2)
 
 
@@ -53,6 +53,13 @@ def test_a_file_gives_back_what_was_written(tmp_path):
         for name in ("correct", "margin", "maximum"):
             value, expected = getattr(part, name), getattr(splits[split], name)
             assert value.dtype == expected.dtype and np.array_equal(value, expected)
+
+
+def test_confidences_of_the_first_files_are_read_as_the_others(tmp_path):
+    """They are fp16 on disk, in which a threshold between two of them would be rounded."""
+    rounded = example()
+    answers.write(tmp_path / "a.npz", {"val": Answers(rounded.correct, *2 * [rounded.margin.astype(np.float16)])})
+    assert answers.read(tmp_path / "a.npz")["val"].margin.dtype == np.float32
 
 
 def test_a_cascade_asks_the_second_model_where_the_first_is_unsure():

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.waveclip import gates
 from benchmarks.waveclip.answers import Answers
-from benchmarks.waveclip.gates import common_threshold, compare, missing, render
+from benchmarks.waveclip.gates import at_shares, common_threshold, missing, render
 
 PLACE = np.linspace(0.001, 0.999, 400)
 
@@ -25,7 +25,7 @@ def test_each_set_has_the_same_weight_however_many_pictures_it_has():
 
 def test_one_threshold_loses_nothing_where_the_sets_are_alike():
     found = {"CIFAR-10": [splits(PLACE, PLACE)], "Fashion-MNIST": [splits(PLACE, PLACE)]}
-    for at in compare(found, 20):
+    for at in at_shares(found, 20):
         assert all(row["difference"] == (0, 0, 0) for row in at["rows"])
         assert all(row["refined"] == pytest.approx(at["share"], abs=0.01) for row in at["rows"])
 
@@ -36,7 +36,7 @@ def test_a_gate_whose_scale_differs_between_sets_loses_and_the_margin_leads():
         "CIFAR-10": [splits(PLACE, 0.5 + PLACE / 2) for _ in range(3)],
         "scenes of shape": [splits(PLACE, PLACE / 2) for _ in range(3)],
     }
-    (at,) = [at for at in compare(found, 50) if at["share"] == 0.558]
+    (at,) = [at for at in at_shares(found, 50) if at["share"] == 0.558]
     refined = {(row["gate"], row["data"]): row["refined"] for row in at["rows"]}
     assert refined["maximum probability", "scenes of shape"] == 1
     assert refined["maximum probability", "CIFAR-10"] == pytest.approx(2 * 0.558 - 1, abs=0.01)
@@ -45,6 +45,14 @@ def test_a_gate_whose_scale_differs_between_sets_loses_and_the_margin_leads():
     assert at["means"]["margin"] == (0, 0, 0)
     lead = at["leads"]["maximum probability"]
     assert lead["difference"][1] > 0.1 and lead["p"] < 0.5
+
+
+def test_pictures_of_equal_confidence_go_together_and_the_row_says_how_many():
+    """Half of the pictures are as sure as can be: no threshold refines three quarters."""
+    sure = np.where(PLACE > 0.5, 1.0, PLACE)
+    found = {"CIFAR-10": [splits(sure, sure)], "Fashion-MNIST": [splits(sure, sure)]}
+    (at,) = [at for at in at_shares(found, 20) if at["share"] == 0.743]
+    assert {row["own"] for row in at["rows"]} == {row["refined"] for row in at["rows"]} == {0.5}
 
 
 def test_chance_is_zero_and_certainty_one_for_any_number_of_classes():
@@ -64,4 +72,4 @@ def test_what_lacks_is_named_and_the_table_says_what_was_run(monkeypatch):
         "3 of 3 WaveCLIPs on scenes of shape", "2 of 3 WaveCLIPs on CIFAR-10", "2 of 3 WaveCLIPs on Fashion-MNIST"
     ]  # fmt: skip
     text = render(result)["md"]
-    assert "| 14.8 % | margin | +0.0 [+0.0, +0.0] (15 % refined) |" in text and "One training seed" in text
+    assert "| 14.8 % | margin | +0.0 [+0.0, +0.0] (15 %, 15 %) |" in text and "One training seed" in text

@@ -34,6 +34,15 @@ def test_the_threshold_is_the_cheapest_whose_interval_on_val_stays_above_the_all
     assert not any(sufficient(value) for value in cheaper[cheaper < threshold - 0.02])
 
 
+def test_pictures_of_equal_confidence_are_refined_together():
+    """4,000 of 10,000 pictures tie, and the first step is wrong on all of them: some of them will not do."""
+    confidence = np.where(np.arange(10_000) < 4000, 0.3, 0.9).astype(np.float32)
+    first, right = confidence > 0.5, np.ones(10_000, bool)
+    exits = Exits(confidence, first, right, right)
+    result = saving([exits], [exits], (1.0, 4.0), 4.0, allowance=0.1, resamples=20)
+    assert result.chosen and result.refined == (0.4,) and result.difference.middle == 0
+
+
 def test_the_saving_is_that_of_the_refined_share_on_test():
     result = saving([classifier(2000, 0)], [classifier(3000, 1)], (1.0, 4.0), 5.0, resamples=50)
     (refined,) = result.refined
