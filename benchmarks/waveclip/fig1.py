@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from benchmarks.cells import Comparison, Result, table
 from benchmarks.embedded import MODELS, REVISION, models
 from benchmarks.printed import paper_numbers
+from benchmarks.training import shapes as trained
+from benchmarks.waveclip import answers, shapes
 from benchmarks.waveclip.costs import expected
 from benchmarks.waveclip.exits import curve_by_share
 from benchmarks.waveclip.observed import costs, observed
@@ -46,6 +48,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "conditions": run_conditions,
         "pictures": len(test.teacher),
         "teacher": {"gmacs": dense.macs.gmacs, "accuracy": test.teacher.double().mean().item()},
+        "half": half_resolution(),
         "frontier": [
             {"refined": share, "gmacs": expected(exits, [1 - share, share]).macs.gmacs, "accuracy": correct}
             for share, correct in zip(shares, accuracy, strict=True)
@@ -58,6 +61,15 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "margins": margins(test),
         "examples": examples(teacher, student),
     }
+
+
+def half_resolution() -> dict[str, float] | None:
+    """The half-resolution CLIP of seed 0 from its stored answers: what fewer pixels do without a WaveCLIP; or None."""
+    file = trained.file("shapes-half-0")
+    if not file.is_file():
+        return None
+    right = answers.read(file)["test"].last
+    return {"gmacs": shapes.costs()["half"].macs.gmacs, "accuracy": float(right.mean())}
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
@@ -74,9 +86,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     ]
     curve = table(["refined", "GMACs", "accuracy", "of the teacher's GMACs"], rows, left=())
     note = (
-        f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures "
-        f"of the scenes of shape; the dense teacher has {100 * dense['accuracy']:.1f} at {dense['gmacs']:.4f} GMACs. "
-        "Paper scale: the printed points, whose GFLOPs mix two accounts (see Table 2). The two panels share no axis."
+        f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures of the scenes "
+        f"of shape, one training seed; the dense teacher has {100 * dense['accuracy']:.1f} at {dense['gmacs']:.4f} "
+        "GMACs. Paper scale: the printed points, whose GFLOPs mix two accounts (see Table 2). The two panels share no axis."
     )
     return {"md": f"{curve}\n\n{note}\n", "figures": {"waveclip-fig1": _draw(result)}}
 
@@ -91,7 +103,9 @@ def _draw(result: dict[str, Any]) -> Figure:
         label="WaveCLIP, margin gate",
     )
     ours.plot(dense["gmacs"], 100 * dense["accuracy"], "k*", markersize=11, label="dense teacher")
-    ours.set(title="embedded scale, measured", xlabel="GMACs a picture", ylabel="top-1, %")
+    if half := result.get("half"):
+        ours.plot(half["gmacs"], 100 * half["accuracy"], "ks", markersize=6, label="half-resolution CLIP")
+    ours.set(title="scenes of shape, measured, one seed", xlabel="GMACs a picture", ylabel="top-1, %")
     ours.legend()
     for wave, style, label in ((True, "o-", "WAVECLIP"), (False, "ks", "others")):
         rows = sorted(

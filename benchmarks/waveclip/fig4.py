@@ -111,5 +111,5 @@ def _draw(result: dict[str, Any]) -> Figure:
         panel.set(title=f"{GATES[name]} (AUROC {gate['auroc_right']:.3f})", xlabel=GATES[name], ylabel="pictures")
         panel.legend()
     curve.set(title="frontier", xlabel="refined, %", ylabel="top-1, %")
-    curve.legend(loc="lower right")
+    curve.legend(loc="best")
     return figure
