@@ -86,9 +86,10 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     ]
     curve = table(["refined", "GMACs", "accuracy", "of the teacher's GMACs"], rows, left=())
     note = (
-        f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures of the scenes "
-        f"of shape, one training seed; the dense teacher has {100 * dense['accuracy']:.1f} at {dense['gmacs']:.4f} "
-        "GMACs. Paper scale: the printed points, whose GFLOPs mix two accounts (see Table 2). The two panels share no axis."
+        f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures of the "
+        f"scenes of shape, one training seed; the dense teacher has {100 * dense['accuracy']:.1f} at "
+        f"{dense['gmacs']:.4f} GMACs. Paper scale: the printed points, whose GFLOPs mix two accounts (see Table 2). "
+        "The two panels share no axis."
     )
     return {"md": f"{curve}\n\n{note}\n", "figures": {"waveclip-fig1": _draw(result)}}
 
