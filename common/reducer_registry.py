@@ -21,7 +21,8 @@ NEEDS = {
     "class token": "the class token's attention; a pooling head's query stands for it",
     "keys": "the keys of a block",
     "attention": "the whole attention matrix of a block",
-    "grid": "where patches stand: every patch of a square grid, as in a whole tower",
+    "grid": "every patch of a square grid, as in a whole tower",
+    "places": "where patches stand in a square grid, of which some may be gone",
     "pixels": "the picture, of which tokens are patches",
     "readout": "the tower's last norm and projection",
     "training": "modules that a training has made for this tower",
@@ -89,6 +90,8 @@ class Entry:
             )
         if "pixels" in self.needs and not setting.grid:
             raise ValueError(f"{self.name} reads the pixels of each patch; the tokens of a level are no patches")
+        if "places" in self.needs and not setting.grid:
+            raise ValueError(f"{self.name} reads where patches stand; the tokens of a level stand in no square grid")
         if "readout" in self.needs and setting.tower is None:
             raise ValueError(f"{self.name} reads the tower's output; give the tower")
         if "training" in self.needs and setting.trained is None:

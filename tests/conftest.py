@@ -2,11 +2,16 @@
 
 import gc
 
-gc.disable()
+import pytest
 
 
-def pytest_collection_finish():
-    """All modules are imported now, and stay."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """It is off while modules are imported, which stay; it is on again too where an import fails."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()

@@ -55,14 +55,14 @@ def _build(setting: Setting) -> dict[Place, Reducer]:
     "token-correlation",
     "token correlation",
     place="middle",
-    needs=("class token", "keys", "grid"),
+    needs=("class token", "keys", "places"),
     source="Zhang et al., 2024 (Token-level Correlation-guided Compression), from its abstract",
     licence="no code was released",
     differs="There the share of repeated tokens sets how many of a tile stay, and tokens are drawn by attention; its "
     "constants are not published. Here keep sets the number, repeated tokens stay behind all others, and nothing is "
     "drawn. All three constants are ours.",
     build=_build,
-    exceptions={"levels": "the tokens of a level are no square grid"},
+    exceptions={"levels": "the tokens of a level have no places in a square grid"},
 )
 class TokenCorrelation(Keeping):
     """Keep R patches: round(local·R) whose attention most exceeds their neighbours', then those of most attention.

@@ -57,11 +57,12 @@ def _build(setting: Setting) -> dict[Place, Reducer]:
     needs=("attention", "pixels"),
     source="Yang et al., ICCV 2025 (VFlowOpt)",
     licence="released code CC-BY-NC-4.0; nothing of it is here",
-    differs="Released, a search sets the constants of each model (for LLaVA-OneVision t = 29 to 39 of 729 tokens, "
-    "α = 0), prunes behind the tower and again in the language model; here there is no search, t is the default of "
-    "its functions and α = 1 is ours. It recycles a token for every cell of 12 to 17 patches a side, more than a "
-    "CLIP's grid mostly has: here one for the picture. Its pixels wrap around below 0, and its mean over no global "
-    "token is no number; here grey levels are the picture's own, and the most attended token is always global.",
+    differs="The released code searches the constants of each model (for LLaVA-OneVision t = 29 to 39 of 729 tokens, "
+    "α = 0). Here there is no search: t is the default of its functions, and α = 1 is ours. The released code prunes "
+    "behind the tower and again in the language model. It recycles a token for every cell of 12 to 17 patches a side. "
+    "A CLIP's grid mostly has fewer, so here there is one token for the picture. There pixels wrap around below 0. "
+    "Here grey levels are the picture's own. There the mean over no global token is no number. Here the most attended "
+    "token is always global.",
     build=_build,
     exceptions={"levels": "the tokens of a level are no patches of pixels"},
 )
@@ -111,6 +112,7 @@ class VFlowOpt(Keeping):
             kept = in_order(most(importance, count - 1))
             gone = ~marked(importance, kept)
             weights = importance * gone
-            weights = weights / weights.sum(1, keepdim=True)
+            # All of them may be 0; the recycled token is then 0.
+            weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         short, remaining = context.select(x, kept)
         return append_fused(short, remaining, x, context, weights, gone)

@@ -10,7 +10,7 @@ from common.adapters import adapt
 from common.reduction import ReducedTower
 from patchrank.reducers import ClassAttention, EViT, ToMe
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", minversion="5")
 VISION = {
     "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
     "num_attention_heads": 2,

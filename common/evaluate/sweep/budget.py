@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from common.evaluate.points import Point, images_at, mean_macs
 from common.evaluate.sweep.journal import Record
+from common.evaluate.sweep.measure import WHOLE
 from common.models import Model
 
 
@@ -16,7 +17,7 @@ def check_budget(model: Model, points: Iterable[Point], known: Mapping[Point, Re
     What a threshold costs depends on the pictures: here it is the first level's cost, the least that it can be.
     ValueError: no setting is within the budget, and what the cheapest one costs; or no cost is known.
     """
-    costs, reason = _known_costs(known), ""
+    costs, reason = _known_costs(known), known.get(WHOLE, {}).get("uncounted", "")
     unknown = {point if point.threshold is None else Point(threshold=0.0) for point in points} - known.keys()
     # Low keep rates come first: one of them is the likeliest to fit, and then the others need no count.
     for point in sorted(unknown, key=lambda point: (point.keep or 1.0, point.name)):

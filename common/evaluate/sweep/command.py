@@ -195,10 +195,16 @@ def _splits(args: argparse.Namespace) -> tuple[str, ...]:
     if args.task == "linear-probe":
         raise ValueError("--budget chooses on val, on which a linear probe's penalty is chosen; leave it out")
     compared = args.split or "val"
+    if len(known) == 1 and known[0] != "all":
+        raise ValueError(
+            f"--budget compares settings on one split and reports the best on another; {args.data} has one split "
+            f"alone for {args.task}, {known[0]}; leave --budget out"
+        )
     if compared == known[0] or compared not in known:
+        mend = "Make folders val and test" if known[0] == "all" else "Name one with --split"
         raise ValueError(
             f"--budget compares settings on {compared!r} and reports the best on {known[0]!r}, which must be another "
-            f"split; {args.data} has {', '.join(known)}. Name one with --split, or make folders val and test"
+            f"split; {args.data} has {', '.join(known)}. {mend}"
         )
     return compared, known[0]
 

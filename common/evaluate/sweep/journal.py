@@ -19,25 +19,26 @@ Record = dict[str, Any]
 class Journal:
     """A file of one header and one line for each point and split; a line is written whole, or not at all.
 
+    It begins with the first record; a header alone is that of any sweep.
+
     identity: all that the numbers depend on beside the point: model, data, prompts, precision, machine.
     ValueError: the file is that of another sweep, and in what it differs, or no journal.
     """
 
     def __init__(self, file: Path, identity: Mapping[str, Any]) -> None:
         self.file, self.records = file, dict[tuple[str, Point], Record]()
-        self.identity = identity = json.loads(json.dumps(identity))
+        self.identity = json.loads(json.dumps(identity))
+        file.parent.mkdir(parents=True, exist_ok=True)
         if not file.is_file() or not (lines := self._whole_lines()):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._append({"sweep": identity}, "w")
             return
         try:
             header, *records = map(json.loads, lines)
-            changed = differences(header["sweep"], identity)
+            changed = differences(header["sweep"], self.identity)
             for record in records:
                 self.records[record["split"], _point(record["point"])] = record
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is no journal of a sweep ({error}); name another folder by --out") from error
-        if changed:
+        if changed and records:
             raise ValueError(
                 f"{file.parent} holds another sweep: {'; '.join(changed)}; name another folder by --out, or delete it"
             )
@@ -45,6 +46,8 @@ class Journal:
     def add(self, split: str, point: Point, measured: Record) -> Record:
         """Write a record down, and return it."""
         record = json.loads(json.dumps({"split": split, "point": asdict(point), **measured}))
+        if not self.records:  # a sweep that is refused before leaves nothing that would refuse the next one
+            self._append({"sweep": self.identity}, "w")
         self._append(record, "a")
         self.records[split, point] = record
         return record

@@ -116,9 +116,10 @@ def _choice(
     best, count, fitting = best_within(compared, budget, column)
     here, whole = reported[best], reported[WHOLE]
     text = (
-        f"Within {budget:g} GMACs a picture, {best.name} is the most accurate of {fitting} settings, {count} compared: "
-        f"{_percent(compared[best], column)} on {chosen_on}. On {reported_on}, which had no part in the choice "
-        f"({here['samples']:,} pictures): {_percent(here, column)} at {here['gmacs']:.4g} GMACs"
+        f"Within {budget:g} GMACs a picture, {best.name} is the best of {fitting} settings by "
+        f"{scorings[0].label}, {count} compared: {_percent(compared[best], column)} on {chosen_on}. On {reported_on}, "
+        f"which had no part in the choice ({here['samples']:,} pictures): {_percent(here, column)} at "
+        f"{here['gmacs']:.4g} GMACs"
     )
     if best != WHOLE:
         correct = (unpacked(record["correct"], record["samples"]) for record in (here, whole))
@@ -147,8 +148,7 @@ def _note(measure: Measure, scoring: Scoring, samples: int, chosen: bool) -> str
             f"one pass of {max(measure.timed)} pictures takes beside weights and pictures."
         )
     if not chosen:
-        sentences.append(
-            f"The best of many settings on {scoring.pictures.data.split} looks better than it is; --budget chooses on "
-            "one split and reports on another."
-        )
+        # A linear probe has no --budget.
+        way = "" if scoring.task == "linear-probe" else "; --budget chooses on one split and reports on another"
+        sentences.append(f"The best of many settings on {scoring.pictures.data.split} looks better than it is{way}.")
     return " ".join(sentences)

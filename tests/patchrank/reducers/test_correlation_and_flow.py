@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.reduction import ReducedTower
+from common.reducer_registry import named, schedule
+from common.reduction import ReducedTower, ReductionContext
 from patchrank.reducers import TokenCorrelation, VFlowOpt
 from patchrank.reducers.token_correlation import contrast, repeated
 from patchrank.reducers.vflowopt import context_relevance, patch_entropy
@@ -106,6 +107,16 @@ def test_a_recycled_token_has_no_pixels(tower):
     at_middle(tower, VFlowOpt(0.5, 4, entropy=0))
 
 
+def test_attention_to_kept_tokens_alone_recycles_to_zero(monkeypatch):
+    """All attend to one patch, so the others have no importance by which to be averaged."""
+    attention = torch.zeros(2, 1, 1 + PATCHES, 1 + PATCHES, dtype=torch.float64)
+    attention[..., 3] = 1
+    monkeypatch.setattr(ReductionContext, "attention", lambda context: attention)
+    x = tokens()
+    result, context = VFlowOpt(0.5, 4, entropy=0)(x, plain(x))
+    assert (context.positions == 2).any(1).all() and result[:, -1].eq(0).all()
+
+
 @torch.no_grad()
 def test_token_correlation_takes_what_stands_out_then_what_is_attended(tower):
     threshold = 0.2  # of keys of a random tower: some repeat others
@@ -139,6 +150,17 @@ def test_a_token_without_a_place_is_compared_with_all():
     attention = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     result = contrast(attention, torch.tensor([[0, 1, -1, 15]]), grid=4, window=3)
     torch.testing.assert_close(result, torch.tensor([[0.1 / 0.2, 0.2 / 0.1, 0.3 / 0.25, 0.4 / 0.25]]))
+
+
+@torch.no_grad()
+def test_token_correlation_works_where_patches_are_gone(tower):
+    """Two blocks, one after another: the second compares with those neighbours that are left."""
+    places = schedule(named("token-correlation"), tower, 0.5, [0, 2])
+    context = ReducedTower(tower, places).run(images())[1]
+    first = ReducedTower(tower, {(0, "middle"): places[0, "middle"]}).run(images())[1].positions
+    assert context.positions.shape == (2, PATCHES // 4)
+    for before, later in zip(first.tolist(), context.positions.tolist(), strict=True):
+        assert set(later) < set(before)
 
 
 def test_equal_keys_leave_one_patch_in_front():

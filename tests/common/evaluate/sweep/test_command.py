@@ -132,8 +132,8 @@ def test_a_budget_is_spent_on_val_and_reported_on_test(model, data, sweep, tmp_p
     fitting = [row for row in outcome["rows"] if row["gmacs"] <= budget]
     best = max(fitting, key=lambda row: (row["top1"], -row["gmacs"]))
     assert outcome["choice"].startswith(
-        f"Within {budget:g} GMACs a picture, {best['reducer']}, keep {best['keep']}, place 0 is the most accurate of "
-        f"{len(fitting)} settings, 9 compared: {100 * best['top1']:.1f} ["
+        f"Within {budget:g} GMACs a picture, {best['reducer']}, keep {best['keep']}, place 0 is the best of "
+        f"{len(fitting)} settings by top-1, 9 compared: {100 * best['top1']:.1f} ["
     )
     assert "On test, which had no part in the choice (24 pictures): " in outcome["choice"]
     journal = [json.loads(line) for line in (tmp_path / "out" / "points.jsonl").read_text().splitlines()[1:]]
@@ -154,6 +154,12 @@ def test_a_budget_out_of_reach_is_refused_before_a_picture_is_read(model, sweep,
     assert sweep(wave, "--threshold", "0.1..0.9", "--budget", "0.00001", out="levels") == 1
     coarse, _ = paths_of(load_model(wave).images).costs(32)
     assert f"settings costs {coarse:.4g} GMACs a picture" in capsys.readouterr().err
+
+
+def test_a_budget_on_undivided_pictures_asks_for_folders(model, data, sweep, capsys):
+    assert sweep(model, "--budget", "1", "--data", f"{data}/train") == 1
+    error = capsys.readouterr().err
+    assert "reports the best on 'all', which must be another split" in error and "Make folders val and test" in error
 
 
 def test_levels_are_swept_by_their_threshold(sweep, tmp_path, capsys):

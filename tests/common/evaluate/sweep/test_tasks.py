@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import torch
 
 from common.cli import main
 from common.evaluate import tasks
@@ -33,7 +34,12 @@ def table(out):
 @pytest.fixture(autouse=True)
 def _one_penalty(monkeypatch):
     """Probes of one penalty: the search among fifteen takes seconds, and both commands call the same."""
-    monkeypatch.setattr(tasks, "fit_best", lambda train, val, with_val=True: (fit(*train, 1.0), 1.0, {}))
+
+    def fit_one(train, val, with_val=True):
+        both = tuple(map(torch.cat, zip(train, val, strict=True))) if with_val else train
+        return fit(*both, 1.0), 1.0, {}
+
+    monkeypatch.setattr(tasks, "fit_best", fit_one)
 
 
 SETTING = ("--reducer", "divprune", "--keep", "0.5")
@@ -65,7 +71,9 @@ def test_a_probe_learns_anew_at_every_setting(miniature, tmp_path):
         for metric in ("top1", "top5", "mean_per_class"):
             assert float(row[metric]) == probe[metric]
         assert [float(row["low"]), float(row["high"])] == probe["interval"]
-    assert "Top-1 of a linear probe among" in (tmp_path / "out" / "sweep.md").read_text()
+    shown = (tmp_path / "out" / "sweep.md").read_text()
+    assert "Top-1 of a linear probe among" in shown
+    assert "looks better than it is" in shown and "--budget" not in shown, "a probe takes none"
 
 
 @pytest.mark.parametrize("task", ["retrieval", "linear-probe"])
@@ -92,7 +100,7 @@ def test_captions_are_embedded_once(miniature, tmp_path, monkeypatch):
     ("task", "others", "message"),
     [
         ("retrieval", ["--template", "a {}"], "--template a {} makes prompts of zeroshot; retrieval has none"),
-        ("retrieval", ["--budget", "1"], "embedded has retrieval. Name one with --split"),
+        ("retrieval", ["--budget", "1"], "embedded has one split alone for retrieval, retrieval; leave --budget out"),
         ("linear-probe", ["--budget", "1"], "--budget chooses on val, on which a linear probe's penalty is chosen"),
     ],
 )
