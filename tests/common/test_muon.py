@@ -73,7 +73,7 @@ def test_orthonormal_changes_the_singular_values_alone_by_the_printed_polynomial
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_matrices_of_one_shape_step_as_they_do_apart(dtype):
     torch.manual_seed(0)
-    layers = [nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6).to(dtype)]
+    layers = [nn.Linear(6, 6).to(dtype), nn.Linear(6, 6), nn.Linear(6, 6)]
     apart = copy.deepcopy(layers)
 
     def step(some):
