@@ -29,10 +29,20 @@ def smoke() -> bool:
 
 
 def write(result: dict[str, Any], rendered: dict[str, Any], folder: Path) -> list[Path]:
-    """Write <name>.json, <name>.md, and a PNG and SVG of each figure into ``folder``; returns their paths."""
+    """Write <name>.json, <name>.md, and a PNG and SVG of each figure into ``folder``; returns their paths.
+
+    ValueError: a number is infinite or NaN, which JSON does not have.
+    """
+    try:
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"the result of {result['name']} holds a number that JSON does not have, an infinity or NaN; let it be "
+            "null where it is computed"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{result['name']}.json", folder / f"{result['name']}.md"]
-    paths[0].write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    paths[0].write_text(text + "\n")
     paths[1].write_text(rendered["md"])
     return paths + figures.save(rendered["figures"], folder)
 

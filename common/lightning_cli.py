@@ -168,8 +168,8 @@ class RecipeCLI(LightningCLI):
         trainer = super()._instantiate_trainer(config, callbacks)
         if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and not BF16_PRODUCTS:
             rank_zero_warn(
-                "this processor emulates bfloat16, so precision bf16-mixed takes ten times as long as float32 or "
-                "longer; --trainer.precision 32-true learns the same"
+                "bfloat16 is emulated here, so precision bf16-mixed takes ten times as long as float32 or longer; "
+                "--trainer.precision 32-true avoids that"
             )
         return trainer
 

@@ -28,14 +28,15 @@ class MuonAdamW(Optimizer):
         W <- (1 - lr * decay) * W - lr * 0.2 * sqrt(max(R, C)) * orthonormal(momentum)
 
     It is ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`` with two changes for speed: matrices of one shape are
-    orthonormalised together, and on a CPU in float32. torch's always takes bfloat16, in which a CPU without such units
-    multiplies matrices 30 times slower. Lightning's automatic optimisation, with its clipping and its schedules, asks
-    for a single optimiser, so AdamW stands inside.
+    orthonormalised together, and on a CPU in float32. torch's always takes bfloat16, in which a CPU without units for
+    it multiplies matrices 30 times slower. Lightning's automatic optimisation, with its clipping and its schedules,
+    asks for a single optimiser, so AdamW stands inside.
 
     Args:
-        groups: parameter groups with "lr", "weight_decay" and "muon"; a group with Muon holds 2-D parameters alone.
+        groups: parameter groups with "lr", "muon" and perhaps "weight_decay" (else 0); one with Muon holds 2-D
+            parameters alone.
         betas, eps: AdamW's.
-    ValueError: one of both has nothing to step.
+    ValueError: one of both has nothing to step, or a group has no "lr".
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
@@ -48,8 +49,14 @@ class MuonAdamW(Optimizer):
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Step further parameters too, such as those of a part that is unfrozen; by Muon if "muon" says so."""
+        """Step further parameters too, such as those of a part that is unfrozen; by Muon if "muon" says so.
+
+        ValueError: the group has no "lr".
+        """
+        if "lr" not in param_group:
+            raise ValueError('a parameter group of optimizer muon has no learning rate of its own; give it "lr"')
         param_group.setdefault("muon", False)
+        param_group.setdefault("weight_decay", 0.0)
         super().add_param_group(param_group)
         if hasattr(self, "_adamw") and not param_group["muon"]:  # the constructor hands AdamW its groups itself
             self._adamw.add_param_group(param_group)
@@ -76,11 +83,11 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        by_shape: dict[Any, list[Tensor]] = defaultdict(list)
+        alike: dict[Any, list[Tensor]] = defaultdict(list)
         for matrix in group["params"]:
             if matrix.grad is not None:
-                by_shape[matrix.shape, matrix.device].append(matrix)
-        for (shape, _), matrices in by_shape.items():
+                alike[matrix.shape, matrix.device, matrix.dtype].append(matrix)
+        for (shape, *_), matrices in alike.items():
             gradients = [matrix.grad for matrix in matrices]
             momenta = [self._momentum(matrix) for matrix in matrices]
             torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)

@@ -34,10 +34,11 @@ from benchmarks.together.deploy_engines import (
     first_answers,
     prepare,
 )
+from benchmarks.together.photos import name_of
 from benchmarks.training.shapes import STUDENT, TEACHER
 from common import directory
 from common.clip import CLIP, load_architecture
-from common.data.classification import ClassificationSet
+from common.data.classification import ClassificationSet, own_split
 from common.data.embedded.module import SPLITS, TEMPLATES, pack, recipe_hash, scenes_of
 from common.data.lookup import Labelled, Place, source, splits_of
 from common.data.pictures import loader
@@ -143,17 +144,18 @@ def named() -> dict[str, str] | None:
     if given["DENSE"] or given["WAVECLIP"]:
         if not all(given.values()):
             raise ValueError(f"{given}: set DENSE and WAVECLIP to models and DATA to their pictures, or none")
-        return given
+        return given | {name: os.path.expanduser(given[name]) for name in ("DENSE", "WAVECLIP")}
     data = given["DATA"]
-    pair = _pair(_title(data)) if data and Path(data).expanduser().is_dir() else ()
+    pair = _pair(data) if data and Path(data).expanduser().is_dir() else ()
     if not pair or not all(file.is_file() for file in pair):
         return None
     return dict(zip(("DENSE", "WAVECLIP"), map(str, pair), strict=True)) | {"DATA": data}
 
 
-def _pair(pictures: str) -> tuple[Path, Path]:
+def _pair(data: str) -> tuple[Path, Path]:
     """The committed weights of CLIP and WaveCLIP for a folder of photographs."""
-    clip, wave = (WEIGHTS / f"photos_{pictures}_{model}.safetensors" for model in ("clip", "waveclip"))
+    name = name_of(Path(data)).replace("-", "_")
+    clip, wave = (WEIGHTS / f"photos_{name}_{model}.safetensors" for model in ("clip", "waveclip"))
     return clip, wave
 
 
@@ -289,8 +291,9 @@ def _scenes(split: str, count: int | None) -> Labelled:
 
 
 def _own(given: Mapping[str, str], folder: Path, smoke: bool) -> Case:
-    """The user's models on a set of the catalogue, or on a folder of splits; train chooses where there is no val.
+    """The user's models on a set of the catalogue, or on own pictures; train chooses where there is no val.
 
+    Undivided pictures of the user's own are parted as ``benchmarks.together.photos`` parts them.
     A WaveCLIP's weights file has no text tower, so that of DENSE serves it.
     ValueError: EVERY is no number, or the data has no such splits.
     """
@@ -300,11 +303,21 @@ def _own(given: Mapping[str, str], folder: Path, smoke: bool) -> Case:
     if not every.isdecimal() or int(every) < 1:
         raise ValueError(f"EVERY={every}: one of so many pictures is answered; give a whole number from 1")
     name, place = given["DATA"], Place(os.environ.get("EFFCLIP_DATA"))
-    chosen = "val" if "val" in splits_of(name, "zeroshot") else "train"
-    val, test = (source(name, "zeroshot", split, place) for split in (chosen, "test"))
+    splits = splits_of(name, "zeroshot")
+    if splits == ("all",):
+        val, test = (_part(name, split) for split in ("val", "test"))
+    else:
+        chosen = "val" if "val" in splits else "train"
+        val, test = (source(name, "zeroshot", split, place) for split in (chosen, "test"))
     case = _of_data(models, val, test, folder, _limit(smoke))
-    committed = given["DENSE"] == str(_pair(_title(name))[0])
-    return replace(case, every=int(every), logged=f"photos-{_title(name)}" if committed else None)
+    committed = given["DENSE"] == str(_pair(name)[0])
+    return replace(case, every=int(every), logged=f"photos-{name_of(Path(name))}" if committed else None)
+
+
+def _part(pictures: str, split: str) -> Labelled:
+    """A split of the user's undivided pictures: the one that no training saw."""
+    data = own_split(pictures, split)
+    return Labelled(split, data.class_names, (), data.metric, partial(loader, data), version=data.version)
 
 
 def _limit(smoke: bool) -> int | None:

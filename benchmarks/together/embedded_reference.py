@@ -55,6 +55,7 @@ TOWERS = {
 
 Revision 3's is a row of MLIP's experiment, with seed 0 (``benchmarks.mlip.shapes_runs``).
 """
+_PLAIN = "Revision 3's CLIP, in the rows of teachers, is the plain CLIP of MLIP's experiment and teaches nothing. "
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
@@ -113,13 +114,14 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     columns = [{row["row"]: cell(row) for row in block["rows"]} for block in ladders]
     head = ["top-1 on val, % [95 %]", *(f"revision {block['revision']}, {block['names']} names" for block in ladders)]
     lines = cells.table(head, [[row, *(column.get(row, "–") for column in columns)] for row in ROWS])
+    third = any(FULL in column for block, column in zip(ladders, columns, strict=True) if block["revision"] == 3)
     counts = ", ".join(f"{block['pictures']:,}" for block in ladders)
     note = (
         f"Embedded scale. These are numbers of val ({counts} pictures); nothing here reads test. Each histogram has "
         f"{BINS} bins; its MLP with {WIDTH} hidden units learned from {run_conditions['trained_on']:,} labelled "
         "pictures of train. A CLIP is zero-shot. Of the pictures that revision 2's CLIPs learned from, a fifth was in "
-        "grey; other models saw none. Intervals resample the pictures; there is one training seed, so they leave "
-        "the spread between trainings out. "
+        f"grey; other models saw none. {_PLAIN if third else ''}Intervals resample the pictures; there is one "
+        "training seed, so they leave the spread between trainings out. "
         f"{run_conditions['dtype']} on {run_conditions['device']}, torch {run_conditions['torch']}."
     )
     return {"md": f"{lines}\n\n{note}\n", "figures": {}}

@@ -1,6 +1,7 @@
 """The trainings behind a benchmark on pictures of classes: a CLIP, its WaveCLIP and their controls, for each seed.
 
-A finished run leaves its weights and a record in the benchmark's folder. A later call, on any machine, takes what fits.
+A finished run leaves its weights, their card and a record in the benchmark's folder. A later call, on any machine,
+takes what fits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from benchmarks import read_recipe
 from benchmarks.training.export import card, from_checkpoint, save
 from benchmarks.training.run import RECIPES, Run, announce, fit, last_checkpoint
+from benchmarks.waveclip import controls
 from common.clip import load_architecture
 from common.conditions import digest
 from common.data.classification_module import ClassificationDataModule
@@ -25,6 +27,8 @@ from common.tokenizer import encode
 
 CLIP, WAVE, TRAINED_ON, HALF = "clip", "waveclip", "clip-trained-on", "clip-half"
 """The models of one seed: the teacher, the student, the teacher trained on, the half-resolution CLIP."""
+LEVELS = {CLIP: ("teacher",), WAVE: ("coarse", "fine"), TRAINED_ON: (controls.TRAINED_ON,), HALF: (controls.HALF,)}
+"""The names of each model's levels in a result."""
 Weights = Mapping[str, Path]
 """The weights file of each model of one seed."""
 
@@ -151,6 +155,8 @@ def _train(pictures: PhotoSet, run: Run, teacher: Run | None, smoke: bool) -> di
     known = _finished(pictures, run, teacher)
     announce(run, known is not None)
     if known:
+        if not _card(run).is_file():
+            _write_card(pictures, run, known)
         return known
     asked, begun = pictures.asked(run, teacher), folder / "asked.json"
     if begun.is_file():
@@ -161,7 +167,8 @@ def _train(pictures: PhotoSet, run: Run, teacher: Run | None, smoke: bool) -> di
     if pictures.losses and run.length is None and not run.seed:
         result["first_losses"] = pictures.losses(run.recipe)
     result = asked | result | {"weights": digest(run.output)}
-    _write(pictures.record(run), result)
+    _write_card(pictures, run, result)
+    _write(pictures.record(run), result)  # last: it marks the run as finished
     return result
 
 
@@ -180,7 +187,7 @@ def _read(file: Path, asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for what, here in asked.items():
         if known.get(what) != here:
             raise ValueError(
-                f"{file} tells of another training: its {what} is {known.get(what)}, here it is {here}; bring back "
+                f"{file} tells of another training: it has {what} {known.get(what)}, here it is {here}; bring back "
                 f"what it tells of, or remove it and {folder} to train again"
             )
     return known
@@ -196,14 +203,21 @@ def _hash(contents: Mapping[str, Any]) -> str:
 
 
 def write_cards(pictures: PhotoSet, trainings: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> None:
-    """A card beside the weights of seed 0's CLIP and WaveCLIP."""
+    """The cards of seed 0's models with their accuracies; other seeds keep the cards that their trainings wrote."""
     by_name = {training["name"]: training for training in trainings}
-    runs = pictures.runs()
-    for model, levels in ((CLIP, ("teacher",)), (WAVE, ("coarse", "fine"))):
-        run = runs[model]
-        measured = {split: {level: part[level] for level in levels} for split, part in result["levels"].items()}
+    for model, run in pictures.runs().items():
+        measured = {split: {level: part[level] for level in LEVELS[model]} for split, part in result["levels"].items()}
         described = by_name[run.name] | measured | {"names": len(result["conditions"]["classes"])}
-        run.output.with_suffix(".md").write_text(card(run.output, described, pictures.credit, pictures.command))
+        _write_card(pictures, run, described)
+
+
+def _write_card(pictures: PhotoSet, run: Run, described: Mapping[str, Any]) -> None:
+    _card(run).write_text(card(run.output, dict(described), pictures.credit, pictures.command))
+
+
+def _card(run: Run) -> Path:
+    """The card beside a run's weights, which carries the line about the pictures."""
+    return run.output.with_suffix(".md")
 
 
 def spelling(prompts: Sequence[str], like: str) -> dict[str, Any]:

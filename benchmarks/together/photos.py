@@ -53,7 +53,7 @@ from common.preprocess import Preprocess
 from common.zeroshot import fill
 from waveclip import WaveTower
 
-__all__ = ["folder", "measure", "render", "run", "stand_in"]
+__all__ = ["folder", "measure", "name_of", "render", "run", "stand_in"]
 
 RECIPES = "common/photos_clip.yaml", "waveclip/photos.yaml"
 SHARES = {"quarter": 0.25, "half": 0.5}
@@ -68,15 +68,15 @@ def run(smoke: bool = False) -> dict[str, Any] | None:
 
 def folder() -> Path:
     """Where the result goes: the folder ``results`` in OUT, or in the run directory."""
-    return _out(_name(Path(os.environ["PHOTOS"]))) / "results"
+    return _out(name_of(Path(os.environ["PHOTOS"]))) / "results"
 
 
 def _out(name: str) -> Path:
     return Path(os.environ.get("OUT") or runs_directory() / "photos" / name).expanduser()
 
 
-def _name(pictures: Path) -> str:
-    """The folder's name in small letters, digits and dashes."""
+def name_of(pictures: Path) -> str:
+    """What results call a folder of pictures: its own name in small letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", pictures.expanduser().resolve().name.lower()).strip("-") or "pictures"
 
 
@@ -90,7 +90,7 @@ def _pictures(smoke: bool) -> PhotoSet:
     root = Path(named).expanduser().absolute() if named else stand_in(runs_directory() / "smoke" / "drawn")
     if not root.is_dir():
         raise ValueError(f"PHOTOS={named}: no folder at {root}")
-    name, training = _name(root), own_split(root, "train")
+    name, training = name_of(root), own_split(root, "train")
     if len(training.class_names) < 2:
         raise ValueError(f"{root} has one class; a classifier needs two folders of classes at least")
     # Prompts with either article, so that those of templates with {a} can be spelt too.

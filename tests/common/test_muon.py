@@ -70,13 +70,14 @@ def test_orthonormal_changes_the_singular_values_alone_by_the_printed_polynomial
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_matrices_of_one_shape_step_as_they_do_apart():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrices_of_one_shape_step_as_they_do_apart(dtype):
     torch.manual_seed(0)
-    layers = [nn.Linear(6, 6) for _ in range(3)]
+    layers = [nn.Linear(6, 6).to(dtype), nn.Linear(6, 6), nn.Linear(6, 6)]
     apart = copy.deepcopy(layers)
 
     def step(some):
-        loss = sum(layer(torch.ones(2, 6)).square().sum() for layer in some)
+        loss = sum(layer(torch.ones(2, 6, dtype=layer.weight.dtype)).square().sum() for layer in some)
         loss.backward()
         matrices = {"params": [layer.weight for layer in some], "lr": 0.1, "weight_decay": 0.1, "muon": True}
         others = {"params": [layer.bias for layer in some], "lr": 0.1, "weight_decay": 0.0, "muon": False}
@@ -167,10 +168,22 @@ def test_a_part_that_is_unfrozen_later_is_stepped(muon, unrounded):
     train(alone, [kind[0]([alone.weight], lr=0.1, weight_decay=0.2, **kind[1])], range(3))
     assert torch.allclose(part.weight, alone.weight, atol=1e-6) and not torch.equal(part.weight, model().weight)
     again = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6)
-    again.add_param_group({"params": [part.weight], "muon": muon})
+    again.add_param_group({"params": [part.weight], "lr": 0.1, "muon": muon})
     again.load_state_dict(optimizer.state_dict())
     train(part, [again], range(3, 5))
     assert not torch.allclose(part.weight, alone.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("muon", [True, False])
+def test_a_part_that_is_unfrozen_has_no_decay_unless_its_group_says_so_and_needs_a_rate(muon):
+    layer, part = model(), model()
+    optimizer = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6)
+    with pytest.raises(ValueError, match='no learning rate of its own; give it "lr"'):
+        optimizer.add_param_group({"params": [part.weight], "muon": muon})
+    optimizer.add_param_group({"params": [part.weight], "lr": 0.1, "muon": muon})
+    part.weight.grad = torch.zeros_like(part.weight)
+    optimizer.step()
+    assert torch.equal(part.weight, model().weight), "without a gradient, decay alone would move it"
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("adamw", "muon"), ("muon", "adamw")])

@@ -13,6 +13,7 @@ from benchmarks.together.photo_models import spelling
 from benchmarks.together.photos import stand_in
 from benchmarks.training.shapes import TEACHER
 from common.clip import CLIP
+from common.data.classification import own_split
 from common.data.embedded.module import EmbeddedDataModule, sample
 from common.deploy.model import load
 from common.stages import stages_of
@@ -98,32 +99,38 @@ def test_half_of_the_variables_is_a_mistake(monkeypatch, variable):
         deploy_costs.measure(smoke=True)
 
 
-@pytest.fixture
-def photographs(monkeypatch, tmp_path):
-    """A folder called cifar10 of two classes, and a pair of random weights for it in the place of committed ones."""
+@pytest.fixture(params=["cifar10"])
+def photographs(request, monkeypatch, tmp_path):
+    """A folder of three classes, and a pair of random weights for it in the place of committed ones."""
     for split in ("train", "test"):
-        stand_in(tmp_path / "cifar10" / split)
+        stand_in(tmp_path / request.param / split)
     texts = [f"a photo of a {name}." for name in ("circle", "square", "triangle")]
     architecture = spelling(texts, "common/photos_clip.json")
     architecture["vision_cfg"] |= {"layers": 1}
     torch.manual_seed(0)
     clip = CLIP(architecture).eval()
     weights = tmp_path / "weights"
-    clip.save(weights / "photos_cifar10_clip.safetensors")
+    written = f"photos_{request.param.lower().replace(' ', '_')}"
+    clip.save(weights / f"{written}_clip.safetensors")
     wave = WaveTower.from_image_tower(clip.image_tower)
-    wave.save(weights / "photos_cifar10_waveclip.safetensors", architecture, torch.float32)
+    wave.save(weights / f"{written}_waveclip.safetensors", architecture, torch.float32)
     monkeypatch.setattr(deploy_costs, "WEIGHTS", weights)
     for name in ("DENSE", "WAVECLIP", "EVERY"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cifar10"
+    return tmp_path / request.param
 
 
-def test_a_folder_of_cifar10_stands_for_its_committed_pair(photographs, monkeypatch):
+@pytest.mark.parametrize(
+    ("photographs", "stem"),
+    [("cifar10", "photos_cifar10"), ("My Flowers", "photos_my_flowers")],
+    indirect=["photographs"],
+)
+def test_a_folder_stands_for_the_pair_that_photos_left_for_it(photographs, stem, monkeypatch):
     monkeypatch.setenv("DATA", str(photographs))
     given = named()
     assert [given[name].rpartition("/")[2] for name in ("DENSE", "WAVECLIP")] == [
-        "photos_cifar10_clip.safetensors",
-        "photos_cifar10_waveclip.safetensors",
+        f"{stem}_clip.safetensors",
+        f"{stem}_waveclip.safetensors",
     ]
     monkeypatch.setenv("DATA", str(photographs / "train"))
     assert named() is None, "DATA of other tables, for which there is no pair"
@@ -133,6 +140,26 @@ def test_a_folder_of_cifar10_stands_for_its_committed_pair(photographs, monkeypa
     monkeypatch.setenv("WAVECLIP", "mine-too")
     monkeypatch.setenv("DATA", str(photographs))
     assert named() == {"DENSE": "mine", "WAVECLIP": "mine-too", "DATA": str(photographs)}
+
+
+@pytest.mark.parametrize("photographs", ["My Flowers"], indirect=True)
+def test_pictures_without_splits_are_parted_as_their_training_parted_them(photographs, monkeypatch, tmp_path):
+    undivided = stand_in(tmp_path / "elsewhere" / "My Flowers")
+    monkeypatch.setenv("DATA", str(undivided))
+    monkeypatch.setattr(deploy_costs, "prepare", lambda deployed, options, *_: Prepared(deployed, options, [], None))
+    case = deploy_costs._own(named(), tmp_path, smoke=False)
+    assert case.logged == "photos-my-flowers", "as photos logs its reads"
+    how = case.models[DENSE].deployed.model.preprocess
+    for split, data in (("val", case.val), ("test", case.test)):
+        labels = torch.cat([batch["label"] for batch in data.loader(how, 9, 0)])
+        assert labels.tolist() == own_split(undivided, split).labels
+
+
+def test_the_users_models_may_stand_in_their_home(photographs, monkeypatch):
+    for name, value in (("HOME", photographs.parent), ("DENSE", "~/a"), ("WAVECLIP", "~/b"), ("DATA", "dtd")):
+        monkeypatch.setenv(name, str(value))
+    home = photographs.parent
+    assert named() == {"DENSE": f"{home}/a", "WAVECLIP": f"{home}/b", "DATA": "dtd"}
 
 
 def test_scenes_of_shape_are_drawn_as_they_are_packed():

@@ -58,6 +58,15 @@ def test_a_clip_that_mlips_training_made_is_measured(monkeypatch, tmp_path):
     assert all(0 <= rows[name]["accuracy"] <= 1 for name in (FULL, FULL_IN_GREY))
 
 
+def test_the_note_says_that_revision_3s_clip_teaches_nothing_where_it_stands_in_the_row():
+    result = json.loads((RESULTS / "embedded-reference.json").read_text())
+    *_, third = result["ladders"]
+    note = "Revision 3's CLIP, in the rows of teachers, is the plain CLIP of MLIP's experiment and teaches nothing."
+    for rows, said in ((third["rows"][:3], False), ([{"row": FULL, "command": "train"}], True)):
+        text = render(result | {"ladders": [third | {"rows": rows}]})["md"]
+        assert (note in text) is said
+
+
 def test_no_row_reads_the_test_pictures(monkeypatch):
     splits = []
 

@@ -93,10 +93,12 @@ def test_the_table_has_all_parts(outcome):
 
 def test_weights_cards_and_the_log_of_reads_stand_outside_of_the_checkout(outcome):
     folder = outcome[0] / "runs/photos/shapes-drawn"
-    for model, levels in ((CLIP, ["teacher"]), (WAVE, ["coarse", "fine"])):
-        card = (folder / f"weights/photos_shapes_drawn_{model}.md").read_text()
-        assert "(`make reproduce-photos PHOTOS=" in card and "of the folder Shapes, drawn." in card
-        assert [line.split()[2] for line in card.splitlines() if line.startswith("| test,")] == levels
+    models = {CLIP: ["teacher"], WAVE: ["coarse", "fine"], TRAINED_ON: ["teacher"], HALF: ["half-resolution"]}
+    for model, levels in models.items():
+        for ending, measured in (("", levels), ("-seed1", [])):
+            card = (folder / f"weights/photos_shapes_drawn_{model.replace('-', '_')}{ending}.md").read_text()
+            assert "(`make reproduce-photos PHOTOS=" in card and "of the folder Shapes, drawn." in card
+            assert [line.split()[2] for line in card.splitlines() if line.startswith("| test,")] == measured
     (line,) = map(json.loads, (folder / "results/test-reads.jsonl").read_text().splitlines())
     assert line["table"] == line["data"] == "photos-shapes-drawn" and len(line["models"]) == 8
 
@@ -167,17 +169,28 @@ def test_a_series_goes_on_in_another_sitting_on_another_machine(sittings, monkey
     assert record == trainings[5] and record["steps"] == read_recipe(RECIPES[1])["trainer"]["max_steps"]
 
 
+def test_weights_have_a_card_with_their_credit_as_soon_as_they_are_trained(sittings, tmp_path):
+    pictures, trained = sittings
+    card = tmp_path / "out/weights/p_clip-seed1.md"
+    for _ in range(2):
+        train(pictures, range(2), smoke=False, only="p-clip-seed1")
+        text = card.read_text()
+        assert "7 minutes on CPU" in text and text.endswith("by nobody\n")
+        card.unlink()  # the next sitting writes it again
+    assert trained == ["p-clip-seed1"]
+
+
 def test_a_record_of_another_training_is_refused(sittings, monkeypatch, tmp_path):
     pictures, trained = sittings
     (result,), (weights,) = train(pictures, range(1), smoke=False, only="p-clip")
     record = pictures.record(pictures.runs()[CLIP])
     for what, other in (("steps", 5), ("settings", {"model": {"learning_rate": 1}}), ("recipe", "x.yaml 0")):
         record.write_text(json.dumps(result | {what: other}))
-        with pytest.raises(ValueError, match=rf"p-clip\.json tells of another training: its {what} is .*{other!s:.5}"):
+        with pytest.raises(ValueError, match=rf"p-clip\.json tells of another training: it has {what} .*{other!s:.5}"):
             train(pictures, range(1), smoke=False)
     record.write_text(json.dumps(result))
     weights[CLIP].write_bytes(b"others")
-    with pytest.raises(ValueError, match=f"its weights is {result['weights']}, here it is .* remove it and .*p-clip "):
+    with pytest.raises(ValueError, match=f"it has weights {result['weights']}, here it is .* remove it and .*p-clip "):
         train(pictures, range(1), smoke=False)
     weights[CLIP].unlink()
     with pytest.raises(ValueError, match="here it is missing; bring back what it tells of"):
@@ -197,7 +210,7 @@ def test_a_run_that_began_with_another_recipe_does_not_go_on(sittings, monkeypat
             train(pictures, range(1), smoke=False, only="p-clip")
     monkeypatch.setattr(photo_models.Run, "steps", 7)
     with pytest.raises(
-        ValueError, match=r"p-clip/asked\.json tells of another training: its steps is \d+, here it is 7"
+        ValueError, match=r"p-clip/asked\.json tells of another training: it has steps \d+, here it is 7"
     ):
         train(pictures, range(1), smoke=False, only="p-clip")
 
