@@ -138,6 +138,8 @@ def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """``linear`` of x in fp32 at least, under autocast too: scores that differ little would tie in half precision."""
     kind = x.device.type  # "meta" has no autocast
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        if not isinstance(linear.weight, Tensor) or linear.weight.dtype == wide(linear.weight).dtype:
+            return linear(wide(x))  # the module's own map, which may be packed or quantised
         return F.linear(wide(x), wide(linear.weight), None if linear.bias is None else wide(linear.bias))
 
 

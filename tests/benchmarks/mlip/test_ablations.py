@@ -26,7 +26,7 @@ from benchmarks.registry import benchmark
 from benchmarks.training.run import RECIPES
 from common.cli import main as lightning
 from common.clip import CLIP
-from common.data.embedded.module import SPLITS, EmbeddedDataModule
+from common.data.embedded.module import SPLITS
 from common.data.lookup import Captioned, Labelled
 from common.testing import TINY_CAPTIONS, tiny_architecture
 from mlip.guide import Guide
@@ -117,8 +117,8 @@ def test_a_models_result_has_every_column(monkeypatch, tmp_path):
         return Labelled(split, [caption[2:] for caption in TINY_CAPTIONS], ("a {}",), "accuracy", loader)
 
     monkeypatch.setattr(mlip_ablations, "source", source)
-    monkeypatch.setattr(mlip_ablations.retrain, "batches", lambda split, pictures, size: loader(size, 6, 0))
-    monkeypatch.setattr(EmbeddedDataModule, "class_prompts", list(TINY_CAPTIONS))
+    monkeypatch.setattr(mlip_ablations.retrain, "batches", lambda split, pictures, size, revision: loader(size, 6, 0))
+    monkeypatch.setattr(mlip_ablations.retrain, "prompts", lambda revision: list(TINY_CAPTIONS))
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     result = json.loads(json.dumps(evaluate(tmp_path / "weights.safetensors", RECIPE)))
     with torch.no_grad():

@@ -171,9 +171,9 @@ def test_a_row_is_dominated_where_another_is_as_accurate_for_no_more():
 
 
 def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
-    monkeypatch.setattr(frontier, "models", lambda: tiny)
-    monkeypatch.setattr(frontier, "batches", lambda split, pictures: noise(split))
-    monkeypatch.setattr(frontier.EmbeddedDataModule, "class_prompts", PROMPTS)
+    monkeypatch.setattr(frontier, "models", lambda revision: tiny)
+    monkeypatch.setattr(frontier, "batches", lambda split, pictures, revision: noise(split))
+    monkeypatch.setattr(frontier, "prompts", lambda revision: PROMPTS)
     result = json.loads(json.dumps(frontier.run(smoke=True)))
     rows = result["rows"]
     assert rows[0]["method"] == DENSE and all(row["seconds"] > 0 for row in rows)
