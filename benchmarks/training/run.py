@@ -199,13 +199,13 @@ def fit(
     a few steps, starting one takes longer than they do. Nothing is trained when the last checkpoint is the last step.
     ValueError: the training failed.
     """
-    steps = None if overlay else run.steps  # an overlay may change them, and the precision
+    steps = None if overlay else run.steps  # an overlay may change them
     folder.mkdir(parents=True, exist_ok=True)
     start, clock = folder / "conditions.json", folder / "minutes.json"
     if not start.is_file():  # a run that continues keeps the conditions of its start
-        trainer = read_recipe(run.recipe)["trainer"]
-        given = trainer.get("precision") if torch.cuda.is_available() else precision_here(trainer)
-        precision = None if overlay else given
+        overlaid = read_recipe(overlay).get("trainer", {}) if overlay else {}
+        trainer = read_recipe(run.recipe)["trainer"] | overlaid
+        precision = trainer.get("precision") if torch.cuda.is_available() else precision_here(trainer)
         started = conditions("embedded", seeds=1, seed=run.seed, steps=steps, precision=precision)
         start.write_text(json.dumps(started))
     checkpoint = last_checkpoint(folder)
@@ -214,7 +214,7 @@ def fit(
             *run.arguments(overlay),
             *options(run.places),
             *options(places or {}),
-            *([] if overlay else _precision(json.loads(start.read_text()))),
+            *_precision(json.loads(start.read_text())),
             "--trainer.default_root_dir",
             str(folder.absolute()),
         ]

@@ -100,8 +100,14 @@ def test_a_few_steps_may_run_in_this_process(monkeypatch, tmp_path):
 
     monkeypatch.setattr(run, "lightning", lightning)
     made = run.fit(RUNS[0], tmp_path, "common/smoke.yaml", apart=False)
-    assert made["steps"] == 4 and made["conditions"]["precision"] is None, "an overlay may set another precision"
-    assert lines[0][:5] == ["fit", "-c", RUNS[0].recipe, "-c", "common/smoke.yaml"]
+    assert made["steps"] == 4 and lines[0][:5] == ["fit", "-c", RUNS[0].recipe, "-c", "common/smoke.yaml"]
+
+
+def test_an_overlay_may_set_another_precision(monkeypatch, tmp_path):
+    (tmp_path / "more.yaml").write_text("trainer: {precision: 16-mixed}\n")
+    monkeypatch.setattr(run, "lightning", lambda line: torch.save({"global_step": 4}, tmp_path / "last.ckpt") or 0)
+    made = run.fit(RUNS[0], tmp_path, str(tmp_path / "more.yaml"), apart=False)
+    assert made["conditions"]["precision"] == "16-mixed"
 
 
 def test_a_training_whose_time_was_lost_says_how_to_mend_it(tmp_path):
