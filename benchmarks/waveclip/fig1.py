@@ -11,15 +11,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Comparison, Result, table
-from benchmarks.embedded import MODELS, REVISION, models
+from benchmarks.embedded import models
 from benchmarks.printed import paper_numbers
 from benchmarks.training import shapes as trained
 from benchmarks.waveclip import answers, shapes
 from benchmarks.waveclip.costs import expected
 from benchmarks.waveclip.exits import curve_by_share
-from benchmarks.waveclip.observed import costs, observed
+from benchmarks.waveclip.observed import costs, observed, sweep_conditions
 from benchmarks.waveclip.sweep import examples, margins, sweep
-from common.conditions import conditions, digest
 
 FLOOR = 61
 """The lowest accuracy of the right panel; points below it are named at its edge."""
@@ -30,14 +29,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
     The report page's slider reads ``sweep``, ``margins`` and ``examples``.  smoke: the first 500 images.
     """
-    run_conditions = conditions(
-        "embedded",
-        seeds=1,
-        dtype="float32",
-        batch=1,
-        weights={path.name: digest(path) for path in MODELS[REVISION]},
-        chosen_on="nothing is chosen: a sweep",
-    )
+    run_conditions = sweep_conditions()
     test = observed("test", smoke)
     teacher, student = models()
     dense, exits = costs(teacher, student)

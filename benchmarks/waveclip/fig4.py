@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.cells import table
-from benchmarks.embedded import MODELS, REVISION
 from benchmarks.waveclip.exits import curve_by_share, separation
-from benchmarks.waveclip.observed import Observed, observed
-from common.conditions import conditions, digest
+from benchmarks.waveclip.observed import Observed, observed, sweep_conditions
 from common.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import paired_difference
 
@@ -58,14 +56,7 @@ def _gate(confidence: Tensor, answers: Observed) -> dict[str, Any]:
 
 def run(smoke: bool = False) -> dict[str, Any]:
     """The comparison on ``test`` with the committed weights (smoke: its first 500 images)."""
-    run_conditions = conditions(
-        "embedded",
-        seeds=1,
-        dtype="float32",
-        batch=1,
-        weights={path.name: digest(path) for path in MODELS[REVISION]},
-        chosen_on="nothing is chosen: a sweep",
-    )
+    run_conditions = sweep_conditions()
     test = observed("test", smoke)
     return {"name": "waveclip-fig4", "conditions": run_conditions, "pictures": len(test.teacher)} | compare_gates(test)
 

@@ -18,7 +18,7 @@ from benchmarks import read_log
 from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, batches, models, prompts
 from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from common.clip import CLIP
-from common.conditions import digest
+from common.conditions import conditions, digest
 from common.early_exit import exit_at
 from common.zeroshot import embed_prompts
 from waveclip import MarginGate, MaxProbabilityGate, ProgressiveClassifier, WaveTower
@@ -107,6 +107,13 @@ def costs(teacher: CLIP, student: WaveTower) -> tuple[Cost, list[Cost]]:
     """The image tower's cost of one image: in the dense teacher, and in the student at each exit."""
     size = teacher.image_tower.image_size
     return cost(teacher.image_tower, size), exit_costs(student, size)
+
+
+def sweep_conditions() -> dict[str, Any]:
+    """The conditions of a figure that shows the committed models at every threshold."""
+    weights = {path.name: digest(path) for path in MODELS[REVISION]}
+    chosen = "nothing is chosen: a sweep"
+    return conditions("embedded", seeds=1, dtype="float32", batch=1, weights=weights, chosen_on=chosen)
 
 
 def counts(answers: Observed) -> dict[str, list[int]]:

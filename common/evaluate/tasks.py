@@ -68,7 +68,7 @@ def zero_shot(model: Model, source: Labelled, templates: Sequence[Template], set
     run = runner(model, source.class_names, templates, settings)
     classes = len(source.class_names)
     result, exits = observed(run, bar(pictures_of(model, source, settings), "evaluating"), classes, settings.device)
-    return _accuracies(result) | ({} if settings.threshold is None else {"exits": exits})
+    return accuracies(result) | ({} if settings.threshold is None else {"exits": exits})
 
 
 def observed(
@@ -196,7 +196,7 @@ def linear_probe(
         for seed in range(1 if shot == FULL else seeds):
             parts = (train, val) if shot == FULL else _few(train, val, int(shot), seed)
             result, solution = probed(*parts, test, num_classes, settings, with_val=shot == FULL)
-            draws.append(_accuracies(result) | solution)
+            draws.append(accuracies(result) | solution)
         results[str(shot)] = _over_draws(draws)
     return {"samples": len(test[1]), "train_samples": len(train[1]), "val_samples": len(val[1]), "shots": results}
 
@@ -312,7 +312,8 @@ def _over_draws(draws: list[dict[str, Any]]) -> dict[str, Any]:
     return means | {"deviation": stdev(draw["top1"] for draw in draws), "draws": draws}
 
 
-def _accuracies(result: Accuracy) -> dict[str, Any]:
+def accuracies(result: Accuracy) -> dict[str, Any]:
+    """An accuracy as plain values: fractions, and the Wilson interval of top-1."""
     return {
         "samples": len(result.correct),
         "top1": result.top1,

@@ -20,6 +20,7 @@ from common.evaluate.sweep.journal import Record
 from common.evaluate.sweep.pictures import Pictures, packed
 from common.evaluate.tasks import (
     Settings,
+    accuracies,
     embedded_captions,
     embedded_pictures,
     encoder,
@@ -169,11 +170,4 @@ class LinearProbe(Scoring):
 
 
 def _accuracies(result: Accuracy) -> Record:
-    return {
-        "samples": len(result.correct),
-        "top1": result.top1,
-        "top5": result.top5,
-        "mean_per_class": result.mean_per_class,
-        "interval": list(result.interval),
-        "correct": packed(result.correct),
-    }
+    return accuracies(result) | {"correct": packed(result.correct)}
