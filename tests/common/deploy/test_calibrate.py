@@ -108,7 +108,7 @@ def test_a_users_own_pictures_take_the_models_templates(model, labelled, tmp_pat
 
 def test_held_out_pictures_cost_what_was_foretold(tmp_path, monkeypatch):
     """The embedded model, calibrated on val: the mean cost of test pictures, really run, lies in the interval."""
-    monkeypatch.setitem(embedded.SPLITS, 1, {"val": (200, 100), "test": (200, 100)})
+    monkeypatch.setitem(embedded.SPLITS, 1, {"val": (400, 200), "test": (400, 200)})
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     deployed = load(device="cpu")
     val, (first, last) = source("embedded", "zeroshot", "val"), deployed.costs
@@ -116,10 +116,10 @@ def test_held_out_pictures_cost_what_was_foretold(tmp_path, monkeypatch):
     # 99.9 %, so that other weights or pictures do not fail by chance; that 95 % are 95 is tested on many draws.
     point = choose(observe(deployed, val, val.templates, SETTINGS), Wish(**found.wish), confidence=0.999)
     assert point.setting == found.point.setting
-    write_folder(tmp_path / "test", "test", 200)
+    write_folder(tmp_path / "test", "test", 400)
     answers = deployed.classify(tmp_path / "test", threshold=point.setting)
     costs = [answer.gmacs for answer in answers]
-    assert len(costs) == 200 and set(costs) == {first, last}
+    assert len(costs) == 400 and set(costs) == {first, last}
     assert point.gmacs_interval[0] <= np.mean(costs) <= point.gmacs_interval[1]
     assert found.point.gmacs_interval[0] < found.point.gmacs < found.point.gmacs_interval[1]
     right = np.mean([answer.picture.split("/")[-2] == answer.label for answer in answers])
