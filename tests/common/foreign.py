@@ -1,5 +1,6 @@
 """Small foreign towers with random weights, one for each family that ``common.adapters`` knows."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from timm.models.vitamin import GeGluMlp, MbConvStages, VitCfg
 from torch import nn
+from torch.nn import functional as F
 
 OPEN_CLIP = {
     "image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "heads": 2, "mlp_ratio": 2.0, "output_dim": 16,
@@ -83,3 +85,15 @@ def foreign(name, seed=0):
         for parameter in tower.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return tower
+
+
+def twice(x, context):
+    """A reducer: the first eight tokens, each of them two times."""
+    return context.select(x, torch.arange(8).repeat_interleave(2).expand(len(x), -1))
+
+
+def once(x, context):
+    """A reducer: the first eight tokens, each with the size of two."""
+    x, context = context.select(x, torch.arange(8).expand(len(x), -1))
+    bias = F.pad(torch.full((len(x), 1, 1, 8), 2.0, dtype=x.dtype).log(), (context.leading, 0))
+    return x, replace(context, sizes=torch.full((len(x), 8), 2.0), bias=bias)

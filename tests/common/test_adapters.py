@@ -1,7 +1,5 @@
 """Towers of other libraries: equal to the originals, and the same to every reducer, ranking and counter."""
 
-from dataclasses import replace
-
 import open_clip
 import pytest
 import torch
@@ -23,7 +21,7 @@ from patchrank.golden import golden_ranking
 from patchrank.predictor import RankPredictor
 from patchrank.reducers import ClassAttention, EViT, GoldenOracle, RandomKeep, ToMe
 from patchrank.tower import PatchRankTower
-from tests.common.foreign import FAMILIES, OPEN_CLIP, TIMM, foreign
+from tests.common.foreign import FAMILIES, OPEN_CLIP, TIMM, foreign, once, twice
 
 WITHOUT_CLASS_ATTENTION = {"gap", "ViTamin", "relative table, shared"}
 POSITIONAL = {"relative positions", "relative table, shared", "EVA02", "PE"}
@@ -65,16 +63,6 @@ def test_the_order_of_patches_means_nothing_since_positions_go_with_them(name):
 def test_a_token_with_the_size_of_two_counts_as_two_equal_ones(name):
     """In later attention and in every pooling; the two stand at one place."""
     tower = adapt(foreign(name))
-    repeat = torch.arange(8).repeat_interleave(2)
-
-    def twice(x, context):
-        return context.select(x, repeat.expand(len(x), -1))
-
-    def once(x, context):
-        x, context = context.select(x, repeat[::2].expand(len(x), -1))
-        bias = F.pad(torch.full((len(x), 1, 1, 8), 2.0, dtype=x.dtype).log(), (context.leading, 0))
-        return x, replace(context, sizes=torch.full((len(x), 8), 2.0), bias=bias)
-
     two, one = (ReducedTower(tower, {1: reducer})(pictures(tower)) for reducer in (twice, once))
     torch.testing.assert_close(one, two, atol=1e-10, rtol=0)
 

@@ -1,14 +1,12 @@
 """transformers' own CLIP and SigLIP towers, adapted: equal to the library, and the same to every reducer."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from torch.nn import functional as F
 
 from common.adapters import adapt
 from common.reduction import ReducedTower
 from patchrank.reducers import ClassAttention, EViT, ToMe
+from tests.common.foreign import once, twice
 
 transformers = pytest.importorskip("transformers", minversion="5")
 VISION = {
@@ -65,16 +63,7 @@ def test_without_reducers_it_equals_the_original(model):
 
 @torch.no_grad()
 def test_a_token_with_the_size_of_two_counts_as_two_equal_ones(model):
-    tower, repeat = adapt(model), torch.arange(8).repeat_interleave(2)
-
-    def twice(x, context):
-        return context.select(x, repeat.expand(len(x), -1))
-
-    def once(x, context):
-        x, context = context.select(x, repeat[::2].expand(len(x), -1))
-        bias = F.pad(torch.full((len(x), 1, 1, 8), 2.0, dtype=x.dtype).log(), (context.leading, 0))
-        return x, replace(context, sizes=torch.full((len(x), 8), 2.0), bias=bias)
-
+    tower = adapt(model)
     two, one = (ReducedTower(tower, {1: reducer})(pictures()) for reducer in (twice, once))
     torch.testing.assert_close(one, two, atol=1e-10, rtol=0)
 
