@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw
 from benchmarks import read_log, read_recipe
 from benchmarks.cells import accuracy_of
 from benchmarks.embedded import PART
+from benchmarks.statistics import RESAMPLES
 from benchmarks.together import frontier, reference_ladder
 from benchmarks.together.compositions import families
 from benchmarks.together.photo_models import CLIP as TEACHER
@@ -187,7 +188,7 @@ def evaluate(
         "pictures": {split: len(part) for split, part in parts.items()},
         "levels": {split: _levels(seen[0]) for split, seen in (("val", val), ("test", test))},
         "rows": controls.rows(val, test, costs, SHARES),
-        "savings": controls.savings(val, test, costs),
+        "savings": controls.savings(val, test, costs, 20 if smoke else RESAMPLES),
         "curves": controls.curves(test, costs),
         "ladder": _ladder(models, data, parts["val"], smoke),
         "reducers": _reducers(teacher, wave, parts, data, smoke),
