@@ -16,14 +16,15 @@ from tests.readme import ROOT
 FILES = sorted(
     path for package in ("common", "waveclip", "mlip", "patchrank") for path in (ROOT / package).glob("*.yaml")
 )
-RECIPES = [path for path in FILES if "class_path" in yaml.safe_load(path.read_text()).get("model", {})]
+CONTENTS = {path: yaml.safe_load(path.read_text()) for path in FILES}
+RECIPES = [path for path in FILES if "class_path" in CONTENTS[path].get("model", {})]
 OVERLAYS = [path for path in FILES if path not in RECIPES]
 
 
 def fits(overlay, recipe):
     """Whether an overlay is for this recipe."""
-    changed = yaml.safe_load(overlay.read_text()).get("model", {}).get("init_args", {})
-    package, _, name = yaml.safe_load(recipe.read_text())["model"]["class_path"].rpartition(".")
+    changed = CONTENTS[overlay].get("model", {}).get("init_args", {})
+    package, _, name = CONTENTS[recipe]["model"]["class_path"].rpartition(".")
     settings = signature(getattr(import_module(package), name)).parameters
     return recipe.parent == overlay.parent and set(changed) <= set(settings)
 

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw
 from benchmarks import read_log, read_recipe
 from benchmarks.cells import accuracy_of
 from benchmarks.embedded import PART
+from benchmarks.statistics import RESAMPLES
 from benchmarks.together import frontier, reference_ladder
 from benchmarks.together.compositions import families
 from benchmarks.together.photo_models import CLIP as TEACHER
@@ -58,6 +59,9 @@ __all__ = ["folder", "measure", "name_of", "render", "run", "stand_in"]
 RECIPES = "common/photos_clip.yaml", "waveclip/photos.yaml"
 SHARES = {"quarter": 0.25, "half": 0.5}
 """Operating points between the first step alone and all of both, by the share of val's pictures that is refined."""
+SeedModels = Mapping[str, Any]
+"""The WaveCLIP and the CLIPs of one seed, by the names that ``photo_models`` gives them."""
+MODELS = TEACHER, WAVE, HALF, TRAINED_ON
 _BATCH = 250
 
 
@@ -139,24 +143,12 @@ def measure(pictures: PhotoSet, smoke: bool = False) -> dict[str, Any] | None:
         log = pictures.out / "results" / read_log.LOG.name
         read_log.record(pictures.name, pictures.name, files, log)
         run_conditions["test_reads"] = max(read_log.reads(file, pictures.name, log) for file in files)
-    measured = evaluate(weights, data, smoke)
-    if not smoke:
-        for seed, files in enumerate(weights):
-            _write_answers(pictures.record(pictures.runs(seed)[WAVE]).with_suffix(".npz"), files, data)
+    kept = [] if smoke else [pictures.record(pictures.runs(seed)[WAVE]).with_suffix(".npz") for seed in range(seeds)]
+    measured = evaluate(weights, data, kept, smoke)
     result = {"name": pictures.name, "conditions": run_conditions, "runs": trainings, **measured}
     if not smoke:
         write_cards(pictures, trainings, result)
     return result
-
-
-def _write_answers(path: Path, files: Weights, data: ClassificationDataModule) -> None:
-    """Write what a seed's WaveCLIP answers on val and test, for tables over several data sets."""
-    wave, teacher = WaveTower.load(files[WAVE]).eval(), CLIP.load(files[TEACHER]).eval()
-    parts = {"val": data.val_pictures, "test": data.test_pictures}
-    read = {split: loader(part, data.preprocess, _BATCH) for split, part in parts.items()}
-    answers.write(
-        path, {split: answers.answers(wave, teacher, shown, data.class_prompts) for split, shown in read.items()}
-    )
 
 
 def _seeds() -> int:
@@ -167,40 +159,57 @@ def _seeds() -> int:
 
 
 @torch.no_grad()
-def evaluate(weights: Sequence[Weights], data: ClassificationDataModule, smoke: bool = False) -> dict[str, Any]:
-    """All parts of the result that come from the models' answers. weights: of every seed."""
+def evaluate(
+    weights: Sequence[Weights], data: ClassificationDataModule, kept: Sequence[Path], smoke: bool = False
+) -> dict[str, Any]:
+    """All parts of the result that come from the models' answers.
+
+    weights: of every seed.  kept: where each seed's WaveCLIP's answers are written, for tables over several data sets;
+    empty: nowhere.
+    """
     parts = {"val": data.val_pictures, "test": data.test_pictures}
     if smoke:
         parts = {split: part.subset(range(min(PART, len(part)))) for split, part in parts.items()}
-    size, prompts = data.image_size, data.class_prompts
-    full, halved = data.preprocess, replace(data.preprocess, size=size // 2)
     models = [
-        (
-            CLIP.load(files[TEACHER]).eval(),
-            WaveTower.load(files[WAVE]).eval(),
-            CLIP.load(files[TRAINED_ON]).eval(),
-            CLIP.load(files[HALF]).eval(),
-        )
+        {model: (WaveTower if model == WAVE else CLIP).load(file).eval() for model, file in files.items()}
         for files in weights
     ]
+    read = [{split: _answers(of_seed, part, data) for split, part in parts.items()} for of_seed in models]
+    if kept:
+        for path, by_split in zip(kept, read, strict=True):
+            answers.write(path, {split: by_model[WAVE] for split, by_model in by_split.items()})
     val, test = (
-        [
-            controls.answers(of_seed, loader(part, full, _BATCH), loader(part, halved, _BATCH), prompts)
-            for of_seed in models
-        ]
-        for part in parts.values()
+        [controls.seed_answers(*(by_split[split][model] for model in MODELS)) for by_split in read] for split in parts
     )
-    teacher, wave, _, half = models[0]
+    teacher, wave, half = (models[0][model] for model in (TEACHER, WAVE, HALF))
+    size = data.image_size
     costs = controls.Costs(cost(teacher.image_tower, size), exit_costs(wave, size), cost(half.image_tower, size // 2))
     return {
         "pictures": {split: len(part) for split, part in parts.items()},
         "levels": {split: _levels(seen[0]) for split, seen in (("val", val), ("test", test))},
         "rows": controls.rows(val, test, costs, SHARES),
-        "savings": controls.savings(val, test, costs),
+        "savings": controls.savings(val, test, costs, 20 if smoke else RESAMPLES),
         "curves": controls.curves(test, costs),
         "ladder": _ladder(models, data, parts["val"], smoke),
         "reducers": _reducers(teacher, wave, parts, data, smoke),
     }
+
+
+def _answers(models: SeedModels, part: ClassificationSet, data: ClassificationDataModule) -> dict[str, answers.Answers]:
+    """What each model of a seed answers for the pictures, read at its own size."""
+    return {
+        name: answers.answers(
+            model,
+            models[TEACHER] if name == WAVE else model,
+            loader(part, _halved(data) if name == HALF else data.preprocess, _BATCH),
+            data.class_prompts,
+        )
+        for name, model in models.items()
+    }
+
+
+def _halved(data: ClassificationDataModule) -> Preprocess:
+    return replace(data.preprocess, size=data.image_size // 2)
 
 
 def _levels(answers: controls.SeedAnswers) -> dict[str, dict[str, Any]]:
@@ -210,7 +219,7 @@ def _levels(answers: controls.SeedAnswers) -> dict[str, dict[str, Any]]:
 
 
 def _ladder(
-    models: Sequence[tuple[CLIP, WaveTower, CLIP, CLIP]],
+    models: Sequence[SeedModels],
     data: ClassificationDataModule,
     val: ClassificationSet,
     smoke: bool,
@@ -218,18 +227,18 @@ def _ladder(
     """The reference ladder on val."""
     count = min(len(data.training), 300 if smoke else reference_ladder.TRAINED_ON)
     chosen = sorted(Random("ladder").sample(range(len(data.training)), count))
-    full, halved = data.preprocess, replace(data.preprocess, size=data.image_size // 2)
+    full = data.preprocess
     shown, labels = _arrays(val, full)
     rows = reference_ladder.without_training(
         len(data.class_names), _arrays(data.training.subset(chosen), full), (shown, labels)
     )
-    small, grey = _arrays(val, halved)[0], [reference_ladder.grey(picture) for picture in shown]
-    for row, place, seen in (
-        (reference_ladder.HALF, 3, small),
-        (reference_ladder.FULL, 0, shown),
-        (reference_ladder.FULL_IN_GREY, 0, grey),
+    small, grey = _arrays(val, _halved(data))[0], [reference_ladder.grey(picture) for picture in shown]
+    for row, model, seen in (
+        (reference_ladder.HALF, HALF, small),
+        (reference_ladder.FULL, TEACHER, shown),
+        (reference_ladder.FULL_IN_GREY, TEACHER, grey),
     ):
-        right = [reference_ladder.named_right(of_seed[place], seen, labels, data.class_prompts) for of_seed in models]
+        right = [reference_ladder.named_right(of_seed[model], seen, labels, data.class_prompts) for of_seed in models]
         rows.append(reference_ladder.measured(row, right))
     return rows
 

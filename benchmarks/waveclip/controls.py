@@ -8,27 +8,21 @@ Shapes: M pictures, S training seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
-from torch import Tensor
 
 from benchmarks.cells import points, table
 from benchmarks.statistics import Values, difference, holm, mean_interval
+from benchmarks.waveclip.answers import Answers
 from benchmarks.waveclip.costs import Cost
 from benchmarks.waveclip.exits import curve_by_share
-from benchmarks.waveclip.observed import observe
 from benchmarks.waveclip.saving import ALLOWANCE, RESAMPLES, Exits, Saving, saving
-from common.clip import CLIP
-from common.contrastive import scaled_cosines
 from common.early_exit import threshold_for
-from common.zeroshot import embed_prompts
-from waveclip import MarginGate, WaveTower
 
 TEACHER, TRAINED_ON, HALF = "teacher (dense)", "teacher trained on", "half-resolution CLIP"
 WAVE, CASCADE, FINE = "WaveCLIP", "cascade of two CLIPs", "WaveCLIP's fine level"
@@ -73,37 +67,9 @@ class Costs:
         return wave if classifier == WAVE else [half, (half[0] + dense[0], half[1] + dense[1])]
 
 
-@torch.no_grad()
-def named(clip: CLIP, loader: Iterable[Mapping[str, Any]], prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """A CLIP's margins, fp32 [M], and which of its answers are right, bool [M]."""
-    classes, scale, gate = embed_prompts(clip, prompts), clip.logit_scale.exp(), MarginGate(0.0)
-    margins, right = [], []
-    for batch in track(loader, "evaluating"):
-        scores = scaled_cosines(clip.encode_image(batch["image"]), classes, scale).softmax(-1)
-        margins.append(gate.confidence(scores))
-        right.append(scores.argmax(-1) == batch["label"])
-    return torch.cat(margins), torch.cat(right)
-
-
-def answers(
-    models: tuple[CLIP, WaveTower, CLIP, CLIP],
-    whole: Iterable[Mapping[str, Any]],
-    halved: Iterable[Mapping[str, Any]],
-    prompts: Sequence[str],
-) -> SeedAnswers:
-    """The answers of (teacher, WaveCLIP of one level, teacher trained on, half-resolution CLIP).
-
-    whole, halved: batches of the same pictures at the teacher's size and at half of it.
-    """
-    teacher, wave, trained_on, half = models
-    seen = observe(teacher, wave, whole, list(prompts))
-    margin, first = named(half, halved, prompts)
-    _, second = named(trained_on, whole, prompts)
-    reference = seen.teacher.numpy()
-    return SeedAnswers(
-        Exits(seen.margin[0].numpy(), seen.coarse.numpy(), seen.fine.numpy(), reference),
-        Exits(margin.numpy(), first.numpy(), second.numpy(), reference),
-    )
+def seed_answers(teacher: Answers, wave: Answers, half: Answers, trained_on: Answers) -> SeedAnswers:
+    """Both classifiers of one training seed, on the same pictures."""
+    return SeedAnswers(wave.exits(teacher.last), half.cascade(trained_on, teacher.last))
 
 
 def rows(

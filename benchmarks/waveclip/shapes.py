@@ -106,10 +106,10 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def by_seed(families: Known, split: str) -> list[SeedAnswers]:
     """The answers on a split of the WaveCLIP and the controls of every seed; their teacher is that of seed 0."""
-    teacher = families["shapes-teacher"][split][0].last
+    teacher = families["shapes-teacher"][split][0]
     parts = (families[name][split] for name in ("shapes-waveclip", "shapes-half", "shapes-longer"))
     students = zip(*parts, strict=False)  # the seeds that all have
-    return [SeedAnswers(wave.exits(teacher), half.cascade(longer, teacher)) for wave, half, longer in students]
+    return [controls.seed_answers(teacher, wave, half, longer) for wave, half, longer in students]
 
 
 def rows(families: Known, costs: dict[str, float], resamples: int) -> list[dict[str, Any]]:

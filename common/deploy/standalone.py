@@ -19,8 +19,8 @@ def standalone(module: str) -> str:
     The modules must import at their top level alone, and what they import from outside must be installed where the
     program runs.
     """
-    main = _Module(module)
-    parts, needs = {module: main}, {}
+    parts, needs = _Parts(), {}
+    main = parts[module]
     for place in range(len(main.body)):
         _take(module, place, parts, needs)
     imports = _import_lines(set().union(*(part.imports() for part in parts.values())))
@@ -57,12 +57,20 @@ class _Module:
         return "".join("".join(lines[ends[place] : ends[place + 1]]) for place in sorted({*shown} - {0}))
 
 
-def _take(name: str, place: int, parts: dict[str, _Module], needs: dict[str, set[str]]) -> None:
+class _Parts(dict[str, _Module]):
+    """Modules by name, each read when it is first asked for."""
+
+    def __missing__(self, name: str) -> _Module:
+        self[name] = _Module(name)
+        return self[name]
+
+
+def _take(name: str, place: int, parts: _Parts, needs: dict[str, set[str]]) -> None:
     """Take a statement of a module, and what it uses there and in other modules of the suite.
 
     needs: module -> the modules that it imports from.
     """
-    module = parts.setdefault(name, _Module(name))
+    module = parts[name]
     needs.setdefault(name, set())
     if place in module.taken:
         return
@@ -70,7 +78,7 @@ def _take(name: str, place: int, parts: dict[str, _Module], needs: dict[str, set
     node = module.body[place]
     if _ours(node):
         needs[name].add(node.module)
-        source = parts.setdefault(node.module, _Module(node.module))
+        source = parts[node.module]
         for alias in node.names:
             _take(node.module, source.places[alias.name], parts, needs)
     for used in {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & module.places.keys():

@@ -1,9 +1,6 @@
 """InfoNCE by closed forms, brute force, and one process against two."""
 
 import math
-import subprocess
-import sys
-from datetime import timedelta
 
 import pytest
 import torch
@@ -11,6 +8,7 @@ from torch import distributed
 from torch.nn import functional as F
 
 from common.contrastive import clamp_logit_scale, gather_rows, info_nce
+from tests.common.ranks import on_two_ranks
 
 
 def pairs(count=6, dim=5):
@@ -97,8 +95,6 @@ WEIGHT = torch.linspace(-1, 1, 20, dtype=torch.float64).sin().reshape(5, 4)
 
 def one_rank(rank, folder):
     """Three of the six pairs; writes loss and gradient, averaged over the ranks as DDP does."""
-    store = {"init_method": f"file://{folder}/store", "timeout": timedelta(minutes=5)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2, **store)
     rows = slice(3 * rank, 3 * rank + 3)
     result = {"order": gather_rows(torch.tensor([rank, 10 + rank])).tolist()}
     for name, same in (("alone", None), ("joint", pairs()[2])):
@@ -107,13 +103,10 @@ def one_rank(rank, folder):
         distributed.all_reduce(gradient)
         result[name] = (loss / 2, gradient / 2)
     torch.save(result, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
-    with subprocess.Popen([sys.executable, __file__, "1", str(tmp_path)]) as other:
-        one_rank(0, tmp_path)
-    assert other.returncode == 0
+    on_two_ranks(one_rank, tmp_path)
     for rank in range(2):
         result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert result["order"] == [0, 10, 1, 11]
@@ -121,7 +114,3 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
             loss, gradient = joined_loss(WEIGHT, slice(None), same)
             torch.testing.assert_close(result[name][0], loss, atol=1e-6, rtol=0)
             torch.testing.assert_close(result[name][1], gradient, atol=1e-6, rtol=0)
-
-
-if __name__ == "__main__":  # the process that the last test starts beside its own
-    one_rank(int(sys.argv[1]), sys.argv[2])

@@ -1,9 +1,5 @@
 """Two processes that hold half of the parameters each train as one that holds them all."""
 
-import subprocess
-import sys
-from datetime import timedelta
-
 import pytest
 import torch
 from torch import distributed
@@ -15,6 +11,7 @@ from common.clip import CLIP
 from common.contrastive import info_nce
 from common.sharding import shard
 from common.testing import TINY_CAPTIONS
+from tests.common.ranks import on_two_ranks
 
 
 def train(clip, rows):
@@ -38,8 +35,6 @@ def model():
 
 def one_rank(rank, folder):
     """Trains on three of the six pairs; rank 0 writes what both hold together."""
-    store = {"init_method": f"file://{folder}/store", "timeout": timedelta(minutes=5)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2, **store)
     clip = shard(model(), mesh=init_device_mesh("cpu", (2,)))
     assert all(isinstance(parameter, DTensor) for parameter in clip.parameters())
     losses = train(clip, slice(3 * rank, 3 * rank + 3))
@@ -49,15 +44,12 @@ def one_rank(rank, folder):
     state = get_model_state_dict(clip, options=StateDictOptions(full_state_dict=True))
     if rank == 0:
         torch.save({"losses": losses / 2, "state": state, "embedding": embedding}, f"{folder}/result.pt")
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with subprocess.Popen([sys.executable, __file__, "1", str(folder)]) as other:
-        one_rank(0, folder)
-    assert other.returncode == 0
+    on_two_ranks(one_rank, folder)
     return torch.load(folder / "result.pt", weights_only=True)
 
 
@@ -78,7 +70,3 @@ def test_gathered_weights_load_and_save_as_ever(result, tmp_path):
     clip.save(tmp_path / "clip.safetensors")
     assert torch.equal(CLIP.load(tmp_path / "clip.safetensors").logit_scale, result["state"]["logit_scale"][0])
     assert clip.open_clip_state_dict()["logit_scale"].shape == ()
-
-
-if __name__ == "__main__":  # the process that the test starts beside its own
-    one_rank(int(sys.argv[1]), sys.argv[2])

@@ -1,12 +1,8 @@
 """A batch in parts against the batch at once: gradients, over two processes too, and what stays in memory."""
 
-import subprocess
-import sys
-from datetime import timedelta
-
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,6 +10,7 @@ from common.clip import CLIP
 from common.pretraining import CLIPPretraining
 from common.testing import TINY_CAPTIONS, tiny_architecture
 from common.two_pass import in_parts
+from tests.common.ranks import on_two_ranks
 
 
 class Loss(nn.Module):
@@ -66,19 +63,14 @@ def test_gradients_equal_those_of_one_large_batch(tmp_path, parts):
 
 def one_rank(rank, folder):
     """Three of the six pairs in two parts; writes the gradients that DDP made."""
-    store = {"init_method": f"file://{folder}/store", "timeout": timedelta(minutes=5)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2, **store)
     rows = slice(3 * rank, 3 * rank + 3)
     result = gradients(f"{folder}/tiny.json", 2, rows, DistributedDataParallel)
     torch.save(result, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
 
 
 def test_two_processes_in_parts_equal_one_large_batch(tmp_path):
     architecture = tiny_architecture(tmp_path)
-    with subprocess.Popen([sys.executable, __file__, "1", str(tmp_path)]) as other:
-        one_rank(0, tmp_path)
-    assert other.returncode == 0
+    on_two_ranks(one_rank, tmp_path)
     expected = gradients(architecture, 1)
     for rank in range(2):
         assert_equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
@@ -106,7 +98,3 @@ def test_refused_parts(tmp_path):
         training(tiny_architecture(tmp_path), 0)
     with pytest.raises(ValueError, match="parts 7 of a batch of 6 pairs would be empty; set parts to 6 at most"):
         in_parts(lambda rows: [rows], 7, torch.zeros(6, 2))
-
-
-if __name__ == "__main__":  # the process that the test starts beside its own
-    one_rank(int(sys.argv[1]), sys.argv[2])

@@ -1,13 +1,10 @@
 """Two processes equal one with the joined batch, for every loss, through PyTorch's own DDP."""
 
 import json
-import subprocess
-import sys
-from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,6 +13,7 @@ from common.contrastive import info_nce
 from mlip.declip import DeCLIPPretraining
 from mlip.pretraining import MLIPPretraining
 from mlip.slip import SLIPPretraining
+from tests.common.ranks import on_two_ranks
 
 SLIP = {"training": SLIPPretraining, "hidden_width": 12, "projection_width": 6}
 ALIKE = {
@@ -102,12 +100,9 @@ def gradients(architecture, options, rows, wrap):
 
 def one_rank(rank, folder):
     """Three of the six pairs of every batch; writes the gradients that DDP made."""
-    store = {"init_method": f"file://{folder}/store", "timeout": timedelta(minutes=5)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2, **store)
     rows = slice(3 * rank, 3 * rank + 3)
     result = {name: gradients(f"{folder}/tiny.json", ROWS[name], rows, DistributedDataParallel) for name in ROWS}
     torch.save(result, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +110,7 @@ def ranks(tmp_path_factory):
     """What both processes found, and the architecture's file."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "tiny.json").write_text(json.dumps(CLIP.tiny().architecture))
-    with subprocess.Popen([sys.executable, __file__, "1", str(folder)]) as other:
-        one_rank(0, folder)
-    assert other.returncode == 0
+    on_two_ranks(one_rank, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)], str(folder / "tiny.json")
 
 
@@ -179,7 +172,3 @@ def joined_loss(module, queues, whole):
     clip = sum(info_nce(image, text, scale, same=whole["caption_id"]) for image in unit for text in texts) / 4
     simsiam = [module.simsiam(raw[0][rows], raw[1][rows]) for rows in (slice(3), slice(3, 6))]
     return 0.4 * clip + 0.2 * neighbour + 0.2 * sum(simsiam) / 2
-
-
-if __name__ == "__main__":  # the process that the test starts beside its own
-    one_rank(int(sys.argv[1]), sys.argv[2])

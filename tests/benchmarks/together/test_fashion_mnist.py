@@ -7,8 +7,7 @@ import pytest
 from torchvision.datasets import FashionMNIST
 
 from benchmarks import RESULTS
-from benchmarks.embedded import PART
-from benchmarks.together import fashion_mnist, photo_models
+from benchmarks.together import fashion_mnist, photo_models, photos
 from benchmarks.together.fashion_mnist import pictures, render, stand_in, stand_in_losses
 from benchmarks.together.photo_models import CLIP, HALF, TRAINED_ON, WAVE, write_cards
 from common.cli import main as lightning
@@ -16,6 +15,8 @@ from common.data.classification import classification_set
 from tests.benchmarks.together.untrained import untrained
 
 FILES = ["fashion_mnist_clip.safetensors", "fashion_mnist_waveclip.safetensors"]
+PART = 60
+"""Pictures of each split that the smoke run reads here; any number shows what it does."""
 CONTROLS = ["fashion_mnist_clip_half.safetensors", "fashion_mnist_clip_trained_on.safetensors"]
 
 
@@ -26,6 +27,7 @@ def outcome(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFCLIP_RUNS", str(folder))
         patch.setattr(photo_models, "fit", untrained)
+        patch.setattr(photos, "PART", PART)
         return folder, json.loads(json.dumps(fashion_mnist.run(smoke=True)))
 
 
@@ -69,7 +71,7 @@ def test_the_table_says_what_was_reached_and_how_it_was_trained(outcome):
     text = render(result)["md"]
     assert "| WaveCLIP full | 100.0 % |" in text and "The CLIP above 85 %: NOT reached." in text
     assert "| fashion-mnist-clip | 4 | 7 | `lightning fit -c common/fashion_mnist_clip.yaml` |" in text
-    assert "Zero-shot among 10 names by “a photo of a {}.”, on 500 test pictures" in text
+    assert "Zero-shot among 10 names by “a photo of a {}.”, on 60 test pictures" in text
     result = json.loads(json.dumps(result))
     result["rows"][0]["interval"], result["rows"][4]["against_teacher"] = [0.851, 0.87], [-0.01, -0.019, 0.0]
     text = render(result)["md"]
@@ -84,7 +86,7 @@ def test_cards_name_data_and_command(outcome, monkeypatch):
         text = (folder / "smoke/weights" / file).with_suffix(".md").read_text()
         assert "(`make reproduce-fashion-mnist`)" in text and "Zalando SE, MIT licence" in text
         assert [line.split()[2] for line in text.splitlines() if line.startswith("| test,")] == levels
-        assert "of 500 pictures, zero-shot among 10 names" in text
+        assert "of 60 pictures, zero-shot among 10 names" in text
 
 
 def test_missing_data_is_said_before_anything_is_trained(monkeypatch, tmp_path):

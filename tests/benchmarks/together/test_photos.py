@@ -10,7 +10,7 @@ from benchmarks.together import photo_models, photos
 from benchmarks.together.frontier import PICTURES
 from benchmarks.together.photo_models import CLIP, HALF, TRAINED_ON, WAVE, PhotoSet, spelling, train, written_once
 from benchmarks.together.photos import RECIPES, render, stand_in
-from benchmarks.waveclip import controls
+from benchmarks.waveclip import answers, controls
 from common.cli import main as lightning
 from common.clip import CLIP as Model
 from common.tokenizer import Tokenizer
@@ -109,11 +109,24 @@ def test_effclip_evaluate_finds_the_same_accuracies(outcome, monkeypatch, tmp_pa
     weights = folder / "runs/photos/shapes-drawn/weights"
     clip, wave = (str(weights / f"photos_shapes_drawn_{model}.safetensors") for model in (CLIP, WAVE))
     data = ["--data", str(folder / "Shapes, drawn"), "--template", "single", "--device", "cpu", "--workers", "0"]
-    for model, level in ((["--model", clip], "teacher"), (["--model", wave, "--text-model", clip], "fine")):
+    half = str(weights / "photos_shapes_drawn_clip_half.safetensors")
+    for model, level in (
+        (["--model", clip], "teacher"),
+        (["--model", wave, "--text-model", clip], "fine"),
+        (["--model", half], controls.HALF),
+    ):
         out = tmp_path / level
         assert lightning(["evaluate", *model, *data, "--out", str(out)]) == 0
         (file,) = out.glob("*.json")
         assert json.loads(file.read_text())["metrics"]["top1"] == result["levels"]["test"][level]["accuracy"]
+
+
+def test_the_file_for_several_data_sets_has_the_answers_of_the_result(outcome):
+    folder, result = outcome
+    kept = answers.read(folder / "runs/photos/shapes-drawn/results/retrain/photos-shapes-drawn-waveclip.npz")
+    for split, levels in result["levels"].items():
+        found = kept[split].correct.mean(axis=1).tolist()
+        assert found == pytest.approx([levels[level]["accuracy"] for level in ("coarse", "fine")])
 
 
 def test_controls_have_the_students_training(tmp_path):

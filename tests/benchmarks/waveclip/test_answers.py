@@ -49,7 +49,9 @@ def example(pictures=11, levels=2, seed=0):
 def test_a_file_gives_back_what_was_written(tmp_path):
     splits = {"val": example(11), "test": example(16, seed=1)}
     answers.write(tmp_path / "a.npz", splits)
-    for split, part in answers.read(tmp_path / "a.npz").items():
+    found = answers.read(tmp_path / "a.npz")
+    assert found.keys() == splits.keys()
+    for split, part in found.items():
         for name in ("correct", "margin", "maximum"):
             value, expected = getattr(part, name), getattr(splits[split], name)
             assert value.dtype == expected.dtype and np.array_equal(value, expected)

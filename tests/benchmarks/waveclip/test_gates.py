@@ -25,7 +25,9 @@ def test_each_set_has_the_same_weight_however_many_pictures_it_has():
 
 def test_one_threshold_loses_nothing_where_the_sets_are_alike():
     found = {"CIFAR-10": [splits(PLACE, PLACE)], "Fashion-MNIST": [splits(PLACE, PLACE)]}
-    for at in at_shares(found, 20):
+    compared = at_shares(found, 20)
+    assert [at["share"] for at in compared] == list(gates.SHARES)
+    for at in compared:
         assert all(row["difference"] == (0, 0, 0) for row in at["rows"])
         assert all(row["refined"] == pytest.approx(at["share"], abs=0.01) for row in at["rows"])
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.adaptive import paths_of
 from common.cli import main
 from common.clip import CLIP
 from common.deploy import graphs, predict
@@ -38,15 +39,19 @@ def report(tower, tmp_path_factory):
 
 @torch.no_grad()
 def test_every_rate_answers_as_the_model_at_that_rate(tower, report):
+    assert report["setting"] == {"keep": 0.5} and len(report["stages"]) == 1
     images = pictures(5)
     for keep in (None, 0.25, 0.5, 1.0):
         expected = tower.at(keep or 0.5).encode_image(images)
         found = EarlyExit(report["folder"], keep=keep).all_levels(images.numpy())[-1]
         np.testing.assert_allclose(found, expected, atol=1e-5)
+    half, whole = (tower.at(keep).encode_image(images) for keep in (0.5, 1.0))
+    assert not torch.allclose(half, whole, atol=1e-2), "it prunes"
 
 
 def test_a_rate_costs_a_graph_and_no_weights(tower, report):
-    rates = report["keep_rates"]
+    rates, paths = report["keep_rates"], paths_of(tower)
+    assert report["gmacs"] == [pytest.approx(paths.costs(32)[paths.rates.index(0.5)])]
     assert [(entry["keep"], entry["file"]) for entry in rates] == [
         (0.25, "keep_0.25.onnx"), (0.5, "image.onnx"), (1.0, "keep_1.onnx")
     ]  # fmt: skip

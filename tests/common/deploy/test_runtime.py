@@ -18,15 +18,13 @@ from PIL import Image
 
 from common.data.images import open_picture
 from common.data.transforms import eval_transform, to_batch
-from common.deploy import graphs, predict
-from common.deploy.export import write_graphs
-from common.deploy.model import load
+from common.deploy import predict
 from common.deploy.runtime import EarlyExit, Words
 from common.deploy.standalone import standalone
 from common.deploy.text_export import write_tokenizer
 from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
-from tests.common.towers import NAMES, tiny_directory
+from tests.common.towers import NAMES
 
 WITHOUT_TORCH = """
 import runpy, sys
@@ -34,21 +32,6 @@ sys.modules |= dict.fromkeys(["torch", "torchvision", "open_clip", "common"])
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A tiny WaveCLIP of two levels."""
-    return load(tiny_directory(tmp_path_factory.mktemp("runtime") / "model"), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(model):
-    """Its export."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
-        write_graphs(model, "onnx", model.model.folder / "onnx")
-    return model.model.folder / "onnx"
 
 
 @pytest.fixture(scope="module")

@@ -66,12 +66,17 @@ def fill(folder, full, room):
 
 def serve():
     """Fork and run the requests of the standard input, one after the other, until one is null."""
+    import gc
+
     import lightning.pytorch.cli  # noqa: F401  imported here once for all
     import torch
 
     from common.cli import main
 
     torch.set_num_threads(1)
+    # No child looks for garbage among the half a million objects of the imports, and so none copies their memory.
+    gc.collect()
+    gc.freeze()
     for request in map(json.loads, sys.stdin):
         if request is None:
             return
