@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from benchmarks.embedded import MODELS, REVISION
 from benchmarks.mlip import shapes_runs
 from benchmarks.patchrank.runs import COMMAND
-from benchmarks.patchrank.tasks import FOR_ALL, PLAIN, PRUNE_LAYER
+from benchmarks.patchrank.tasks import COMMITTED, PRUNE_LAYER
 from common.clip import CLIP
 from common.reducer_registry import Setting, named
 from common.reduction import Place, ReducedTower, Reducer
@@ -33,7 +32,7 @@ FINE_KEEPS = (0.25, 0.5, 0.75)
 DENSE, WAVE = "dense teacher", "WaveCLIP"
 RANKED = "teacher + rank predictor"
 TRAINED = {
-    RANKED: (FOR_ALL, COMMAND),
+    RANKED: (COMMITTED / "shapes.safetensors", COMMAND),
     "CLIP trained as MLIP": (shapes_runs.BY_NAME["clip"].output, f"{shapes_runs.COMMAND} --only clip-0"),
     "MLIP": (shapes_runs.BY_NAME["mlip"].output, f"{shapes_runs.COMMAND} --only mlip-0"),
 }
@@ -93,13 +92,10 @@ def families(teacher: CLIP, wave: WaveTower, smoke: bool = False, embedded: bool
 
 
 def trained(teacher: CLIP, keeps: Sequence[float]) -> list[Family]:
-    """The methods of TRAINED whose weights exist; the rank predictor prunes the teacher at ``keeps``.
-
-    A predictor that was trained on another CLIP's patches is none of them.
-    """
+    """The methods of TRAINED whose weights exist; the rank predictor prunes the teacher at ``keeps``."""
     methods = []
     for name, (path, _) in TRAINED.items():
-        if not path.is_file() or (name == RANKED and PLAIN.weights != MODELS[REVISION][0]):
+        if not path.is_file():
             continue
         if name == RANKED:
             predictor = load_predictor(path, teacher.image_tower, PRUNE_LAYER).eval()

@@ -1,17 +1,15 @@
 """The frontier on a tiny CLIP and noise: what is chosen, what it costs, what dominates, and what is said."""
 
 import json
-from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
-from benchmarks.embedded import MODELS, REVISION
 from benchmarks.mlip import shapes_runs
 from benchmarks.mlip.shapes_runs import CLIP as CLIP_ROW
 from benchmarks.mlip.shapes_runs import MLIP_ROW
-from benchmarks.together import compositions, frontier
+from benchmarks.together import frontier
 from benchmarks.together.compositions import DENSE, FINE_KEEPS, KEEPS, RANKED, TRAINED, WAVE, Family, families, reducers
 from benchmarks.together.frontier import (
     best_within,
@@ -211,13 +209,7 @@ def test_what_the_figure_cuts_off_is_named_at_its_edge():
         assert name.get_text() == "MLIP: 41.0" and name.xy == pytest.approx((x, axes.get_ylim()[0]))
 
 
-def ranks_patches_of(weights, monkeypatch):
-    """The rank predictor is said to be trained on this CLIP."""
-    monkeypatch.setattr(compositions, "PLAIN", replace(compositions.PLAIN, weights=weights))
-
-
-def test_trained_methods_are_there_when_their_weights_are(tiny, untrained, monkeypatch):
-    ranks_patches_of(MODELS[REVISION][0], monkeypatch)
+def test_trained_methods_are_there_when_their_weights_are(tiny, untrained):
     clip, wave = tiny
     predictor = RankPredictor.for_tower(clip.image_tower).eval()
     mlip = MLIP(clip.architecture, frequency_layers=1, keep_rates={3: 0.5}).eval()
@@ -237,19 +229,6 @@ def test_trained_methods_are_there_when_their_weights_are(tiny, untrained, monke
         found = by_name["MLIP"].models[None].encode_image(pictures)
         torch.testing.assert_close(found, mlip.encode_image(pictures))
     assert list(by_name[RANKED].models) == list(KEEPS)
-
-
-def test_a_predictor_of_another_clips_patches_is_left_out(tiny, untrained, monkeypatch):
-    """It fits the tower, since both have as many tokens, and would rank by what it never saw."""
-    clip, wave = tiny
-    path, _ = TRAINED[RANKED]
-    save_predictor(RankPredictor.for_tower(clip.image_tower), path, 1, torch.float32)
-    try:
-        for weights, there in ((untrained / "another.safetensors", False), (MODELS[REVISION][0], True)):
-            ranks_patches_of(weights, monkeypatch)
-            assert (RANKED in {method.name for method in families(clip, wave)}) == there
-    finally:
-        path.unlink()
 
 
 def test_mlips_rows_are_those_of_its_experiment_on_the_same_scenes():
