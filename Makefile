@@ -17,7 +17,7 @@ help: ## explain every target and variable
 	@echo "tables and figures:"
 	@$(PYTHON) -c 'from benchmarks.registry import listing; print(listing("reproduce-"))'
 	@echo
-	@echo "variables, as in make retrain ONLY=teacher:"
+	@echo "variables, as in make retrain ONLY=shapes-teacher-0:"
 	@awk -F '## = ' '/^## = / { print "  " $$2 }' Makefile
 ## = SMOKE=1          benchmarks at their smallest, for a check that takes minutes
 ## = IMAGENET=DIR     ImageNet's val folder: fills the accuracies of paper scale

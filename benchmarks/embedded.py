@@ -28,22 +28,24 @@ from common.zeroshot import embed_prompts
 from waveclip import WaveTower
 
 REVISION = 2
-"""The scenes of WAVECLIP's table and figures. Patch Ranking, MLIP and the frontier still show revision 1."""
-TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
-"""Revision 1's CLIP for scenes of 48 px, and the WaveCLIP of one level that was distilled from it."""
-MODELS = {1: (TEACHER, STUDENT), 2: (WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_waveclip.safetensors")}
-"""Teacher and student for 48 px by revision; revision 2's are those of training seed 0."""
+"""The scenes of WAVECLIP's table and figures, of the frontier and of the packaged model: scenes of shape."""
+TEACHER = WEIGHTS / "embedded_clip.safetensors"
+"""Revision 1's CLIP, from which the models start that are still of revision 1."""
+MODELS = {REVISION: (WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_waveclip.safetensors")}
+"""Teacher and student of one level for 48 px, those of training seed 0, by revision."""
 TEACHER_96, STUDENT_96 = WEIGHTS / "shapes_clip_96.safetensors", WEIGHTS / "shapes_waveclip_96.safetensors"
 """Revision 2's for scenes of 96 px; this WaveCLIP has two levels."""
 LOGGED = {1: "embedded", 2: "shapes"}
 """The data's name in the log of reads of test, by revision."""
 GUIDE = WEIGHTS / "embedded_guide.safetensors"
 """The Guide of MLIP's embedded models."""
-RULE = (
-    "every emoji of one code point that Twemoji draws and whose CLDR short name has at most 11 characters "
-    "(no country flags, keycaps, skin tones or joined sequences), held-out names aside"
-)
-"""Which names the classification of revision 1 tells apart."""
+RULES = {
+    1: "every emoji of one code point that Twemoji draws and whose CLDR short name has at most 11 characters "
+    "(no country flags, keycaps, skin tones or joined sequences), held-out names aside",
+    2: "every emoji of one code point in Unicode's groups Food & Drink, Activities, Objects and Symbols that Twemoji "
+    "draws and whose CLDR short name has at most 11 characters and no word for a colour, held-out names aside",
+}
+"""Which names the classification tells apart, by revision."""
 FASHION_MNIST_ATTRIBUTION = (
     "Trained on the training pictures of Fashion-MNIST (H. Xiao, K. Rasul and R. Vollgraf, 2017), copyright Zalando "
     "SE, MIT licence."

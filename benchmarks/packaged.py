@@ -8,15 +8,15 @@ from common.packaged import PackagedModel
 
 def embedded() -> PackagedModel:
     """The embedded WaveCLIP, with the text tower of the CLIP that it was distilled from."""
-    from common.data.embedded.scenes import class_names
+    from common.data.embedded.shapes import class_names
     from common.data.embedded.twemoji import TEMPLATES
 
     names = class_names("seen")
     return PackagedModel(
-        WEIGHTS / "embedded_waveclip.safetensors",
-        WEIGHTS / "embedded_clip.safetensors",
+        WEIGHTS / "shapes_waveclip.safetensors",
+        WEIGHTS / "shapes_clip.safetensors",
         names,
         TEMPLATES,
-        f"the embedded WaveCLIP (benchmarks/weights, 48 px): it knows {len(names):,} emoji by name and nothing else, "
-        "and refuses words outside of its vocabulary; --model names another",
+        f"the embedded WaveCLIP (benchmarks/weights, 48 px): it knows {len(names):,} emoji by their shapes and nothing "
+        "else, and refuses words outside of its vocabulary; --model names another",
     )

@@ -37,7 +37,7 @@ usage: lightning {fit,validate,test,predict} -c FILE.yaml [-c OVERLAY.yaml ...] 
        effclip models [WORD] | datasets | doctor | --version
 
   -c FILE.yaml        a recipe, or changes to the recipes before it; a packaged one is found from any
-                      directory by its name, such as waveclip/embedded.yaml
+                      directory by its name, such as waveclip/shapes.yaml
   --KEY VALUE         one changed setting, such as --trainer.max_steps 100 or --model.init_args.NAME VALUE
   --print_config      print the whole configuration and stop
   --ckpt_path FILE    continue from, or evaluate, a checkpoint (last: the newest of this recipe); what the recipe

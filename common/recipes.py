@@ -14,7 +14,7 @@ from pathlib import Path
 
 PACKAGES = ("common", "waveclip", "mlip", "patchrank", "benchmarks")
 """The packages of this suite. ``PACKAGE/FILE.yaml`` names a recipe in one of them."""
-_EXAMPLE = "waveclip/embedded.yaml"
+_EXAMPLE = "waveclip/shapes.yaml"
 
 
 def resolve_configs(argv: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ from common.paths import runs_directory
 from common.stages import EncodeImage
 
 RESULTS = STORED / "mlip"
-RECIPE, SEEDS = "mlip/embedded.yaml", (0, 1, 2)
+DATA, RECIPE, SEEDS = "embedded-1", "mlip/embedded.yaml", (0, 1, 2)
 PICTURES, HELD_OUT = 8000, 2000
 """A row is scored on the first so many pictures of seen names, and of held-out ones."""
 COMMAND = "python -m benchmarks mlip-ablations"
@@ -143,9 +143,9 @@ def evaluate(weights: Path, recipe: str) -> dict[str, Any]:
     model, settings = load_model(str(weights)), Settings()
     held_out = replace(settings, limit=HELD_OUT)
     for split in ("unseen", "unseen-alone"):
-        data = source("embedded", "zeroshot", split)
+        data = source(DATA, "zeroshot", split)
         result[split] = zero_shot(model, data, data.templates, held_out) | {"names": len(data.class_names)}
-    result["retrieval"] = retrieval(model, source("embedded", "retrieval"), settings)
+    result["retrieval"] = retrieval(model, source(DATA, "retrieval"), settings)
     picture = torch.zeros(1, 3, model.image_size, model.image_size)
     images = getattr(model.images, "image_tower", model.images)  # a FILIP counts its head too
     return result | {"gmacs": count_macs(EncodeImage(images), picture).gmacs}

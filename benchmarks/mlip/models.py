@@ -24,10 +24,10 @@ from torch import Tensor
 
 from benchmarks import RESULTS
 from benchmarks.embedded import GUIDE
-from benchmarks.mlip.ablations import BASELINE, COMMAND, MODEL
+from benchmarks.mlip.ablations import BASELINE, COMMAND, DATA, MODEL
 from common.clip import CLIP
 from common.conditions import conditions, digest
-from common.data.lookup import Captioned, Labelled, Place, source
+from common.data.lookup import REVISIONS, Captioned, Labelled, Place, source
 from common.models import load_model
 from common.paths import runs_directory
 from mlip.model import MLIP
@@ -54,13 +54,13 @@ class Subject:
     """
 
     models: dict[str, CLIP]
-    data: str = "embedded"
+    data: str = DATA
     names: dict[str, str] | None = None
 
     def pictures(self, task: str, split: str | None = None) -> Labelled | Captioned:
         """The set for a task; split: that of the embedded benchmark, where it is not the default."""
         place = Place(os.environ.get("EFFCLIP_DATA"), os.environ.get("CAPTIONS"))
-        return source(self.data, task, split if self.data == "embedded" else None, place)
+        return source(self.data, task, split if self.data in REVISIONS else None, place)
 
     def batches(self, name: str, pictures: Labelled | Captioned, limit: int | None) -> Iterator[dict[str, Tensor]]:
         """{"image": [B,3,S,S]} as a model reads them, and "label" where there are labels, on its device.

@@ -80,11 +80,11 @@ class Row:
 
 
 ROWS = (
-    Row("clip", "CLIP", CLIP),
+    Row("clip", "CLIP", CLIP, output=WEIGHTS / "shapes_mlip_baseline.safetensors"),
     Row("frequency", "CLIP + frequency transform", MLIP_ROW),
     Row("tokens", "CLIP + token alignment", CLIP),
     Row("frequency-tokens", "CLIP + both", MLIP_ROW),
-    Row("mlip", "MLIP (one to many, one to one)", MLIP_ROW),
+    Row("mlip", "MLIP (one to many, one to one)", MLIP_ROW, output=WEIGHTS / "shapes_mlip.safetensors"),
     Row("no-guide", "MLIP without Guide", MLIP_ROW),
     Row("one-many", "MLIP, one to one, one to many", MLIP_ROW),
     Row("one-one", "MLIP, one to one, one to one", MLIP_ROW),

@@ -92,10 +92,13 @@ def _alone(result: Result) -> str:
 
 
 def best_composition(result: Result) -> str | None:
-    """The composed row with the highest lower end of its gain."""
+    """The composed row with the highest lower end of its gain, of one training seed."""
     composed = [row for row in result["rows"] if row["composed"]]
-    best = max(composed, key=lambda row: row["rival"]["difference"][1], default=None)
-    return best and f"{best['method']}: {points(best['rival']['difference'])} points"
+    if not composed:
+        return None
+    best = max(composed, key=lambda row: row["rival"]["difference"][1])
+    said = "one seed" if "names" in result["conditions"] else "revision 1"
+    return f"{best['method']}: {points(best['rival']['difference'])} points, best of {len(composed)} ({said})"
 
 
 def speed_of_towers(result: Result) -> str:
@@ -128,8 +131,8 @@ def table() -> str:
     lines = cells.table(head, [line.cells() for line in LINES], left=range(4))
     note = (
         "Embedded scale, but for the image side of ViT-B/16 and the speeds, which are those of real sizes. WaveCLIP's "
-        "first two lines are of revision 2, scenes of shape. The accuracies of MLIP, Patch Ranking and the "
-        "compositions are still of revision 1, which measures colours. Each command prints the whole table with its "
-        "conditions."
+        "first two lines are of revision 2, scenes of shape. The accuracies of MLIP and Patch Ranking are still of "
+        "revision 1, which measures colours, as are those whose cell says so. Each command prints the whole table with "
+        "its conditions."
     )
     return f"{lines}\n\n{note}\n"

@@ -27,6 +27,7 @@ from open_clip_train.data import (
 from PIL import Image
 
 from benchmarks.cells import table
+from benchmarks.embedded import REVISION
 from common.conditions import conditions
 from common.data.embedded.module import pack, scene
 from common.data.packing import write_manifest, write_tar
@@ -42,9 +43,9 @@ _PHOTO = (320, 256)  # width and height of a usual web image after img2dataset h
 def run(smoke: bool = False) -> dict[str, Any]:
     """Measure both loaders on the embedded shards and on images of a photo's size, in alternating rounds."""
     rounds, batch, shards, samples = (1, 8, WORKERS, 16) if smoke else (5, 128, 8, 256)
-    drawn = sorted(pack("val" if smoke else "train").glob("*.tar"))[:shards]
+    drawn = sorted(pack("val" if smoke else "train", revision=REVISION).glob("*.tar"))[:shards]
     rows = [
-        _row("embedded pictures, 56 px", drawn, "common/embedded_clip.json", batch, rounds),
+        _row("embedded pictures, 56 px", drawn, "common/shapes_clip.json", batch, rounds),
         _row(f"JPEGs of {_PHOTO[0]}x{_PHOTO[1]} px", _photo_shards(shards, samples), "ViT-B-32", batch, rounds),
     ]
     return {
@@ -121,7 +122,7 @@ def _photo_shards(shards: int, samples: int) -> list[Path]:
 
 
 def _photo(number: int, rng: np.random.Generator) -> dict[str, bytes]:
-    picture, caption = scene("train", number)
+    picture, caption = scene("train", number, REVISION)
     pixels = np.asarray(picture.render().resize(_PHOTO, Image.Resampling.BICUBIC)).astype(np.float32)
     noisy = pixels + rng.normal(0, 12, pixels.shape[:2])[..., None]
     file = io.BytesIO()

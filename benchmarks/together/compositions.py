@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from benchmarks.mlip.ablations import BASELINE, MODEL
-from benchmarks.mlip.models import MAKE
+from benchmarks.mlip import shapes_runs
 from benchmarks.patchrank.runs import COMMAND
-from benchmarks.patchrank.tasks import FOR_ALL, PRUNE_LAYER
+from benchmarks.patchrank.tasks import COMMITTED, PRUNE_LAYER
 from common.clip import CLIP
 from common.reducer_registry import Setting, named
 from common.reduction import Place, ReducedTower, Reducer
@@ -33,9 +32,9 @@ FINE_KEEPS = (0.25, 0.5, 0.75)
 DENSE, WAVE = "dense teacher", "WaveCLIP"
 RANKED = "teacher + rank predictor"
 TRAINED = {
-    RANKED: (FOR_ALL, COMMAND),
-    "CLIP trained as MLIP": (BASELINE, MAKE[BASELINE]),
-    "MLIP": (MODEL, MAKE[MODEL]),
+    RANKED: (COMMITTED / "shapes.safetensors", COMMAND),
+    "CLIP trained as MLIP": (shapes_runs.BY_NAME["clip"].output, f"{shapes_runs.COMMAND} --only clip-0"),
+    "MLIP": (shapes_runs.BY_NAME["mlip"].output, f"{shapes_runs.COMMAND} --only mlip-0"),
 }
 """The methods with weights of their own: the file, and the command that trains it."""
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
-from benchmarks.embedded import RULE, STUDENT, TEACHER
+from benchmarks.embedded import MODELS, REVISION, RULES
 from benchmarks.together import deploy_costs, deploy_tables
 from common.cli import main as effclip
 from common.conditions import conditions, digest
 from common.data.embedded.folder import main as embedded_folder
-from common.data.embedded.module import class_names
+from common.data.embedded.module import scenes_of
 from common.paths import runs_directory
 
 STEPS = (
@@ -31,7 +31,7 @@ STEPS = (
     ("effclip classify runs/emoji --gmacs 0.015 --out runs/emoji.csv",),
     (
         "rm -rf runs/emoji-model",
-        "effclip convert benchmarks/weights/embedded_waveclip.safetensors runs/emoji-model",
+        "effclip convert benchmarks/weights/shapes_waveclip.safetensors runs/emoji-model",
         "effclip export runs/emoji-model --format onnx",
     ),
 )
@@ -40,7 +40,7 @@ PYTHON = """\
 from common.deploy.model import load
 
 model = load()  # the embedded model, as calibrated above; load("DIR"): a model directory
-answers = model.classify("runs/emoji", gmacs=0.015)  # or ["red apple", "rocket"] for labels of yours
+answers = model.classify("runs/emoji", gmacs=0.015)  # or ["violin", "cookie"] for labels of yours
 print(answers[0])
 """
 """The last block, which needs the calibration by the blocks before."""
@@ -50,13 +50,18 @@ _PROGRAMS = {"effclip": lambda words: effclip(words), "python": lambda words: em
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Run all steps. ValueError: a command failed; with its error output."""
+    """Run all steps, then measure the costs. ValueError: a command failed; with its error output."""
+    return run_commands(smoke) | {"costs": deploy_costs.measure(smoke)}
+
+
+def run_commands(smoke: bool = False) -> dict[str, Any]:
+    """The result without the costs. ValueError: a command failed; with its error output."""
     run_conditions = conditions(
         "embedded",
         seeds=1,
-        weights={path.name: digest(path) for path in (TEACHER, STUDENT)},
-        names=len(class_names("seen")),
-        rule=RULE,
+        weights={path.name: digest(path) for path in MODELS[REVISION]},
+        names=len(scenes_of(REVISION).class_names("seen")),
+        rule=RULES[REVISION],
         chosen_on="val",
         reported_on="the first 200 pictures of test",
     )
@@ -64,8 +69,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         steps = [{"lines": list(lines), "printed": [_printed(line, smoke) for line in lines]} for lines in STEPS]
         printed = _captured("the Python block", lambda: exec(PYTHON, {}))
         steps.append({"lines": PYTHON.splitlines(), "language": "python", "printed": [printed]})
-    costs = deploy_costs.measure(smoke)
-    return {"name": "deploy", "conditions": run_conditions, "steps": steps, "costs": costs}
+    return {"name": "deploy", "conditions": run_conditions, "steps": steps}
 
 
 def _printed(line: str, smoke: bool) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.embedded import STUDENT, TEACHER
+from benchmarks import read_log
+from benchmarks.embedded import LOGGED, MODELS, REVISION
 from benchmarks.together.evaluations import collect, markdown
 from common.conditions import conditions
 from common.evaluate import command as evaluate
@@ -21,13 +22,17 @@ _PARTS = (
     ("--tasks", "retrieval"),
     ("--tasks", "linear-probe", "--shots", "1,4"),
 )
-"""Two shot counts only: with more images of 644 names the probe's search takes longer than all the rest."""
+"""Two shot counts only: with more images of a name the probe's search takes longer than all the rest."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
     """Evaluate both models on every part (smoke: on 64 images, without the probe)."""
-    run_conditions = conditions("embedded", seeds=1)
-    models = (("--model", str(TEACHER)), ("--model", str(STUDENT), "--text-model", str(TEACHER)))
+    teacher, student = MODELS[REVISION]
+    if not smoke:
+        read_log.record("embedded-models", LOGGED[REVISION], (teacher, student))
+    reads = max(read_log.reads(path, LOGGED[REVISION]) for path in (teacher, student))
+    run_conditions = conditions("embedded", seeds=1, test_reads=reads)
+    models = (("--model", str(teacher)), ("--model", str(student), "--text-model", str(teacher)))
     small = ("--limit", "64", "--batch-size", "32", "--workers", "0") if smoke else ()
     with TemporaryDirectory() as folder:
         for model in models:
@@ -39,4 +44,5 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
-    return {"md": markdown(result["results"]), "figures": {}}
+    reads = result["conditions"]["test_reads"]
+    return {"md": f"{markdown(result['results'])}\nTest was read {reads} times with these models.\n", "figures": {}}

@@ -19,9 +19,11 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import read_log
 from benchmarks.cells import Result, accuracy, accuracy_of, points, table
-from benchmarks.embedded import PART, STUDENT, TEACHER, batches, models, prompts
-from benchmarks.patchrank.methods import REVISION, remark
+from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, batches, models, prompts
+from benchmarks.patchrank.methods import REVISION as REDUCERS
+from benchmarks.patchrank.methods import remark
 from benchmarks.together.compositions import DENSE, TRAINED, WAVE, Family, families
 from benchmarks.waveclip.observed import Observed
 from common.adaptive import path_costs, probabilities
@@ -64,26 +66,26 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
     smoke: one keep rate, two budgets, 250 pictures. ValueError: no weights of teacher or WaveCLIP.
     """
-    teacher, wave = models(revision=1)
+    teacher, wave = models()
     methods = families(teacher, wave, smoke)
     missing = TRAINED.keys() - {method.name for method in methods}
-    weights = (TEACHER, STUDENT, *(path for name, (path, _) in TRAINED.items() if name not in missing))
+    weights = (*MODELS[REVISION], *(path for name, (path, _) in TRAINED.items() if name not in missing))
+    if not smoke:
+        read_log.record("frontier", LOGGED[REVISION], weights)
     few = (dict.fromkeys(PICTURES, 250), BUDGETS[1:3], 1)
     pictures, budgets, rounds = few if smoke else (PICTURES, BUDGETS, ROUNDS)
+    setting = {"dtype": "float32", "batch": BATCH, "rounds": rounds, "reducers": REDUCERS, "names": len(prompts())}
     run_conditions = conditions(
         "embedded",
         seeds=1,
-        dtype="float32",
-        batch=BATCH,
-        rounds=rounds,
         weights={path.name: digest(path) for path in weights},
-        chosen_on="val, its first pictures",
-        reported_on="test, its first pictures, read once",
-        reducers=REVISION,
+        **{"chosen_on": "val, its first pictures", "reported_on": "test, its first pictures"},
+        test_reads=max(read_log.reads(path, LOGGED[REVISION]) for path in weights),
+        **setting,
     )
-    timed = torch.cat([batch["image"] for batch in batches("test", PART, revision=1)])[: BATCH if smoke else TIMED]
-    splits = [batches(split, pictures[split], revision=1) for split in ("val", "test")]
-    rows = measure(methods, *splits, prompts(revision=1), budgets, timed, rounds)
+    timed = torch.cat([batch["image"] for batch in batches("test", PART)])[: BATCH if smoke else TIMED]
+    splits = [batches(split, pictures[split]) for split in ("val", "test")]
+    rows = measure(methods, *splits, prompts(), budgets, timed, rounds)
     return {
         "name": "frontier",
         "conditions": run_conditions,
@@ -239,9 +241,8 @@ def set_against_rivals(
     for row in (row for row in rows if row["composed"]):
         alone = [method for method in methods if not method.composed]
         best = {method.name: best_within(method, evaluated, costs, row["val"]["gmacs"]) for method in alone}
-        name, rival = max(
-            ((name, point) for name, point in best.items() if point is not None), key=lambda item: item[1].accuracy
-        )
+        within = [(name, point) for name, point in best.items() if point is not None]
+        name, rival = max(within, key=lambda item: item[1].accuracy)
         theirs, _ = test[name, rival.keep].at(rival.threshold)
         ours, _ = test[row["method"], row["keep"]].at(row["threshold"])
         row["rival"] = {"method": name, "keep": rival.keep, "difference": paired_difference(ours, theirs)}
@@ -335,9 +336,12 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _note(result: dict[str, Any]) -> str:
     run, pictures = result["conditions"], result["pictures"]
+    shapes = "names" in run  # stored since the scenes are those of shape
+    shown = f"{run['names']} names on scenes of shape" if shapes else "revision 1, which measures colours"
+    reads = f" Test was read {run['test_reads']} times with these models." if shapes else ""
     return (
-        f"Embedded scale, the first {pictures['test']:,} pictures of test; each row is the setting with the highest "
-        f"accuracy on the first {pictures['val']:,} of val within "
+        f"Embedded scale, {shown}; the first {pictures['test']:,} pictures of test. Each row is the setting with the "
+        f"highest accuracy on the first {pictures['val']:,} of val within "
         f"{', '.join(f'{100 * share:.0f}' for share in result['budgets'])} % of the dense teacher's multiply-adds "
         "(image tower, attention on both sides). Keep: the patch tokens that stay, of the teacher's from its second "
         "block on, in a composition of WaveCLIP's fine level, whose cached coarse tokens all stay; merging methods "
@@ -348,7 +352,7 @@ def _note(result: dict[str, Any]) -> str:
         "CLIP beside it were trained for minutes, on their own. Random: one draw of places for all pictures. One "
         f"training seed. Time from pixels to class probabilities, × against the dense teacher: batch {run['batch']}, "
         f"medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, {run['threads']} threads, "
-        f"torch {run['torch']}. Dominated: another row is as accurate for no more.{remark(run)}"
+        f"torch {run['torch']}. Dominated: another row is as accurate for no more.{reads}{remark(run)}"
     )
 
 

@@ -18,27 +18,18 @@ from typing import Any
 
 import torch
 
-from benchmarks import ROOT, cells, read_recipe
-from benchmarks.embedded import GUIDE, PART, STUDENT, TEACHER, batches, prompts, right_answers
+from benchmarks import cells, read_recipe
+from benchmarks.embedded import GUIDE, PART, TEACHER, batches, prompts, right_answers
 from benchmarks.training import shapes
 from benchmarks.training.run import STORED, Evaluation, Run, command, work
-from benchmarks.waveclip.observed import observe
-from common.data.embedded.module import class_names, scenes_of
 from common.models import load_model
-from common.weights import read_record
-from waveclip import WaveTower
 
-_WAVE = "waveclip/embedded.yaml"
-RUNS = (
+FIRST = (
     Run("teacher", "common/embedded_clip.yaml", 26, output=TEACHER),
-    Run("waveclip", _WAVE, 50, output=STUDENT),
-    *(Run(f"waveclip-seed{seed}", _WAVE, 15, seed) for seed in range(3)),
-    Run("waveclip-short", _WAVE, 3),
-    Run("waveclip-new-only", _WAVE, 3, settings={"model": {"train": "new"}}),
-    Run("waveclip-random-start", _WAVE, 3, settings={"model": {"start": "random"}}),
     Run("guide", "mlip/guide_mae.yaml", 3, output=GUIDE),
-    *shapes.RUNS,
 )
+"""Those of revision 1, from which models start that are still of it."""
+RUNS = (*FIRST, *shapes.RUNS)
 
 
 def chosen(only: str | None) -> list[Run]:
@@ -75,31 +66,20 @@ def _evaluation(run: Run, overlay: str | None) -> Evaluation:
 def evaluate(
     weights: Path, recipe: str, splits: Sequence[str] = ("val", "test"), count: int | None = None
 ) -> dict[str, Any]:
-    """Zero-shot accuracy on some splits: {"names": C, split: {level: ...}}; the one level of a CLIP is "top1".
+    """Zero-shot accuracy of a CLIP on some splits of revision 1: {"names": C, split: {"top1": ...}}.
 
     "first" counts the right answers on the first PART pictures, for a check that need not see all of them.
-    recipe: of the training; it holds the image size, and the teacher of a WaveCLIP.
+    recipe: of the training; it holds the image size.
     count: how many of the first images of a split, a multiple of 250; None: all.
     """
-    settings = read_recipe(recipe)
-    size = settings["data"]["init_args"].get("image_size")
-    student = WaveTower.load(weights).eval() if "wave" in read_record(weights) else None
-    clip = load_model(str(ROOT / settings["model"]["init_args"]["weights"] if student else weights)).text_encoder()
-    texts = prompts(revision=1)
-    result: dict[str, Any] = {"names": len(class_names("seen"))}
+    size = read_recipe(recipe)["data"]["init_args"].get("image_size")
+    clip, texts = load_model(str(weights)).text_encoder(), prompts(revision=1)
+    result: dict[str, Any] = {"names": len(texts)}
     with torch.no_grad():
         for split in splits:
-            pictures = batches(split, count, size, revision=1)
-            if student is None:
-                levels = {"top1": right_answers(clip, pictures, texts)}
-            else:
-                correct = observe(clip, student, pictures, texts).correct
-                names = ["coarse", *(f"level {step}" for step in range(1, len(correct) - 1)), "fine"]
-                levels = dict(zip(names, correct, strict=True))
-            result[split] = {
-                name: {**cells.accuracy_of(right), "pictures": len(right), "first": int(right[:PART].sum())}
-                for name, right in levels.items()
-            }
+            right = right_answers(clip, batches(split, count, size, revision=1), texts)
+            counts = {"pictures": len(right), "first": int(right[:PART].sum())}
+            result[split] = {"top1": {**cells.accuracy_of(right), **counts}}
     return result
 
 
@@ -112,22 +92,22 @@ def results() -> dict[str, dict[str, Any]]:
 def table() -> str:
     """All runs as a Markdown table, with the command of those that were not run; a line for the seeds of a family."""
     known, rows = results(), []
-    for run in RUNS:
-        if run in shapes.RUNS:
-            continue
+    for run in FIRST:
         if run.name not in known:
             rows.append([run.name, "–", "not run", "not run", f"`make retrain ONLY={run.name}`"])
             continue
         result = known[run.name]
-        test = result.get("test", {})  # a Guide has none
-        levels = [test.get(name) for name in ("coarse", "fine" if "fine" in test else "top1")]
-        accuracies = [cells.accuracy(level["accuracy"], level["interval"]) if level else "–" for level in levels]
-        rows.append([run.name, f"{result['minutes']:.0f}", *accuracies, f"`{shlex.join(command(run))}`"])
+        level = result.get("test", {}).get("top1")  # a Guide has none
+        accuracy = cells.accuracy(level["accuracy"], level["interval"]) if level else "–"
+        rows.append([run.name, f"{result['minutes']:.0f}", "–", accuracy, f"`{shlex.join(command(run))}`"])
     rows += [_family(name, [known[run.name] for run in runs if run.name in known]) for name, runs in shapes.FAMILIES]
     runs = cells.table(["run", "minutes", "coarse, test", "fine, test", "command"], rows, left=(0, 4))
-    note = f"Top-1 among {len(class_names('seen')):,} names; a teacher has one level. {_spread(known)}"
-    shape_names = len(scenes_of(2).class_names("seen"))
-    return f"{runs}\n\n{note.strip()} The runs named shapes tell {shape_names} names apart, on scenes of shape.\n"
+    first, shape = (len(prompts(revision)) for revision in (1, 2))
+    note = (
+        f"Top-1; a CLIP has one level. The runs named shapes tell {shape} names apart, on scenes of shape. Teacher and "
+        f"Guide are revision 1's, of {first} names; the models that are still of that revision start from them."
+    )
+    return f"{runs}\n\n{note}\n"
 
 
 def _family(name: str, finished: Sequence[dict[str, Any]]) -> list[str]:
@@ -141,15 +121,3 @@ def _family(name: str, finished: Sequence[dict[str, Any]]) -> list[str]:
     coarse, fine, only = (cells.percent(values) if values else None for values in levels)
     minutes = fmean(result["minutes"] for result in finished)
     return [title, f"{minutes:.0f}", coarse or "–", fine or only, line]
-
-
-def _spread(known: dict[str, dict[str, Any]]) -> str:
-    """The range over the training seeds of the 15-minute runs."""
-    seeds = [result["test"] for name, result in known.items() if name.startswith("waveclip-seed")]
-    if len(seeds) < 2:
-        return ""
-    ranges = []
-    for level in ("coarse", "fine"):
-        values = [100 * test[level]["accuracy"] for test in seeds]
-        ranges.append(f"{level} {min(values):.1f} to {max(values):.1f}")
-    return f"Over {len(seeds)} training seeds of the 15-minute runs: {', '.join(ranges)}."

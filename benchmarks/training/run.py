@@ -32,7 +32,6 @@ from mlip.guide_mae import GuideMAE
 STORED = RESULTS / "retrain"
 RECIPES = {
     "common/embedded_clip.yaml": 26,
-    "waveclip/embedded.yaml": 50,
     "common/fashion_mnist_clip.yaml": 7,
     "waveclip/fashion_mnist.yaml": 8,
     "common/photos_clip.yaml": 14,

@@ -36,8 +36,11 @@ Loader = Callable[[Preprocess, int, int], Iterable[Mapping[str, Any]]]
 A loader reads every picture once, prepared for the model that is to see it.
 """
 
-REVISIONS = {"embedded": 1, "shapes": 2}
-"""The revisions of the embedded benchmark that have zero-shot and retrieval splits, by their names as data."""
+REVISIONS = {"embedded": 2, "embedded-1": 1}
+"""The revisions of the embedded benchmark that have zero-shot and retrieval splits, by their names as data.
+
+The current one has the plain name. Revision 1 is there for the weights that were trained on it.
+"""
 EMBEDDED: dict[str, tuple[str, ...]] = {
     "zeroshot": ("test", "val", "unseen", "unseen-alone"),
     "retrieval": ("retrieval",),
@@ -97,7 +100,7 @@ class Captioned:
 def splits_of(name: str, task: str) -> tuple[str, ...]:
     """The splits of a data set for a task, the default one first.
 
-    name: "embedded", "shapes", a few-shot task ("embedded-sketch"), one of the catalogue, perhaps with its protocol
+    name: "embedded", "embedded-1", a few-shot task ("embedded-sketch"), one of the catalogue, perhaps with its protocol
     ("dtd@coop"), "webdataset:FOLDER" of a set that CLIP_benchmark exported, or the path of a folder with one folder a
     class, of one with folders train, val and test of such folders, or of a .csv or .tsv table (one that is called like
     a set is ``./food101``).
@@ -184,8 +187,10 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
     """
     place = place or Place()
     if name in REVISIONS:
-        like = "; embedded-plain has its like" if name == "embedded" else ""
-        raise ValueError(f"{name} lies in shards, which EmbeddedDataModule(revision={REVISIONS[name]}) reads{like}")
+        raise ValueError(
+            f"{name} lies in shards, which EmbeddedDataModule(revision={REVISIONS[name]}) reads; embedded-plain has a "
+            "few labelled pictures of each name"
+        )
     if name.startswith(PREFIX):
         raise ValueError(f"{name} lies in shards; ShardDataModule with captions: false trains on shards")
     if name in EMBEDDED_TASKS:

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="effclip calibrate", description=__doc__.splitlines()[0])
     add = command.add_argument
-    add("--data", required=True, help="embedded, shapes, a set of the catalogue, a folder of class folders, or a table")
+    add("--data", required=True, help="embedded, a set of the catalogue, a folder of class folders, or a table")
     wish = command.add_mutually_exclusive_group(required=True)
     wish.add_argument("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds of the image tower")
     wish.add_argument("--accuracy", type=float, help="the top-1 accuracy to reach, as 0.60, at the least cost")

@@ -29,7 +29,7 @@ def _rows() -> Iterator[str]:
     for name, revision in REVISIONS.items():
         pictures = ", ".join(f"{split} {count:,}" for split, (count, _) in SPLITS[revision].items())
         yield f"{name:<18}drawn here, of emoji{_SHOWN[revision]}, needs no download: {pictures}"
-    yield f"{'':<18}few-shot tasks of embedded: {', '.join(EMBEDDED_TASKS)}"
+    yield f"{'':<18}few-shot tasks drawn here: {', '.join(EMBEDDED_TASKS)}"
     for name in catalogue.names():
         entry = catalogue.entry(name)
         pictures = ", ".join(f"{split} {part.count:,}" for split, part in entry.splits.items())

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         help="int8: linear maps, with activations' ranges found as they come; int8-static: found beforehand, on "
         "pictures drawn from --data; fp16, bf16: weights (default %(default)s)",
     )
-    add("--data", help="the pictures: embedded, shapes, a set of the catalogue, a folder of class folders, or a table")
+    add("--data", help="the pictures: embedded, a set of the catalogue, a folder of class folders, or a table")
     add("--split", default="val", help="(default %(default)s)")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--limit", type=int, help="the first so many pictures")

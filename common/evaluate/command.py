@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         required=True,
-        help="embedded, shapes, a set of the catalogue (food101; dtd@coop takes the coop protocol), webdataset:FOLDER "
+        help="embedded, a set of the catalogue (food101; dtd@coop takes the coop protocol), webdataset:FOLDER "
         "of a set that CLIP_benchmark exported, a folder with one folder a class, or a .csv or .tsv with columns path "
         "and class",
     )

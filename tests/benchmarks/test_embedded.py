@@ -10,11 +10,10 @@ from common.data.embedded.module import EmbeddedDataModule
 from common.data.transforms import to_batch
 
 
-@pytest.mark.parametrize("revision", [1, 2])
-def test_missing_weights_name_the_command(monkeypatch, tmp_path, revision):
-    monkeypatch.setitem(embedded.MODELS, revision, (tmp_path / "none.safetensors",) * 2)
+def test_missing_weights_name_the_command(monkeypatch, tmp_path):
+    monkeypatch.setitem(embedded.MODELS, embedded.REVISION, (tmp_path / "none.safetensors",) * 2)
     with pytest.raises(ValueError, match="make retrain"):
-        models(revision)
+        models()
 
 
 @pytest.mark.parametrize("revision", [1, 2])

@@ -1,4 +1,4 @@
-"""`make data`: pack every split that is not there yet. `--revision 2`: those of the scenes of shape."""
+"""`make data`: pack every split that is not there yet. `--revision 1`: those in which colours tell names."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from common.data.embedded.splits import SPLITS, pack
 def main() -> int:
     """Run the command line; returns 0."""
     parser = argparse.ArgumentParser(prog="python -m common.data.embedded", description=__doc__)
-    parser.add_argument("--revision", type=int, default=1, choices=SPLITS, help="of the scenes (default %(default)s)")
+    parser.add_argument("--revision", type=int, default=2, choices=SPLITS, help="of the scenes (default %(default)s)")
     revision = parser.parse_args().revision
     for split in SPLITS[revision]:
         print(pack(split, revision=revision))

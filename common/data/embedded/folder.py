@@ -7,8 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.data.embedded.scenes import CANVAS, VIEW, class_names
+from common.data.embedded.shapes import class_names
 from common.data.embedded.splits import SPLITS, indices, scene
+from common.data.embedded.twemoji import CANVAS, VIEW
+
+REVISION = 2
+"""Of the scenes."""
 
 
 def write_folder(folder: Path, split: str = "test", pictures: int = 200) -> None:
@@ -16,12 +20,12 @@ def write_folder(folder: Path, split: str = "test", pictures: int = 200) -> None
 
     ValueError: no such split, or fewer pictures than that.
     """
-    numbers = indices(split)
+    numbers = indices(split, REVISION)
     if not 0 < pictures <= len(numbers):
         raise ValueError(f"{pictures} pictures of {split!r}: give 1 to {len(numbers)}")
     names, edge = class_names("all"), (CANVAS - VIEW) // 2
     for number in numbers[:pictures]:
-        drawn, _ = scene(split, number)
+        drawn, _ = scene(split, number, REVISION)
         file = folder / names[drawn.main.label] / f"{number:06d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         drawn.render().crop((edge, edge, edge + VIEW, edge + VIEW)).save(file)
@@ -31,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 a mistake."""
     parser = argparse.ArgumentParser(prog="python -m common.data.embedded.folder", description=write_folder.__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--split", default="test", help=f"one of {', '.join(SPLITS[1])} (default %(default)s)")
+    parser.add_argument("--split", default="test", help=f"one of {', '.join(SPLITS[REVISION])} (default %(default)s)")
     parser.add_argument("--pictures", type=int, default=200, help="how many (default %(default)s)")
     args = parser.parse_args(arguments)
     try:

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         required=True,
-        help="embedded, shapes, a set of the catalogue (food101), a folder with one folder a class, a .csv or .tsv "
+        help="embedded, a set of the catalogue (food101), a folder with one folder a class, a .csv or .tsv "
         "table; as `effclip evaluate` takes them",
     )
     add(

@@ -19,7 +19,7 @@ from common import directory
 from common.cli import main as effclip
 from common.clip import CLIP
 from common.data.embedded import module as embedded
-from common.data.embedded.scenes import vocabulary
+from common.data.embedded.shapes import vocabulary
 from tests.benchmarks.mlip.test_ablations import result as trained
 from tests.benchmarks.mlip.test_tables_1_2_4 import result as evaluated
 from tests.readme import ROOT
@@ -146,7 +146,7 @@ def test_a_line_is_a_command_that_lightning_accepts(name, capsys):
 
 def test_a_table_reads_what_evaluate_writes_for_a_model_directory(tmp_path, monkeypatch):
     sizes = {"train": (40, 10), "val": (14, 5), "test": (12, 6), "unseen": (6, 3), "retrieval": (9, 3)}
-    monkeypatch.setitem(embedded.SPLITS, 1, sizes)
+    monkeypatch.setitem(embedded.SPLITS, 2, sizes)
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     kept = vocabulary()
     text = {"context_length": 32, "vocab_size": len(kept), "vocabulary": kept, "width": 32, "heads": 1, "layers": 1}

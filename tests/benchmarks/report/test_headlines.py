@@ -76,10 +76,11 @@ def test_costs_and_compositions():
         {"method": f"M{n}", "composed": True, "rival": {"difference": [0.02, low, 0.05]}}
         for n, low in enumerate((0, 0.01))
     ]
-    assert best_composition({"rows": [{"method": "alone", "composed": False}, *gain]}).startswith(
-        "M1: +2.0 [+1.0, +5.0]"
-    )
-    assert best_composition({"rows": []}) is None
+    rows = [{"method": "alone", "composed": False}, *gain]
+    for stated, said in (({}, "revision 1"), ({"names": 252}, "one seed")):
+        found = best_composition({"rows": rows, "conditions": stated})
+        assert found == f"M1: +2.0 [+1.0, +5.0] points, best of 2 ({said})"
+    assert best_composition({"rows": [], "conditions": {}}) is None
 
 
 def test_commands_are_those_of_the_benchmarks():

@@ -6,6 +6,9 @@ from itertools import product
 import pytest
 import torch
 
+from benchmarks.mlip import shapes_runs
+from benchmarks.mlip.shapes_runs import CLIP as CLIP_ROW
+from benchmarks.mlip.shapes_runs import MLIP_ROW
 from benchmarks.together import frontier
 from benchmarks.together.compositions import DENSE, FINE_KEEPS, KEEPS, RANKED, TRAINED, WAVE, Family, families, reducers
 from benchmarks.together.frontier import (
@@ -31,6 +34,7 @@ from patchrank.tower import PatchRankTower
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 
 PROMPTS = list(TINY_CAPTIONS)
+COMMITTED = dict(TRAINED)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,9 +175,9 @@ def test_a_row_is_dominated_where_another_is_as_accurate_for_no_more():
 
 
 def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
-    monkeypatch.setattr(frontier, "models", lambda revision: tiny)
-    monkeypatch.setattr(frontier, "batches", lambda split, pictures, revision: noise(split))
-    monkeypatch.setattr(frontier, "prompts", lambda revision: PROMPTS)
+    monkeypatch.setattr(frontier, "models", lambda: tiny)
+    monkeypatch.setattr(frontier, "batches", lambda split, pictures: noise(split))
+    monkeypatch.setattr(frontier, "prompts", lambda: PROMPTS)
     result = json.loads(json.dumps(frontier.run(smoke=True)))
     rows = result["rows"]
     assert rows[0]["method"] == DENSE and all(row["seconds"] > 0 for row in rows)
@@ -225,6 +229,13 @@ def test_trained_methods_are_there_when_their_weights_are(tiny, untrained):
         found = by_name["MLIP"].models[None].encode_image(pictures)
         torch.testing.assert_close(found, mlip.encode_image(pictures))
     assert list(by_name[RANKED].models) == list(KEEPS)
+
+
+def test_mlips_rows_are_those_of_its_experiment_on_the_same_scenes():
+    """Each command trains the run whose weights go to the row's file."""
+    seed0 = {run.output: run.target for run in shapes_runs.rows({CLIP_ROW: {}, MLIP_ROW: {}}) if run.output}
+    rows = [COMMITTED[name] for name in TRAINED if name != RANKED]
+    assert len(rows) == 2 and all(seed0[path] == command for path, command in rows)
 
 
 def test_time_is_that_of_each_row(methods):

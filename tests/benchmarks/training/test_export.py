@@ -46,7 +46,7 @@ def test_checkpoint_becomes_weights(tmp_path):
     teacher = CLIPPretraining(architecture)
     saved(teacher, tmp_path / "teacher.ckpt")
     export.save(
-        export.from_checkpoint(tmp_path / "teacher.ckpt", "common/embedded_clip.yaml"),
+        export.from_checkpoint(tmp_path / "teacher.ckpt", "common/shapes_clip.yaml"),
         tmp_path / "t.safetensors",
     )
     images = torch.randn(2, 3, 32, 32)
@@ -57,7 +57,7 @@ def test_checkpoint_becomes_weights(tmp_path):
         )
         student = WaveCLIPDistillation(architecture, weights=str(tmp_path / "t.safetensors"))
         saved(student, tmp_path / "student.ckpt")
-        module = export.from_checkpoint(tmp_path / "student.ckpt", "waveclip/embedded.yaml")
+        module = export.from_checkpoint(tmp_path / "student.ckpt", "waveclip/shapes.yaml")
         export.save(module, tmp_path / "w.safetensors")
         loaded = WaveTower.load(tmp_path / "w.safetensors").eval()
         torch.testing.assert_close(

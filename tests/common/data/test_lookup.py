@@ -7,10 +7,13 @@ from common.data import catalogue
 from common.data.embedded import module as embedded
 from common.data.embedded.module import EmbeddedDataModule, indices, prompt, scene, scenes_of
 from common.data.lookup import EMBEDDED, REVISIONS, Place, labelled_set, source, splits_of
+from common.packaged import default_model
 from common.preprocess import Preprocess
 from common.zeroshot import fill
 from tests.common.data.miniature import paint, write_food101
 from tests.common.data.miniature import small as small_entry
+
+ARCHITECTURES = {"embedded": "common/shapes_clip.json", "embedded-1": "common/embedded_clip.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +46,11 @@ def test_labels_are_places_in_the_names(name, split):
     assert len(found.class_names) == len(class_names({"unseen": "all", "unseen-alone": "unseen"}.get(split, "seen")))
 
 
-@pytest.mark.parametrize(("name", "size"), [("embedded", 96), ("shapes", 96), ("shapes", 24)])
+@pytest.mark.parametrize(("name", "size"), [("embedded", 96), ("embedded", 24), ("embedded-1", 96)])
 def test_a_model_sees_pictures_drawn_at_its_size(name, size):
     given = {"batch_size": 4, "num_workers": 0, "image_size": size, "revision": REVISIONS[name]}
     found = next(iter(source(name, "zeroshot", "val").loader(Preprocess(size), 4, 0)))
-    drawn = next(iter(EmbeddedDataModule(f"common/{name}_clip.json", **given).dataloader("val")))
+    drawn = next(iter(EmbeddedDataModule(ARCHITECTURES[name], **given).dataloader("val")))
     assert found["key"] == drawn["key"] and torch.equal(found["image"], drawn["image"])
 
 
@@ -64,13 +67,18 @@ def test_each_revision_has_a_version_of_its_own():
     assert len(versions) == len(REVISIONS)
 
 
+def test_the_plain_name_is_that_of_the_current_revision():
+    """Of which the packaged model is."""
+    assert source("embedded", "zeroshot", "val").class_names == default_model().class_names
+
+
 def test_a_revision_is_trained_on_by_its_data_module(name):
     with pytest.raises(ValueError, match=rf"{name} lies in shards, which EmbeddedDataModule\(revision=.\) reads"):
         labelled_set(name, "train")
 
 
 def test_what_is_not_there_is_named():
-    known = r"no data called 'imagnet', .*; there are embedded, shapes, embedded-sketch, "
+    known = r"no data called 'imagnet', .*; there are embedded, embedded-1, embedded-sketch, "
     with pytest.raises(ValueError, match=known):
         source("imagnet", "zeroshot")
     with pytest.raises(ValueError, match=r"no split 'tset' for zeroshot; it has \['test', 'val'"):

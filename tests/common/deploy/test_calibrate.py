@@ -108,7 +108,7 @@ def test_a_users_own_pictures_take_the_models_templates(model, labelled, tmp_pat
 
 def test_held_out_pictures_cost_what_was_foretold(tmp_path, monkeypatch):
     """The embedded model, calibrated on val: the mean cost of test pictures, really run, lies in the interval."""
-    monkeypatch.setitem(embedded.SPLITS, 1, {"val": (400, 200), "test": (400, 200)})
+    monkeypatch.setitem(embedded.SPLITS, 2, {"val": (400, 200), "test": (400, 200)})
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     deployed = load(device="cpu")
     val, (first, last) = source("embedded", "zeroshot", "val"), deployed.costs
@@ -127,7 +127,7 @@ def test_held_out_pictures_cost_what_was_foretold(tmp_path, monkeypatch):
 
 
 def test_the_default_model_keeps_its_calibration_with_the_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(embedded.SPLITS, 1, {"val": (60, 30)})
+    monkeypatch.setitem(embedded.SPLITS, 2, {"val": (60, 30)})
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     assert main(["calibrate", "--data", "embedded", "--accuracy", "0.05", "--limit", "50", "--device", "cpu"]) == 0
     deployed = load(device="cpu")

@@ -15,7 +15,7 @@ from common.arguments import read_labels
 from common.cli import main
 from common.data.embedded import module as embedded
 from common.data.embedded.folder import main as write_folder
-from common.data.embedded.module import class_names
+from common.data.embedded.shapes import class_names
 from common.deploy.model import load
 from tests.common.fresh import answers
 from tests.common.towers import NAMES, tiny_directory
@@ -149,7 +149,7 @@ def test_a_mistake_leaves_the_rows_of_an_earlier_run(model, folder, tmp_path, ca
 
 
 def test_the_default_model_knows_emoji_and_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(embedded.SPLITS, 1, {"test": (40, 20)})
+    monkeypatch.setitem(embedded.SPLITS, 2, {"test": (40, 20)})
     assert write_folder([str(tmp_path / "emoji"), "--pictures", "40"]) == 0
     assert main(["classify", str(tmp_path / "emoji")]) == 0
     printed = capsys.readouterr()

@@ -14,7 +14,8 @@ from common import directory, run_record
 from common.cli import main
 from common.clip import CLIP
 from common.data.embedded import module as embedded
-from common.data.embedded.module import ATTRIBUTION, class_names, prompt
+from common.data.embedded.shapes import ATTRIBUTION, class_names
+from common.data.embedded.twemoji import prompt
 from common.deploy.convert import from_checkpoint
 from common.deploy.model import load
 from common.run_record import RunRecord
@@ -35,15 +36,15 @@ def runs(tmp_path_factory):
     small += ["--data.batch_size", "4", "--data.num_workers", "0", "--trainer.accelerator", "cpu"]
     small += ["--trainer.precision", "32-true"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(embedded.SPLITS, 1, sizes)
+        patch.setitem(embedded.SPLITS, 2, sizes)
         patch.setenv("EFFCLIP_RUNS", str(folder))
-        assert main(["fit", "-c", "common/embedded_clip.yaml", *small]) == 0
+        assert main(["fit", "-c", "common/shapes_clip.yaml", *small]) == 0
         (teacher,) = folder.rglob("last.ckpt")
         module, _, _ = from_checkpoint(teacher)
         weights = folder / "teacher.safetensors"
         module.save(weights)
-        wave = ["--model.weights", str(weights), "--model.fine_first_steps", "0"]
-        assert main(["fit", "-c", "waveclip/embedded.yaml", *small, *wave]) == 0
+        wave = ["--model.weights", str(weights)]
+        assert main(["fit", "-c", "waveclip/shapes.yaml", *small, *wave]) == 0
         (student,) = set(folder.rglob("last.ckpt")) - {teacher}
         weights.unlink()
     return teacher, student
@@ -62,10 +63,10 @@ def test_a_run_becomes_a_directory_that_classifies(runs, tmp_path, capsys):
     found = load(tmp_path / "model", device="cpu")
     assert found.model.type == "wave" and found.class_names == class_names("seen")
     state, images = remembered(student)["state_dict"], pictures(2, 48)
-    wave = WaveTower.from_image_tower(CLIP.from_open_clip("common/embedded_clip.json").image_tower).eval()
+    wave = WaveTower.from_image_tower(CLIP.from_open_clip("common/shapes_clip.json").image_tower).eval()
     wave.load_state_dict({k.removeprefix("wave."): v for k, v in state.items() if k.startswith("wave.")})
     torch.testing.assert_close(found.model.images.encode_image(images), wave.encode_image(images))
-    teacher = CLIP.from_open_clip("common/embedded_clip.json").eval()
+    teacher = CLIP.from_open_clip("common/shapes_clip.json").eval()
     teacher.load_state_dict({k.removeprefix("teacher."): v for k, v in state.items() if k.startswith("teacher.")})
     expected = embed_prompts(teacher, [prompt(name) for name in found.class_names])
     torch.testing.assert_close(found.classes(found.class_names, found.templates), expected, atol=1e-5, rtol=0)
@@ -79,7 +80,7 @@ def test_the_card_is_written_from_the_run(runs, tmp_path):
     stated = run["conditions"]
     for said in (
         "| type | CLIP |",
-        "CLIPPretraining (architecture common/embedded_clip.json",
+        "CLIPPretraining (architecture common/shapes_clip.json",
         "common.data.embedded.EmbeddedDataModule",
         "'batch_size': 4",
         "| seed | 0 |",
@@ -159,7 +160,7 @@ def test_nothing_of_a_checkpoint_is_run(tmp_path, monkeypatch, capsys):
     Path("evil.py").write_text("from pathlib import Path\nPath('owned').touch()\n")
     monkeypatch.syspath_prepend(tmp_path)
     whole = {"state_dict": {}, "global_step": 1}
-    ours = {"_class_path": "evil.CLIPPretraining", "architecture": "common/embedded_clip.json"}
+    ours = {"_class_path": "evil.CLIPPretraining", "architecture": "common/shapes_clip.json"}
     cases = {
         "code": (whole | {"hyper_parameters": {"bad": Payload()}}, "could run code"),
         "class": (whole | {"hyper_parameters": {"_class_path": "evil.Training"}}, "of Training, which makes no model"),

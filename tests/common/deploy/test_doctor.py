@@ -25,7 +25,7 @@ def test_it_says_what_is_there(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     lines = {line.split("  ")[0] for line in printed.splitlines()}
     expected = {"python", "torch", "lightning", "lightning command", "device", "threads", "bfloat16", "runs"}
-    expected |= {"embedded benchmark", "shapes benchmark", "effclip.models", "effclip.packaged"}
+    expected |= {"embedded benchmark", "embedded-1 benchmark", "effclip.models", "effclip.packaged"}
     assert {*expected, *names(), *RECIPES} <= lines
     for found in (importlib.metadata.version("torch"), "CLIP", "wave", "nothing yet, done on first use", "not there: "):
         assert found in printed

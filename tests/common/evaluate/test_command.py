@@ -18,7 +18,7 @@ from patchrank.reducers import DivPrune
 from tests.common.fresh import answers
 from tests.readme import ROOT
 
-TEACHER = ROOT / "benchmarks" / "weights" / "embedded_clip.safetensors"
+TEACHER = ROOT / "benchmarks" / "weights" / "shapes_clip.safetensors"
 ALL = "zeroshot,retrieval,linear-probe"
 
 
@@ -67,15 +67,19 @@ def test_workers_and_batches_change_nothing(model, tmp_path):
     assert 0.2 < metrics[0]["top1"] <= 1, "the committed teacher knows most of these pictures"
 
 
-def test_the_scenes_of_shape_are_data_too(monkeypatch, tmp_path):
-    monkeypatch.setitem(embedded.SPLITS, 2, {"val": (30, 15)})
+@pytest.mark.parametrize(
+    ("data", "revision", "models"),
+    [("embedded", 2, ("shapes_clip", "shapes_waveclip")), ("embedded-1", 1, ("embedded_clip",))],
+)
+def test_each_revision_is_data_for_its_own_models(data, revision, models, monkeypatch, tmp_path):
+    monkeypatch.setitem(embedded.SPLITS, revision, {"val": (30, 15)})
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
-    clip, wave = (str(TEACHER.with_name(f"shapes_{name}.safetensors")) for name in ("clip", "waveclip"))
-    for line in ([clip], [wave, "--text-model", clip]):
-        assert evaluate(*line, "--data", "shapes", "--split", "val", "--workers", "0", "--out", str(tmp_path)) == 0
+    clip, *students = (str(TEACHER.with_name(f"{name}.safetensors")) for name in models)
+    for line in ([clip], *([wave, "--text-model", clip] for wave in students)):
+        assert evaluate(*line, "--data", data, "--split", "val", "--workers", "0", "--out", str(tmp_path)) == 0
     written = results(tmp_path).values()
-    assert {(result["data"], result["conditions"]["scale"]) for result in written} == {("shapes", "embedded")}
-    assert all(result["metrics"]["samples"] == 30 and result["metrics"]["top1"] > 0.5 for result in written)
+    assert {(result["data"], result["conditions"]["scale"]) for result in written} == {(data, "embedded")}
+    assert all(result["metrics"]["samples"] == 30 and result["metrics"]["top1"] > 0.4 for result in written)
 
 
 def test_other_settings_make_another_file(model, tmp_path):
@@ -149,9 +153,9 @@ def test_a_budget_is_met_above_the_rates_that_leave_a_reducer_too_little():
 
 def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
     """The packaged WaveCLIP on a few pictures: the mean by the shares of its two levels."""
-    monkeypatch.setitem(embedded.SPLITS, 1, {"test": (40, 20)})
+    monkeypatch.setitem(embedded.SPLITS, 2, {"test": (40, 20)})
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
-    wave = str(TEACHER.with_name("embedded_waveclip.safetensors"))
+    wave = str(TEACHER.with_name("shapes_waveclip.safetensors"))
     line = ["--limit", "40", "--threshold", "0.2", "--workers", "0", "--out", str(tmp_path)]
     assert evaluate(wave, *line) == 0
     (result,) = results(tmp_path).values()

@@ -9,7 +9,7 @@ from PIL import Image
 from common.cli import main
 from tests.readme import ROOT
 
-WEIGHTS = ROOT / "benchmarks" / "weights" / "embedded_clip.safetensors"
+WEIGHTS = ROOT / "benchmarks" / "weights" / "shapes_clip.safetensors"
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def folder(tmp_path, monkeypatch):
     """Two classes of three pictures each."""
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
     rng = np.random.default_rng(0)
-    for name in ("rocket", "accordion"):
+    for name in ("hammer", "accordion"):
         (tmp_path / "own" / name).mkdir(parents=True)
         for number in range(3):
             pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -44,8 +44,8 @@ def test_pictures_replaced_under_the_same_names_are_a_new_result(folder, capsys)
 
 
 def test_the_result_holds_the_account_and_the_rule_of_orientation(folder, capsys):
-    (folder / "rocket" / "._0.png").write_bytes(b"another file system's")
-    (folder / "rocket" / "3.heic").write_bytes(b"another kind")
+    (folder / "hammer" / "._0.png").write_bytes(b"another file system's")
+    (folder / "hammer" / "3.heic").write_bytes(b"another kind")
     assert evaluate(folder) == 0
     (result,) = results(folder)
     ignored = {"kind that is not read": 1, "system file": 1}
@@ -61,9 +61,9 @@ def test_a_home_folder_may_be_written_as_a_tilde(folder, monkeypatch):
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_damaged_picture_is_one_line_that_names_it(folder, capsys, workers):
-    (folder / "rocket" / "9.png").write_bytes(b"<html>404</html>")
+    (folder / "hammer" / "9.png").write_bytes(b"<html>404</html>")
     assert evaluate(folder, "--workers", workers) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(
-        f"effclip evaluate: error: {folder}/rocket/9.png is no picture that can be read (it is none of"
+        f"effclip evaluate: error: {folder}/hammer/9.png is no picture that can be read (it is none of"
     )

@@ -177,9 +177,9 @@ def test_a_run_says_where_its_files_are_and_what_comes_next(run, place, trained)
 
 def test_a_typing_mistake_is_answered_before_anything_heavy_is_imported(tmp_path):
     lines = (
-        ("fit -c waveclip/embeded.yaml", 1, "did you mean waveclip/embedded.yaml"),
-        ("fot -c waveclip/embedded.yaml", 2, "did you mean fit"),
-        ("fit -c waveclip/embedded.yaml --ckpt_path nowhere.ckpt", 1, "no checkpoint at"),
+        ("fit -c waveclip/shaped.yaml", 1, "did you mean waveclip/shapes.yaml"),
+        ("fot -c waveclip/shapes.yaml", 2, "did you mean fit"),
+        ("fit -c waveclip/shapes.yaml --ckpt_path nowhere.ckpt", 1, "no checkpoint at"),
         ("convert nowhere.ckpt model", 1, "no checkpoint at"),
     )
     found = answers([line.split() for line, _, _ in lines], tmp_path)

@@ -29,17 +29,17 @@ def written(path, time):
 
 
 def test_options_leave_the_line_to_lightning():
-    line = ["fit", "-c", "waveclip/embedded.yaml", "--name=first", "--trainer.max_steps", "4"]
+    line = ["fit", "-c", "waveclip/shapes.yaml", "--name=first", "--trainer.max_steps", "4"]
     options, rest = take_options(line)
-    assert options == RunOptions("waveclip-embedded", "first")
-    assert rest == ["fit", "-c", "waveclip/embedded.yaml", "--trainer.max_steps", "4"]
+    assert options == RunOptions("waveclip-shapes", "first")
+    assert rest == ["fit", "-c", "waveclip/shapes.yaml", "--trainer.max_steps", "4"]
     assert take_options(["fit", "--config=mine/new.yaml", "--resume", "x"])[0] == RunOptions("new", "x", resume=True)
     assert take_options(["test", "--random-weights"])[0].random_weights
 
 
 def test_a_runs_own_configuration_is_its_recipe(runs):
-    saved = runs / "waveclip-embedded" / "first" / "version_0" / "config.yaml"
-    assert take_options(["fit", "-c", str(saved)])[0].recipe == "waveclip-embedded"
+    saved = runs / "waveclip-shapes" / "first" / "version_0" / "config.yaml"
+    assert take_options(["fit", "-c", str(saved)])[0].recipe == "waveclip-shapes"
 
 
 @pytest.mark.parametrize("words", [["--name"], ["--name", "../x"], ["--name", "a", "--resume", "a"]])
