@@ -92,11 +92,11 @@ class ReductionContext:
         row, column = self.centres.round().long().unbind(-1)
         return row * self.grid + column
 
-    def class_logits(self, exact: bool = False) -> Tensor:
-        """Attention logits [B,H,M+N] of the class token in this block, up to one constant per head unless ``exact``.
+    def class_logits(self) -> Tensor:
+        """Attention logits [B,H,M+N] of the class token in this block.
 
         M cached tokens come first; ``common.tower.class_logits`` computes this one row cheaply. In a tower without a
-        class token, the query of its pooling head stands for it [B,H,N].
+        class token, the query of its pooling head stands for it [B,H,N], up to one constant per head.
         ValueError: the tower has neither.
         """
         assert self.block is not None and self.entered is not None, "only a reducer at a block has class attention"
@@ -104,7 +104,7 @@ class ReductionContext:
         if isinstance(self.block, AdaptedBlock):
             logits = self.block.class_logits(x, self.keys, self.past, self.places)
         else:
-            logits = class_logits(self.block.attn, self.block.ln_1(x), self.past, exact)
+            logits = class_logits(self.block.attn, self.block.ln_1(x), self.past)
         if self.bias is not None:
             logits = logits + F.pad(self.bias[:, 0], (logits.shape[-1] - x.shape[1], 0))
         return logits

@@ -176,7 +176,7 @@ class GlobalCom2Tiles(TileBudget):
 
 def class_scores(context: ReductionContext) -> Tensor:
     """The class token's attention logits to the patch tokens in this block, mean over heads: [B,K]."""
-    logits = wide(context.class_logits(exact=True)).mean(1)
+    logits = wide(context.class_logits()).mean(1)
     return context.patches(logits[:, -context.entered.shape[1] :])
 
 
