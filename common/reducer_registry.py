@@ -37,6 +37,7 @@ class Setting(NamedTuple):
     patches: K, the patch tokens that enter.  blocks: L.  grid: patches a side; 0: the tokens are no square grid.
     tower: the whole tower, for reducers that read its output; None: they cannot be built.
     trained: the modules of a reducer that is trained; None: it cannot be built.
+    tiles: m, the tiles a side into which ``common.tiles`` cuts a picture; 1: it is not cut.
     """
 
     keep: float
@@ -46,11 +47,12 @@ class Setting(NamedTuple):
     grid: int = 0
     tower: Any = None
     trained: nn.Module | None = None
+    tiles: int = 1
 
 
-def setting_for(tower: ImageTower | AdaptedTower, keep: float, layer: int) -> Setting:
+def setting_for(tower: ImageTower | AdaptedTower, keep: float, layer: int, tiles: int = 1) -> Setting:
     """The setting of a whole tower at one keep rate, from block ``layer`` on."""
-    return Setting(keep, layer, tower.grid**2, len(tower.transformer.resblocks), tower.grid, tower)
+    return Setting(keep, layer, tower.grid**2, len(tower.transformer.resblocks), tower.grid, tower, tiles=tiles)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Entry:
     name: as commands take it.  title: as tables print it.
     cls: its class, whose docstring describes it.
     place: "before", "middle" or "after" a block, where it stands.
-    build: ``Setting`` -> reducers by their places.
+    build: ``Setting`` -> reducers by their places.  tiled: the same for a picture in tiles, which they join in one
+        sequence; None: it works in one picture alone.
     needs: of NEEDS.  source: the publication.  licence: of the released code.
     differs: what this implementation does otherwise; empty: nothing that is known.
     exceptions: properties of all other reducers that it lacks, by name, each with the reason; of "batch" (a picture's
@@ -80,9 +83,15 @@ class Entry:
     differs: str
     exceptions: dict[str, str]
     untrained: Callable[[int, int], nn.Module] | None = None
+    tiled: Callable[[Setting], dict[Place, Reducer]] | None = None
 
     def reducers(self, setting: Setting) -> dict[Place, Reducer]:
         """The reducers of one setting, by their places. ValueError: a setting that lacks what this reducer needs."""
+        if setting.tiles > 1 and self.tiled is None:
+            able = ", ".join(sorted(name for name, entry in REDUCERS.items() if entry.tiled))
+            raise ValueError(f"{self.name} has no budget over the tiles of a picture; take one of {able}")
+        if setting.tiles > 1:
+            return self.tiled(setting)
         if "grid" in self.needs and setting.grid**2 != setting.patches:
             raise ValueError(
                 f"{self.name} needs every patch of a square grid; {setting.patches} tokens of a grid of "
@@ -115,15 +124,18 @@ def installed_reducers() -> dict[str, Entry]:
 
 
 def schedule(
-    entry: Entry, tower: ImageTower | AdaptedTower, keep: float, layers: Sequence[int]
+    entry: Entry, tower: ImageTower | AdaptedTower, keep: float, layers: Sequence[int], tiles: int = 1
 ) -> dict[Place, Reducer]:
     """A reducer at several blocks: at each of ``layers``, the share ``keep`` of the patches that are still there stays.
 
     A reducer that spreads over several blocks by itself takes the first block alone.
-    ValueError: layers that do not ascend, several for such a reducer, or a tower that lacks what it needs.
+    tiles: see ``Setting``.
+    ValueError: layers that do not ascend, several for such a reducer or for tiles, or a tower that lacks what it needs.
     """
     check_layers(layers, len(tower.transformer.resblocks))
-    setting = setting_for(tower, keep, layers[0])
+    if tiles > 1 and len(layers) > 1:
+        raise ValueError(f"places {list(layers)}: the tiles of a picture are joined at one block; give one place")
+    setting = setting_for(tower, keep, layers[0], tiles)
     places: dict[Place, Reducer] = {}
     for layer in layers:
         built = entry.reducers(setting._replace(layer=layer))
@@ -159,6 +171,7 @@ def reducer(
     build: Callable[[Setting], dict[Place, Reducer]] | None = None,
     exceptions: dict[str, str] | None = None,
     untrained: Callable[[int, int], nn.Module] | None = None,
+    tiled: Callable[[Setting], dict[Place, Reducer]] | None = None,
 ) -> Callable[[type], type]:
     """Put a class on the list; see ``Entry``. build: None is one reducer, ``cls(keep)``, at ``place`` of ``layer``."""
     assert set(needs) <= set(NEEDS) and name not in REDUCERS and ("training" in needs) == bool(untrained), name
@@ -166,7 +179,7 @@ def reducer(
     def register(cls: type) -> type:
         builder = build or (lambda setting: {at(setting.layer, place): cls(setting.keep)})
         stated = (name, title, cls, place, builder, needs, source, licence, differs)
-        REDUCERS[name] = Entry(*stated, exceptions or {}, untrained)
+        REDUCERS[name] = Entry(*stated, exceptions or {}, untrained, tiled)
         return cls
 
     return register

@@ -43,6 +43,7 @@ class ReductionContext:
     keys: [B,H,N,D/H], the block's keys once its attention has run; None before.
     past: [B,H,M,D/H], the block's keys of cached tokens; None without a cache.
     images: [B,3,S,S], the pictures as the tower takes them; None where tokens are no patches of pixels.
+    noted: what a reducer at an earlier block has left for one at a later block; None: nothing.
     """
 
     positions: Tensor
@@ -57,6 +58,7 @@ class ReductionContext:
     keys: Tensor | None = None
     past: Tensor | None = None
     images: Tensor | None = None
+    noted: Tensor | None = None
 
     def patches(self, x: Tensor) -> Tensor:
         """The patch tokens [B,K,D] of x [B,N,D]."""
@@ -91,10 +93,10 @@ class ReductionContext:
         return row * self.grid + column
 
     def class_logits(self) -> Tensor:
-        """Attention logits [B,H,M+N] of the class token in this block, up to one constant per head.
+        """Attention logits [B,H,M+N] of the class token in this block.
 
         M cached tokens come first; ``common.tower.class_logits`` computes this one row cheaply. In a tower without a
-        class token, the query of its pooling head stands for it [B,H,N].
+        class token, the query of its pooling head stands for it [B,H,N], up to one constant per head.
         ValueError: the tower has neither.
         """
         assert self.block is not None and self.entered is not None, "only a reducer at a block has class attention"
@@ -246,7 +248,10 @@ class ReducedTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> z [B,E], not normalised."""
-        x, context = self.run(images)
+        return self.pool(*self.run(images))
+
+    def pool(self, x: Tensor, context: ReductionContext) -> Tensor:
+        """Tokens x [B,N',D] after the last block, with their context, -> z [B,E]."""
         if isinstance(self.tower, AdaptedTower):
             return self.tower.pool(x, context.sizes, context.bias)
         return self.tower.pool(x)

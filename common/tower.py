@@ -115,24 +115,23 @@ class Attention(nn.Module):
 
 
 def class_logits(attention: Attention, x: Tensor, past: Tensor | None = None) -> Tensor:
-    """Attention logits [B,H,M+N] of the class token, up to one constant per head.
+    """Attention logits [B,H,M+N] of the class token.
 
     x: [B,N,D] after ``ln_1``, class token first.
     past: keys [B,H,M,D/H] of cached tokens, which come before x; None: there are none.
 
-    q·(Wx) is computed as (Wᵀq)·x. That takes N·D·H + 2·D² multiply-adds (and M·D with a cache), where the keys alone
-    would take N·D², and the other rows keep the fused kernel. The keys' bias adds the same constant to every logit,
-    which the softmax ignores. Cached keys include the bias, so it is subtracted from their logits.
+    q·(Wx + b) is computed as (Wᵀq)·x + q·b. That takes N·D·H + 2·D² multiply-adds (and M·D with a cache), where the
+    keys alone would take N·D², and the other rows keep the fused kernel. The keys' bias adds one constant to all logits
+    of a head, which the softmax ignores; cached keys include it, and a reader of logits wants it.
     """
     width, heads = x.shape[-1], attention.heads
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     query = F.linear(x[:, 0], weight[:width], bias[:width]).unflatten(-1, (heads, -1)).transpose(0, 1)  # [H,B,D/H]
     folded = query @ weight[width : 2 * width].unflatten(0, (heads, -1))  # [H,B,D]
-    logits = folded.transpose(0, 1) @ x.transpose(1, 2)
+    key_bias = (query * bias[width : 2 * width].unflatten(0, (heads, 1, -1))).sum(-1)  # [H,B]
+    logits = folded.transpose(0, 1) @ x.transpose(1, 2) + key_bias.T[..., None]
     if past is not None:
-        key_bias = (query * bias[width : 2 * width].unflatten(0, (heads, 1, -1))).sum(-1)  # [H,B]
-        cached = (past @ query.transpose(0, 1)[..., None]).squeeze(-1) - key_bias.T[..., None]
-        logits = torch.cat([cached, logits], dim=-1)
+        logits = torch.cat([(past @ query.transpose(0, 1)[..., None]).squeeze(-1), logits], dim=-1)
     return logits * (width // heads) ** -0.5
 
 

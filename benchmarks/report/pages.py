@@ -28,6 +28,7 @@ OTHERS: dict[str, Callable[[], str]] = {
     "deploy-python": lambda: _stored("deploy", deploy.in_python),
     "headlines": headlines.table,
     "reducers": reducers.overview,
+    "reducers-in-tiles": reducers.in_tiles,
     "reducers-one-by-one": reducers.descriptions,
     "retrain": retrain.table,
     "table2-embedded": lambda: _stored("table2", lambda result: table2_embedded.markdown(result["embedded"])),

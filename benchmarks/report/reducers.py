@@ -17,11 +17,14 @@ from benchmarks.cells import table
 from common.reducer_registry import NEEDS, REDUCERS, Entry, Setting, at
 from common.reduction import Place
 from patchrank.reducers.base import Call, TokenReducer
+from patchrank.reducers.tiles import EvenTiles, TileBudget
 
 assert patchrank.reducers and mlip.merging  # their reducers are on the list
 
 KEEP, LAYER, BLOCKS, GRID, WIDTH, HEADS, EMBED, PATCH = 0.6, 3, 12, 14, 768, 12, 512, 16
 """The setting of the costs: ViT-B/16 at 224 px, 60 % of the patches from block 3 on."""
+TILES = 2
+"""Tiles a side of a larger picture."""
 EXCEPTIONS = {
     "batch": "A picture's answer depends on its batch",
     "identity": "Keep 1 is not the tower itself",
@@ -29,24 +32,26 @@ EXCEPTIONS = {
 }
 
 
-def tower_macs(places: Mapping[Place, TokenReducer]) -> tuple[int, int]:
+def tower_macs(places: Mapping[Place, TokenReducer], tiles: int = 1) -> tuple[int, int]:
     """Multiply-adds of a picture in ViT-B/16 with reducers: in all, and of the reducers themselves.
 
     By closed form, in the convention of ``common.flops`` with attention's products.
+    tiles: a side; 1: the picture is not cut. The views run through the blocks one by one until a budget joins them.
     """
-    patches, own = GRID**2, 0
-    total = 3 * PATCH**2 * WIDTH * patches + 5 * WIDTH * (patches + 1)
+    patches, own, views = GRID**2, 0, 1 if tiles == 1 else 1 + tiles**2
+    total = views * (3 * PATCH**2 * WIDTH * patches + 5 * WIDTH * (patches + 1))
     for block in range(BLOCKS):
         for half in ("before", "middle", "after"):
             tokens = patches + 1
             if half == "middle":
-                total += (5 * WIDTH + 4 * WIDTH**2) * tokens + 2 * WIDTH * tokens**2
+                total += views * ((5 * WIDTH + 4 * WIDTH**2) * tokens + 2 * WIDTH * tokens**2)
             if half == "after":
-                total += (5 * WIDTH + 8 * WIDTH**2) * tokens
+                total += views * (5 * WIDTH + 8 * WIDTH**2) * tokens
             reducer = places.get(at(block, half))
             if reducer is not None:
                 own += reducer.macs(Call(patches, 1, WIDTH, HEADS, ran=half != "before", embed_dim=EMBED))
                 patches = reducer.left(patches)
+                views = 1 if isinstance(reducer, TileBudget) else views
     return total + 5 * WIDTH * (patches + 1) + WIDTH * EMBED + own, own
 
 
@@ -78,6 +83,26 @@ def overview() -> str:
         f"Needs: {'; '.join(f'*{need}*, {about}' for need, about in NEEDS.items())}."
     )
     return f"{table(head, rows, left=(0, 1, 2, 3))}\n\n{note}\n"
+
+
+def in_tiles() -> str:
+    """A row for each budget over tiles: how many tokens it leaves of a picture, and its cost at one setting."""
+    rows = [["the thumbnail alone", GRID**2, f"{tower_macs({})[0] / 1e9:.2f}", ""]]
+    everything = EvenTiles(1, TILES, GRID)
+    total, own = tower_macs({at(LAYER, "after"): everything}, TILES)
+    rows.append(["all tokens", everything.left(GRID**2), f"{(total - own) / 1e9:.2f}", ""])
+    for name, entry in sorted(REDUCERS.items()):
+        if entry.tiled is not None:
+            places = entry.reducers(Setting(KEEP, LAYER, GRID**2, BLOCKS, GRID, tiles=TILES))
+            total, own = tower_macs(places, TILES)
+            left = places[LAYER, "after"].left(GRID**2)
+            rows.append([f"`{name}`", left, f"{total / 1e9:.2f}", f"{own / 1e6:.1f}"])
+    head = ["budget", "patch tokens", "GMACs", "own, million MACs"]
+    note = (
+        f"By closed form: ViT-B/16 on pictures of {TILES * GRID * PATCH} px, a thumbnail and {TILES**2} tiles, joined "
+        f"after block {LAYER}, where budgets keep {100 * KEEP:.0f} %. “Own” as above."
+    )
+    return f"{table(head, rows, left=(0,))}\n\n{note}\n"
 
 
 def descriptions() -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments
-from common.evaluate.points import add_point, completed, mean_macs, model_at, read_point
+from common.evaluate.points import add_image_size, add_point, at_size, completed, mean_macs, model_at, read_point
 from common.evaluate.prompts import OWN, TEMPLATE_HELP, chosen_templates, prompts_hash, value_hash
 from common.paths import runs_directory, written_whole
 
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
     add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
     add("--out", type=Path, help="folder of the result files (default evaluations in $EFFCLIP_RUNS)")
+    add_image_size(command)
     add_point(command)
     return command
 
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit, args.threshold)
     args.place = Place(args.root, args.captions, args.class_names)
     sources = {task: source(args.data, task, args.split, args.place) for task in args.tasks}
-    model = load_model(**named)
+    model = at_size(load_model(**named), args.image_size)
     if args.point is not None:
         args.point = completed(model, args.point, args.gmacs)
         model = model_at(model, args.point)

@@ -57,6 +57,16 @@ def add_point(command: argparse.ArgumentParser) -> None:
     add("--gmacs", type=float, help="the greatest keep rate within so many GMACs a picture, instead of --keep")
 
 
+def add_image_size(command: argparse.ArgumentParser) -> None:
+    """Add the argument of ``at_size``."""
+    command.add_argument(
+        "--image-size",
+        type=int,
+        help="pixels of larger pictures, a multiple of the model's: a thumbnail and tiles of the model's size pass its "
+        "tower, among which a reducer with a budget over tiles (docs/reducers.md) shares it",
+    )
+
+
 def read_places(text: str | None) -> tuple[int, ...]:
     """The blocks that "3,6,9" names; none for None. ValueError: no whole numbers."""
     words = [] if text is None else text.split(",")
@@ -132,6 +142,20 @@ def tower_of(model: Model) -> ImageTower | AdaptedTower:
     return adapt(model.images)
 
 
+def at_size(model: Model, image_size: int | None) -> Model:
+    """The model for pictures of so many pixels, which it sees in tiles; None or its own size: as it is.
+
+    ValueError: see ``tower_of`` and ``common.tiles.tiles_a_side``.
+    """
+    from common.tiles import TiledTower
+
+    if image_size in (None, model.image_size):
+        return model
+    images = TiledTower(tower_of(model), image_size).eval()
+    preprocess = replace(model.preprocess, size=image_size)
+    return replace(model, name=f"{model.name} {image_size} px", images=images, preprocess=preprocess)
+
+
 def default_places(model: Model) -> tuple[int, ...]:
     """The block after a quarter of them: 3 of 12, 1 of 4. ValueError: see ``tower_of``."""
     return (len(tower_of(model).transformer.resblocks) // 4,)
@@ -145,11 +169,15 @@ def images_at(model: Model, point: Point) -> nn.Module:
     from common.adaptive import paths_of
     from common.reducer_registry import installed_reducers, named, schedule
     from common.reduction import ReducedTower
+    from common.tiles import TiledTower
 
     if point.reducer is not None:
         installed_reducers()
-        entry, tower = named(point.reducer), tower_of(model)
-        return ReducedTower(tower, schedule(entry, tower, point.keep, point.places or default_places(model))).eval()
+        entry, tower, places = named(point.reducer), tower_of(model), point.places or default_places(model)
+        if isinstance(model.images, TiledTower):
+            reducers = schedule(entry, tower, point.keep, places, model.images.tiles)
+            return TiledTower(tower, model.image_size, reducers).eval()
+        return ReducedTower(tower, schedule(entry, tower, point.keep, places)).eval()
     setting = paths_of(model.images).setting_name
     if point.threshold is not None and setting != "threshold":
         raise ValueError(f"threshold {point.threshold:g}: {model.name} has no levels to stop at; leave it out")

@@ -17,6 +17,7 @@ from patchrank.reducers.pitome import PiToMe
 from patchrank.reducers.prumerge import PruMerge
 from patchrank.reducers.random import RandomKeep, RandomPerPicture
 from patchrank.reducers.tca import TokenCondensation
+from patchrank.reducers.tiles import GlobalCom2
 from patchrank.reducers.token_correlation import TokenCorrelation
 from patchrank.reducers.tome import ToFu, ToMe
 from patchrank.reducers.vflowopt import VFlowOpt
@@ -35,6 +36,7 @@ __all__ = [
     "DivPrune",
     "DynamicViT",
     "EViT",
+    "GlobalCom2",
     "GoldenOracle",
     "HalfResolution",
     "HiRED",

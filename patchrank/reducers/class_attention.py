@@ -1,6 +1,6 @@
 """Pruning by the class token's attention, and HiRED's form of it.
 
-Shapes: B images, N tokens, K patch tokens, R kept, D width.
+Shapes: B images, N tokens, K patch tokens, R kept, D width. Over the tiles of a picture: ``patchrank.reducers.tiles``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from torch import Tensor
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
 from patchrank.reducers.base import Call, Keeping, most
+from patchrank.reducers.tiles import EvenTiles, HiREDTiles
 
 
 @reducer(
@@ -18,6 +19,7 @@ from patchrank.reducers.base import Call, Keeping, most
     needs=("class token",),
     source="the baseline of Patch Ranking's Figures 1 and 5 (WACV 2025)",
     licence="its released code (MIT) holds it in comments alone",
+    tiled=EvenTiles.of,
     differs="The paper's comparison ranks by block 3 after running it: place `after`, block 3.",
 )
 class ClassAttention(Keeping):
@@ -39,16 +41,22 @@ class ClassAttention(Keeping):
 
 @reducer(
     "hired",
-    "HiRED, one tile",
+    "HiRED",
     place="after",
     needs=("class token",),
     source="Arif et al., AAAI 2025 (HiRED)",
     licence="released code MIT",
-    differs="Its budgets over the tiles of a large picture are not here. It stands in the last block but one there, "
-    "behind which a CLIP tower has little left to save.",
+    tiled=HiREDTiles.of,
+    differs="It stands in the last block but one there, behind which a CLIP tower has little left to save. Over tiles, "
+    "its code counts the thumbnail's patches in equal runs of rows; here, as the paper has it, in each tile's area. "
+    "Shares are rounded so that all pictures keep the same number; there each is rounded down.",
 )
 class HiRED(ClassAttention):
-    """Keep the int(keep·K) patches to which the class token attends most, summed over heads, after a late block."""
+    """Keep the int(keep·K) patches to which the class token attends most, summed over heads, after a late block.
+
+    Of a picture in m² tiles and a thumbnail, V views, T = int(V·K·keep) tokens stay: min(K, int(T/2)) of the thumbnail,
+    and of each tile as its area holds of the thumbnail's int(K/2) most attended patches in the first block.
+    """
 
     def left(self, patches: int) -> int:
         return max(1, int(self.keep * patches))

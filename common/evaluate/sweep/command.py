@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments
 from common.evaluate.command import EVALUATIONS
-from common.evaluate.points import Point, default_places, read_places, read_values, tower_of
+from common.evaluate.points import Point, add_image_size, at_size, default_places, read_places, read_values, tower_of
 from common.paths import runs_directory
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         help="the block of the reducers; 3,6,9: at each of them the share --keep of what is still there stays. Given "
         "several times, one after another. Default: after a quarter of the blocks",
     )
+    add_image_size(command)
     add("--threshold", default="0.1..0.9", help="of a model with levels (default %(default)s)")
     add(
         "--budget",
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(args.batch_size, args.workers, chosen_device(args.device), args.dtype, args.limit)
     place = Place(args.root, args.captions, args.class_names)
     sources = [source(args.data, args.task, split, place) for split in _splits(args)]
-    model = load_model(**named)
+    model = at_size(load_model(**named), args.image_size)
     if args.task != "linear-probe":
         model.text_encoder()  # ValueError for a model without a text tower
     if args.task != EVALUATIONS[0] and paths_of(model.images).setting_name == "threshold":

@@ -13,7 +13,9 @@ from common.evaluate import tasks
 from common.evaluate.points import Point, completed, images_at, mean_macs
 from common.flops import count_macs
 from common.models import load_model
+from common.reducer_registry import named, setting_for
 from common.reduction import ReducedTower
+from common.tiles import TiledTower
 from patchrank.reducers import DivPrune
 from tests.common.fresh import answers
 from tests.readme import ROOT
@@ -127,6 +129,20 @@ def test_one_reducer_in_all_three_tasks(model, tmp_path, capsys):
     assert len(results(out)) == 4, "the whole model is another result"
 
 
+@torch.no_grad()
+def test_larger_pictures_are_seen_in_tiles(model, tmp_path):
+    """Whole, or with a budget; the cost is that of the tiles, built by hand."""
+    line = ["--image-size", "48", "--out", str(tmp_path / "out")]
+    assert evaluate(model, *line) == 0
+    assert evaluate(model, *line, "--reducer", "hired", "--keep", "0.5", "--place", "0") == 0
+    whole, budget = sorted(results(tmp_path / "out").values(), key=lambda result: len(result["model"]))
+    assert (whole["model"], budget["model"]) == ("random 48 px", "random 48 px hired keep 0.5 place 0")
+    assert whole["conditions"]["preprocess"]["size"] == budget["conditions"]["preprocess"]["size"] == 48
+    tower = CLIP.load(model).image_tower
+    tiled = TiledTower(tower, 48, named("hired").reducers(setting_for(tower, 0.5, 0, 2)))
+    assert budget["metrics"]["gmacs"] == count_macs(tiled, torch.zeros(1, 3, 48, 48)).gmacs
+
+
 def test_a_budget_takes_the_greatest_keep_rate_within_it(model, tmp_path):
     tower, image = CLIP.load(model).image_tower, torch.zeros(1, 3, 24, 24)
     budget = 0.8 * count_macs(tower, image).gmacs
@@ -180,6 +196,11 @@ def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
         (["--reducer", "tome", "--gmacs", "0.00001"], "a picture costs"),
         (["--reducer", "tome", "--keep", "0.5", "--place", "7"], "places [7]: the blocks of this tower are 0 to "),
         (["--reducer", "diffrate", "--keep", "0"], "--keep 0: the share of the tokens that stay lies in (0, 1]"),
+        (["--image-size", "40"], "pictures of 40 px cannot be cut into tiles of the tower's 24 px; use 48 or 72"),
+        (
+            ["--image-size", "48", "--reducer", "tome", "--keep", "0.5"],
+            "tome has no budget over the tiles of a picture",
+        ),
         (["--reducer", "tome", "--gmacs", "nan"], "--gmacs nan must be a number of GMACs above 0"),
         (
             ["--tasks", "zeroshot,segments"],

@@ -15,6 +15,7 @@ from common.evaluate.sweep import scoring
 from common.flops import count_macs
 from common.models import load_model
 from common.reduction import ReducedTower
+from common.tiles import TiledTower
 from common.zeroshot import embed_prompts
 from patchrank.reducers import DivPrune, EViT
 from tests.common.towers import NAMES, tiny_directory
@@ -58,6 +59,17 @@ def test_rows_are_the_reducers_own_accuracy_and_cost(model, data, sweep, tmp_pat
         if places:
             assert row["difference"] == pytest.approx(float(correct.double().mean() - whole.double().mean()))
             assert row["of_whole"] == macs.gmacs / count_macs(tower, image).gmacs
+
+
+def test_larger_pictures_are_compared_with_all_of_their_tiles(model, data, sweep, tmp_path):
+    names = "class-attention,globalcom2,hired,tome"
+    assert sweep(model, "--image-size", "64", "--reducers", names, "--keep", "0.5", "--place", "0") == 0
+    whole, *budgets, refused = result(tmp_path / "out")["rows"]
+    image = torch.zeros(1, 3, 64, 64)
+    assert whole["gmacs"] == count_macs(TiledTower(load_model(model).images.image_tower, 64), image).gmacs
+    assert [row["reducer"] for row in budgets] == names.split(",")[:3]
+    assert all(row["gmacs"] < whole["gmacs"] and row["difference"] is not None for row in budgets)
+    assert "tome has no budget over the tiles of a picture" in refused["reason"]
 
 
 def test_every_file_is_written_and_opens(model, sweep, tmp_path, capsys):
