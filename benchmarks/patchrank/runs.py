@@ -58,7 +58,7 @@ TUNED_AT = (1.0, KEEP)
 
 @dataclass(frozen=True)
 class Item:
-    """A training, the task on whose test pictures it is evaluated (None: on none), and the evaluation of its weights."""
+    """A training, the task on whose test pictures its weights are evaluated (None: on none), and that evaluation."""
 
     run: Run
     task: Task | None
@@ -122,7 +122,12 @@ def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
     """
     depth = load_architecture(task.architecture)["text_cfg"]["layers"]
     file = f"retrain/patchrank/{name_of(task, 'predictor', seed)}/weights.safetensors"
-    model: dict[str, Any] = {"kind": kind, "depth": depth, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
+    model: dict[str, Any] = {
+        "kind": kind,
+        "depth": depth,
+        "keep": keep,
+        "predictor": f"runs/{file}" if keep < 1 else None,
+    }
     recipe = read_recipe(RECIPES["prompts"])["model"]["init_args"]
     words = {"words": task.words, "template": task.template}
     # What the recipe already says is left out: on a command line {} alone is an empty mapping.

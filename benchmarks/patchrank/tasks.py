@@ -37,8 +37,8 @@ PRUNE_LAYER = 1
 """Block 1 of a tower of 4 is a quarter of the depth, as block 3 of 12 is; of Fashion-MNIST's 3, a third."""
 SEEDS = (0, 1, 2)
 RECIPES = {kind: f"patchrank/embedded_{kind}.yaml" for kind in ("predictor", "avit", "prompts")}
-COMMITTED, FOR_ALL = WEIGHTS / "patchrank", WEIGHTS / "embedded_patchrank.safetensors"
-"""The folder of committed predictors and prompts, and revision 1's predictor, which the frontier still shows."""
+COMMITTED = WEIGHTS / "patchrank"
+"""The folder of committed predictors and prompts."""
 KEEP, KEEPS = 0.6, (0.9, 0.8, 0.7, 0.6, 0.5)
 _BATCH = 250
 

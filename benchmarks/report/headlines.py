@@ -75,15 +75,18 @@ def mlip_against_clip(result: Result) -> str | None:
 
 
 def pruned_and_tuned(result: Result) -> str | None:
-    """Patch Ranking's headline: tuned and pruned against tuned and unpruned, mean of three tasks."""
+    """Patch Ranking's headline: tuned and pruned against tuned and unpruned, mean of the tasks."""
     headline = result["headline"]
-    return headline and f"{points(headline['styles'])} points at keep {result['conditions']['keep']}{_alone(result)}"
+    return headline and f"{points(headline['all'])} points at keep {result['conditions']['keep']}{_alone(result)}"
 
 
 def ahead_of_class_attention(result: Result) -> str | None:
-    """Patch Ranking's lead without tuning, mean of three tasks."""
-    (lead,) = (row["behind"] for row in result["rows"] if row["row"] == "class attention")
-    return lead and f"{points(lead)} points at keep {result['conditions']['keep']}{_alone(result)}"
+    """Patch Ranking's lead without tuning at equal GMACs, by task."""
+    rows = [row for row in result["rivals"] if (row["rival"], row["basis"]) == ("class attention", "equal GMACs")]
+    if not rows:
+        return None
+    leads = ", ".join(f"{points(row['lead'])} ({row['task']})" for row in rows)
+    return f"{leads} points at equal GMACs{' (one seed)' if rows[0]['seeds'] == 1 else ''}"
 
 
 def _alone(result: Result) -> str:

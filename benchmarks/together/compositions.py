@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from benchmarks import WEIGHTS
 from benchmarks.mlip.ablations import BASELINE, MODEL
 from benchmarks.mlip.models import MAKE
-from benchmarks.patchrank.runs import COMMAND
-from benchmarks.patchrank.tasks import FOR_ALL, PRUNE_LAYER
+from benchmarks.patchrank.tasks import PRUNE_LAYER
 from common.clip import CLIP
 from common.reducer_registry import Setting, named
 from common.reduction import Place, ReducedTower, Reducer
@@ -32,8 +32,15 @@ FINE_KEEPS = (0.25, 0.5, 0.75)
 """Shares of the patch tokens that stay: of the teacher's 36, and of the fine level's 27."""
 DENSE, WAVE = "dense teacher", "WaveCLIP"
 RANKED = "teacher + rank predictor"
+FOR_ALL = WEIGHTS / "embedded_patchrank.safetensors"
+"""Revision 1's predictor, of 4 pictures of each of its names."""
+_REVISION_1 = (
+    "lightning fit -c patchrank/embedded_predictor.yaml --model.weights benchmarks/weights/embedded_clip.safetensors "
+    "--model.architecture common/embedded_clip.json --data.architecture common/embedded_clip.json "
+    "--data.name embedded-plain"
+)
 TRAINED = {
-    RANKED: (FOR_ALL, COMMAND),
+    RANKED: (FOR_ALL, _REVISION_1),
     "CLIP trained as MLIP": (BASELINE, MAKE[BASELINE]),
     "MLIP": (MODEL, MAKE[MODEL]),
 }
