@@ -184,8 +184,10 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
     """
     place = place or Place()
     if name in REVISIONS:
-        like = "; embedded-plain has its like" if name == "embedded" else ""
-        raise ValueError(f"{name} lies in shards, which EmbeddedDataModule(revision={REVISIONS[name]}) reads{like}")
+        like = {1: "embedded-plain", 2: "embedded-shapes"}[REVISIONS[name]]
+        raise ValueError(
+            f"{name} lies in shards, which EmbeddedDataModule(revision={REVISIONS[name]}) reads; {like} has its like"
+        )
     if name.startswith(PREFIX):
         raise ValueError(f"{name} lies in shards; ShardDataModule with captions: false trains on shards")
     if name in EMBEDDED_TASKS:
