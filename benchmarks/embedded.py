@@ -28,7 +28,7 @@ from common.zeroshot import embed_prompts
 from waveclip import WaveTower
 
 REVISION = 2
-"""The scenes of WAVECLIP's table and figures. Patch Ranking, MLIP and the frontier still show revision 1."""
+"""The scenes of WAVECLIP's table and figures, and of Patch Ranking's. MLIP and the frontier still show revision 1."""
 TEACHER, STUDENT = WEIGHTS / "embedded_clip.safetensors", WEIGHTS / "embedded_waveclip.safetensors"
 """Revision 1's CLIP for scenes of 48 px, and the WaveCLIP of one level that was distilled from it."""
 MODELS = {1: (TEACHER, STUDENT), 2: (WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_waveclip.safetensors")}

@@ -131,8 +131,8 @@ def table() -> str:
     lines = cells.table(head, [line.cells() for line in LINES], left=range(4))
     note = (
         "Embedded scale, but for the image side of ViT-B/16 and the speeds, which are those of real sizes. WaveCLIP's "
-        "first two lines are of revision 2, scenes of shape. The accuracies of MLIP, Patch Ranking and the "
-        "compositions are still of revision 1, which measures colours. Each command prints the whole table with its "
-        "conditions."
+        "first two lines and Patch Ranking's are of revision 2, scenes of shape, Patch Ranking's of CIFAR-10 too. The "
+        "accuracies of MLIP and the compositions are still of revision 1, which measures colours. Each command prints "
+        "the whole table with its conditions."
     )
     return f"{lines}\n\n{note}\n"
