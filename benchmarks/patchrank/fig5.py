@@ -32,7 +32,7 @@ from patchrank.predictor import load_predictor
 from patchrank.reducers import ClassAttention, RandomKeep
 from patchrank.tower import PatchRankTower
 
-LAYER, PICTURES = 0, 1000
+LAYER, PICTURES = 0, 500
 Key = tuple[Any, ...]
 """Method, keep rate and number of the training seed; the keys of costs have no seed."""
 ATTENTION, ORACLE, PREDICTOR = "class attention", "golden ranking (oracle)", "predictor"
