@@ -123,7 +123,7 @@ def _draw(result: dict[str, Any]) -> Figure:
         axes.locator_params(axis="x", nbins=4)
     if result["rows"]:
         handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2 * len(tasks)))
     return figure
 
 
