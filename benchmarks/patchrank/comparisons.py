@@ -15,7 +15,7 @@ from benchmarks.patchrank.evaluate import RIVALS
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.rows import ROWS, Known, at_equal_cost, correct
 from benchmarks.patchrank.runs import COMMAND
-from benchmarks.patchrank.tasks import TASKS, Task, spread
+from benchmarks.patchrank.tasks import TASKS, Task
 from benchmarks.statistics import difference, holm
 
 EQUAL_KEEP, EQUAL_COST = "equal keep", "equal GMACs"
@@ -97,7 +97,7 @@ def oracle(known: Known) -> list[dict[str, Any]]:
             entries = ROWS[name].entries_of(task, known)
             if entries:
                 right = correct(entries)
-                part = right[:, spread(right.shape[1], count)].double().mean(1).tolist()
+                part = right[:, task.chosen(right.shape[1], count)].double().mean(1).tolist()
                 rows.append({"task": task.name, "row": name, "accuracy": part, "lost": None, "pictures": count})
     return rows
 

@@ -28,7 +28,6 @@ from benchmarks.patchrank.tasks import (
     Task,
     answers,
     search,
-    spread,
     stored,
 )
 from benchmarks.training.drift import first_losses
@@ -133,7 +132,7 @@ def evaluate_oracle(task: Task, clip: CLIP, classes: Tensor) -> dict[str, Any]:
     """
     tower, size = clip.image_tower, clip.image_tower.image_size
     pictures = task.pictures("test")
-    part = pictures.subset(spread(len(pictures), min(SEARCHED, len(pictures))))
+    part = pictures.subset(task.chosen(len(pictures), min(SEARCHED, len(pictures))))
     patches = tower.grid**2
     kept = keep_count(KEEP, patches)
     few = max(1, (patches - kept) // 7)

@@ -46,7 +46,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "embedded",
         seeds=len(files),
         dtype="float32",
-        reported_on="test, evenly spread pictures",
+        reported_on="test, the first pictures",
         weights={file.name: digest(file) for file in (SHAPES.weights, *files)},
     )
     if not smoke:

@@ -29,8 +29,7 @@ from common.zeroshot import fill, similarity
 from patchrank.scores import keep_count
 
 PICTURES = 3000
-"""A task is tested on so many of its test pictures at most, spread evenly, since a folder's classes follow one another.
-"""
+"""A task is tested on so many of its test pictures at most, see ``Task.chosen``."""
 SEARCHED = 250
 """On so many of those the oracle's stronger search runs, which takes half a second a picture."""
 PRUNE_LAYER = 1
@@ -123,14 +122,17 @@ class Task:
         return [fill(self.template, name) for name in self.module.class_names]
 
     def pictures(self, split: str, count: int = PICTURES) -> ClassificationSet:
-        """So many pictures of "val" or "test", spread evenly over all."""
+        """So many pictures of "val" or "test", see ``chosen``."""
         pictures = getattr(self.module, f"{split}_pictures")
-        return pictures.subset(spread(len(pictures), count)) if count < len(pictures) else pictures
+        return pictures.subset(self.chosen(len(pictures), count)) if count < len(pictures) else pictures
 
+    def chosen(self, whole: int, count: int) -> list[int]:
+        """So many indices below ``whole``, such that all classes are among them.
 
-def spread(whole: int, count: int) -> list[int]:
-    """So many indices below ``whole``, spread evenly."""
-    return [index * whole // count for index in range(count)]
+        Drawn pictures have their names in turn, so the first ones serve; a steady step would meet a few names alone.
+        The classes of a folder follow one another, so there the step is steady.
+        """
+        return list(range(count)) if self.variable is None else [index * whole // count for index in range(count)]
 
 
 def name_of_folder(path: str) -> str:

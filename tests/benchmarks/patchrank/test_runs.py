@@ -33,7 +33,6 @@ from benchmarks.patchrank.tasks import (
     Task,
     answers,
     restored,
-    spread,
     stored,
 )
 from benchmarks.printed import paper_numbers
@@ -108,8 +107,11 @@ def test_a_folder_of_pictures_is_read_where_the_variable_says_and_recorded_by_it
     assert "cifar10" in run.arguments() and str(tmp_path) not in " ".join(run.arguments())
 
 
-def test_pictures_are_spread_over_a_folder_whose_classes_follow_one_another():
-    assert spread(10, 4) == [0, 2, 5, 7] and spread(3, 3) == [0, 1, 2]
+def test_a_part_of_the_pictures_shows_every_class():
+    """Drawn names come in turn; the classes of a folder follow one another."""
+    labels = SHAPES.pictures("test", 504).labels
+    assert sorted(labels) == sorted([*range(252)] * 2)
+    assert [index // 1000 for index in CIFAR.chosen(10_000, 20)] == sorted([*range(10)] * 2)
 
 
 def test_listing_trains_nothing_and_says_what_is_missing(monkeypatch, tmp_path, capsys):
@@ -331,7 +333,7 @@ def test_committed_weights_give_the_stored_answers():
     if not (folder / f"{SHAPES.key}.safetensors").is_file():  # not before the first real run
         return
     clip, pictures = SHAPES.clip(), SHAPES.pictures("test")
-    chosen = spread(len(pictures), 200)
+    chosen = SHAPES.chosen(len(pictures), 200)
     predictor = load_predictor(folder / f"{SHAPES.key}.safetensors", clip.image_tower, PRUNE_LAYER).eval()
     tuned = folder / f"{SHAPES.key}_prompts.safetensors"
     models = {"predictor": (None, SHAPES.module.class_prompts)}
