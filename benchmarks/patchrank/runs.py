@@ -32,6 +32,7 @@ from benchmarks.patchrank.evaluate import (
 )
 from benchmarks.patchrank.methods import REVISION
 from benchmarks.patchrank.tasks import (
+    CIFAR_10_ATTRIBUTION,
     COMMITTED,
     KEEP,
     RECIPES,
@@ -46,7 +47,7 @@ from benchmarks.training.run import RECIPES as MINUTES
 from benchmarks.training.run import STORED, Run, work
 from common.clip import load_architecture
 from common.conditions import conditions
-from common.data.embedded.module import ATTRIBUTION
+from common.data.embedded.shapes import ATTRIBUTION
 from common.paths import runs_directory
 
 COMMAND = "python -m benchmarks patchrank-runs"
@@ -206,8 +207,9 @@ def _card(title: str, folder: Path, files: Mapping[str, str]) -> str:
         "fp16 predictors (`patchrank.predictor.load_predictor`), fp32 prompts (`patchrank.Prompts.load`), made by "
         f"`{COMMAND}`."
     )
+    credits = [ATTRIBUTION, CIFAR_10_ATTRIBUTION, FASHION_MNIST_ATTRIBUTION]
     head = ["file", "command", "seed", "revision at the start", "trained", "measured"]
-    parts = [f"# {title}", formats, table(head, rows, left=(0, 1, 3, 4, 5)), ATTRIBUTION, FASHION_MNIST_ATTRIBUTION]
+    parts = [f"# {title}", formats, table(head, rows, left=(0, 1, 3, 4, 5)), *credits]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,43 +1,34 @@
 """Patch Ranking's tables: methods x tasks at one keep rate with costs, their differences, and what the oracle reaches.
 
-Accuracies come from the finished runs (``benchmarks.patchrank.runs``); times are measured here.
+All of it comes from the finished runs (``benchmarks.patchrank.runs``); ``benchmarks.patchrank.costs`` measures times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from benchmarks import read_log
 from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, saved, table
 from benchmarks.figures import COLOURS
 from benchmarks.patchrank import comparisons
-from benchmarks.patchrank.methods import DENSE, OURS, REVISION, remark, training_free
-from benchmarks.patchrank.rows import BASELINES, ROWS, Known, correct, name_of_tuned, planned, tuned
+from benchmarks.patchrank.methods import DENSE, REVISION, remark
+from benchmarks.patchrank.rows import ROWS, Known, correct, name_of_tuned, planned, tuned
 from benchmarks.patchrank.runs import COMMAND, KINDS, results
 from benchmarks.patchrank.tasks import KEEP, PRUNE_LAYER, SHAPES, TASKS, Task
 from benchmarks.printed import paper_numbers
 from benchmarks.statistics import difference, mean_over_sets
-from common.clip import CLIP
 from common.conditions import conditions
-from common.timing import seconds
-from patchrank.predictor import RankPredictor
-from patchrank.prompts import Prompts
-from patchrank.tower import PatchRankTower
 
-BATCHES = (1, 32)
 OUR_BEST = name_of_tuned("coupled", KEEP)
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The tables from the finished runs, with times measured now. smoke: the same, fewer rounds."""
+    """The tables from the finished runs. smoke: the same."""
     known = results()
     setting = conditions(
         "embedded",
@@ -51,13 +42,10 @@ def run(smoke: bool = False) -> dict[str, Any]:
     )
     found = [run["conditions"] for name, run in known.items() if name.endswith("-baselines")]
     setting["reducers"] = min((run.get("reducers", 1) for run in found), default=REVISION)
-    rows = [_row(known, name) for name in ROWS]
-    for row, seconds_by_batch in zip(rows, times(1 if smoke else 15), strict=True):
-        row["seconds"] = seconds_by_batch
     return {
         "name": "patchrank-table1",
         "conditions": setting,
-        "rows": rows,
+        "rows": [_row(known, name) for name in ROWS],
         "rivals": comparisons.rivals(known),
         "oracle": comparisons.oracle(known),
         "headline": headline(known),
@@ -105,48 +93,12 @@ def _val_accuracy(known: Known, task: Task, kind: str) -> float | None:
     return mean([known[name]["val"]["1.0"]["accuracy"] for name in names if name in known])
 
 
-def towers(clip: CLIP) -> dict[str, nn.Module | None]:
-    """The image tower of each row, for its time, which does not depend on weights.
-
-    A-ViT has None: its tokens are masked and not removed, so its time says nothing.
-    """
-    tower = clip.image_tower
-    free = training_free(tower, KEEP, PRUNE_LAYER)
-    predictor, width = RankPredictor.for_tower(tower), tower.conv1.out_channels
-
-    def prompted(kind: str, keep: float) -> nn.Module:
-        prompts = Prompts("independent" if kind == "coupled" else kind, 2, 2, width, width)
-        return PatchRankTower(tower, predictor, keep, PRUNE_LAYER, prompts)
-
-    by_row: dict[str, nn.Module | None] = dict.fromkeys(ROWS)
-    by_row |= {DENSE: tower, "random": free["given scores"]}
-    by_row |= {name: free[name] for name in BASELINES if name in free}
-    by_row[OURS] = PatchRankTower(tower, predictor, KEEP, PRUNE_LAYER)
-    return by_row | {name_of_tuned(kind, keep): prompted(kind, keep) for keep in (1.0, KEEP) for kind in KINDS}
-
-
-def times(rounds: int) -> list[dict[str, float] | None]:
-    """Seconds a batch of each row's image tower of scenes of shape, by batch size; None without a time.
-
-    Each is the median over alternating rounds.
-    """
-    clip = SHAPES.clip()
-    built, size = towers(clip), clip.image_tower.image_size
-    images = torch.randn(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0))
-    by_row: dict[str, dict[str, float]] = {name: {} for name in built}
-    for batch in BATCHES:
-        calls = {name: partial(tower, images[:batch]) for name, tower in built.items() if tower is not None}
-        for name, median in seconds(calls, rounds).items():
-            by_row[name][str(batch)] = median
-    return [by_row[name] or None for name in ROWS]
-
-
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
     names = [task.name for task in TASKS]
     head = [
         "method", *names, *(f"GMACs, {name}" for name in names[:2]), *(f"saved, {name}" for name in names[:2]),
-        *(f"faster, batch {batch}" for batch in BATCHES), "paper, mean of 8 sets",
+        "paper, mean of 8 sets",
     ]  # fmt: skip
     dense = next(row for row in result["rows"] if row["row"] == DENSE)
     parts = [
@@ -188,13 +140,8 @@ def _cells(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     less = [
         saved(row["gmacs"][name], dense["gmacs"][name]) if name in row["gmacs"] else "not run" for name in names[:2]
     ]
-    times = ["–" if row["seconds"] is None else _faster(row, dense, str(batch)) for batch in BATCHES]
     printed = {line["row"]: f"{fmean(line['accuracy']):.1f}" for line in paper_numbers("patchrank")["table1"]}
-    return [row["row"], *cells, *costs, *less, *times, printed.get(row["row"], "–")]
-
-
-def _faster(row: dict[str, Any], dense: dict[str, Any], batch: str) -> str:
-    return f"{dense['seconds'][batch] / row['seconds'][batch]:.2f} x"
+    return [row["row"], *cells, *costs, *less, printed.get(row["row"], "–")]
 
 
 def _headline(headline: dict[str, Any] | None) -> str:
@@ -240,10 +187,8 @@ def _reading(result: dict[str, Any]) -> str:
         "depth, as block 3 of 12 (a third in Fashion-MNIST's tower of 3 blocks). Top-1 in %, mean ± standard deviation "
         f"over up to {seeds} training seeds (random: draws); test pictures: {pictures}; evaluations on test with these "
         f"CLIPs so far: {reads}. Predictors and A-ViT learn from unlabelled pictures ({shots} of each class), prompts "
-        "from 16 shots. GMACs have attention on both sides; A-ViT's are measured means, and it is run masked, so its "
-        "time says nothing. Faster: the time of all tokens over a row's, scenes of shape, medians of alternating "
-        "rounds. Each task has a CLIP of its own, so the paper's row of one predictor for all sets has none "
-        f"here. {setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}."
+        "from 16 shots. GMACs have attention on both sides; A-ViT's are measured means, and it is run masked. Each task "
+        f"has a CLIP of its own, so the paper's row of one predictor for all sets has none here. {setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}."
         f"{remark(setting)}{not_run}"
     )
 

@@ -38,6 +38,8 @@ SEEDS = (0, 1, 2)
 RECIPES = {kind: f"patchrank/embedded_{kind}.yaml" for kind in ("predictor", "avit", "prompts")}
 COMMITTED = WEIGHTS / "patchrank"
 """The folder of committed predictors and prompts."""
+CIFAR_10_ATTRIBUTION = "Trained on the training pictures of CIFAR-10 (A. Krizhevsky, 2009)."
+"""The line that weights trained on CIFAR-10 carry."""
 KEEP, KEEPS = 0.6, (0.9, 0.8, 0.7, 0.6, 0.5)
 _BATCH = 250
 

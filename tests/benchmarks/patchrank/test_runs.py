@@ -7,7 +7,6 @@ import torch
 
 from benchmarks.patchrank import evaluate as patchrank_evaluate
 from benchmarks.patchrank import runs as patchrank_runs
-from benchmarks.patchrank import table1 as patchrank_table1
 from benchmarks.patchrank.comparisons import rivals, verdict
 from benchmarks.patchrank.evaluate import (
     FEWER,
@@ -240,7 +239,6 @@ def with_results(monkeypatch):
         for name in ("table1", "fig1"):
             monkeypatch.setattr(f"benchmarks.patchrank.{name}.results", lambda: known)
 
-    monkeypatch.setattr(patchrank_table1, "times", lambda rounds: [{"1": 0.001, "32": 0.03}] * len(ROWS))
     return give
 
 
