@@ -187,8 +187,9 @@ def _reading(result: dict[str, Any]) -> str:
         "depth, as block 3 of 12 (a third in Fashion-MNIST's tower of 3 blocks). Top-1 in %, mean ± standard deviation "
         f"over up to {seeds} training seeds (random: draws); test pictures: {pictures}; evaluations on test with these "
         f"CLIPs so far: {reads}. Predictors and A-ViT learn from unlabelled pictures ({shots} of each class), prompts "
-        "from 16 shots. GMACs have attention on both sides; A-ViT's are measured means, and it is run masked. Each task "
-        f"has a CLIP of its own, so the paper's row of one predictor for all sets has none here. {setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}."
+        "from 16 shots. GMACs have attention on both sides; A-ViT's are measured means, and it is run masked. Each "
+        "task has a CLIP of its own, so the paper's row of one predictor for all sets has none here. "
+        f"{setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}."
         f"{remark(setting)}{not_run}"
     )
 
