@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-import numpy as np
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -135,23 +134,3 @@ def student_interval(differences: Sequence[float], confidence: float = 0.95) -> 
     middle, pairs = fmean(differences), len(differences)
     half = student.ppf((1 + confidence) / 2, pairs - 1) * stdev(differences) / pairs**0.5
     return middle, middle - half, middle + half
-
-
-def paired_interval(
-    first: Sequence[Tensor], second: Sequence[Tensor], resamples: int = 10_000
-) -> tuple[float, float, float]:
-    """Accuracy of ``first`` minus that of ``second``, one bool tensor [S,M] for each task -> (difference, low, high).
-
-    The difference is averaged over seeds, then over tasks. The interval is the 95 % percentile bootstrap over the
-    images of each task, which both sides share; seeds are not resampled.
-    """
-    rng, draws, means = np.random.default_rng(0), [], []
-    for ours, theirs in zip(first, second, strict=True):
-        differences = (ours.double().mean(0) - theirs.double().mean(0)).numpy().round(9)
-        # A resample's mean depends only on how often each value is drawn, and those counts are multinomial.
-        values, counts = np.unique(differences, return_counts=True)
-        drawn = rng.multinomial(len(differences), counts / len(differences), size=resamples)
-        draws.append(drawn @ values / len(differences))
-        means.append(differences.mean())
-    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
-    return float(np.mean(means)), float(low), float(high)

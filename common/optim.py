@@ -17,12 +17,12 @@ OptimizerName = Literal["adamw", "muon"]
 """adamw: all parameters by AdamW. muon: the matrices of the towers' blocks by Muon, all else by AdamW."""
 
 
-def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The learning rate's factor: linear from 1/warmup_steps to 1, then a half cosine to 0 at ``total_steps``."""
+def warmup_cosine(step: int, warmup_steps: int, total_steps: int, final: float = 0.0) -> float:
+    """The learning rate's factor: linear from 1/warmup_steps to 1, then a half cosine to final at total_steps."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def check_settings(learning_rate: float, weight_decay: float, warmup_steps: int) -> None:
@@ -78,11 +78,15 @@ def parameter_groups(
 
 
 def configure(
-    groups: list[dict], warmup_steps: int, total_steps: int, betas: tuple[float, float] = (0.9, 0.98)
+    groups: list[dict],
+    warmup_steps: int,
+    total_steps: int,
+    betas: tuple[float, float] = (0.9, 0.98),
+    final: float = 0.0,
 ) -> dict:
     """The optimiser of the groups with the schedule of ``scheduled``, as ``configure_optimizers`` returns it.
 
-    betas: AdamW's.
+    betas: AdamW's.  final: see ``scheduled``.
     The optimiser's ``load_state_dict`` raises ValueError for a checkpoint that the other of both optimisers made.
     """
     if _name(groups) == "muon":
@@ -90,7 +94,7 @@ def configure(
     else:  # not fused: under mixed precision, Lightning refuses to clip gradients for a fused optimiser
         optimizer = AdamW(groups, betas=betas, eps=1e-6, foreach=True)
     optimizer.register_load_state_dict_pre_hook(lambda own, state: refuse_another(state, _name(own.param_groups)))
-    return scheduled(optimizer, warmup_steps, total_steps)
+    return scheduled(optimizer, warmup_steps, total_steps, final)
 
 
 def _name(groups: list[dict]) -> OptimizerName:
@@ -108,14 +112,15 @@ def refuse_another(state: dict, ours: OptimizerName) -> None:
         )
 
 
-def scheduled(optimizer: Optimizer, warmup_steps: int, total_steps: int) -> dict:
+def scheduled(optimizer: Optimizer, warmup_steps: int, total_steps: int, final: float = 0.0) -> dict:
     """An optimiser with linear warm-up and cosine decay, stepped per batch, in Lightning's format.
 
+    final: the last rate's share of the peak rate.
     ValueError: the run's length is unknown, or not above the warm-up.
     """
     if total_steps <= 0 or math.isinf(total_steps):
         raise ValueError("the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs")
     if warmup_steps >= total_steps:
         raise ValueError(f"warmup_steps {warmup_steps} is not below the run's {total_steps} steps; shorten the warm-up")
-    schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps))
+    schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps, final))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -14,10 +14,12 @@ from common.preprocess import Preprocess, prepare_data
 class FrozenCLIPTraining(LightningModule):
     """A training whose checkpoints hold the trained parameters alone; the arguments name the frozen CLIP again.
 
-    A subclass sets ``preprocess`` (the CLIP's), ``learning_rate``, ``weight_decay`` and ``warmup_steps``.
+    A subclass sets ``preprocess`` (the CLIP's), ``learning_rate``, ``weight_decay`` and ``warmup_steps``, and ``final``
+    where the cosine does not end at 0.
     """
 
     preprocess: Preprocess
+    final: float = 0.0
 
     starts_from: ClassVar[dict[str, Any]] = {"weights": None}
     """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
@@ -44,7 +46,7 @@ class FrozenCLIPTraining(LightningModule):
     def configure_optimizers(self) -> dict:
         """AdamW, per-step warm-up and cosine over the trainer's whole run."""
         groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)
-        return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
+        return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches, final=self.final)
 
 
 def class_prompts(trainer: Trainer) -> Sequence[str]:

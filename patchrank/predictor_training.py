@@ -49,6 +49,7 @@ class RankPredictorTraining(FrozenCLIPTraining):
         learning_rate: peak rate of AdamW.
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
+        final_learning_rate: the rate with which the cosine ends, at most ``learning_rate``.
     """
 
     def __init__(
@@ -68,9 +69,12 @@ class RankPredictorTraining(FrozenCLIPTraining):
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-4,
         warmup_steps: int = 100,
+        final_learning_rate: float = 0.0,
     ) -> None:
         super().__init__()
         optim.check_settings(learning_rate, weight_decay, warmup_steps)
+        if not 0 <= final_learning_rate <= learning_rate:
+            raise ValueError(f"final_learning_rate {final_learning_rate} must lie from 0 to the peak, {learning_rate}")
         self.save_hyperparameters()
         clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
         self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
@@ -84,6 +88,7 @@ class RankPredictorTraining(FrozenCLIPTraining):
         self.prune_layer, self.loss, self.score = prune_layer, loss, score
         self.removal = {"block": block, "stride": stride, "rounds": rounds, "removed_per_round": removed_per_round}
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.final = final_learning_rate / learning_rate
         self.overlap, self.tau = MeanMetric(), MeanMetric()
         self._golden: dict[str, Rankings] = {}
 

@@ -108,12 +108,14 @@ def check(recipe):
 
     total, warmup = steps(recipe), module.hparams.warmup_steps
     peak = float(module.hparams.learning_rate)
-    assert configured["lr_scheduler"]["interval"] == "step" and 0 < warmup <= 0.2 * total
+    final = module.hparams.get("final_learning_rate", 0.0) / peak
+    assert configured["lr_scheduler"]["interval"] == "step" and warmup <= 0.2 * total
+    assert warmup > 0 or final > 0, "the released predictor's schedule alone has no warm-up"
     assert peak in [pytest.approx(group["initial_lr"]) for group in optimizer.param_groups]
     for factor in schedule.lr_lambdas:
-        assert factor(0) == pytest.approx(1 / warmup)
-        assert factor(warmup - 1) == factor(warmup) == 1
-        assert 0 < factor(total - 1) < 1e-4 and factor(total) == 0
+        assert factor(0) == pytest.approx(1 / max(warmup, 1))
+        assert factor(max(warmup - 1, 0)) == factor(warmup) == 1
+        assert final < factor(total - 1) < final + 1e-4 and factor(total) == pytest.approx(final)
 
 
 def test_the_meta_device_builds_what_a_real_one_does(without_weights):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.cells import Comparison, Result, table
 from benchmarks.patchrank.methods import DENSE, OURS, REVISION, methods, remark
-from benchmarks.patchrank.tasks import PLAIN, PRUNE_LAYER
+from benchmarks.patchrank.tasks import PRUNE_LAYER, SHAPES
 from benchmarks.printed import paper_numbers
 from common.clip import CLIP
 from common.conditions import conditions
@@ -133,7 +133,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     setting = conditions(
         "paper and embedded", seeds=None, dtype="float32", weights="random; committed", reducers=REVISION
     )
-    small = PLAIN.clip().image_tower
+    small = SHAPES.clip().image_tower
     if smoke:
         tower, name, keeps, batches, rounds = small, "embedded", (0.6,), {True: 1, False: 1}, 1
     else:

@@ -11,20 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks import read_recipe
-from benchmarks.patchrank.methods import DENSE, training_free
+from benchmarks.patchrank.methods import DENSE, OURS, methods, training_free
 from benchmarks.patchrank.tasks import (
     COMMITTED,
-    FOR_ALL,
     KEEP,
     KEEPS,
-    PLAIN,
     PRUNE_LAYER,
     RECIPES,
+    SEARCHED,
     SEEDS,
-    STYLES,
-    TASKS,
+    SHAPES,
     Encoder,
     Task,
     answers,
@@ -32,6 +31,7 @@ from benchmarks.patchrank.tasks import (
     stored,
 )
 from benchmarks.training.drift import first_losses
+from common.clip import CLIP
 from common.data.classification import ClassificationSet
 from common.data.classification_module import ClassificationDataModule
 from common.data.pictures import PictureSet, loader
@@ -39,9 +39,11 @@ from common.flops import count_macs
 from common.preprocess import Preprocess
 from common.reduction import ReducedTower
 from common.tower import ImageTower
-from common.zeroshot import embed_prompts
+from common.zeroshot import embed_prompts, similarity
 from patchrank.avit import AViTTower
+from patchrank.golden import golden_ranking
 from patchrank.golden_cache import Rankings, ranked
+from patchrank.golden_swaps import swapped
 from patchrank.losses import kendall_tau, pruned_overlap
 from patchrank.predictor import RankPredictor, load_predictor, save_predictor
 from patchrank.prompted import PromptedCLIP
@@ -49,8 +51,14 @@ from patchrank.reducers import GoldenOracle, RandomKeep
 from patchrank.scores import keep_count
 from patchrank.tower import PatchRankTower
 
-VAL = 400
+VAL = 200
 """Number of val pictures on which a predictor is compared with golden rankings."""
+EXCHANGES = 5
+"""The most exchanges of patches by which the oracle's stronger search betters a picture's greedy ranking."""
+RIVALS = ("class attention", "EViT", "ToMe", "DivPrune", "k-medoids")
+"""The methods that are compared with Patch Ranking at equal GMACs too."""
+FEWER, MORE = "fewer GMACs", "more GMACs"
+"""A rival's two neighbours of Patch Ranking in cost."""
 
 
 def plain(module: nn.Module) -> Encoder:
@@ -79,24 +87,73 @@ def gmacs(tower: nn.Module, image_size: int) -> float:
 
 
 def evaluate_baselines(task: Task) -> dict[str, Any]:
-    """Right answers on test of the dense tower, every training-free method at keep .6, and the golden oracle.
+    """Right answers on test of the dense tower, of every training-free method, and of the golden oracle.
 
-    Class attention is evaluated at every keep rate, random keeping with three draws.
+    Methods are evaluated at keep .6, class attention at every keep rate, random keeping with three draws, and each of
+    RIVALS at its two numbers of patches between whose costs Patch Ranking's at keep .6 lies.
     """
     clip, pictures = task.clip(), task.pictures("test")
     tower, size = clip.image_tower, clip.image_tower.image_size
-    free = {keep: training_free(tower, keep, PRUNE_LAYER) for keep in KEEPS}
-    towers: dict[str, nn.Module] = {DENSE: tower}
-    towers |= {f"class attention {keep}": methods["class attention"] for keep, methods in free.items()}
-    towers |= {name: free[KEEP][name] for name in ("EViT", "ToMe")}
+    free = training_free(tower, KEEP, PRUNE_LAYER)
+    towers: dict[str, nn.Module] = {DENSE: tower} | {name: free[name] for name in RIVALS[1:]}
+    for keep in KEEPS:
+        towers[f"class attention {keep}"] = training_free(tower, keep, PRUNE_LAYER)["class attention"]
     towers |= {f"random {draw}": ReducedTower(tower, {PRUNE_LAYER: RandomKeep(KEEP, draw)}) for draw in SEEDS}
-    rankings = golden(tower, pictures, PRUNE_LAYER)
-    encoders = {name: plain(tower) for name, tower in towers.items()}
-    encoders["golden"] = oracle(tower, rankings, KEEP, PRUNE_LAYER)
-    right = answers(encoders, pictures, size, embed_prompts(clip, task.module.class_prompts))
-    costs = {name: gmacs(tower, size) for name, tower in towers.items()}
-    costs["golden"] = costs["random 0"]  # both keep by an order that is given and costs nothing
-    return {"test": {name: stored(correct, costs[name]) for name, correct in right.items()}}
+    budget = gmacs(methods(tower, KEEP, PRUNE_LAYER)[OURS], size)
+    for name in RIVALS:
+        fewer, more = around(tower, name, budget)
+        towers |= {f"{name}, {FEWER}": fewer, f"{name}, {MORE}": more}
+    classes = embed_prompts(clip, task.module.class_prompts)
+    test = evaluate_towers(towers, pictures, size, classes)
+    return {"test": test, "oracle": evaluate_oracle(task, clip, classes)}
+
+
+def around(tower: ImageTower, name: str, budget: float) -> tuple[nn.Module, nn.Module]:
+    """A method that keeps the most patches within a budget of GMACs, and the same with the next cost above it."""
+    patches, size = tower.grid**2, tower.image_size
+
+    def kept(count: int) -> tuple[nn.Module, float]:
+        built = training_free(tower, count / patches, PRUNE_LAYER)[name]
+        return built, gmacs(built, size)
+
+    low, high = 1, patches  # the first lies within the budget, the second above it
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if kept(middle)[1] <= budget else (low, middle)
+    return kept(low)[0], kept(high)[0]
+
+
+@torch.no_grad()
+def evaluate_oracle(task: Task, clip: CLIP, classes: Tensor) -> dict[str, Any]:
+    """Golden rankings of some test pictures by two searches: right answers, and what embeddings lose at keep .6.
+
+    "searched" removes a few patches a round, one at a time, and then exchanges patches; "greedy" is the ranking that
+    predictors learn. classes: [C,E].
+    """
+    tower, size = clip.image_tower, clip.image_tower.image_size
+    pictures = task.pictures("test")
+    part = pictures.subset(task.chosen(len(pictures), min(SEARCHED, len(pictures))))
+    patches = tower.grid**2
+    kept = keep_count(KEEP, patches)
+    few = max(1, (patches - kept) // 7)
+    rounds = -(-(patches - kept) // few) + 1
+    batches = list(loader(part, Preprocess(size), 50))
+    orders: dict[str, list[Tensor]] = {"greedy": [], "searched": []}
+    for batch in batches:
+        images = batch["image"]
+        orders["greedy"].append(golden_ranking(tower, images, prune_layer=PRUNE_LAYER, **search(patches)).order)
+        fine = golden_ranking(tower, images, prune_layer=PRUNE_LAYER, block=1, rounds=rounds, removed_per_round=few)
+        orders["searched"].append(swapped(tower, images, fine.order, kept, PRUNE_LAYER, EXCHANGES))
+    result = {}
+    cost = gmacs(ReducedTower(tower, {PRUNE_LAYER: RandomKeep(KEEP)}), size)  # an order that is given costs nothing
+    for name, by_batch in orders.items():
+        right, lost = [], []
+        for batch, order in zip(batches, by_batch, strict=True):
+            z = ReducedTower(tower, {PRUNE_LAYER: GoldenOracle(KEEP, order)})(batch["image"])
+            right.append(similarity(z, classes).argmax(-1) == batch["label"])
+            lost.append(1 - F.cosine_similarity(tower(batch["image"]), z, dim=-1))
+        result[name] = stored(torch.cat(right), cost) | {"lost": torch.cat(lost).mean().item()}
+    return result
 
 
 def agreement(predictor: RankPredictor, task: Task, prune_layer: int) -> dict[str, float]:
@@ -139,22 +196,15 @@ def _loaded(weights: Path, task: Task, layer: int, committed: Path | None) -> Ra
 
 def evaluate_predictor(weights: Path, task: Task, seed: int) -> dict[str, Any]:
     """A predictor on its own task, at every keep rate."""
-    committed = COMMITTED / f"{task.name.lower()}.safetensors"
+    committed = COMMITTED / f"{task.key}.safetensors"
     predictor = _loaded(weights, task, PRUNE_LAYER, None if seed else committed)
     result = agreement(predictor, task, PRUNE_LAYER) | {"test": untuned(predictor, task, KEEPS)}
     return result | _losses("predictor", task, seed)
 
 
-def evaluate_transfer(weights: Path, seed: int) -> dict[str, Any]:
-    """The predictor for all tasks, on each style task at keep .6."""
-    predictor = _loaded(weights, PLAIN, PRUNE_LAYER, None if seed else FOR_ALL)
-    test = {task.name.lower(): untuned(predictor, task, (KEEP,))[str(KEEP)] for task in STYLES}
-    return agreement(predictor, PLAIN, PRUNE_LAYER) | {"test": test}
-
-
 def evaluate_first(weights: Path, seed: int) -> dict[str, Any]:
-    """The predictor that prunes before the first block; Figure 5 evaluates its accuracy."""
-    return agreement(_loaded(weights, PLAIN, 0, COMMITTED / f"first-seed{seed}.safetensors"), PLAIN, 0)
+    """The predictor that prunes scenes of shape before the first block; Figure 5 evaluates its accuracy."""
+    return agreement(_loaded(weights, SHAPES, 0, COMMITTED / f"first-seed{seed}.safetensors"), SHAPES, 0)
 
 
 @torch.no_grad()
@@ -181,17 +231,17 @@ def evaluate_prompts(weights: Path, task: Task, kind: str, keep: float, seed: in
     tower, size = model.tower, model.tower.tower.image_size
     committed = (kind, keep) == ("coupled", KEEP)
     if committed and seed == 0:
-        tower.prompts.save(COMMITTED / f"{task.name.lower()}_prompts.safetensors")
+        tower.prompts.save(COMMITTED / f"{task.key}_prompts.safetensors")
     towers = {str(rate): tower.at(rate) for rate in (KEEPS if keep < 1 else (keep,))}
     classes = embed_prompts(model, task.tuned_prompts)
-    val = evaluate_towers({str(keep): tower}, task.pictures("val", 1000), size, classes)
+    val = evaluate_towers({str(keep): tower}, task.pictures("val", 500), size, classes)
     result = {"val": val, "test": evaluate_towers(towers, task.pictures("test"), size, classes)}
     return result | (_losses("prompts", task, seed) if committed else {})
 
 
 def _losses(kind: str, task: Task, seed: int) -> dict[str, list[float]]:
     """The first losses of the recipe, stored with its first run so that a later check can detect drift."""
-    return {"first_losses": recipe_losses(kind)} if seed == 0 and task is TASKS[0] else {}
+    return {"first_losses": recipe_losses(kind)} if seed == 0 and task is SHAPES else {}
 
 
 def recipe_losses(kind: str) -> list[float]:

@@ -15,7 +15,7 @@ from benchmarks.cells import Result, missing_runs, percent, saved, table
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.rows import ROWS, Known, Source, attended, planned, pruned, tuned
 from benchmarks.patchrank.runs import COMMAND, KINDS, results
-from benchmarks.patchrank.tasks import KEEP, KEEPS, STYLES, TASKS, Task
+from benchmarks.patchrank.tasks import KEEP, KEEPS, TASKS, Task
 from common.conditions import conditions
 
 RATES = (1.0, *KEEPS)
@@ -36,9 +36,10 @@ def curves() -> dict[str, dict[float, Source]]:
 def run(smoke: bool = False) -> dict[str, Any]:
     """The curves from the results of the finished runs. smoke: the same."""
     known, setting = results(), conditions("embedded", chosen_on="nothing is chosen: a sweep")
-    dense = {task: entries[0]["gmacs"] for task in TASKS if (entries := ROWS[DENSE].entries_of(task, known))}
+    whole = {task: entries[0] for task in TASKS if (entries := ROWS[DENSE].entries_of(task, known))}
+    dense, unpruned = ({task: entry[what] for task, entry in whole.items()} for what in ("gmacs", "accuracy"))
     rows = [
-        {"curve": name, "task": task.name, "dense": dense[task], "points": points}
+        {"curve": name, "task": task.name, "dense": dense[task], "unpruned": unpruned[task], "points": points}
         for task in dense  # evaluated before anything is trained
         for name, sources in curves().items()
         if (points := _points(known, task, sources))
@@ -106,7 +107,7 @@ def _costs(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _draw(result: dict[str, Any]) -> Figure:
-    tasks = list(dict.fromkeys(row["task"] for row in result["rows"])) or [task.name for task in STYLES]
+    tasks = list(dict.fromkeys(row["task"] for row in result["rows"])) or [task.name for task in TASKS[:1]]
     figure = Figure(figsize=(3.4 * len(tasks), 3.6), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         for row in (row for row in result["rows"] if row["task"] == task):
@@ -115,11 +116,14 @@ def _draw(result: dict[str, Any]) -> Figure:
             xs, spread = [point["gmacs"] for point in points], [100 * _spread(point["accuracy"]) for point in points]
             marker = "osD^v"[len(axes.containers)]  # lines that coincide keep their own marks
             axes.errorbar(xs, means, spread, fmt=f"{marker}-", markersize=4, capsize=2, label=row["curve"])
+        top1 = next(100 * row["unpruned"] for row in result["rows"] if row["task"] == task) if result["rows"] else None
+        if top1 is not None:
+            axes.axhline(top1, color="0.5", linewidth=1, linestyle=":", label="unpruned, untuned")
         axes.set(title=task, xlabel="GMACs a picture", ylabel="top-1, %")
         axes.locator_params(axis="x", nbins=4)
     if result["rows"]:
         handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2 * len(tasks)))
     return figure
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.cells import table
-from benchmarks.patchrank.tasks import KEEP, PLAIN, PRUNE_LAYER
+from benchmarks.patchrank.tasks import KEEP, PRUNE_LAYER, SHAPES
 from common.conditions import conditions, digest
 from common.data.classification import ClassificationSet
 from common.data.pictures import loader
@@ -30,9 +30,9 @@ SHOWN, COMPARED = 6, 128
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The scores of the first test pictures, and the agreement of the three on more of them. smoke: on fewer."""
-    setting = conditions("embedded", seeds=None, dtype="float32", weights={PLAIN.weights.name: digest(PLAIN.weights)})
-    pictures = PLAIN.pictures("test", SHOWN if smoke else COMPARED)
+    """The scores of some pictures of val, and the agreement of the three on more of them. smoke: on fewer."""
+    setting = conditions("embedded", seeds=None, dtype="float32", weights={SHAPES.weights.name: digest(SHAPES.weights)})
+    pictures = SHAPES.pictures("val", SHOWN if smoke else COMPARED)
     rankings = rank(pictures)
     order = rankings["feature"].order
     pruned = order.shape[1] - keep_count(KEEP, order.shape[1])
@@ -54,8 +54,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def rank(pictures: ClassificationSet) -> dict[str, GoldenRanking]:
     """The golden rankings of pictures by each score: one shot, sliding windows of 2x2."""
-    clip = PLAIN.clip()
-    classes = embed_prompts(clip, PLAIN.module.class_prompts)
+    clip = SHAPES.clip()
+    classes = embed_prompts(clip, SHAPES.module.class_prompts)
     (batch,) = loader(pictures, clip.preprocess, len(pictures))
     text = {"class_embeddings": classes, "logit_scale": clip.logit_scale.exp(), "labels": batch["label"]}
     return {
@@ -89,7 +89,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         for name, agreement in result["agreement"].items()
     ]
     note = (
-        f"Embedded scale, mean over {setting['pictures']} test pictures: golden rankings before block "
+        f"Scenes of shape, mean over {setting['pictures']} pictures of val: golden rankings before block "
         f"{setting['prune_layer']} by windows of {setting['block']}x{setting['block']} patches. Bright patches cost "
         "most when they are removed. Only feature preservation needs neither labels nor class names. Pictures: "
         "Twemoji, CC-BY 4.0."

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.cells import table
 from benchmarks.patchrank.fig3 import SHOWN, opened, sheet, shown
 from benchmarks.patchrank.runs import COMMAND
-from benchmarks.patchrank.tasks import FOR_ALL, PLAIN, PRUNE_LAYER, search
+from benchmarks.patchrank.tasks import COMMITTED, PRUNE_LAYER, SHAPES, search
 from common.conditions import conditions, digest
 from common.data.pictures import loader
 from common.preprocess import Preprocess
@@ -31,10 +31,11 @@ ATTENTION, ORACLE, PREDICTOR = "class attention", "golden ranking", "predictor"
 
 @torch.no_grad()
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The patches that each method keeps of the first test pictures, and what embeddings lose on more of them."""
-    files = [path for path in (PLAIN.weights, FOR_ALL) if path.is_file()]
+    """The patches that each method keeps of some pictures of val, and what embeddings lose on more of them."""
+    own = COMMITTED / f"{SHAPES.key}.safetensors"
+    files = [path for path in (SHAPES.weights, own) if path.is_file()]
     setting = conditions("embedded", seeds=1, dtype="float32", weights={path.name: digest(path) for path in files})
-    clip, pictures = PLAIN.clip(), PLAIN.pictures("test", SHOWN if smoke else COMPARED)
+    clip, pictures = SHAPES.clip(), SHAPES.pictures("val", SHOWN if smoke else COMPARED)
     tower = clip.image_tower
     (batch,) = loader(pictures, Preprocess(tower.image_size), len(pictures))
     order = golden_ranking(tower, batch["image"], prune_layer=PRUNE_LAYER, **search(tower.grid**2)).order
@@ -42,8 +43,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
         ATTENTION: ReducedTower(tower, {PRUNE_LAYER: ClassAttention(KEEP)}),
         ORACLE: ReducedTower(tower, {PRUNE_LAYER: GoldenOracle(KEEP, order)}),
     }
-    if FOR_ALL in files:
-        towers[PREDICTOR] = PatchRankTower(tower, load_predictor(FOR_ALL, tower, PRUNE_LAYER).eval(), KEEP, PRUNE_LAYER)
+    if own in files:
+        towers[PREDICTOR] = PatchRankTower(tower, load_predictor(own, tower, PRUNE_LAYER).eval(), KEEP, PRUNE_LAYER)
     full, kept, lost = tower(batch["image"]), {}, {}
     for name, reduced in towers.items():
         x, context = reduced.run(batch["image"])
@@ -72,8 +73,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     if PREDICTOR not in result["kept"]:
         rows.append((PREDICTOR, f"not run: `{COMMAND}`", ""))
     note = (
-        f"Embedded scale, {setting['keep']:.0%} of the patches kept before block {setting['prune_layer']}, mean over "
-        f"{setting['pictures']} test pictures. The golden ranking (feature preservation, greedy) has seen the whole "
+        f"Scenes of shape, {setting['keep']:.0%} of the patches kept before block {setting['prune_layer']}, mean over "
+        f"{setting['pictures']} pictures of val. The golden ranking (feature preservation, greedy) has seen the whole "
         "tower at work on the picture; class attention and predictor read what enters the block. Pictures: Twemoji, "
         "CC-BY 4.0."
     )

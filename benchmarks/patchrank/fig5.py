@@ -16,12 +16,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.cells import Result, missing_runs, paired_interval, percent, points, saved, table
+from benchmarks import read_log
+from benchmarks.cells import Result, missing_runs, percent, points, saved, table
 from benchmarks.figures import name_lines
 from benchmarks.patchrank.evaluate import gmacs, golden, oracle, plain
 from benchmarks.patchrank.methods import DENSE
 from benchmarks.patchrank.runs import COMMAND
-from benchmarks.patchrank.tasks import COMMITTED, KEEPS, PLAIN, SEEDS, answers
+from benchmarks.patchrank.tasks import COMMITTED, KEEPS, SEEDS, SHAPES, answers
+from benchmarks.statistics import difference
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.reduction import ReducedTower
@@ -30,14 +32,14 @@ from patchrank.predictor import load_predictor
 from patchrank.reducers import ClassAttention, RandomKeep
 from patchrank.tower import PatchRankTower
 
-LAYER, PICTURES = 0, 1500
+LAYER, PICTURES = 0, 500
 Key = tuple[Any, ...]
 """Method, keep rate and number of the training seed; the keys of costs have no seed."""
 ATTENTION, ORACLE, PREDICTOR = "class attention", "golden ranking (oracle)", "predictor"
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Right answers on the first test pictures of the seen names. smoke: a few pictures, one keep rate."""
+    """Right answers on test pictures of scenes of shape. smoke: a few pictures, one keep rate."""
     files = [COMMITTED / f"first-seed{seed}.safetensors" for seed in SEEDS]
     files, keeps = [file for file in files if file.is_file()], KEEPS[-1:] if smoke else KEEPS
     setting = conditions(
@@ -45,14 +47,16 @@ def run(smoke: bool = False) -> dict[str, Any]:
         seeds=len(files),
         dtype="float32",
         reported_on="test, the first pictures",
-        weights={file.name: digest(file) for file in (PLAIN.weights, *files)},
+        weights={file.name: digest(file) for file in (SHAPES.weights, *files)},
     )
-    clip, pictures = PLAIN.clip(), PLAIN.pictures("test", 8 if smoke else PICTURES)
+    if not smoke:
+        read_log.record("patchrank-fig5", SHAPES.logged, [SHAPES.weights, *files])
+    clip, pictures = SHAPES.clip(), SHAPES.pictures("test", 8 if smoke else PICTURES)
     size, towers = clip.image_tower.image_size, _towers(clip, files, keeps)
     rankings = golden(clip.image_tower, pictures, LAYER)
     encoders = {key: plain(tower) for key, tower in towers.items()}
     encoders |= {(ORACLE, keep, 0): oracle(clip.image_tower, rankings, keep, LAYER) for keep in keeps}
-    right = answers(encoders, pictures, size, embed_prompts(clip, PLAIN.module.class_prompts))
+    right = answers(encoders, pictures, size, embed_prompts(clip, SHAPES.module.class_prompts))
     costs = {(name, keep): gmacs(tower, size) for (name, keep, _), tower in towers.items()}
     given = {keep: ReducedTower(clip.image_tower, {LAYER: RandomKeep(keep)}) for keep in keeps}
     costs |= {(ORACLE, keep): gmacs(tower, size) for keep, tower in given.items()}  # its order costs nothing here
@@ -79,7 +83,9 @@ def _row(right: Mapping[Key, Tensor], costs: Mapping[Key, float], name: str, kee
     if not by_seed:
         return None
     rival = right.get((ATTENTION, keep, 0))
-    lead = None if rival is None or name == ATTENTION else paired_interval([torch.stack(by_seed)], [rival[None]])
+    lead = None
+    if rival is not None and name != ATTENTION:
+        lead = difference(torch.stack(by_seed).float(), rival[None].float()).ends
     accuracy = [correct.double().mean().item() for correct in by_seed]
     return {"method": name, "keep": keep, "accuracy": accuracy, "gmacs": costs[name, keep], "lead": lead}
 
@@ -94,11 +100,11 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     setting = result["conditions"]
     not_run = "" if setting["seeds"] else f" The predictor: not run (`{COMMAND}` trains it)."
     note = (
-        f"Embedded scale, {setting['pictures']:,} test pictures among {setting['names']:,} names, pruned before the "
+        f"Scenes of shape, {setting['pictures']:,} test pictures among {setting['names']:,} names, pruned before the "
         "first block, no tuning. Class attention and predictor read what enters that block; the oracle keeps what the "
         "golden ranking of the picture itself (feature preservation, greedy) puts first. Predictor: "
         f"{setting['seeds']} training seeds. GMACs leave out the search for the golden ranking. Differences in points, "
-        "95 % paired bootstrap over pictures. The paper draws curves and prints no numbers."
+        "95 % intervals over seeds and pictures. The paper draws curves and prints no numbers."
         f"{not_run}"
     )
     text = table(["method", "keep", "GMACs", "saved", "top-1, %", "against class attention"], rows)

@@ -40,7 +40,10 @@ def training_free(tower: ImageTower, keep: float, layer: int) -> dict[str, nn.Mo
         "given scores": ReducedTower(tower, {layer: RandomKeep(keep)}),
         "class attention": ReducedTower(tower, {layer: ClassAttention(keep)}),
         "EViT": ReducedTower(tower, {(layer, "middle"): EViT(keep)}),
-        "ToMe": ReducedTower(tower, named("tome").reducers(setting_for(tower, keep, layer))),
+        **{
+            title: ReducedTower(tower, named(name).reducers(setting_for(tower, keep, layer)))
+            for title, name in (("ToMe", "tome"), ("DivPrune", "divprune"), ("k-medoids", "kmedoids"))
+        },
     }
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.patchrank.evaluate import FEWER, MORE, RIVALS
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.runs import KINDS
 from benchmarks.patchrank.tasks import KEEP, SEEDS, Task, restored
 
 Known = Mapping[str, Mapping[str, Any]]
 """Results by name, see ``benchmarks.patchrank.runs.results``."""
-TRANSFERRED, ORACLE = "Patch Ranking, one predictor for all", "golden ranking"
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Source:
 
     def files(self, task: Task) -> list[str]:
         """Names of the results: one for each seed, or one for all seeds."""
-        return list(dict.fromkeys(self.file.format(task=task.name.lower(), seed=seed) for seed in SEEDS))
+        return list(dict.fromkeys(self.file.format(task=task.key, seed=seed) for seed in SEEDS))
 
     def entries_of(self, task: Task, known: Known) -> list[Mapping[str, Any]]:
         """The entries that there are for a task, seed by seed."""
-        names = [name.format(task=task.name.lower()) for name in self.entries]
+        names = [name.format(task=task.key) for name in self.entries]
         tests = [known[file]["test"] for file in self.files(task) if file in known]
         return [test[name] for test in tests for name in names if name in test]
 
@@ -62,19 +62,16 @@ def name_of_tuned(kind: str, keep: float) -> str:
 TRAINING_FREE = {
     "class attention": attended(KEEP),
     "random": Source("{task}-baselines", tuple(f"random {draw}" for draw in SEEDS)),
-    "EViT": Source("{task}-baselines", ("EViT",)),
-    "ToMe": Source("{task}-baselines", ("ToMe",)),
+    **{name: Source("{task}-baselines", (name,)) for name in RIVALS[1:]},
 }
 BASELINES = {**TRAINING_FREE, "A-ViT": Source("{task}-avit-seed{seed}", ("halting",))}
 ROWS = {
     DENSE: Source("{task}-baselines", (DENSE,)),
     **BASELINES,
     OURS: pruned(KEEP),
-    TRANSFERRED: Source("plain-predictor-seed{seed}", ("{task}",)),
     **{name_of_tuned(kind, keep): tuned(kind, keep) for keep in (1.0, KEEP) for kind in KINDS},
-    ORACLE: Source("{task}-baselines", ("golden",)),
 }
-"""The rows of Table 1. The oracle comes last: it ranks the test pictures themselves."""
+"""The rows of Table 1."""
 
 
 def correct(entries: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -85,3 +82,16 @@ def correct(entries: Sequence[Mapping[str, Any]]) -> Tensor:
 def planned(row: str) -> int:
     """The number of runs of a row or curve: one for each training seed, one in all where nothing is trained."""
     return len(SEEDS) if row not in ROWS or "{seed}" in ROWS[row].file else 1
+
+
+def at_equal_cost(name: str, task: Task, known: Known, budget: float) -> Tensor | None:
+    """A rival's answers where it costs ``budget`` GMACs, [1,M] in [0,1]; None: not run.
+
+    They lie between those of its two neighbours in cost, as an accuracy interpolated linearly does.
+    """
+    sides = [Source("{task}-baselines", (f"{name}, {side}",)).entries_of(task, known) for side in (FEWER, MORE)]
+    if not all(sides):
+        return None
+    (fewer,), (more,) = sides
+    share = (budget - fewer["gmacs"]) / (more["gmacs"] - fewer["gmacs"])
+    return (1 - share) * correct([fewer]).float() + share * correct([more]).float()

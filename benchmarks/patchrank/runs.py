@@ -1,9 +1,9 @@
 """Trains and evaluates what Patch Ranking's tables show: `python -m benchmarks patchrank-runs [--list]`.
 
-The baselines and the golden oracle come first, since they need no training. Then every seed has one predictor for all
-tasks, one that prunes before the first block, and for every task a predictor, an A-ViT and prompts of two kinds, tuned
-without pruning and at keep .6. A series that stops early leaves whole tables of fewer seeds. What is finished is
-skipped.
+The baselines and the golden oracle come first, since they need no training. Then every task has a predictor for each
+seed, and scenes of shape one that prunes before the first block; then prompts of two kinds, tuned without pruning and
+at keep .6; then A-ViT. A series that stops early leaves whole rows. What is finished is skipped, and --only PATTERN
+takes the runs of these names alone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks import read_recipe
+from benchmarks import read_log, read_recipe
 from benchmarks.cells import table
 from benchmarks.embedded import FASHION_MNIST_ATTRIBUTION
 from benchmarks.patchrank.evaluate import (
@@ -28,16 +29,15 @@ from benchmarks.patchrank.evaluate import (
     evaluate_first,
     evaluate_predictor,
     evaluate_prompts,
-    evaluate_transfer,
 )
 from benchmarks.patchrank.methods import REVISION
 from benchmarks.patchrank.tasks import (
+    CIFAR_10_ATTRIBUTION,
     COMMITTED,
-    FOR_ALL,
     KEEP,
-    PLAIN,
     RECIPES,
     SEEDS,
+    SHAPES,
     TASKS,
     Task,
     pruned_depth,
@@ -47,7 +47,7 @@ from benchmarks.training.run import RECIPES as MINUTES
 from benchmarks.training.run import STORED, Run, work
 from common.clip import load_architecture
 from common.conditions import conditions
-from common.data.embedded.module import ATTRIBUTION
+from common.data.embedded.shapes import ATTRIBUTION
 from common.paths import runs_directory
 
 COMMAND = "python -m benchmarks patchrank-runs"
@@ -59,29 +59,39 @@ TUNED_AT = (1.0, KEEP)
 
 @dataclass(frozen=True)
 class Item:
-    """A training, and the evaluation of its weights."""
+    """A training, the task on whose test pictures its weights are evaluated (None: on none), and that evaluation."""
 
     run: Run
+    task: Task | None
     evaluate: Callable[[Path], dict[str, Any]]
+
+    def measure(self, weights: Path) -> dict[str, Any]:
+        """Evaluate the weights, once the log of reads of test says so."""
+        if self.task is not None:
+            read_log.record("patchrank-runs", self.task.logged, [weights])
+        return self.evaluate(weights)
 
 
 def name_of(task: Task, what: str, seed: int) -> str:
     """A run's name: the stem of its result file in ``RESULTS``."""
-    return f"{task.name.lower()}-{what}-seed{seed}"
+    return f"{task.key}-{what}-seed{seed}"
 
 
-def items(seed: int, tasks: Sequence[Task] = TASKS) -> Iterator[Item]:
-    """The trainings of one seed; a training comes after those that it needs."""
-    yield Item(_on_pictures(PLAIN, "predictor", "predictor", seed), partial(evaluate_transfer, seed=seed))
-    yield Item(_on_pictures(PLAIN, "first", "predictor", seed, prune_layer=0), partial(evaluate_first, seed=seed))
-    for task in tasks:
+def items(tasks: Sequence[Task] = TASKS, seeds: Sequence[int] = SEEDS) -> Iterator[Item]:
+    """The trainings, row by row; a training comes after those that it needs."""
+    pairs = [(task, seed) for task in tasks for seed in seeds]
+    for task, seed in pairs:
         evaluate = partial(evaluate_predictor, task=task, seed=seed)
-        yield Item(_on_pictures(task, "predictor", "predictor", seed), evaluate)
-        yield Item(_on_pictures(task, "avit", "avit", seed), partial(evaluate_avit, task=task))
-        for kind in KINDS:
-            for keep in TUNED_AT:
-                evaluate = partial(evaluate_prompts, task=task, kind=kind, keep=keep, seed=seed)
-                yield Item(_prompts(task, kind, keep, seed), evaluate)
+        yield Item(_on_pictures(task, "predictor", "predictor", seed), task, evaluate)
+    for seed in seeds if SHAPES in tasks else ():
+        run = _on_pictures(SHAPES, "first", "predictor", seed, prune_layer=0)
+        yield Item(run, None, partial(evaluate_first, seed=seed))
+    for kind, keep in ((kind, keep) for kind in reversed(KINDS) for keep in reversed(TUNED_AT)):
+        for task, seed in pairs:
+            evaluate = partial(evaluate_prompts, task=task, kind=kind, keep=keep, seed=seed)
+            yield Item(_prompts(task, kind, keep, seed), task, evaluate)
+    for task, seed in pairs:
+        yield Item(_on_pictures(task, "avit", "avit", seed), task, partial(evaluate_avit, task=task))
 
 
 def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any], data: Mapping[str, Any]) -> Run:
@@ -91,7 +101,8 @@ def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any]
     data = {**common, "name": task.data, **data} | ({} if task.held_out is None else {"held_out": task.held_out})
     recipe = RECIPES[recipe]
     name = f"patchrank/{name_of(task, what, seed)}"
-    return Run(name, recipe, MINUTES[recipe], seed, {"model": model, "data": data})
+    places = {"data": {"name": task.place}} if task.folder else {}
+    return Run(name, recipe, MINUTES[recipe], seed, {"model": model, "data": data}, places=places)
 
 
 def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) -> Run:
@@ -112,14 +123,19 @@ def _prompts(task: Task, kind: str, keep: float, seed: int) -> Run:
     """
     depth = load_architecture(task.architecture)["text_cfg"]["layers"]
     file = f"retrain/patchrank/{name_of(task, 'predictor', seed)}/weights.safetensors"
-    model = {"kind": kind, "depth": depth, "keep": keep, "predictor": f"runs/{file}" if keep < 1 else None}
+    model: dict[str, Any] = {
+        "kind": kind,
+        "depth": depth,
+        "keep": keep,
+        "predictor": f"runs/{file}" if keep < 1 else None,
+    }
     recipe = read_recipe(RECIPES["prompts"])["model"]["init_args"]
     words = {"words": task.words, "template": task.template}
     # What the recipe already says is left out: on a command line {} alone is an empty mapping.
     model |= {name: value for name, value in words.items() if value != recipe[name]}
     run = _run(task, f"{kind}-{keep}", "prompts", seed, model, {})
     path = str((runs_directory() / file).absolute())
-    return replace(run, places={"model": {"predictor": path}} if keep < 1 else {})
+    return replace(run, places=run.places | ({"model": {"predictor": path}} if keep < 1 else {}))
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -127,6 +143,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=main.__doc__)
     parser.add_argument("--list", action="store_true", help="the runs with their minutes on 2 cores")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many training seeds (default: all)")
+    parser.add_argument("--only", default="*", help="a pattern of names, such as 'shapes-*'")
     args = parser.parse_args(arguments)
     listing, console = args.list or bool(os.environ.get("SMOKE")), Console()
     missing = {task: task.missing() for task in TASKS}
@@ -135,10 +152,11 @@ def main(arguments: Sequence[str] = ()) -> int:
             console.print(f"{task.name}: not run, {why}", markup=False)
     available = [task for task, why in missing.items() if not why]
     for task in available:
-        _baselines(task, listing, console)
-    for seed in SEEDS[: args.seeds]:
-        for item in items(seed, available):
-            work([item.run], lambda weights, _, item=item: item.evaluate(weights), listing)
+        if fnmatchcase(f"{task.key}-baselines", args.only):
+            _baselines(task, listing, console)
+    for item in items(available, SEEDS[: args.seeds]):
+        if fnmatchcase(item.run.name.removeprefix("patchrank/"), args.only):
+            work([item.run], lambda weights, _, item=item: item.measure(weights), listing, apart=False)
     if not listing:
         write_cards()
     return 0
@@ -146,12 +164,13 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 def _baselines(task: Task, listing: bool, console: Console) -> None:
     """Evaluate what needs no training, unless its result is there."""
-    name = f"{task.name.lower()}-baselines"
+    name = f"{task.key}-baselines"
     finished = runs_directory() / "retrain" / "patchrank" / name / "result.json"
     state = "finished" if finished.is_file() else "about 2 min"
     console.print(f"patchrank/{name:<24} {state}", markup=False, highlight=False)
     if listing or finished.is_file():
         return
+    read_log.record("patchrank-runs", task.logged, [task.weights])
     setting = conditions("embedded", seeds=None, seed=None, dtype="float32", reducers=REVISION)
     result = {"name": f"patchrank/{name}", "conditions": setting, **evaluate_baselines(task)}
     for path in (RESULTS / f"{name}.json", finished):
@@ -166,13 +185,11 @@ def results() -> dict[str, dict[str, Any]]:
 
 def write_cards() -> None:
     """Write the cards of the committed weights: what they are, and how they were trained."""
-    files = {f"{task.name.lower()}.safetensors": name_of(task, "predictor", 0) for task in TASKS}
-    files |= {f"first-seed{seed}.safetensors": name_of(PLAIN, "first", seed) for seed in SEEDS}
-    files |= {f"{task.name.lower()}_prompts.safetensors": name_of(task, f"coupled-{KEEP}", 0) for task in TASKS}
+    files = {f"{task.key}.safetensors": name_of(task, "predictor", 0) for task in TASKS}
+    files |= {f"first-seed{seed}.safetensors": name_of(SHAPES, "first", seed) for seed in SEEDS}
+    files |= {f"{task.key}_prompts.safetensors": name_of(task, f"coupled-{KEEP}", 0) for task in TASKS}
     COMMITTED.mkdir(parents=True, exist_ok=True)
     (COMMITTED / "README.md").write_text(_card("Predictors and prompts of Patch Ranking", COMMITTED, files))
-    for_all = {FOR_ALL.name: name_of(PLAIN, "predictor", 0)}
-    FOR_ALL.with_suffix(".md").write_text(_card(FOR_ALL.name, FOR_ALL.parent, for_all))
 
 
 def _card(title: str, folder: Path, files: Mapping[str, str]) -> str:
@@ -190,8 +207,9 @@ def _card(title: str, folder: Path, files: Mapping[str, str]) -> str:
         "fp16 predictors (`patchrank.predictor.load_predictor`), fp32 prompts (`patchrank.Prompts.load`), made by "
         f"`{COMMAND}`."
     )
+    credits = [ATTRIBUTION, CIFAR_10_ATTRIBUTION, FASHION_MNIST_ATTRIBUTION]
     head = ["file", "command", "seed", "revision at the start", "trained", "measured"]
-    parts = [f"# {title}", formats, table(head, rows, left=(0, 1, 3, 4, 5)), ATTRIBUTION, FASHION_MNIST_ATTRIBUTION]
+    parts = [f"# {title}", formats, table(head, rows, left=(0, 1, 3, 4, 5)), *credits]
     return "\n\n".join(parts) + "\n"
 
 

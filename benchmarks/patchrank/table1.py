@@ -1,110 +1,90 @@
-"""Patch Ranking's table: methods x tasks at one keep rate, with costs; and the headline, the loss left after tuning.
+"""Patch Ranking's tables: methods x tasks at one keep rate with costs, their differences, and what the oracle reaches.
 
-Accuracies come from the finished runs (``benchmarks.patchrank.runs``); times are measured here.
+All of it comes from the finished runs (``benchmarks.patchrank.runs``); ``benchmarks.patchrank.costs`` measures times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from statistics import fmean
 from typing import Any
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure
-from torch import nn
 
-from benchmarks.cells import Comparison, Result, mean, missing_runs, paired_interval, percent, points, saved, table
+from benchmarks import read_log
+from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, saved, table
 from benchmarks.figures import COLOURS
-from benchmarks.patchrank.methods import DENSE, OURS, REVISION, remark, training_free
-from benchmarks.patchrank.rows import (
-    BASELINES,
-    ORACLE,
-    ROWS,
-    TRANSFERRED,
-    Known,
-    correct,
-    name_of_tuned,
-    planned,
-    tuned,
-)
+from benchmarks.patchrank import comparisons
+from benchmarks.patchrank.methods import DENSE, REVISION, remark
+from benchmarks.patchrank.rows import ROWS, Known, correct, name_of_tuned, planned, tuned
 from benchmarks.patchrank.runs import COMMAND, KINDS, results
-from benchmarks.patchrank.tasks import FASHION, KEEP, PLAIN, PRUNE_LAYER, STYLES, TASKS, Task
+from benchmarks.patchrank.tasks import KEEP, PRUNE_LAYER, SHAPES, TASKS, Task
 from benchmarks.printed import paper_numbers
-from common.clip import CLIP
+from benchmarks.statistics import difference, mean_over_sets
 from common.conditions import conditions
-from common.timing import seconds
-from patchrank.predictor import RankPredictor
-from patchrank.prompts import Prompts
-from patchrank.tower import PatchRankTower
 
-BATCHES = (1, 32)
 OUR_BEST = name_of_tuned("coupled", KEEP)
-_STYLES = [task.name for task in STYLES]
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """The table from the finished runs, with times measured now. smoke: the same, fewer rounds."""
+    """The tables from the finished runs. smoke: the same."""
     known = results()
-    read = "test, read once; tuned rows a second time, after their prompts' start was changed"
     setting = conditions(
-        "embedded", dtype="float32", keep=KEEP, prune_layer=PRUNE_LAYER, chosen_on="val", reported_on=read
+        "embedded",
+        dtype="float32",
+        keep=KEEP,
+        prune_layer=PRUNE_LAYER,
+        chosen_on="val",
+        reported_on="test",
+        intervals="95 %, resampling pictures and training seeds",
+        test_reads={task.name: read_log.reads(task.weights, task.logged) for task in TASKS},
     )
     found = [run["conditions"] for name, run in known.items() if name.endswith("-baselines")]
     setting["reducers"] = min((run.get("reducers", 1) for run in found), default=REVISION)
-    rows = [_row(known, name) for name in ROWS]
-    for row, seconds_by_batch in zip(rows, times(1 if smoke else 15), strict=True):
-        row["seconds"] = seconds_by_batch
-    return {"name": "patchrank-table1", "conditions": setting, "rows": rows, "headline": headline(known)}
+    return {
+        "name": "patchrank-table1",
+        "conditions": setting,
+        "rows": [_row(known, name) for name in ROWS],
+        "rivals": comparisons.rivals(known),
+        "oracle": comparisons.oracle(known),
+        "headline": headline(known),
+    }
 
 
 def _row(known: Known, name: str) -> dict[str, Any]:
-    """A row's accuracies by task, its cost, and how far it is behind Patch Ranking, untuned and tuned."""
+    """A row's accuracies by seed and its GMACs, each by task."""
     by_task = {task.name: entries for task in TASKS if (entries := ROWS[name].entries_of(task, known))}
-    costs = [entry["gmacs"] for task in _STYLES for entry in by_task.get(task, [])]
-    fashion = by_task.get(FASHION.name)
     return {
         "row": name,
         "accuracy": {task: [entry["accuracy"] for entry in entries] for task, entries in by_task.items()},
         "pictures": {task: entries[0]["pictures"] for task, entries in by_task.items()},
-        "gmacs": fmean(costs) if costs else None,
-        "fashion_gmacs": fmean(entry["gmacs"] for entry in fashion) if fashion else None,
-        "behind": None if name == OURS else difference(known, OURS, name),
-        "behind_tuned": None if name == OUR_BEST else difference(known, OUR_BEST, name),
+        "gmacs": {task: fmean(entry["gmacs"] for entry in entries) for task, entries in by_task.items()},
     }
 
 
-def difference(known: Known, first: str, second: str) -> tuple[float, float, float] | None:
-    """Accuracy of one row minus that of another, averaged over the style tasks, with its interval; None: not run."""
-    sides = [[ROWS[name].entries_of(task, known) for task in STYLES] for name in (first, second)]
-    if not all(entries for side in sides for entries in side):
-        return None
-    return paired_interval(*([correct(entries) for entries in side] for side in sides))
-
-
 def headline(known: Known) -> dict[str, Any] | None:
-    """The accuracy that pruning costs after tuning, by task and averaged: tuned and pruned minus tuned and unpruned.
+    """The accuracy that pruning costs after tuning, by task and averaged: tuned and pruned less tuned and unpruned.
 
-    The unpruned model has the better of the two kinds of prompts, by val. None: not all style tasks were run.
+    The unpruned model has the better of the two kinds of prompts, by val. None: no task was run.
     """
-    pruned, unpruned, chosen = {}, {}, {}
+    lost, by_task, chosen = [], {}, {}
     for task in TASKS:
         val = {kind: _val_accuracy(known, task, kind) for kind in KINDS}
         entries = tuned("coupled", KEEP).entries_of(task, known)
         if not entries or None in val.values():
             continue
-        chosen[task.name] = max(val, key=val.get)
-        pruned[task.name] = correct(entries)
-        unpruned[task.name] = correct(tuned(chosen[task.name], 1.0).entries_of(task, known))
-    if not set(_STYLES) <= pruned.keys():
+        kind = max(val, key=val.get)
+        unpruned = tuned(kind, 1.0).entries_of(task, known)
+        seeds = min(len(entries), len(unpruned))
+        sides = [correct(side[:seeds]).float() for side in (entries, unpruned)]
+        chosen[task.name] = name_of_tuned(kind, 1.0)
+        by_task[task.name] = difference(*sides, paired_seeds=True).ends
+        lost.append(np.asarray(sides[0] - sides[1]))
+    if not lost:
         return None
-    return {
-        "unpruned": {name: name_of_tuned(kind, 1.0) for name, kind in chosen.items()},
-        "tasks": {name: paired_interval([pruned[name]], [unpruned[name]]) for name in pruned},
-        "styles": paired_interval([pruned[name] for name in _STYLES], [unpruned[name] for name in _STYLES]),
-        "all": paired_interval(list(pruned.values()), list(unpruned.values())),
-        "seeds": min(len(right) for right in pruned.values()),
-    }
+    over_tasks = mean_over_sets(lost)
+    return {"unpruned": chosen, "tasks": by_task, "all": over_tasks.ends, "seeds": over_tasks.seeds}
 
 
 def _val_accuracy(known: Known, task: Task, kind: str) -> float | None:
@@ -113,54 +93,22 @@ def _val_accuracy(known: Known, task: Task, kind: str) -> float | None:
     return mean([known[name]["val"]["1.0"]["accuracy"] for name in names if name in known])
 
 
-def towers(clip: CLIP) -> dict[str, nn.Module | None]:
-    """The image tower of each row, for its time, which does not depend on weights.
-
-    A-ViT has None: its tokens are masked and not removed, so its time says nothing.
-    """
-    tower = clip.image_tower
-    free = training_free(tower, KEEP, PRUNE_LAYER)
-    predictor, width = RankPredictor.for_tower(tower), tower.conv1.out_channels
-
-    def prompted(kind: str, keep: float) -> nn.Module:
-        prompts = Prompts("independent" if kind == "coupled" else kind, 2, 2, width, width)
-        return PatchRankTower(tower, predictor, keep, PRUNE_LAYER, prompts)
-
-    by_row: dict[str, nn.Module | None] = dict.fromkeys(ROWS)
-    by_row |= {DENSE: tower, "random": free["given scores"], ORACLE: free["given scores"]}
-    by_row |= {name: free[name] for name in BASELINES if name in free}
-    by_row |= dict.fromkeys((OURS, TRANSFERRED), PatchRankTower(tower, predictor, KEEP, PRUNE_LAYER))
-    return by_row | {name_of_tuned(kind, keep): prompted(kind, keep) for keep in (1.0, KEEP) for kind in KINDS}
-
-
-def times(rounds: int) -> list[dict[str, float] | None]:
-    """Seconds a batch of each row's embedded image tower, by batch size; None without a time.
-
-    Each is the median over alternating rounds.
-    """
-    clip = STYLES[0].clip()
-    built, size = towers(clip), clip.image_tower.image_size
-    images = torch.randn(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0))
-    by_row: dict[str, dict[str, float]] = {name: {} for name in built}
-    for batch in BATCHES:
-        calls = {name: partial(tower, images[:batch]) for name, tower in built.items() if tower is not None}
-        for name, median in seconds(calls, rounds).items():
-            by_row[name][str(batch)] = median
-    return [by_row[name] or None for name in ROWS]
-
-
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
-    rows = {row["row"]: row for row in result["rows"]}
-    dense = rows[DENSE]
+    names = [task.name for task in TASKS]
     head = [
-        "method", *(task.name for task in TASKS), "mean of the three styles", f"{OURS} leads by", "tuned, it leads by",
-        "GMACs", "saved", *(f"ms, batch {batch}" for batch in BATCHES), "paper, mean of 8 sets",
+        "method", *names, *(f"GMACs, {name}" for name in names[:2]), *(f"saved, {name}" for name in names[:2]),
+        "paper, mean of 8 sets",
     ]  # fmt: skip
-    cells = [_cells(row, dense) for name, row in rows.items() if name != ORACLE]
-    oracle, *others = _cells(rows[ORACLE], dense)
-    cells.append([f"*oracle:* {oracle}", *others])
-    parts = [table(head, cells), _headline(result["headline"]), _paper_table(), _reading(result)]
+    dense = next(row for row in result["rows"] if row["row"] == DENSE)
+    parts = [
+        table(head, [_cells(row, dense) for row in result["rows"]]),
+        _headline(result["headline"]),
+        comparisons.rivals_table(result["rivals"]),
+        comparisons.oracle_table(result["oracle"]),
+        _paper_table(),
+        _reading(result),
+    ]
     return {"md": "\n\n".join(parts) + "\n", "figures": {"patchrank-table1": _draw(result)}}
 
 
@@ -186,32 +134,26 @@ def missing(result: Result) -> Iterator[tuple[str, str]]:
 
 
 def _cells(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
-    cells = [percent(row["accuracy"][task.name]) if task.name in row["accuracy"] else "not run" for task in TASKS]
-    if row["row"] == TRANSFERRED:
-        cells[-1] = "–"  # another tower
-    styles = [row["accuracy"].get(name) for name in _STYLES]
-    average = f"{100 * fmean(map(fmean, styles)):.1f}" if all(styles) else "not run"
-    cost = ["not run", "not run"]
-    if row["gmacs"]:
-        cost = [f"{row['gmacs']:.4f}", saved(row["gmacs"], dense["gmacs"])]
-    times = [f"{1000 * row['seconds'][str(batch)]:.2f}" if row["seconds"] else "–" for batch in BATCHES]
+    names = [task.name for task in TASKS]
+    cells = [percent(row["accuracy"][name]) if name in row["accuracy"] else "not run" for name in names]
+    costs = [f"{row['gmacs'][name]:.4f}" if name in row["gmacs"] else "not run" for name in names[:2]]
+    less = [
+        saved(row["gmacs"][name], dense["gmacs"][name]) if name in row["gmacs"] else "not run" for name in names[:2]
+    ]
     printed = {line["row"]: f"{fmean(line['accuracy']):.1f}" for line in paper_numbers("patchrank")["table1"]}
-    behind = [points(row["behind"]), points(row["behind_tuned"])]
-    return [row["row"], *cells, average, *behind, *cost, *times, printed.get(row["row"], "–")]
+    return [row["row"], *cells, *costs, *less, printed.get(row["row"], "–")]
 
 
 def _headline(headline: dict[str, Any] | None) -> str:
     if headline is None:
         return f"Headline: not run (`{COMMAND}`)."
     by_task = ", ".join(f"{name} {points(change)}" for name, change in headline["tasks"].items())
-    means = f"mean of the three styles {points(headline['styles'])}"
-    if len(headline["tasks"]) > len(_STYLES):
-        means += f", of all {len(headline['tasks'])} tasks {points(headline['all'])}"
+    against = ", ".join(f"{name}: {row}" for name, row in headline["unpruned"].items())
     return (
-        f"**Headline**: at keep {KEEP}, {OUR_BEST} against the unpruned model tuned likewise (the better of the two "
-        f"kinds of prompts by val), in points: {means}; {by_task}. Mean over {headline['seeds']} training seeds, 95 % "
-        f"paired bootstrap over pictures. The paper states a loss of {paper_numbers('patchrank')['loss']} "
-        "points over seven data sets."
+        f"**Headline**: at keep {KEEP}, {OUR_BEST} against the unpruned model tuned likewise, in points: mean of "
+        f"{len(headline['tasks'])} tasks {points(headline['all'])}; {by_task}. The unpruned model has the better kind "
+        f"of prompts by val ({against}). {headline['seeds']} training seeds, intervals over seeds and pictures. The "
+        f"paper states a loss of {paper_numbers('patchrank')['loss']} points over seven data sets."
     )
 
 
@@ -235,45 +177,37 @@ def _reading(result: dict[str, Any]) -> str:
     seeds = max((len(values) for row in result["rows"] for values in row["accuracy"].values()), default=0)
     shown = {task: count for row in result["rows"] for task, count in row["pictures"].items()}
     pictures = ", ".join(f"{task} {count:,}" for task, count in shown.items()) or "none yet"
-    incomplete = any(not row["accuracy"] for row in result["rows"]) or len(shown) < len(TASKS)
-    (shots,) = {task.shots for task in STYLES}
-    waiting = f" Not run yet: `{COMMAND}` (Fashion-MNIST needs EFFCLIP_DATA and its CLIP)." if incomplete else ""
+    shots = ", ".join(f"{task.name} {task.shots}" for task in TASKS)
+    waiting = [task for task in TASKS if any(task.name not in row["accuracy"] for row in result["rows"])]
+    needs = ", ".join(f"{task.name} needs {task.variable}" for task in waiting if task.variable)
+    not_run = f" Not run yet: `{COMMAND}`{f' ({needs})' if needs else ''}." if waiting else ""
+    reads = ", ".join(f"{name} {count}" for name, count in setting["test_reads"].items())
     return (
         f"Embedded scale, keep {setting['keep']}, pruned before block {setting['prune_layer']}: a quarter of the "
         "depth, as block 3 of 12 (a third in Fashion-MNIST's tower of 3 blocks). Top-1 in %, mean ± standard deviation "
-        f"over up to {seeds} training seeds (random: draws); test pictures: {pictures}. Leads are in points, over the "
-        "three styles, with 95 % paired bootstrap over pictures: Patch Ranking with the task's own predictor, untuned, "
-        "and with text and visual prompts tuned at keep 0.6. Predictors and A-ViT learn from "
-        f"{shots} unlabelled pictures a name (Fashion-MNIST: {FASHION.shots}; the predictor for all: {PLAIN.shots} of "
-        "each seen name), prompts from 16 shots. GMACs (attention on both sides) and what they save are the embedded "
-        f"tower's{_fashion(result)}; A-ViT's are measured means, and it is run masked, so its time says nothing. The "
-        "oracle (greedy, 3 rounds) ranks the test pictures themselves: no method, a bound. "
+        f"over up to {seeds} training seeds (random: draws); test pictures: {pictures}; evaluations on test with these "
+        f"CLIPs so far: {reads}. Predictors and A-ViT learn from unlabelled pictures ({shots} of each class), prompts "
+        "from 16 shots. GMACs have attention on both sides; A-ViT's are measured means, and it is run masked. Each "
+        "task has a CLIP of its own, so the paper's row of one predictor for all sets has none here. "
         f"{setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}."
-        f"{remark(setting)}{waiting}"
+        f"{remark(setting)}{not_run}"
     )
 
 
-def _fashion(result: dict[str, Any]) -> str:
-    """The rows' savings on Fashion-MNIST's tower, which has one block less; empty where that task was not run."""
-    costs = {row["row"]: row["fashion_gmacs"] for row in result["rows"] if row["fashion_gmacs"]}
-    rows = (*BASELINES, OURS)
-    if not {DENSE, *rows} <= costs.keys():
-        return ""
-    return f" (of Fashion-MNIST's: {', '.join(f'{name} {saved(costs[name], costs[DENSE])}' for name in rows)})"
-
-
 def _draw(result: dict[str, Any]) -> Figure:
-    """Mean accuracy over the style tasks against GMACs: one point for each row."""
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
-    axes = figure.subplots()
-    for row in result["rows"]:
-        styles = [row["accuracy"].get(name) for name in _STYLES]
-        if not all(styles):
-            continue
-        # Seven colours, and for the rows after them other marks.
-        mark = "*" if row["row"] == ORACLE else "os^"[len(axes.lines) // len(COLOURS)]
-        axes.plot(row["gmacs"], 100 * fmean(map(fmean, styles)), mark, label=row["row"])
-    axes.set(title=f"three styles, keep {KEEP}, embedded scale", xlabel="GMACs a picture", ylabel="top-1, %")
+    """Accuracy against GMACs, one panel a task and one point a row; a line shows the unpruned model's accuracy."""
+    tasks = list(dict.fromkeys(task for row in result["rows"] for task in row["accuracy"])) or [SHAPES.name]
+    figure = Figure(figsize=(4.2 * len(tasks) + 2.4, 4), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        for number, row in enumerate(result["rows"]):
+            if task in row["accuracy"]:
+                # Every row has its own pair of colour and mark, on all panels the same.
+                style = {"color": COLOURS[number % len(COLOURS)], "marker": "osD"[number // len(COLOURS)]}
+                top1 = 100 * fmean(row["accuracy"][task])
+                axes.plot(row["gmacs"][task], top1, linestyle="none", label=row["row"], **style)
+                if row["row"] == DENSE:
+                    axes.axhline(top1, color="0.7", linewidth=1, zorder=0)
+        axes.set(title=f"{task}, keep {KEEP}", xlabel="GMACs a picture", ylabel="top-1, %")
     if axes.lines:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from benchmarks import WEIGHTS
 from benchmarks.cells import accuracy_of
-from benchmarks.embedded import TEACHER
 from common.clip import CLIP
 from common.data.classification import ClassificationSet
 from common.data.classification_module import ClassificationDataModule
@@ -29,14 +28,18 @@ from common.preprocess import Preprocess
 from common.zeroshot import fill, similarity
 from patchrank.scores import keep_count
 
-PICTURES = 4000
-"""A task is tested on its first so many test pictures at most."""
+PICTURES = 3000
+"""A task is tested on so many of its test pictures at most, see ``Task.chosen``."""
+SEARCHED = 250
+"""On so many of those the oracle's stronger search runs, which takes half a second a picture."""
 PRUNE_LAYER = 1
-"""Block 1 of the embedded tower's 4 is a quarter of the depth, as block 3 of 12 is; of Fashion-MNIST's 3, a third."""
+"""Block 1 of a tower of 4 is a quarter of the depth, as block 3 of 12 is; of Fashion-MNIST's 3, a third."""
 SEEDS = (0, 1, 2)
 RECIPES = {kind: f"patchrank/embedded_{kind}.yaml" for kind in ("predictor", "avit", "prompts")}
-COMMITTED, FOR_ALL = WEIGHTS / "patchrank", WEIGHTS / "embedded_patchrank.safetensors"
-"""The folder of committed predictors and prompts, and the predictor for all embedded tasks."""
+COMMITTED = WEIGHTS / "patchrank"
+"""The folder of committed predictors and prompts."""
+CIFAR_10_ATTRIBUTION = "Trained on the training pictures of CIFAR-10 (A. Krizhevsky, 2009)."
+"""The line that weights trained on CIFAR-10 carry."""
 KEEP, KEEPS = 0.6, (0.9, 0.8, 0.7, 0.6, 0.5)
 _BATCH = 250
 
@@ -61,30 +64,48 @@ class Task:
 
     name: as tables show it.  data: the data set's name in ``common.data.lookup``.
     architecture, weights: those of the CLIP.
+    logged: the data's name in the log of reads of test.
     shots: pictures of each class for the predictor and A-ViT, which read no labels; prompts always have 16.
     held_out: training pictures used for validation, where the data set has no val split.
-    words, template: the words that text prompts start from, and the class prompt that follows them.
+    variable: the environment variable that says where the pictures are; None: the suite draws them.
+    folder: whether the variable names the pictures' own folder, of classes in folders; else that of all data sets.
+    words, template: the words that text prompts start from (None: at random), and the class prompt that follows them.
     """
 
     name: str
     data: str
-    architecture: str = "common/embedded_clip.json"
-    weights: Path = TEACHER
-    shots: int = 16
+    architecture: str
+    weights: Path
+    logged: str
+    shots: int = 4
     held_out: int | None = None
-    words: str = "a small"
-    template: str = "{}"
+    variable: str | None = None
+    folder: bool = False
+    words: str | None = "a medium"
+    template: str | None = "{}"
+
+    @property
+    def key(self) -> str:
+        """The name as files have it."""
+        return self.name.lower()
+
+    @property
+    def place(self) -> str:
+        """The data as this machine reads it: a folder's path, where the task has one of its own."""
+        named = os.environ.get(self.variable) if self.folder else None
+        return str(Path(named).expanduser().absolute()) if named else self.data
 
     def missing(self) -> str | None:
         """What the task needs and does not have, or None."""
         if not self.weights.is_file():
             return f"no weights benchmarks/weights/{self.weights.name}"
-        return "EFFCLIP_DATA is not set" if not self.drawn and not os.environ.get("EFFCLIP_DATA") else None
-
-    @property
-    def drawn(self) -> bool:
-        """Whether the suite generates the pictures."""
-        return self.data.startswith("embedded-")
+        if self.variable is None:
+            return None
+        if not os.environ.get(self.variable):
+            return f"{self.variable} is not set"
+        if self.folder and name_of_folder(self.place) != self.data:
+            return f"{self.variable} names no folder {self.data}"
+        return None
 
     def clip(self) -> CLIP:
         """The task's CLIP, frozen."""
@@ -98,34 +119,63 @@ class Task:
     @property
     def tuned_prompts(self) -> list[str]:
         """The text of each class that follows the tuned text prompts."""
+        if self.template is None:
+            return self.module.class_prompts
         return [fill(self.template, name) for name in self.module.class_names]
 
     def pictures(self, split: str, count: int = PICTURES) -> ClassificationSet:
-        """The first pictures of "val" or "test"."""
+        """So many pictures of "val" or "test", see ``chosen``."""
         pictures = getattr(self.module, f"{split}_pictures")
-        return pictures if len(pictures) <= count else pictures.subset(range(count))
+        return pictures.subset(self.chosen(len(pictures), count)) if count < len(pictures) else pictures
+
+    def chosen(self, whole: int, count: int) -> list[int]:
+        """So many indices below ``whole``, such that all classes are among them.
+
+        Drawn pictures have their names in turn, so the first ones serve; a steady step would meet a few names alone.
+        The classes of a folder follow one another, so there the step is steady.
+        """
+        return list(range(count)) if self.variable is None else [index * whole // count for index in range(count)]
+
+
+def name_of_folder(path: str) -> str:
+    """A folder's own name in small letters and digits."""
+    return "".join(filter(str.isalnum, Path(path).name.lower()))
 
 
 @cache
 def _module(task: Task) -> ClassificationDataModule:
     settings = {"shots": 1, "held_out": task.held_out, "captions": False, "num_workers": 0}
-    return ClassificationDataModule(task.data, task.architecture, **settings)
+    return ClassificationDataModule(task.place, task.architecture, **settings)
 
 
-STYLES = tuple(Task(name, f"embedded-{name}") for name in ("sketch", "colour", "blur"))
+SHAPES = Task(
+    "shapes", "embedded-shapes", "common/shapes_clip.json", WEIGHTS / "shapes_clip.safetensors", "embedded-shapes"
+)
+CIFAR = Task(
+    "CIFAR-10",
+    "cifar10",
+    "common/cifar10_clip.json",
+    WEIGHTS / "photos_cifar10_clip.safetensors",
+    "photos-cifar10",
+    shots=100,
+    variable="PHOTOS",
+    folder=True,
+    words=None,
+    template=None,
+)
 FASHION = Task(
     "Fashion-MNIST",
     "fashion_mnist",
     "common/fashion_mnist_clip.json",
     WEIGHTS / "fashion_mnist_clip.safetensors",
-    shots=160,
+    "fashion-mnist",
+    shots=100,
     held_out=5000,
-    words="a photo",
-    template="of a {}.",
+    variable="EFFCLIP_DATA",
+    words=None,
+    template=None,
 )
-TASKS = (*STYLES, FASHION)
-PLAIN = Task("plain", "embedded-plain", shots=4)
-"""All seen names in the style of pretraining, for what is trained once and used on every task."""
+TASKS = (SHAPES, CIFAR, FASHION)
 
 Encoder = Callable[[Mapping[str, Any]], Tensor]
 """A batch of ``common.data.pictures.loader`` -> embeddings [B,E]."""

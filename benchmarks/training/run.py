@@ -141,14 +141,16 @@ class Run:
         return [*arguments[:2], *overlays, *arguments[2:], *options(self.settings)]
 
 
-def work(runs: Sequence[Run], evaluate: Evaluation, listing: bool, overlay: str | None = None) -> None:
-    """Print each run with its state; unless ``listing``, train the runs that are not finished."""
+def work(
+    runs: Sequence[Run], evaluate: Evaluation, listing: bool, overlay: str | None = None, apart: bool = True
+) -> None:
+    """Print each run with its state; unless ``listing``, train the runs that are not finished. apart: see ``fit``."""
     for run in runs:
         folder = runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
         finished = (folder / "result.json").is_file()
         announce(run, finished, overlay)
         if not listing and not finished:
-            train(run, folder, evaluate, overlay)
+            train(run, folder, evaluate, overlay, apart)
 
 
 def announce(run: Run, finished: bool, overlay: str | None = None) -> None:
@@ -167,9 +169,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(folder.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def train(run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = None) -> dict[str, Any]:
-    """Train, export, evaluate, write the result. ValueError: the training failed."""
-    made = fit(run, folder, overlay)
+def train(
+    run: Run, folder: Path, evaluate: Evaluation, overlay: str | None = None, apart: bool = True
+) -> dict[str, Any]:
+    """Train, export, evaluate, write the result. apart: see ``fit``. ValueError: the training failed."""
+    made = fit(run, folder, overlay, apart=apart)
     committed = run.output if run.output and not overlay else None
     weights = committed or folder / "weights.safetensors"
     module = from_checkpoint(last_checkpoint(folder), run.recipe)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.clip import load_architecture
 from common.data.classification import ClassificationSet
-from common.data.embedded.module import ATTRIBUTION
+from common.data.embedded.tasks import drawing
 from common.data.loader import position
 from common.data.lookup import EMBEDDED_TASKS, Place, labelled_set, splits_of
 from common.data.pictures import loader
@@ -183,7 +183,7 @@ class ClassificationDataModule(LightningDataModule):
         tokenizer = Tokenizer(text["context_length"], text.get("vocabulary")) if captions else None
         self.view = TrainingView(self.training, self._training_transform(), seed, tokenizer)
         self.scale = "embedded" if name in EMBEDDED_TASKS else "paper"
-        self.attribution = ATTRIBUTION if name in EMBEDDED_TASKS else None
+        self.attribution = drawing(EMBEDDED_TASKS[name]).ATTRIBUTION if name in EMBEDDED_TASKS else None
 
     @property
     def image_size(self) -> int:

@@ -187,9 +187,9 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
     """
     place = place or Place()
     if name in REVISIONS:
+        like = {1: "embedded-plain", 2: "embedded-shapes"}[REVISIONS[name]]
         raise ValueError(
-            f"{name} lies in shards, which EmbeddedDataModule(revision={REVISIONS[name]}) reads; embedded-plain has a "
-            "few labelled pictures of each name"
+            f"{name} lies in shards, which EmbeddedDataModule(revision={REVISIONS[name]}) reads; {like} has its like"
         )
     if name.startswith(PREFIX):
         raise ValueError(f"{name} lies in shards; ShardDataModule with captions: false trains on shards")

@@ -49,6 +49,8 @@ def test_schedule_at_its_corners(warmup, total):
     last = math.sin(math.pi / 2 / (total - warmup)) ** 2  # (1 + cos(pi - a)) / 2 = sin²(a / 2)
     assert math.isclose(warmup_cosine(total - 1, warmup, total), last, rel_tol=1e-9)
     assert warmup_cosine(total, warmup, total) == warmup_cosine(total + 9, warmup, total) == 0
+    assert math.isclose(warmup_cosine(total, warmup, total, final=0.1), 0.1)
+    assert math.isclose(warmup_cosine(warmup, warmup, total, final=0.1), 1)
 
 
 def test_the_optimiser_follows_the_schedule_in_every_group():

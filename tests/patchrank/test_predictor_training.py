@@ -37,6 +37,13 @@ def test_validation_and_test_state_overlap_and_tau(predictor):
             assert metrics[f"{split}_{name}"] == pytest.approx(value.item(), abs=1e-6)
 
 
+def test_the_cosine_ends_at_the_final_rate(predictor):
+    trainer, _ = fit(predictor(learning_rate=1e-3, warmup_steps=0, final_learning_rate=1e-4), steps=10)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)
+    with pytest.raises(ValueError, match=r"final_learning_rate 0\.002 must lie from 0 to the peak, 0\.001"):
+        predictor(learning_rate=1e-3, final_learning_rate=2e-3)
+
+
 def test_rankings_are_computed_on_first_use_alone(predictor, monkeypatch):
     fit(predictor())
 

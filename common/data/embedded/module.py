@@ -3,8 +3,8 @@
 Its splits are fixed sequences of random scenes, drawn and packed into shards when they are first asked for, and read by
 the same loader as any other shards. Revision 1 (``scenes``) shows emoji in their own colours, from which most names
 follow; revision 2 (``shapes``) shows them in random ones; in revision 3 (``textures``) the class is the fill of a
-silhouette. The commands' ``--data embedded`` and the packaged model are revision 2's; the committed weights and results
-of MLIP and Patch Ranking are still revision 1's.
+silhouette. The commands' ``--data embedded`` and the packaged model are revision 2's, as are WAVECLIP's and Patch
+Ranking's tables and figures; the committed weights and results of MLIP are still revision 1's.
 
 Labels number the names of a revision's ``class_names("all")``: first the seen ones, then the held-out ones.
 """

@@ -3,7 +3,8 @@
 Three tasks have names of their own, all of them seen in pretraining, and one shift of style each, such that a CLIP of
 plain pictures still knows about half of theirs: pencil lines, turned hues, blur. A fourth, "plain", is every seen name
 in the benchmark's own style, for what is trained once on much data and carried over. Pictures are
-``common.data.embedded.scenes`` (revision 1), drawn when they are asked for, the same ones every time.
+``common.data.embedded.scenes`` (revision 1), drawn when they are asked for, the same ones every time. "shapes" is
+"plain" of revision 2; no split of that revision holds its pictures.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
+from types import ModuleType
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from common.data.classification import ClassificationSet
-from common.data.embedded.scenes import CANVAS, VIEW, class_names, draw_scene
+from common.data.embedded import scenes, shapes
 from common.data.embedded.splits import recipe_hash
-from common.data.embedded.twemoji import TEMPLATES
+from common.data.embedded.twemoji import CANVAS, TEMPLATES, VIEW
 from common.data.sources import Samples
 
 NAMES = 100
@@ -49,7 +51,12 @@ def blur(picture: Image.Image) -> Image.Image:
 
 
 STYLES = {"sketch": sketch, "colour": colour, "blur": blur}
-TASKS = (*STYLES, "plain")
+TASKS = (*STYLES, "plain", "shapes")
+
+
+def drawing(task: str) -> ModuleType:
+    """The revision of the scenes that a task shows."""
+    return shapes if task == "shapes" else scenes
 
 
 def task_labels(task: str) -> list[int]:
@@ -59,8 +66,8 @@ def task_labels(task: str) -> list[int]:
     """
     if task not in TASKS:
         raise ValueError(f"the embedded tasks are {', '.join(TASKS)}, not {task!r}")
-    labels = list(range(len(class_names("seen"))))
-    if task == "plain":
+    labels = list(range(len(drawing(task).class_names("seen"))))
+    if task not in STYLES:
         return labels
     Random("names of the tasks").shuffle(labels)
     first = NAMES * list(STYLES).index(task)
@@ -71,7 +78,8 @@ def task_labels(task: str) -> list[int]:
 def draw(task: str, split: str, index: int) -> np.ndarray:
     """Picture ``index`` of a task's split, uint8 [VIEW,VIEW,3]; the names come in turn."""
     labels = task_labels(task)
-    drawn = draw_scene(Random(f"{task}/{split}/{index}"), labels[index % len(labels)], labels).render()
+    rng = Random(f"{task}/{split}/{index}")
+    drawn = drawing(task).draw_scene(rng, labels[index % len(labels)], labels).render()
     styled = STYLES[task](drawn) if task in STYLES else drawn
     return np.asarray(ImageOps.crop(styled, (CANVAS - VIEW) // 2))
 
@@ -97,12 +105,13 @@ def embedded_task(task: str, split: str = "test") -> ClassificationSet:
     if split not in PER_NAME:
         raise ValueError(f"the embedded tasks have the splits {list(PER_NAME)}, not {split!r}")
     count = PER_NAME[split] * len(labels)
-    names = [class_names("seen")[label] for label in labels]
+    seen = drawing(task).class_names("seen")
+    names = [seen[label] for label in labels]
     samples = Samples(_Drawn(task, split, count), [index % len(labels) for index in range(count)], names)
     return ClassificationSet(samples, "embedded", names, TEMPLATES, prefix=f"{task}-{split}-")
 
 
 def version() -> str:
     """Changes when any task's pictures do."""
-    text = json.dumps([recipe_hash(), REVISION, NAMES, PER_NAME])
+    text = json.dumps([recipe_hash(), recipe_hash(revision=2), REVISION, NAMES, PER_NAME])
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -46,7 +46,7 @@ def test_all_methods_lose_about_as_many_tokens(tower):
 
 def test_rows_hold_every_method_layer_and_rate_and_render(tower):
     rows = pruning(tower, (0.5,), {True: 1, False: 2}, 1)
-    assert len(rows) == 2 * 5 and {row["batch"] for row in rows if row["method"] == OURS} == {1}
+    assert len(rows) == 2 * 7 and {row["batch"] for row in rows if row["method"] == OURS} == {1}
     by = {(row["layer"], row["keep"], row["method"]): row for row in rows}
     assert by[3, 0.5, OURS]["fewer_gmacs"] < by[0, 0.5, OURS]["fewer_gmacs"]
     for layer in (0, 3):

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.patchrank import fig4 as patchrank_fig4
 from benchmarks.patchrank import fig5 as patchrank_fig5
-from benchmarks.patchrank.tasks import PLAIN
+from benchmarks.patchrank.tasks import SHAPES
 from benchmarks.registry import benchmark
 from patchrank.predictor import RankPredictor, save_predictor
 
@@ -17,15 +17,15 @@ from patchrank.predictor import RankPredictor, save_predictor
 def predictors(monkeypatch, tmp_path):
     """Writes untrained predictors where the committed ones are looked for; rankings go to the test's folder."""
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    monkeypatch.setattr(patchrank_fig4, "FOR_ALL", tmp_path / "plain.safetensors")
+    monkeypatch.setattr(patchrank_fig4, "COMMITTED", tmp_path)
     monkeypatch.setattr(patchrank_fig5, "COMMITTED", tmp_path)
 
     def give():
         torch.manual_seed(0)
-        tower = PLAIN.clip().image_tower
+        tower = SHAPES.clip().image_tower
         for seed in range(2):
             save_predictor(RankPredictor.for_tower(tower), tmp_path / f"first-seed{seed}.safetensors", 0)
-        save_predictor(RankPredictor.for_tower(tower), tmp_path / "plain.safetensors", 1)
+        save_predictor(RankPredictor.for_tower(tower), tmp_path / "shapes.safetensors", 1)
 
     return give
 

@@ -91,8 +91,11 @@ def test_commands_are_those_of_the_benchmarks():
 def test_patch_rankings_lines_say_where_one_seed_is_all(seeds, remark):
     result = {
         "conditions": {"keep": 0.6},
-        "headline": {"styles": [0.036, 0.028, 0.044], "seeds": seeds},
-        "rows": [{"row": "class attention", "behind": [0.009, 0.006, 0.013]}],
+        "headline": {"all": [0.036, 0.028, 0.044], "seeds": seeds},
+        "rivals": [
+            {"rival": "class attention", "basis": basis, "task": task, "lead": [lead, 0.006, 0.013], "seeds": seeds}
+            for basis, task, lead in (("equal keep", "shapes", 0.5), ("equal GMACs", "shapes", 0.009))
+        ],
     }
     assert headlines.pruned_and_tuned(result) == f"+3.6 [+2.8, +4.4] points at keep 0.6{remark}"
-    assert headlines.ahead_of_class_attention(result) == f"+0.9 [+0.6, +1.3] points at keep 0.6{remark}"
+    assert headlines.ahead_of_class_attention(result) == f"+0.9 [+0.6, +1.3] (shapes) points at equal GMACs{remark}"

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import ImageOps
 
 from common.data.embedded import tasks as embedded_tasks
 from common.data.embedded.module import VIEW, class_names
+from common.data.embedded.splits import scene, scenes_of
 from common.data.embedded.tasks import NAMES, PER_NAME, STYLES, draw, embedded_task, task_labels
+from common.data.embedded.twemoji import CANVAS
 from common.data.lookup import source, splits_of
 from common.data.sources import few_shot
 from common.preprocess import Preprocess
@@ -58,6 +61,20 @@ def test_a_style_is_a_shift_from_the_plain_picture(style, monkeypatch):
         assert sharpness[1] < 0.8 * sharpness[0] and abs(gray.mean() - styled_gray.mean()) < 5
 
 
+def test_shapes_are_all_seen_names_of_revision_2_in_scenes_that_none_of_its_splits_holds():
+    names = scenes_of(2).class_names("seen")
+    found = embedded_task("shapes", "test")
+    assert found.class_names == names
+    assert {found.labels.count(label) for label in range(len(names))} == {40}
+    ours = {draw("shapes", split, index).tobytes() for split in PER_NAME for index in range(20)}
+    assert len(ours) == 60
+    view = (CANVAS - VIEW) // 2
+    for split in ("train", "val", "test"):
+        for index in range(20):
+            picture, _ = scene(split, index, revision=2)
+            assert np.asarray(ImageOps.crop(picture.render(), view)).tobytes() not in ours
+
+
 def test_the_commands_find_the_tasks_by_name():
     assert splits_of("embedded-sketch", "zeroshot") == ("test", "val", "train")
     assert splits_of("embedded-sketch", "training") == ("train", "val")
@@ -75,7 +92,7 @@ def test_the_pictures_of_a_split_come_to_an_end():
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(ValueError, match="the embedded tasks are sketch, colour, blur, plain, not 'oil'"):
+    with pytest.raises(ValueError, match="the embedded tasks are sketch, colour, blur, plain, shapes, not 'oil'"):
         embedded_task("oil")
     with pytest.raises(ValueError, match=r"have the splits \['train', 'val', 'test'\], not 'unseen'"):
         embedded_task("sketch", "unseen")

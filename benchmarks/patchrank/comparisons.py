@@ -1,0 +1,127 @@
+"""Patch Ranking's differences from the methods that need no training, and what the golden oracle reaches.
+
+Shapes: S seeds, M pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.cells import percent, points, table
+from benchmarks.patchrank.evaluate import RIVALS
+from benchmarks.patchrank.methods import DENSE, OURS
+from benchmarks.patchrank.rows import ROWS, Known, at_equal_cost, correct
+from benchmarks.patchrank.runs import COMMAND
+from benchmarks.patchrank.tasks import TASKS, Task
+from benchmarks.statistics import difference, holm
+
+EQUAL_KEEP, EQUAL_COST = "equal keep", "equal GMACs"
+LEVEL = 0.05
+
+
+def rivals(known: Known) -> list[dict[str, Any]]:
+    """Patch Ranking's accuracy less each rival's, by task: at equal keep and at equal GMACs, where both were run.
+
+    p is adjusted by Holm over all rivals and tasks, at equal keep and at equal GMACs apart.
+    """
+    rows = []
+    for task in TASKS:
+        entries = ROWS[OURS].entries_of(task, known)
+        if not entries:
+            continue
+        ours = correct(entries).float()
+        for name in (DENSE, *RIVALS, "A-ViT"):
+            for basis, theirs in _answers(name, task, known, entries[0]["gmacs"]).items():
+                found = difference(ours, theirs, paired_seeds=len(theirs) == len(ours) > 1)
+                row = {"task": task.name, "rival": name, "basis": basis, "lead": found.ends, "p": found.p}
+                rows.append(row | {"seeds": len(ours)})
+    for basis in (EQUAL_KEEP, EQUAL_COST):
+        those = [row for row in rows if row["basis"] == basis]
+        adjusted = holm({f"{row['task']}/{row['rival']}": row["p"] for row in those})
+        for row in those:
+            row["adjusted"] = adjusted[f"{row['task']}/{row['rival']}"]
+    return rows
+
+
+def _answers(name: str, task: Task, known: Known, budget: float) -> dict[str, Tensor]:
+    """A rival's answers [S,M] by basis, those that there are."""
+    entries = ROWS[name].entries_of(task, known)
+    found = {EQUAL_KEEP: correct(entries).float() if entries else None}
+    if name in RIVALS:
+        found[EQUAL_COST] = at_equal_cost(name, task, known, budget)
+    return {basis: values for basis, values in found.items() if values is not None}
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Whether Patch Ranking is better or worse than a rival: "better", "worse", or "not shown"."""
+    if row["seeds"] < 2 or row["adjusted"] >= LEVEL:
+        return "not shown"
+    return "better" if row["lead"][0] > 0 else "worse"
+
+
+def rivals_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The differences as a table, a rival a line."""
+    if not rows:
+        return f"Differences from other methods: not run (`{COMMAND}`)."
+    columns = list(dict.fromkeys((row["task"], basis) for row in rows for basis in (EQUAL_KEEP, EQUAL_COST)))
+    cells = {(row["rival"], row["task"], row["basis"]): f"{points(row['lead'])} {verdict(row)}" for row in rows}
+    lines = [
+        [name, *(cells.get((name, *column), "–") for column in columns)]
+        for name in dict.fromkeys(row["rival"] for row in rows)
+    ]
+    note = (
+        f"{OURS} with each task's own predictor, untuned, less the method of the line, in points, 95 % intervals over "
+        "seeds and pictures. Better or worse: p below .05 after Holm's correction over the comparisons of equal keep, "
+        "and over those of equal GMACs. At equal GMACs the method keeps more patches, as many as the predictor's cost "
+        "buys; its answers are interpolated between two numbers of patches."
+    )
+    return f"{table([f'{OURS} less', *(', '.join(column) for column in columns)], lines)}\n\n{note}"
+
+
+def oracle(known: Known) -> list[dict[str, Any]]:
+    """Both searches of the golden oracle beside other rows on the same test pictures, by task."""
+    rows = []
+    for task in TASKS:
+        baselines = known.get(f"{task.key}-baselines")
+        if baselines is None:
+            continue
+        found = baselines["oracle"]
+        count = found["greedy"]["pictures"]
+        for name, label in (("greedy", "golden ranking, three rounds"), ("searched", "golden ranking, searched")):
+            row = {"task": task.name, "row": label, "accuracy": [found[name]["accuracy"]]}
+            rows.append(row | {"lost": found[name]["lost"], "pictures": count})
+        for name in (DENSE, *RIVALS, OURS):
+            entries = ROWS[name].entries_of(task, known)
+            if entries:
+                right = correct(entries)
+                part = right[:, task.chosen(right.shape[1], count)].double().mean(1).tolist()
+                rows.append({"task": task.name, "row": name, "accuracy": part, "lost": None, "pictures": count})
+    return rows
+
+
+def oracle_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The oracle beside other rows as a table, a row a line."""
+    if not rows:
+        return f"Golden oracle: not run (`{COMMAND}`)."
+    tasks = {row["task"]: row["pictures"] for row in rows}
+    by_key = {(row["row"], row["task"]): row for row in rows}
+    lines = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        found = [by_key.get((name, task)) for task in tasks]
+        top1 = [percent(row["accuracy"]) if row else "not run" for row in found]
+        lost = [f"{row['lost']:.4f}" if row and row["lost"] is not None else "–" for row in found]
+        lines.append([name, *top1, *lost])
+    head = ["keep .6, some of the test pictures", *(f"{task}, top-1" for task in tasks)]
+    head += [f"{task}, 1 - cosine" for task in tasks]
+    pictures = ", ".join(f"{task} {count}" for task, count in tasks.items())
+    note = (
+        "What the golden oracle is: it ranks the test pictures themselves, by what their embeddings lose; it reads no "
+        "labels. The first line is the ranking that predictors learn: windows of 2x2 patches, three rounds. The second "
+        "removes single patches in eight rounds or more, then exchanges kept and dropped ones while that helps. Both "
+        "searches are greedy, and the embedding of all patches is itself often wrong. So neither line bounds the "
+        f"accuracy of other methods. Pictures: {pictures}."
+    )
+    return f"{table(head, lines)}\n\n{note}"
