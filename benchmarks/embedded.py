@@ -28,7 +28,7 @@ from common.zeroshot import embed_prompts
 from waveclip import WaveTower
 
 REVISION = 2
-"""The scenes of WAVECLIP's and Patch Ranking's tables and figures, of the frontier and of the packaged model: scenes of shape."""
+"""The scenes of WAVECLIP's and Patch Ranking's tables and figures, the frontier and the packaged model: of shape."""
 TEACHER = WEIGHTS / "embedded_clip.safetensors"
 """Revision 1's CLIP, from which the models start that are still of revision 1."""
 MODELS = {REVISION: (WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_waveclip.safetensors")}
