@@ -1,6 +1,7 @@
 """Budgets over tiles against the released formulas, written as loops over one picture's views and tokens."""
 
 import math
+from fractions import Fraction
 
 import open_clip
 import pytest
@@ -11,7 +12,7 @@ from common.flops import count_macs
 from common.reducer_registry import named, schedule, setting_for
 from common.tiles import TiledTower
 from patchrank.reducers.base import Call
-from patchrank.reducers.tiles import apportioned
+from patchrank.reducers.tiles import apportioned, areas
 from tests.patchrank.reducers.slow import PATCHES, TOWER, class_row, projections, slow_attention, small_tower
 
 SIZE, GRID, LAYERS = TOWER["image_size"], 4, TOWER["layers"]
@@ -50,11 +51,13 @@ def views_of(picture, tiles):
     return [thumbnail] + [picture[:, top : top + SIZE, left : left + SIZE] for top in starts for left in starts]
 
 
-def tile_of(place, tiles):
-    """The tile that shows a thumbnail's patch; where the grid cannot be divided, the last tiles take the rest."""
-    side = max(GRID // tiles, 1)
-    row, column = (min(index // side, tiles - 1) for index in divmod(place, GRID))
-    return row * tiles + column
+def shown(place, tile, tiles):
+    """The part of a thumbnail's patch that a tile shows, exactly; edges between tiles may run through patches."""
+    part = Fraction(1)
+    for index, number in zip(divmod(place, GRID), divmod(tile, tiles), strict=True):
+        first, last = Fraction(index, GRID), Fraction(index + 1, GRID)
+        part *= max(min(last, Fraction(number + 1, tiles)) - max(first, Fraction(number, tiles)), 0) * GRID
+    return part
 
 
 def seats(quotas, total):
@@ -75,18 +78,15 @@ def hired(early, late, keep, tiles):
     """HiRED's tokens by view: ``early`` and ``late`` class attention [V][K]; the quota of every tile."""
     total = int((1 + tiles**2) * PATCHES * keep)
     first = min(int(total * 0.5), PATCHES)
-    quotas = [0] * tiles**2
-    for place in highest(early[0], int(PATCHES * 0.5)):
-        quotas[tile_of(place, tiles)] += 1
+    top = highest(early[0], int(PATCHES * 0.5))
+    quotas = [sum(shown(place, tile, tiles) for place in top) for tile in range(tiles**2)]
     counts = [first, *seats(quotas, min(total - first, tiles**2 * PATCHES))]
     return [highest(scores, count) for scores, count in zip(late, counts, strict=True)], quotas
 
 
 def globalcom2(scores, keep, tiles):
     """GlobalCom²'s tokens by view: class logits [V][K], mean over heads; the quota of every tile."""
-    sums = [0.0] * tiles**2
-    for place in range(PATCHES):
-        sums[tile_of(place, tiles)] += scores[0][place]
+    sums = [sum(scores[0][p] * float(shown(p, tile, tiles)) for p in range(PATCHES)) for tile in range(tiles**2)]
     powers = [math.exp((value - max(sums)) / 10) for value in sums]
     shares = [power / sum(powers) for power in powers]
     mean = sum(shares) / len(shares)
@@ -164,6 +164,15 @@ def test_a_tile_keeps_its_released_number_or_one_token_more_or_less(tower, keep)
         counts = (context.positions[row] // PATCHES).bincount(minlength=5).tolist()
         assert counts[0] == int(PATCHES * keep) and sum(counts[1:]) == int(4 * PATCHES * keep)
         assert all(abs(count - number) <= 1 for count, number in zip(counts[1:], released, strict=True))
+
+
+def test_a_patch_across_an_edge_falls_to_both_tiles():
+    """ViT-B/16's 14 patches a side in 3 tiles: each shows 4 2/3 of them, the first all of four and most of the next."""
+    row = areas(14, 3)[:3].unflatten(1, (14, 14)).sum(1) / 14 / 3  # of the upper three tiles, columns of patches
+    assert areas(14, 3).sum(1).tolist() == [14 * 14] * 9 and areas(14, 3).sum(0).tolist() == [9] * 14**2
+    torch.testing.assert_close(row[0, :6], torch.tensor([1, 1, 1, 1, 2 / 3, 0]))
+    torch.testing.assert_close(row[1, 4:10], torch.tensor([1 / 3, 1, 1, 1, 1, 1 / 3]))
+    assert areas(4, 2)[0].nonzero().flatten().tolist() == [0, 1, 4, 5]
 
 
 def test_what_exceeds_a_tile_goes_to_the_others():
