@@ -11,6 +11,7 @@ from common.adapters import adapt
 from common.flops import count_macs
 from common.reducer_registry import named, schedule, setting_for
 from common.tiles import TiledTower
+from patchrank.reducers import DivPrune
 from patchrank.reducers.base import Call
 from patchrank.reducers.tiles import apportioned, areas
 from tests.patchrank.reducers.slow import PATCHES, TOWER, class_row, projections, slow_attention, small_tower
@@ -246,6 +247,14 @@ def test_what_cannot_work_in_tiles_is_refused(tower):
         TiledTower(tower, 40)
     with pytest.raises(ValueError, match=r"pictures of \(32, 32\) pixels given to tiles of 64; resize them"):
         TiledTower(tower, 64)(pictures(1))
+    with pytest.raises(
+        ValueError, match="1 pictures of 2×2 tiles came out as 5 sequences; give a reducer that joins 5 v"
+    ):
+        TiledTower(tower, 64, {1: DivPrune(0.5)})(pictures(2, 1))
+    with pytest.raises(
+        ValueError, match="1 pictures of 3×3 tiles came out as 2 sequences; give a reducer that joins 10"
+    ):
+        TiledTower(tower, 96, schedule(named("hired"), tower, 0.5, [1], 2))(pictures(3, 1))
     with pytest.raises(ValueError, match="divprune has no budget over the tiles of a picture; take one of class-att"):
         schedule(named("divprune"), tower, 0.5, [1], 2)
     with pytest.raises(ValueError, match=r"places \[0, 1\]: the tiles of a picture are joined at one block"):
