@@ -96,7 +96,7 @@ class ReductionContext:
         """Attention logits [B,H,M+N] of the class token in this block.
 
         M cached tokens come first; ``common.tower.class_logits`` computes this one row cheaply. In a tower without a
-        class token, the query of its pooling head stands for it [B,H,N], up to one constant per head.
+        class token, the query of its pooling head stands for it [B,H,N].
         ValueError: the tower has neither.
         """
         assert self.block is not None and self.entered is not None, "only a reducer at a block has class attention"

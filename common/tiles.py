@@ -112,12 +112,21 @@ class TiledTower(nn.Module):
         return self.tower
 
     def run(self, images: Tensor) -> tuple[Tensor, ReductionContext]:
-        """images [B,3,mS,mS] -> tokens [B,P+R,D] after the last block, and their context. ValueError: another size."""
+        """images [B,3,mS,mS] -> tokens [B,P+R,D] after the last block, and their context.
+
+        ValueError: another size, or reducers that do not make one sequence of a picture's views.
+        """
         if images.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"pictures of {tuple(images.shape[-2:])} pixels given to tiles of {self.image_size}; resize them"
             )
-        return self.reduced.run(cut(images, self.tiles))
+        x, context = self.reduced.run(cut(images, self.tiles))
+        if x.shape[0] != images.shape[0]:
+            raise ValueError(
+                f"{images.shape[0]} pictures of {self.tiles}×{self.tiles} tiles came out as {x.shape[0]} sequences; "
+                f"give a reducer that joins {1 + self.tiles**2} views, such as partial(join, tiles={self.tiles})"
+            )
+        return x, context
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,mS,mS] -> z [B,E], not normalised."""

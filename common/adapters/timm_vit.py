@@ -250,13 +250,17 @@ def _features(trunk: nn.Module, head: nn.Module | None) -> int:
 
 
 def _query_logits(pool: AttentionPoolLatent, norm: nn.Module, x: Tensor) -> Tensor:
-    """Attention logits [B,H,N] of a pooling head's query to x [B,N,D], up to one constant per head.
+    """Attention logits [B,H,N] of a pooling head's query to x [B,N,D].
 
-    They are those that the head would give if x left the last block. q·(Wx) is computed as (Wᵀq)·x, which forms no
-    keys; the keys' bias adds a constant that a softmax ignores.
+    They are those that the head would give if x left the last block. q·(Wx + b) is computed as (Wᵀq)·x + q·b, which
+    forms no keys.
     """
     if not isinstance(pool.k_norm, nn.Identity):
         raise ValueError("the pooling head normalises its keys, so its query gives no class attention before it")
     query = pool.q_norm(pool.q(pool.latent[0, :1]).unflatten(-1, (pool.num_heads, 1, -1)))[0]  # [H,1,d]
     weight = pool.kv.weight[: pool.kv.in_features].unflatten(0, (pool.num_heads, -1))  # [H,d,D]
-    return (query @ weight).squeeze(1) @ norm(x).transpose(1, 2) * pool.scale
+    logits = (query @ weight).squeeze(1) @ norm(x).transpose(1, 2)
+    if pool.kv.bias is not None:
+        bias = pool.kv.bias[: pool.kv.in_features].unflatten(0, (pool.num_heads, -1))  # [H,d]
+        logits = logits + (query[:, 0] * bias).sum(-1, keepdim=True)
+    return logits * pool.scale

@@ -187,7 +187,7 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
         device_hours=_device_hours(model),
     )
     metrics = _run(plan, model, args, settings)
-    if args.point is not None:
+    if args.point is not None or args.image_size is not None:
         metrics |= _costs(model, metrics.get("exits", ()))
     account = plan.data.account
     account.delivered = account.delivered or metrics["samples"]

@@ -151,7 +151,11 @@ def at_size(model: Model, image_size: int | None) -> Model:
 
     if image_size in (None, model.image_size):
         return model
-    images = TiledTower(tower_of(model), image_size).eval()
+    try:
+        tower = tower_of(model)
+    except ValueError as error:
+        raise ValueError(f"--image-size {image_size}: tiles need one whole tower; leave it out ({error})") from error
+    images = TiledTower(tower, image_size).eval()
     preprocess = replace(model.preprocess, size=image_size)
     return replace(model, name=f"{model.name} {image_size} px", images=images, preprocess=preprocess)
 

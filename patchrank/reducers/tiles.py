@@ -30,10 +30,13 @@ TEMPERATURE = 10.0
 
 
 def areas(grid: int, tiles: int) -> Tensor:
-    """Which tile shows a thumbnail's patch: bool [m²,K]. Of a grid that m does not divide the last take the rest."""
-    side = (torch.arange(grid) // max(grid // tiles, 1)).clamp(max=tiles - 1)
-    tile = (side[:, None] * tiles + side).flatten()
-    return tile == torch.arange(tiles**2)[:, None]
+    """How much of each thumbnail's patch a tile shows, in parts of which a patch has m²: long [m²,K].
+
+    An edge between tiles may run through patches. All tiles show as much.
+    """
+    patch, tile = torch.arange(grid) * tiles, torch.arange(tiles)[:, None] * grid  # where they begin
+    shown = (torch.minimum(patch + tiles, tile + grid) - torch.maximum(patch, tile)).clamp(min=0)  # [m,g]
+    return (shown[:, None, :, None] * shown[None, :, None]).flatten(2).flatten(0, 1)
 
 
 def apportioned(scores: Tensor, quotas: Tensor, total: int) -> Tensor:
@@ -120,7 +123,7 @@ class HiREDTiles(TileBudget):
         early = whole if context.noted is None else context.noted
         top = marked(early, most(early, int(self.grid**2 * (1 - ALPHA))))
         area = areas(self.grid, self.tiles).to(top.device)
-        return whole, parts, (top[:, None] & area).sum(-1).to(whole)
+        return whole, parts, (top[:, None] * area).sum(-1).to(whole)
 
     @classmethod
     def of(cls, setting: Setting) -> dict[Place, Reducer]:
@@ -162,7 +165,7 @@ class GlobalCom2Tiles(TileBudget):
     def shares(self, context: ReductionContext) -> tuple[Tensor, Tensor, Tensor]:
         whole, parts = self.views(class_scores(context))
         area, grid = areas(self.grid, self.tiles).to(whole), self.grid
-        weight = ((whole[:, None] * area).sum(-1) / TEMPERATURE).softmax(-1)
+        weight = ((whole[:, None] * area).sum(-1) / self.tiles**2 / TEMPERATURE).softmax(-1)
         quotas = (self.keep * (1 + weight - weight.mean(-1, keepdim=True))).clamp(max=1)
         fine = F.interpolate(whole.view(-1, 1, grid, grid), scale_factor=self.tiles, mode="bilinear")[:, 0]
         fine = fine.unflatten(2, (self.tiles, grid)).unflatten(1, (self.tiles, grid)).transpose(2, 3)

@@ -120,6 +120,24 @@ def test_class_attention_is_the_row_of_the_class_token_or_of_the_pooling_query(n
         torch.testing.assert_close(whole, [expected, expected])
 
 
+@torch.no_grad()
+def test_logits_of_a_pooling_query_hold_the_keys_bias():
+    """Their readers, such as GlobalCom², take no softmax, which would ignore it."""
+    tower, seen = adapt(foreign("SigLIP")), []
+    pool = tower.source.attn_pool
+    pool.kv.bias.copy_(torch.linspace(-3, 3, 64))
+
+    def look(x, context):
+        seen.append(context.class_logits())
+        return x, context
+
+    ReducedTower(tower, {1: look})(pictures(tower))
+    x = tower.run_blocks(tower.embed(pictures(tower)), stop=1)
+    query = pool.q(pool.latent[0]).unflatten(-1, (2, 16)).transpose(0, 1)
+    key = pool.kv(tower.source.norm(x))[..., :32].unflatten(-1, (2, 16)).transpose(1, 2)
+    torch.testing.assert_close(seen, [(query @ key.transpose(-1, -2)).squeeze(2) / 4])
+
+
 @each_family
 @torch.no_grad()
 def test_a_golden_ranking_equals_removing_windows_one_by_one(name):

@@ -140,7 +140,14 @@ def test_larger_pictures_are_seen_in_tiles(model, tmp_path):
     assert whole["conditions"]["preprocess"]["size"] == budget["conditions"]["preprocess"]["size"] == 48
     tower = CLIP.load(model).image_tower
     tiled = TiledTower(tower, 48, named("hired").reducers(setting_for(tower, 0.5, 0, 2)))
-    assert budget["metrics"]["gmacs"] == count_macs(tiled, torch.zeros(1, 3, 48, 48)).gmacs
+    for result, images in ((whole, TiledTower(tower, 48)), (budget, tiled)):
+        assert result["metrics"]["gmacs"] == count_macs(images, torch.zeros(1, 3, 48, 48)).gmacs
+
+
+def test_a_model_with_levels_is_not_shown_tiles(model, capsys):
+    wave = str(TEACHER.with_name("shapes_waveclip.safetensors"))
+    assert evaluate(wave, "--text-model", model, "--image-size", "96") == 1
+    assert "--image-size 96: tiles need one whole tower; leave it out (" in capsys.readouterr().err
 
 
 def test_a_budget_takes_the_greatest_keep_rate_within_it(model, tmp_path):

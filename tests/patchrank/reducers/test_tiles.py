@@ -1,6 +1,7 @@
 """Budgets over tiles against the released formulas, written as loops over one picture's views and tokens."""
 
 import math
+from fractions import Fraction
 
 import open_clip
 import pytest
@@ -10,8 +11,9 @@ from common.adapters import adapt
 from common.flops import count_macs
 from common.reducer_registry import named, schedule, setting_for
 from common.tiles import TiledTower
+from patchrank.reducers import DivPrune
 from patchrank.reducers.base import Call
-from patchrank.reducers.tiles import apportioned
+from patchrank.reducers.tiles import apportioned, areas
 from tests.patchrank.reducers.slow import PATCHES, TOWER, class_row, projections, slow_attention, small_tower
 
 SIZE, GRID, LAYERS = TOWER["image_size"], 4, TOWER["layers"]
@@ -50,11 +52,13 @@ def views_of(picture, tiles):
     return [thumbnail] + [picture[:, top : top + SIZE, left : left + SIZE] for top in starts for left in starts]
 
 
-def tile_of(place, tiles):
-    """The tile that shows a thumbnail's patch; where the grid cannot be divided, the last tiles take the rest."""
-    side = max(GRID // tiles, 1)
-    row, column = (min(index // side, tiles - 1) for index in divmod(place, GRID))
-    return row * tiles + column
+def shown(place, tile, tiles):
+    """The part of a thumbnail's patch that a tile shows, exactly; edges between tiles may run through patches."""
+    part = Fraction(1)
+    for index, number in zip(divmod(place, GRID), divmod(tile, tiles), strict=True):
+        first, last = Fraction(index, GRID), Fraction(index + 1, GRID)
+        part *= max(min(last, Fraction(number + 1, tiles)) - max(first, Fraction(number, tiles)), 0) * GRID
+    return part
 
 
 def seats(quotas, total):
@@ -75,18 +79,15 @@ def hired(early, late, keep, tiles):
     """HiRED's tokens by view: ``early`` and ``late`` class attention [V][K]; the quota of every tile."""
     total = int((1 + tiles**2) * PATCHES * keep)
     first = min(int(total * 0.5), PATCHES)
-    quotas = [0] * tiles**2
-    for place in highest(early[0], int(PATCHES * 0.5)):
-        quotas[tile_of(place, tiles)] += 1
+    top = highest(early[0], int(PATCHES * 0.5))
+    quotas = [sum(shown(place, tile, tiles) for place in top) for tile in range(tiles**2)]
     counts = [first, *seats(quotas, min(total - first, tiles**2 * PATCHES))]
     return [highest(scores, count) for scores, count in zip(late, counts, strict=True)], quotas
 
 
 def globalcom2(scores, keep, tiles):
     """GlobalCom²'s tokens by view: class logits [V][K], mean over heads; the quota of every tile."""
-    sums = [0.0] * tiles**2
-    for place in range(PATCHES):
-        sums[tile_of(place, tiles)] += scores[0][place]
+    sums = [sum(scores[0][p] * float(shown(p, tile, tiles)) for p in range(PATCHES)) for tile in range(tiles**2)]
     powers = [math.exp((value - max(sums)) / 10) for value in sums]
     shares = [power / sum(powers) for power in powers]
     mean = sum(shares) / len(shares)
@@ -166,6 +167,15 @@ def test_a_tile_keeps_its_released_number_or_one_token_more_or_less(tower, keep)
         assert all(abs(count - number) <= 1 for count, number in zip(counts[1:], released, strict=True))
 
 
+def test_a_patch_across_an_edge_falls_to_both_tiles():
+    """ViT-B/16's 14 patches a side in 3 tiles: each shows 4 2/3 of them, the first all of four and most of the next."""
+    row = areas(14, 3)[:3].unflatten(1, (14, 14)).sum(1) / 14 / 3  # of the upper three tiles, columns of patches
+    assert areas(14, 3).sum(1).tolist() == [14 * 14] * 9 and areas(14, 3).sum(0).tolist() == [9] * 14**2
+    torch.testing.assert_close(row[0, :6], torch.tensor([1, 1, 1, 1, 2 / 3, 0]))
+    torch.testing.assert_close(row[1, 4:10], torch.tensor([1 / 3, 1, 1, 1, 1, 1 / 3]))
+    assert areas(4, 2)[0].nonzero().flatten().tolist() == [0, 1, 4, 5]
+
+
 def test_what_exceeds_a_tile_goes_to_the_others():
     """Quotas 10 : 2 : 1 : 0 of 6 tokens in tiles of 4: the first is full, and the rest is shared as 2 : 1 : 0."""
     scores = torch.arange(16.0).view(1, 4, 4)
@@ -237,6 +247,14 @@ def test_what_cannot_work_in_tiles_is_refused(tower):
         TiledTower(tower, 40)
     with pytest.raises(ValueError, match=r"pictures of \(32, 32\) pixels given to tiles of 64; resize them"):
         TiledTower(tower, 64)(pictures(1))
+    with pytest.raises(
+        ValueError, match="1 pictures of 2×2 tiles came out as 5 sequences; give a reducer that joins 5 v"
+    ):
+        TiledTower(tower, 64, {1: DivPrune(0.5)})(pictures(2, 1))
+    with pytest.raises(
+        ValueError, match="1 pictures of 3×3 tiles came out as 2 sequences; give a reducer that joins 10"
+    ):
+        TiledTower(tower, 96, schedule(named("hired"), tower, 0.5, [1], 2))(pictures(3, 1))
     with pytest.raises(ValueError, match="divprune has no budget over the tiles of a picture; take one of class-att"):
         schedule(named("divprune"), tower, 0.5, [1], 2)
     with pytest.raises(ValueError, match=r"places \[0, 1\]: the tiles of a picture are joined at one block"):
