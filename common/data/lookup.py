@@ -187,10 +187,8 @@ def labelled_set(name: str, split: str, place: Place | None = None) -> Classific
     """
     place = place or Place()
     if name in REVISIONS:
-        raise ValueError(
-            f"{name} lies in shards, which EmbeddedDataModule(revision={REVISIONS[name]}) reads; embedded-plain has a "
-            "few labelled pictures of each name"
-        )
+        like = "; embedded-plain has its like" if REVISIONS[name] == 1 else ""
+        raise ValueError(f"{name} lies in shards, which EmbeddedDataModule(revision={REVISIONS[name]}) reads{like}")
     if name.startswith(PREFIX):
         raise ValueError(f"{name} lies in shards; ShardDataModule with captions: false trains on shards")
     if name in EMBEDDED_TASKS:
