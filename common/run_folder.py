@@ -26,7 +26,7 @@ _FLAGS = ("--name", "--resume", "--random-weights")
 class RunOptions:
     """What a command line says of its run beside the settings.
 
-    recipe: the first `-c`'s name, such as "waveclip-embedded"; None without a `-c`.
+    recipe: the first `-c`'s name, such as "waveclip-shapes"; None without a `-c`.
     name: of `--name` or `--resume`.  resume: go on with the run of that name.
     random_weights: evaluate a model that was given no weights.
     """
