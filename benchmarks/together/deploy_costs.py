@@ -61,6 +61,8 @@ BATCHES = (1, 8, 32)
 SHAPES, RANDOM = "scenes of shape", "random"
 _REVISION = 2
 _TIMED, _CLASSES = 128, 1000
+_WORKERS = 0
+"""A worker that is forked from a process with OpenVINO's threads can crash as it ends, and end its parent too."""
 _TWO = ("red cat", "blue bird")
 Key = tuple[str, str]
 """An engine's name, and DENSE or WAVE."""
@@ -126,10 +128,12 @@ def measure(smoke: bool = False) -> dict[str, Any]:
         if given:
             makers[_title(given["DATA"])] = partial(_own, given, smoke=smoke)
         makers[RANDOM] = partial(_random, smoke=smoke)
-        for name, make in makers.items():
+        folders = {name: Path(place) / str(number) for number, name in enumerate(makers)}  # a name may hold a slash
+        # All exports come first: torch's exporter crashes in a process where OpenVINO has run.
+        cases = {name: make(folders[name]) for name, make in makers.items()}
+        for name, case in cases.items():
             rounds = 1 if smoke else 3 if name == RANDOM else 11
-            folder = Path(place) / str(len(result["tables"]))  # a name of data may hold a slash
-            result["tables"][name] = _table(make(folder), found, folder, rounds, smoke)
+            result["tables"][name] = _table(case, found, folders[name], rounds, smoke)
     return result
 
 
@@ -217,7 +221,7 @@ def _answers(case: Case, graphs: Mapping[Key, Sequence[Graph]], data: Labelled) 
     """Every engine's ``_answered`` for all pictures, from one reading of the data."""
     parts: dict[Key, list[tuple[Tensor, Tensor]]] = {key: [] for key in graphs}
     how, start = case.models[DENSE].deployed.model.preprocess, 0
-    for batch in bar(first(data.loader(how, 64, 1), case.limit), f"answering {data.split}"):
+    for batch in bar(first(data.loader(how, 64, _WORKERS), case.limit), f"answering {data.split}"):
         rows = torch.arange(-start % case.every, len(batch["label"]), case.every)
         start += len(batch["label"])
         for key, some in parts.items() if len(rows) else ():
@@ -334,12 +338,12 @@ def _of_data(
         raise ValueError(f"the models prepare pictures differently, so one reading cannot serve both: {hows}")
     models, classes = {}, {}
     for side, deployed in loaded.items():
-        drawn = draw(deployed, Reduction(STATIC, val, 0.0, Settings(workers=1, limit=limit)))
+        drawn = draw(deployed, Reduction(STATIC, val, 0.0, Settings(workers=_WORKERS, limit=limit)))
         labels = list(val.class_names)[:2]
         models[side] = prepare(deployed, options[side], labels, folder / side, list(drawn.values()))
         classes[side] = deployed.classes(val.class_names, val.templates or deployed.templates)
     # Drawn at random, because the pictures of a class may follow one another, and some classes leave early.
-    timed = draw(loaded[DENSE], Reduction(STATIC, test, 0.0, Settings(workers=1, limit=limit)))
+    timed = draw(loaded[DENSE], Reduction(STATIC, test, 0.0, Settings(workers=_WORKERS, limit=limit)))
     return Case(models, classes, torch.stack(list(timed.values())[:_TIMED]), val, test, limit)
 
 
