@@ -319,23 +319,20 @@ def test_the_papers_rows_are_rows_of_the_table():
 def test_recipes_start_with_the_stored_losses(monkeypatch, tmp_path):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     for name, kind in (("shapes-predictor-seed0", "predictor"), ("shapes-coupled-0.6-seed0", "prompts")):
-        if name in results():  # none before the first real run
-            expected = results()[name]["first_losses"]
-            assert patchrank_evaluate.recipe_losses(kind) == pytest.approx(expected, rel=0.02)
+        expected = results()[name]["first_losses"]
+        assert patchrank_evaluate.recipe_losses(kind) == pytest.approx(expected, rel=0.02)
 
 
 def test_committed_weights_give_the_stored_answers():
-    """The predictor, and the prompts where they are, on some test pictures of scenes of shape at keep 0.6."""
+    """The predictor and the prompts on some test pictures of scenes of shape at keep 0.6."""
     known, folder = results(), patchrank_evaluate.COMMITTED
-    if not (folder / f"{SHAPES.key}.safetensors").is_file():  # not before the first real run
-        return
     clip, pictures = SHAPES.clip(), SHAPES.pictures("test")
     chosen = SHAPES.chosen(len(pictures), 200)
     predictor = load_predictor(folder / f"{SHAPES.key}.safetensors", clip.image_tower, PRUNE_LAYER).eval()
-    tuned = folder / f"{SHAPES.key}_prompts.safetensors"
-    models = {"predictor": (None, SHAPES.module.class_prompts)}
-    if tuned.is_file():
-        models["coupled-0.6"] = (Prompts.load(tuned), SHAPES.tuned_prompts)
+    models = {
+        "predictor": (None, SHAPES.module.class_prompts),
+        "coupled-0.6": (Prompts.load(folder / f"{SHAPES.key}_prompts.safetensors"), SHAPES.tuned_prompts),
+    }
     for run, (prompts, texts) in models.items():
         model = PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor, 0.6, PRUNE_LAYER, prompts))
         encoders = {run: patchrank_evaluate.plain(model.tower)}
