@@ -122,6 +122,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
                 style = {"marker": "*", "markersize": 12, "color": "black", "linestyle": "none"}
             axes.plot(*zip(*points, strict=True), label=line, **style)
         axes.set(xlabel=label, ylabel=f"{metric['label']}, %")
+        axes.locator_params(axis="x", nbins=6)  # small towers' costs have many digits
         axes.grid(alpha=0.3)
     if axes_of:
         handles, labels = axes.get_legend_handles_labels()
