@@ -7,7 +7,7 @@ Every number is of test, from the answers that each training left (``benchmarks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -81,6 +81,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "seeds": {row: [result["conditions"]["seed"] for result, _ in runs] for row, runs in found.items()},
         "trials": {row: shapes_runs.tried(row) for row in (shapes_runs.CLIP, shapes_runs.MLIP_ROW)},
         "chosen": shapes_runs.choice(),
+        "precisions": sorted({_alike(result)[1] for runs in found.values() for result, _ in runs}),
         "rows": [_row(row, found[row.name], resamples) for row in ROWS if row.name in found],
         "claims": claims(found, resamples),
         "comparisons": claims(found, resamples, COMPARISONS),
@@ -102,13 +103,12 @@ def _row(row: shapes_runs.Row, runs: Sequence[tuple[dict, dict]], resamples: int
 def claims(found: Known, resamples: int, among: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
     """Every claim whose rows are both there: the paired difference on test, p by Holm over them, and a verdict.
 
-    Rows are paired by the seeds that both have, and by picture.
+    Rows are paired by the seeds that both have in the same precision, and by picture.
     """
     measured = []
     for claim in among:
         better, worse = (
-            {result["conditions"]["seed"]: answers["test"] for result, answers in found.get(row, [])}
-            for row in claim[1:]
+            {_alike(result): answers["test"] for result, answers in found.get(row, [])} for row in claim[1:]
         )
         if shared := sorted(better.keys() & worse.keys()):
             pair = (np.stack([side[seed] for seed in shared]) for side in (better, worse))
@@ -125,6 +125,11 @@ def claims(found: Known, resamples: int, among: Sequence[Claim] = CLAIMS) -> lis
         }
         for claim, gap in measured
     ]
+
+
+def _alike(result: Mapping[str, Any]) -> tuple[int, str]:
+    """Seed and precision of a training: what two trainings that are compared have in common."""
+    return result["conditions"]["seed"], result["conditions"]["precision"]
 
 
 def verdict(seeds: int, middle: float, p: float) -> str:
@@ -242,7 +247,8 @@ def _note(result: Result) -> str:
         f"Embedded scale, from scratch. Scenes of shape: {SPLITS[2]['test'][0]:,} test pictures, "
         f"{len(scenes_of(2).class_names('seen'))} names; scenes of texture: {SPLITS[3]['test'][0]:,}, "
         f"{len(scenes_of(3).class_names('seen'))} textures. Intervals resample seeds and pictures; differences are "
-        "paired by both, and p is adjusted over all claims of a table. All rows train with Muon and AdamW in fp32. "
+        "paired by both, and p is adjusted over all claims of a table. All rows train with Muon and AdamW"
+        f"{' in ' if result['precisions'] else ''}{' or '.join(result['precisions'])}. "
         f"Learning rate and weight decay are the best on val, of {len(shapes_runs.RATES) * len(shapes_runs.DECAYS)} "
         "trials with CLIP for rows of CLIP's tower and as many with MLIP for rows of MLIP's. The Guide saw all "
         f"pictures of train without captions.{share}"

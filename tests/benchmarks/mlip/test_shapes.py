@@ -62,7 +62,7 @@ def test_all_rows_are_trained_alike_and_as_often_over_their_pictures_as_the_prot
     assert textures["trainer"]["max_steps"] == 6 * (embedded.SPLITS[3]["train"][0] // 128)
     for part, key in (("model", "learning_rate"), ("model", "weight_decay"), ("model", "optimizer")):
         assert textures[part]["init_args"][key] == reference[part]["init_args"][key]
-    assert textures["trainer"]["precision"] == reference["trainer"]["precision"] == "32-true"
+    assert textures["trainer"]["precision"] == reference["trainer"]["precision"] == "bf16-mixed"
 
 
 @pytest.mark.parametrize("row", [row.name for row in ROWS if row.name.endswith(("clip", "mlip", "filip"))])
@@ -160,13 +160,14 @@ def test_a_trained_row_leaves_its_answers_and_what_its_terms_do(row, few):
     assert (row != "filip") == any(isinstance(part, FourierBlock) for part in module.modules())
 
 
-def drawn(accuracy, seeds=3, gmacs=0.03):
+def drawn(accuracy, seeds=3, gmacs=0.03, precision="bf16-mixed"):
     """Runs of a row whose answers on every split are right with this probability."""
     luck = np.random.default_rng(0).random(4000)  # hard pictures are hard for all
     runs = []
     for seed in range(seeds):
         right = 0.9 * luck + 0.1 * np.random.default_rng((seed, int(1000 * accuracy))).random(4000) < accuracy
-        result = {"conditions": {"seed": seed}, "gmacs": gmacs, "minutes": 8.0, "terms": {"spatial": 3.0}}
+        run_conditions = {"seed": seed, "precision": precision}
+        result = {"conditions": run_conditions, "gmacs": gmacs, "minutes": 8.0, "terms": {"spatial": 3.0}}
         runs.append((result, dict.fromkeys(shapes_runs.SPLITS, right)))
     return runs
 
@@ -185,6 +186,11 @@ def test_claims_are_paired_by_seed_and_corrected_over_the_table():
     assert claims["frequency", "clip"]["verdict"] == "the opposite here"
     assert claims["mlip", "slip"]["verdict"] == "not shown" and claims["mlip", "slip"]["difference"][0] == 0
     assert claims["tokens", "clip"]["verdict"] == "one seed alone"
+
+
+def test_rows_of_different_precision_are_not_compared():
+    found = {"clip": drawn(0.3), "mlip": drawn(0.4, precision="32-true"), "frequency": drawn(0.25)}
+    assert [claim["rows"] for claim in shapes.claims(found, 200)] == [["frequency", "clip"]]
 
 
 def test_lightclips_additions_are_compared_beside_the_papers_claims():
@@ -214,6 +220,7 @@ def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(stored
     result = json.loads(json.dumps(shapes.run(smoke=True)))
     page = shapes.render(result)["md"]
     assert list(shapes.missing(result)) == [] and "Not all" not in page
+    assert "train with Muon and AdamW in bf16-mixed. " in page
     assert "| CLIP | **0.001** | **0.1** | **11.00** |" in page
     assert "| claim of the paper |" in page and "| no claim of the paper |" in page
     assert "training took 25 % of an MLIP row's minutes" in page and "| 3 | " in page
