@@ -101,8 +101,9 @@ def summary(result: Result) -> str:
     for name in (HALF, CASCADE, TRAINED_ON):
         if name in best:
             said.append(f"Its control, the {name}, names {_named(best[name])} at {_cost(best[name], dense)}.")
-        elif name in result["missing"]:
-            said.append(f"Its control, the {name}, is not trained yet (`{result['missing'][name]}`).")
+        else:
+            command = result["missing"].get(name, "make reproduce-frontier")
+            said.append(f"Its control, the {name}, is not measured yet (`{command}`).")
     if wave["rival"]:
         against = {1: "clearly above", 0: "not clearly apart from", -1: "clearly below"}[verdict(wave)]
         said.append(

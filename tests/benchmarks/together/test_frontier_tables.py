@@ -71,7 +71,7 @@ def test_a_control_of_two_seeds_makes_no_headline():
 def test_the_summary_says_what_trains_a_missing_control():
     lacking = result(missing={TRAINED_ON: "make it"})
     lacking["rows"] = [each for each in lacking["rows"] if each["method"] != TRAINED_ON]
-    assert f"Its control, the {TRAINED_ON}, is not trained yet (`make it`)." in summary(lacking)
+    assert f"Its control, the {TRAINED_ON}, is not measured yet (`make it`)." in summary(lacking)
 
 
 def test_the_picture_shows_waveclip_above_all_and_no_composition_that_refines_nothing():
