@@ -13,7 +13,7 @@ from benchmarks.waveclip.controls import CASCADE, HALF, TRAINED_ON, WAVE
 
 SHOWN = 0.12
 """How far below the dense teacher the figure reaches; lower points are named at its edge."""
-CONTROLS = {TRAINED_ON: "P", HALF: "X", CASCADE: "d"}
+CONTROLS = {HALF: "X", CASCADE: "d", TRAINED_ON: "P"}
 MARKERS = {DENSE: "*", WAVE: "o", **CONTROLS, "MLIP": "D"}
 """Of whole models, which are black, and controls, which are grey."""
 FIRST = WAVE, DENSE, *CONTROLS

@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.cells import Result, accuracy, points, table
 from benchmarks.patchrank.methods import remark
 from benchmarks.together.compositions import DENSE
-from benchmarks.together.frontier_figure import draw
-from benchmarks.waveclip.controls import CASCADE, HALF, HEADLINE_SEEDS, TRAINED_ON, WAVE, counted, no_headline
+from benchmarks.together.frontier_figure import CONTROLS, draw
+from benchmarks.waveclip.controls import HEADLINE_SEEDS, WAVE, counted, no_headline
 
 SIGNIFICANT = 0.05
 """Below this p, after Holm's correction, a difference is called one."""
@@ -98,12 +98,11 @@ def summary(result: Result) -> str:
         best[row["method"]] = max(best.get(row["method"], row), row, key=lambda row: row["val"]["accuracy"])
     dense, wave = best[DENSE], best[WAVE]
     said = [f"The dense teacher names {_named(dense)}, WaveCLIP {_named(wave)} at {_cost(wave, dense)}."]
-    for name in (HALF, CASCADE, TRAINED_ON):
-        if name in best:
-            said.append(f"Its control, the {name}, names {_named(best[name])} at {_cost(best[name], dense)}.")
-        else:
-            command = result["missing"].get(name, "make reproduce-frontier")
-            said.append(f"Its control, the {name}, is not measured yet (`{command}`).")
+    measured = [f"the {name} {_named(best[name])} at {_cost(best[name], dense)}" for name in CONTROLS if name in best]
+    said += [f"Its controls: {', '.join(measured)}."] if measured else []
+    commands = {name: result["missing"].get(name, "make reproduce-frontier") for name in CONTROLS if name not in best}
+    lacking = [f"the {name} (`{command}`)" for name, command in commands.items()]
+    said += [f"Controls not measured yet: {', '.join(lacking)}."] if lacking else []
     if wave["rival"]:
         against = {1: "clearly above", 0: "not clearly apart from", -1: "clearly below"}[verdict(wave)]
         said.append(
@@ -116,7 +115,7 @@ def summary(result: Result) -> str:
         f"Of {len({row['method'] for row in joined})} compositions, {' and '.join(better) or 'none'} "
         f"{'are' if len(better) > 1 else 'is'} clearly above the best method alone that costs no more."
     )
-    fewest = min(seeds(best[name]) for name in (WAVE, HALF, CASCADE, TRAINED_ON) if name in best)
+    fewest = min(seeds(best[name]) for name in (WAVE, *CONTROLS) if name in best)
     if fewest < HEADLINE_SEEDS:
         said.append(no_headline(fewest, TRAIN_ENOUGH))
     return " ".join(said) + "\n"
