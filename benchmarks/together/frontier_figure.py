@@ -55,7 +55,7 @@ def _draw_against(axes: Axes, rows: Sequence[Row], cost: str, floor: float) -> N
         composed = line[0]["composed"]
         style = {"color": colour, "linestyle": "--" if composed else "-", "marker": "s" if composed else "o"}
         style |= {} if model else {"marker": MARKERS.get(name, "v")}
-        above = 5 + (name == WAVE) if name in FIRST else 3
+        above = 5 + (name == WAVE) if name in FIRST else 2
         style |= {"markersize": 7 if name in FIRST else 5, "zorder": above}
         axes.plot(xs, ys, linewidth=1.2, label=name, **style)
         if name in FIRST:

@@ -137,7 +137,8 @@ def test_chosen_models_alone_are_observed(methods):
 def test_a_cascade_has_the_seeds_and_answers_of_its_parts_and_pays_for_both(controlled):
     by_name = {method.name: method for method in controlled}
     assert [by_name[name].seeds for name in (TRAINED_ON, HALF, CASCADE, WAVE)] == [(0, 1), (1,), (1,), (0, 1)]
-    observed, costs = observe(controlled, noise(), PROMPTS), costs_of(controlled, 32)
+    whole_models = [by_name[name] for name in (DENSE, TRAINED_ON, HALF, CASCADE)]
+    observed, costs = observe(whole_models, noise(), PROMPTS), costs_of(whole_models, 32)
     (exits,) = observed[CASCADE, None]
     assert exits.first.tolist() == observed[HALF, None][0].tolist()
     assert exits.second.tolist() == observed[TRAINED_ON, None][1].tolist()
