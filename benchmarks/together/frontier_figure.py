@@ -55,9 +55,10 @@ def _draw_against(axes: Axes, rows: Sequence[Row], cost: str, floor: float) -> N
         composed = line[0]["composed"]
         style = {"color": colour, "linestyle": "--" if composed else "-", "marker": "s" if composed else "o"}
         style |= {} if model else {"marker": MARKERS.get(name, "v")}
-        above = 5 + (name == WAVE) if name in FIRST else 2
-        style |= {"markersize": 7 if name in FIRST else 5, "zorder": above}
-        axes.plot(xs, ys, linewidth=1.2, label=name, **style)
+        style |= {"markersize": 7 if name in FIRST else 5}
+        above = 6 if name == WAVE else 5 if name in FIRST else 4
+        axes.plot(xs, ys, linewidth=1.2, label=name, zorder=above if name in FIRST else 2, **style)
+        axes.plot(xs, ys, zorder=above, **style | {"linestyle": "none"})  # names at the edge hide lines, no point
         if name in FIRST:
             low, high = zip(*(row["interval"] for row in line), strict=True)
             axes.vlines(xs, [100 * end for end in low], [100 * end for end in high], colour, linewidth=0.8, zorder=4)
