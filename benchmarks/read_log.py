@@ -6,7 +6,8 @@ A number that was looked at before a choice is no test of that choice, so tables
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import RESULTS
@@ -22,11 +23,17 @@ def record(table: str, data: str, weights: Iterable[Path], log: Path | None = No
     """
     log = log or LOG
     run = conditions("embedded")
-    models = {path.name: digest(path) for path in weights}
-    line = {"date": run["date"], "revision": run["revision"], "table": table, "data": data, "models": models}
+    read = {"table": table, "data": data, "models": digests(list(weights))}
+    line = {"date": run["date"], "revision": run["revision"], **read}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def digests(weights: Sequence[Path]) -> dict[str, str]:
+    """Each weights file's digest by its name; files of one name, in folders of runs, have their folder's name too."""
+    count = Counter(path.name for path in weights)
+    return {path.name if count[path.name] == 1 else f"{path.parent.name}/{path.name}": digest(path) for path in weights}
 
 
 def reads(weights: Path, data: str, log: Path | None = None) -> int:

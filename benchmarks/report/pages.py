@@ -16,7 +16,7 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.registry import benchmark_of
 from benchmarks.report import headlines, reducers
 from benchmarks.report.page import build
-from benchmarks.together import deploy
+from benchmarks.together import deploy, frontier_tables
 from benchmarks.training import retrain
 from benchmarks.waveclip import table2_embedded
 from common.paths import runs_directory
@@ -26,6 +26,7 @@ OTHERS: dict[str, Callable[[], str]] = {
     "deploy-commands": lambda: _stored("deploy", deploy.commands),
     "deploy-costs": lambda: _stored("deploy", deploy.costs),
     "deploy-python": lambda: _stored("deploy", deploy.in_python),
+    "frontier-summary": lambda: _stored("frontier", frontier_tables.summary),
     "headlines": headlines.table,
     "reducers": reducers.overview,
     "reducers-in-tiles": reducers.in_tiles,

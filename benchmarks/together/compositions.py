@@ -1,4 +1,6 @@
-"""The models of the frontier: every method alone, and early exit with token reduction in the fine level.
+"""The models of the frontier: every method alone, controls, and early exit with token reduction in the fine level.
+
+Shapes: B images, S picture size, E joint dim.
 
 A composition needs no training. WaveCLIP's coarse level answers the images of which it is confident. For the others a
 reducer thins the tokens of the fine level, while the cached coarse tokens stay.
@@ -8,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.mlip import shapes_runs
 from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import COMMITTED, PRUNE_LAYER
+from benchmarks.training import shapes
+from benchmarks.waveclip.controls import CASCADE, HALF, TRAINED_ON, WAVE
 from common.clip import CLIP
 from common.reducer_registry import Setting, named
 from common.reduction import Place, ReducedTower, Reducer
@@ -29,7 +35,7 @@ LAYER = 1
 KEEPS = (0.25, 0.45, 0.65, 0.85)
 FINE_KEEPS = (0.25, 0.5, 0.75)
 """Shares of the patch tokens that stay: of the teacher's 36, and of the fine level's 27."""
-DENSE, WAVE = "dense teacher", "WaveCLIP"
+DENSE = "dense teacher"
 RANKED = "teacher + rank predictor"
 TRAINED = {
     RANKED: (COMMITTED / "shapes.safetensors", COMMAND),
@@ -39,19 +45,39 @@ TRAINED = {
 """The methods with weights of their own: the file, and the command that trains it."""
 
 
+SEEDED = {WAVE: "shapes-waveclip", TRAINED_ON: "shapes-longer", HALF: "shapes-half"}
+"""The methods that are trained once a seed: the family of their runs in ``benchmarks.training.shapes``."""
+
+
 @dataclass(frozen=True)
 class Family:
-    """One method, or two together, over its settings.
+    """One method, or two together, over its settings and its training seeds.
 
-    models: by keep rate (None: no setting). Each has ``encode_image``; one with early exit is a WaveTower or a
-        ReducedWaveTower.
-    clip: the CLIP with the text tower and logit scale of these models.
+    models: by keep rate (None: no setting), a model for each of ``seeds``. Each has ``encode_image``; one with early
+        exit is a WaveTower or a ReducedWaveTower.
+    clips: for each of ``seeds`` the CLIP whose text tower and logit scale go with its models.
+    cascade: two families without settings, the second of which answers where the first is unsure. It has no models of
+        its own.
     """
 
     name: str
-    models: Mapping[float | None, nn.Module]
-    clip: CLIP
+    models: Mapping[float | None, Sequence[nn.Module]]
+    clips: Sequence[CLIP]
+    seeds: Sequence[int] = (0,)
     composed: bool = False
+    cascade: tuple[Family, Family] | None = None
+
+
+class HalfResolution(nn.Module):
+    """A CLIP of half the resolution, which sees the means of 2 x 2 pixels; making them is part of its work."""
+
+    def __init__(self, clip: CLIP) -> None:
+        super().__init__()
+        self.tower = ReducedTower(clip.image_tower, {})
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> z [B,E]."""
+        return self.tower.encode_image(F.avg_pool2d(images, 2))
 
 
 def reducers(keep: float, patches: int, blocks: int) -> dict[str, dict[Place, Reducer]]:
@@ -66,28 +92,32 @@ def reducers(keep: float, patches: int, blocks: int) -> dict[str, dict[Place, Re
     }
 
 
-def families(teacher: CLIP, wave: WaveTower, smoke: bool = False, embedded: bool = True) -> list[Family]:
+def families(teacher: CLIP, waves: Mapping[int, WaveTower], smoke: bool = False, embedded: bool = True) -> list[Family]:
     """Every method and composition whose weights exist, the dense teacher first.
 
-    wave: of one level.  smoke: one keep rate.  embedded: whether the methods trained for the embedded teacher are
-    among them.
+    waves: of one level, by training seed; the teacher is that of all.  smoke: one keep rate.  embedded: whether the
+    methods trained for the embedded teacher, and the controls, are among them.
     """
     tower = teacher.image_tower
+    wave, seeds, clips = next(iter(waves.values())), tuple(waves), [teacher] * len(waves)
     blocks, fine = len(tower.transformer.resblocks), wave.steps - 1
-    methods = [Family(DENSE, {None: ReducedTower(tower, {})}, teacher)]
+    methods = [Family(DENSE, {None: [ReducedTower(tower, {})]}, [teacher])]
     whole = {keep: reducers(keep, tower.grid**2, blocks) for keep in (KEEPS[1:2] if smoke else KEEPS)}
     within = {
         keep: reducers(keep, wave.tokens_in(fine) - 1, blocks) for keep in (FINE_KEEPS[1:2] if smoke else FINE_KEEPS)
     }
     names = list(next(iter(whole.values())))
     for name in names:
-        models = {keep: ReducedTower(tower, by_name[name]) for keep, by_name in whole.items()}
-        methods.append(Family(f"teacher + {name}", models, teacher))
-    methods += trained(teacher, list(whole)) if embedded else []
-    methods.append(Family(WAVE, {None: wave}, teacher))
+        models = {keep: [ReducedTower(tower, by_name[name])] for keep, by_name in whole.items()}
+        methods.append(Family(f"teacher + {name}", models, [teacher]))
+    methods += [*trained(teacher, list(whole)), *controls()] if embedded else []
+    methods.append(Family(WAVE, {None: list(waves.values())}, clips, seeds))
     for name in names:
-        models = {keep: ReducedWaveTower(wave, {fine: by_name[name]}) for keep, by_name in within.items()}
-        methods.append(Family(f"{WAVE} + {name}", models, teacher, composed=True))
+        models = {
+            keep: [ReducedWaveTower(wave, {fine: by_name[name]}) for wave in waves.values()]
+            for keep, by_name in within.items()
+        }
+        methods.append(Family(f"{WAVE} + {name}", models, clips, seeds, composed=True))
     return methods
 
 
@@ -100,8 +130,47 @@ def trained(teacher: CLIP, keeps: Sequence[float]) -> list[Family]:
         if name == RANKED:
             predictor = load_predictor(path, teacher.image_tower, PRUNE_LAYER).eval()
             towers = {keep: PatchRankTower(teacher.image_tower, predictor, keep, PRUNE_LAYER) for keep in keeps}
-            methods.append(Family(name, towers, teacher))
+            methods.append(Family(name, {keep: [tower] for keep, tower in towers.items()}, [teacher]))
         else:
             clip = MLIP.load(path).eval()
-            methods.append(Family(name, {None: clip.image_tower}, clip))
+            methods.append(Family(name, {None: [clip.image_tower]}, [clip]))
     return methods
+
+
+def weights_of(method: str) -> dict[int, Path]:
+    """The weights of a method of SEEDED by training seed, as far as they are trained."""
+    runs = dict(shapes.FAMILIES)[SEEDED[method]]
+    return {run.seed: run.weights for run in runs if run.weights.is_file()}
+
+
+def controls() -> list[Family]:
+    """WaveCLIP's controls (benchmarks/protocol.md) whose weights exist; the cascade has the seeds of both its parts."""
+    by_name = {}
+    for name in (TRAINED_ON, HALF):
+        clips = {seed: CLIP.load(path).eval() for seed, path in weights_of(name).items()}
+        if clips:
+            models = [
+                HalfResolution(clip) if name == HALF else ReducedTower(clip.image_tower, {}) for clip in clips.values()
+            ]
+            by_name[name] = Family(name, {None: models}, list(clips.values()), tuple(clips))
+    if len(by_name) == 2:
+        second, first = by_name.values()
+        both = tuple(seed for seed in first.seeds if seed in second.seeds)
+        if both:
+            by_name[CASCADE] = Family(CASCADE, {None: ()}, (), both, cascade=(first, second))
+    return list(by_name.values())
+
+
+def missing() -> dict[str, str]:
+    """What lacks weights, a method or some of its training seeds, with the command that trains it."""
+    result = {name: command for name, (path, command) in TRAINED.items() if not path.is_file()}
+    planned, finished = len(shapes.SEEDS), {name: weights_of(name).keys() for name in SEEDED}
+    commands = {name: f"make retrain ONLY='{family}-*'" for name, family in SEEDED.items()}
+    for name, seeds in finished.items():
+        if len(seeds) < planned:
+            lacking = f"{name}, {planned - len(seeds)} of {planned} training seeds" if seeds else name
+            result[lacking] = commands[name]
+    if not finished[HALF] & finished[TRAINED_ON]:
+        parts = [name for name in (HALF, TRAINED_ON) if not finished[name]] or [HALF, TRAINED_ON]
+        result[CASCADE] = " && ".join(commands[name] for name in parts)
+    return result

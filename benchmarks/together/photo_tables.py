@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cells import points, table
 from benchmarks.together import reference_ladder
-from benchmarks.together.frontier import rows_table, verdicts
+from benchmarks.together.frontier_tables import rows_table, verdicts
 from benchmarks.waveclip.controls import CASCADE, HEADLINE_SEEDS, WAVE, headline, savings_table
 from benchmarks.waveclip.table2_embedded import COLUMNS, row_cells
 

@@ -263,7 +263,7 @@ def _reducers(
         spread = part.subset([index * len(part) // count for index in range(count)])  # classes follow one another
         batches[split] = loader(spread, data.preprocess, frontier.BATCH)
     timed = torch.cat([batch["image"] for batch in batches["test"]])[: frontier.BATCH if smoke else frontier.TIMED]
-    methods = families(teacher, wave, smoke, embedded=False)
+    methods = families(teacher, {0: wave}, smoke, embedded=False)
     budgets, rounds = (frontier.BUDGETS[1:3], 1) if smoke else (frontier.BUDGETS, frontier.ROUNDS)
     return frontier.measure(methods, batches["val"], batches["test"], data.class_prompts, budgets, timed, rounds)
 

@@ -30,6 +30,8 @@ from common.paths import runs_directory
 from mlip.guide_mae import GuideMAE
 
 STORED = RESULTS / "retrain"
+WEIGHTS_FILE = "weights.safetensors"
+"""The weights in a run's folder, of a run whose weights are not committed."""
 RECIPES = {
     "common/embedded_clip.yaml": 26,
     "common/fashion_mnist_clip.yaml": 7,
@@ -95,6 +97,11 @@ class Run:
     places: Settings = field(default_factory=dict)
     target: str | None = None
     length: int | None = None
+
+    @property
+    def weights(self) -> Path:
+        """Where the trained weights lie: the committed file, or one in the run's folder."""
+        return self.output or runs_directory() / "retrain" / self.name / WEIGHTS_FILE
 
     @property
     def steps(self) -> int:
@@ -175,7 +182,7 @@ def train(
     """Train, export, evaluate, write the result. apart: see ``fit``. ValueError: the training failed."""
     made = fit(run, folder, overlay, apart=apart)
     committed = run.output if run.output and not overlay else None
-    weights = committed or folder / "weights.safetensors"
+    weights = committed or folder / WEIGHTS_FILE
     module = from_checkpoint(last_checkpoint(folder), run.recipe)
     save(module, weights)
     measured = reconstruction(module, run.recipe) if isinstance(module, GuideMAE) else evaluate(weights, run.recipe)

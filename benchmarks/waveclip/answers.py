@@ -8,10 +8,10 @@ it may be the first step of a cascade.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from benchmarks.waveclip.saving import Exits
 from common.clip import CLIP
 from common.zeroshot import embed_prompts, similarity
 from waveclip import MarginGate, MaxProbabilityGate, WaveTower
+from waveclip.reduced import ReducedWaveTower
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -51,27 +54,38 @@ class Answers:
         return Exits(self.margin[0], self.last, second.last, reference)
 
 
-@torch.no_grad()
 def answers(
     model: CLIP | WaveTower, text_model: CLIP, loader: Iterable[Mapping[str, Any]], prompts: Sequence[str]
 ) -> Answers:
-    """A model's answers for all pictures.
+    """A model's answers for all pictures; see ``answers_of_all``."""
+    return answers_of_all({None: (model, text_model)}, loader, prompts)[None]
 
-    text_model: the CLIP whose text tower and logit scale go with the model; a CLIP's own.
+
+@torch.no_grad()
+def answers_of_all(
+    models: Mapping[Key, tuple[nn.Module, CLIP]], loader: Iterable[Mapping[str, Any]], prompts: Sequence[str]
+) -> dict[Key, Answers]:
+    """Every model's answers for all pictures, which are read once.
+
+    models: each has ``encode_image``, or levels as a WaveTower; with it the CLIP whose text tower and logit scale it
+    takes, a CLIP's own.
     loader: batches with "image" [B,3,S,S] and "label" [B].  prompts: one a class, in the order of the labels.
     """
-    device = next(model.parameters()).device
-    classes, scale = embed_prompts(text_model, prompts), text_model.logit_scale.exp()
-    levels_of: nn.Module | Any = model if isinstance(model, WaveTower) else lambda images: [model.encode_image(images)]
-    gates, parts = (MarginGate(0.0), MaxProbabilityGate(0.0)), []
+    clips = {clip for _, clip in models.values()}
+    texts = {clip: (embed_prompts(clip, prompts), clip.logit_scale.exp()) for clip in clips}
+    gates = (MarginGate(0.0), MaxProbabilityGate(0.0))
+    parts: dict[Key, list[list[Tensor]]] = {key: [] for key in models}
     for batch in track(loader, "evaluating"):
-        levels = levels_of(batch["image"].to(device))
-        probabilities = torch.stack([(scale * similarity(z, classes)).softmax(-1) for z in levels]).cpu()
-        early = probabilities[:-1] if len(levels) > 1 else probabilities
-        correct = probabilities.argmax(-1) == batch["label"]
-        parts.append([correct, *(gate.confidence(early) for gate in gates)])
-    joined: list[Tensor] = [torch.cat(column, dim=-1) for column in zip(*parts, strict=True)]
-    return Answers(*(tensor.numpy() for tensor in joined))
+        for key, (model, clip) in models.items():
+            classes, scale = texts[clip]
+            images = batch["image"].to(next(model.parameters()).device)
+            levels = model(images) if isinstance(model, WaveTower | ReducedWaveTower) else [model.encode_image(images)]
+            probabilities = torch.stack([(scale * similarity(z, classes)).softmax(-1) for z in levels]).cpu()
+            early = probabilities[:-1] if len(levels) > 1 else probabilities
+            correct = probabilities.argmax(-1) == batch["label"]
+            parts[key].append([correct, *(gate.confidence(early) for gate in gates)])
+    joined = {key: [torch.cat(column, dim=-1) for column in zip(*of, strict=True)] for key, of in parts.items()}
+    return {key: Answers(*(tensor.numpy() for tensor in columns)) for key, columns in joined.items()}
 
 
 def write(path: Path, splits: Mapping[str, Answers]) -> None:

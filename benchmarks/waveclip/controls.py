@@ -20,9 +20,8 @@ from benchmarks.cells import points, table
 from benchmarks.statistics import Values, difference, holm, mean_interval
 from benchmarks.waveclip.answers import Answers
 from benchmarks.waveclip.costs import Cost
-from benchmarks.waveclip.exits import curve_by_share
+from benchmarks.waveclip.exits import curve_by_share, refined_by_share
 from benchmarks.waveclip.saving import ALLOWANCE, RESAMPLES, Exits, Saving, saving
-from common.early_exit import threshold_for
 
 TEACHER, TRAINED_ON, HALF = "teacher (dense)", "teacher trained on", "half-resolution CLIP"
 WAVE, CASCADE, FINE = "WaveCLIP", "cascade of two CLIPs", "WaveCLIP's fine level"
@@ -102,12 +101,10 @@ def _points(
     """A row for each share of refined pictures; every seed has the threshold that gives this share on its val."""
     steps, result = costs.steps(name), []
     for point, share in shares.items():
-        thresholds = [threshold_for(torch.from_numpy(seen.confidence), share) for seen in val]
-        refined = [seen.confidence < threshold for seen, threshold in zip(test, thresholds, strict=True)]
-        correct = [np.where(late, seen.second, seen.first) for late, seen in zip(refined, test, strict=True)]
-        part = fmean(float(late.mean()) for late in refined)
-        cost = [first + part * (second - first) for first, second in zip(*steps, strict=True)]
-        result.append(_row(f"{name} {point}", correct, cost) | {"refined": part, "thresholds": thresholds})
+        refined = refined_by_share(val, test, share)
+        cost = [first + refined.share * (second - first) for first, second in zip(*steps, strict=True)]
+        row = _row(f"{name} {point}", refined.correct, cost)
+        result.append(row | {"refined": refined.share, "thresholds": refined.thresholds})
     return result
 
 
@@ -211,8 +208,7 @@ def headline(lines: Sequence[Mapping[str, Any]], seeds: int, more: str) -> str:
     more: what trains enough seeds.
     """
     if seeds < HEADLINE_SEEDS:
-        count = "One training seed" if seeds == 1 else f"{seeds} training seeds"
-        return f"{count}: no headline is drawn; {more} trains enough."
+        return no_headline(seeds, more)
     by_name = {line["method"]: line for line in lines if line["reference"] == "teacher"}
     wave, more = by_name[WAVE], by_name[f"{WAVE} less {CASCADE}"]
     middle, low, high = (100 * value for value in wave["saved"])
@@ -221,3 +217,13 @@ def headline(lines: Sequence[Mapping[str, Any]], seeds: int, more: str) -> str:
         f"**Headline** ({seeds} training seeds): multiply-adds that WaveCLIP saves at its teacher's accuracy: {saved}; "
         f"less what the cascade saves: {points(more['saved'])} points."
     )
+
+
+def no_headline(seeds: int, more: str) -> str:
+    """That so few training seeds make no headline. more: what trains enough."""
+    return f"{counted(seeds).capitalize()}: no headline is drawn; {more} trains enough."
+
+
+def counted(seeds: int, kind: str = "training ") -> str:
+    """A number of seeds in words."""
+    return f"one {kind}seed" if seeds == 1 else f"{seeds} {kind}seeds"

@@ -1,6 +1,6 @@
 """Operating points of early exit, from answers that were observed once: curves and separation.
 
-Shapes: M images, L levels.
+Shapes: M images, L levels, S training seeds.
 
 An image is refined when its confidence at a level is below the threshold; ``common.early_exit`` has the rule.
 """
@@ -8,15 +8,40 @@ An image is refined when its confidence at a level is below the threshold; ``com
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from benchmarks.waveclip.costs import Cost, expected
 from benchmarks.waveclip.observed import Observed
+from benchmarks.waveclip.saving import Exits
 from common.early_exit import threshold_for
+
+
+class Refined(NamedTuple):
+    """Two-step classifiers of S training seeds behind their thresholds.
+
+    thresholds: of each seed.  correct: bool [S,M], the answers that stand.  share: of refined images, mean over S.
+    """
+
+    thresholds: list[float]
+    correct: np.ndarray
+    share: float
+
+
+def refined_by_share(val: Sequence[Exits], seen: Sequence[Exits], share: float) -> Refined:
+    """What the classifiers answer in ``seen`` when each has the threshold that refines ``share`` of its ``val``.
+
+    val, seen: one entry a training seed.
+    """
+    thresholds = [threshold_for(torch.from_numpy(exits.confidence), share) for exits in val]
+    late = [exits.confidence < threshold for exits, threshold in zip(seen, thresholds, strict=True)]
+    correct = [np.where(rows, exits.second, exits.first) for rows, exits in zip(late, seen, strict=True)]
+    return Refined(thresholds, np.stack(correct), fmean(float(rows.mean()) for rows in late))
 
 
 def curve_by_share(

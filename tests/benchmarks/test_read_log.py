@@ -35,3 +35,13 @@ def test_results_elsewhere_have_a_log_of_their_own(weights, tmp_path):
     log = tmp_path / "elsewhere" / "test-reads.jsonl"
     read_log.record("photos", "cats", [weights], log)
     assert (read_log.reads(weights, "cats", log), read_log.reads(weights, "cats")) == (1, 0)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    paths = [tmp_path / "run-0" / "weights.safetensors", tmp_path / "run-1" / "weights.safetensors"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(path.parent.name.encode())
+    digests = read_log.digests(paths)
+    assert list(digests) == ["run-0/weights.safetensors", "run-1/weights.safetensors"]
+    assert len(set(digests.values())) == 2

@@ -18,8 +18,11 @@ GROUPS = {
 }
 START = 0.264
 """The slider starts at this share of refined images, that of WAVECLIP-mid."""
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 52, 428, 14, 236
-"""The width of a drawing in its own units, and the edges of the rectangle between its axes."""
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 70, 428, 14, 236
+"""The width of a drawing in its own units, and the edges of the rectangle between its axes.
+
+On the left there is room for the axis' label and for ticks such as "20,000" beside it.
+"""
 
 
 @dataclass(frozen=True)

@@ -66,21 +66,39 @@ def test_mlip_is_compared_seed_by_seed():
     assert said == f"+3.0 [{3 - 12.7062:+.1f}, {3 + 12.7062:+.1f}] points"
 
 
-def test_costs_and_compositions():
+def test_mlips_saving_is_that_of_its_tower():
     rows = [
         {"method": name, "architecture": "ViT-B-16", "tower": {"gmacs": value}}
         for name, value in [("CLIP", 4), ("MLIP", 3)]
     ]
     assert saved_by_mlip({"rows": rows}) == "25.0 %"
-    gain = [
-        {"method": f"M{n}", "composed": True, "rival": {"difference": [0.02, low, 0.05]}}
-        for n, low in enumerate((0, 0.01))
-    ]
-    rows = [{"method": "alone", "composed": False}, *gain]
-    for stated, said in (({}, "revision 1"), ({"names": 252}, "one seed")):
-        found = best_composition({"rows": rows, "conditions": stated})
-        assert found == f"M1: +2.0 [+1.0, +5.0] points, best of 2 ({said})"
-    assert best_composition({"rows": [], "conditions": {}}) is None
+
+
+def composition(method, low, refined=0.1, seeds=3, p=0.01):
+    known = {"method": method, "composed": True, "refined": refined, "seeds": seeds}
+    return known | {"rival": {"difference": [0.02, low, 0.05], "p": p}}
+
+
+def best(*rows, names=252):
+    return best_composition({"rows": [{"composed": False}, *rows], "conditions": {"names": names} if names else {}})
+
+
+def test_the_best_composition_is_the_one_that_surely_gains_most():
+    assert best(composition("M0", 0.0), composition("M1", 0.01)) == "M1: +2.0 [+1.0, +5.0] points, best of 2"
+    assert best() is None
+
+
+def test_a_composition_that_refines_nothing_is_in_no_headline():
+    assert best(composition("idle", 0.02, refined=0.0), composition("M1", 0.01)).endswith("best of 1")
+
+
+@pytest.mark.parametrize(("names", "seeds", "remark"), [(None, 1, "revision 1"), (1, 1, "one seed"), (1, 2, "2 seeds")])
+def test_the_best_composition_says_its_revision_and_few_seeds(names, seeds, remark):
+    assert best(composition("M1", 0.01, seeds=seeds), names=names).endswith(f"best of 1 ({remark})")
+
+
+def test_a_gain_that_is_not_clear_is_not_shown():
+    assert best(composition("M1", -0.01, p=0.3)) == "no gain shown (M1: +2.0 [-1.0, +5.0] points, best of 1)"
 
 
 def test_commands_are_those_of_the_benchmarks():

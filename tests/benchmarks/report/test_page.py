@@ -16,7 +16,7 @@ from benchmarks.registry import ABSENT, ACTIONS, BENCHMARKS, PAPERS, benchmark
 from benchmarks.report.page import build, gallery
 from benchmarks.report.page.build import stored
 from benchmarks.report.page.markup import conditions, markdown
-from benchmarks.report.page.slider import Axis
+from benchmarks.report.page.slider import Axis, _histogram
 from benchmarks.waveclip.sweep import BINS, margins, sweep
 from common.early_exit import NEVER
 from tests.benchmarks.samples import COSTS, PICTURES, answers, write_results
@@ -119,7 +119,7 @@ def test_what_a_result_lacks_is_listed_with_what_would_make_it():
     assert lacking({"rows": curves[:1]}, "patchrank-fig1") == []
     assert lacking({"rows": curves}, "patchrank-fig1") == [("1 of 3 runs are missing: Patch Ranking", train)]
     assert lacking({"conditions": {"seeds": 3}}, "patchrank-fig5") == []
-    assert lacking({"missing": {"MLIP": "train it"}}, "frontier") == [("MLIP was not trained", "train it")]
+    assert lacking({"missing": {"MLIP": "train it"}}, "frontier") == [("not trained: MLIP", "train it")]
     ((_, commands),) = lacking({"embedded": None}, "waveclip-highres")
     assert commands.split(" && ") == list(benchmark("waveclip-highres").load().COMMANDS)
     assert lacking({"embedded": {}}, "waveclip-highres") == lacking({}, "speed") == []
@@ -353,6 +353,15 @@ def test_conditions_of_any_kind_are_text():
     shown = conditions({"clean": True, "seeds": None, "batch": [1, 64], "weights": {"a": "<0>"}})
     assert unescape(shown).count("<dt>") == 4
     assert all(part in shown for part in ("yes", "–", "1, 64", "a: &lt;0&gt;"))
+
+
+def test_the_label_of_an_axis_stands_clear_of_its_ticks():
+    """A digit of 12 px is at most 8 wide, and half of a label of 13 px at most 10 high."""
+    drawn = _histogram({"both": [20_000]})
+    ticks = re.findall(r'<text class="tick" x="([^"]+)" y="[^"]+" text-anchor="end">([^<]+)<', drawn)
+    (label,) = map(float, re.findall(r'<text x="([^"]+)"[^>]+rotate', drawn))
+    assert max(len(text) for _, text in ticks) == len("20,000")
+    assert min(float(x) - 8 * len(text) for x, text in ticks) >= label + 4
 
 
 def test_an_axis_is_linear_with_round_ticks():

@@ -40,6 +40,16 @@ def test_a_plain_clip_has_one_level_with_its_confidence():
     assert result.correct.shape == result.margin.shape == (1, 6)
 
 
+def test_models_that_are_asked_together_answer_as_alone():
+    clip = CLIP.tiny().eval()
+    wave = WaveTower.from_image_tower(clip.image_tower, levels=1).eval()
+    together = answers.answers_of_all({"clip": (clip, clip), "wave": (wave, clip)}, batches(), list(TINY_CAPTIONS))
+    for name, model in (("clip", clip), ("wave", wave)):
+        alone = answers.answers(model, clip, batches(), list(TINY_CAPTIONS))
+        assert np.array_equal(together[name].correct, alone.correct)
+        assert np.array_equal(together[name].margin, alone.margin)
+
+
 def example(pictures=11, levels=2, seed=0):
     rng = np.random.default_rng(seed)
     confidence = rng.random((max(1, levels - 1), pictures)).astype(np.float32)

@@ -1,0 +1,164 @@
+"""The frontier's table, what is said of it, and its notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.cells import Result, accuracy, points, table
+from benchmarks.patchrank.methods import remark
+from benchmarks.together.compositions import DENSE
+from benchmarks.together.frontier_figure import CONTROLS, draw
+from benchmarks.waveclip.controls import HEADLINE_SEEDS, WAVE, counted, no_headline
+
+SIGNIFICANT = 0.05
+"""Below this p, after Holm's correction, a difference is called one."""
+TRAIN_ENOUGH = "`make retrain ONLY='shapes-*'`"
+Row = dict[str, Any]
+
+
+def render(result: Result) -> dict[str, Any]:
+    """The result as {"md": Markdown, "figures": {name: Figure}}."""
+    blocks = [rows_table(result["rows"]), *verdicts(result["rows"])]
+    blocks += [f"{name}: not run; `{command}`." for name, command in result["missing"].items()]
+    return {"md": "\n\n".join([*blocks, _note(result)]) + "\n", "figures": {"frontier": draw(result["rows"])}}
+
+
+def rows_table(results: Sequence[Row]) -> str:
+    """The rows of ``measure`` as a Markdown table."""
+    head = ["method", "seeds", "keep", "refined", "GMACs", "of dense", "accuracy [95 %]"]
+    head += ["against the best alone, no dearer", "ms a picture", "dominated in"]
+    dense, rows = results[0], []
+    for row in results:
+        rows.append(
+            [
+                row["method"],
+                "one seed" if seeds(row) == 1 else seeds(row),
+                _share(row["keep"]),
+                _share(row["refined"]),
+                f"{row['gmacs']:.4f}",
+                f"{100 * row['gmacs'] / dense['gmacs']:.0f} %",
+                accuracy(row["accuracy"], row["interval"]),
+                _against(row),
+                f"{1000 * row['seconds']:.3f} (×{dense['seconds'] / row['seconds']:.2f})",
+                ", ".join({"gmacs": "GMACs", "seconds": "time"}[cost] for cost in row["dominated"]) or "–",
+            ]
+        )
+    return table(head, rows, left=(0, 7, 9))
+
+
+def seeds(row: Row) -> int:
+    """The training seeds behind a row; results that were stored before rows said it have one."""
+    return row.get("seeds", 1)
+
+
+def composed(rows: Sequence[Row]) -> list[Row]:
+    """The rows of compositions. One that refines no picture is WaveCLIP itself and no composition."""
+    return [row for row in rows if row["composed"] and row["refined"]]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def _against(row: Row) -> str:
+    rival = row["rival"]
+    if rival is None:
+        return "–"
+    keep = "" if rival["keep"] is None else f", {_share(rival['keep'])}"
+    return f"{points(rival['difference'])} ({rival['method']}{keep})"
+
+
+def verdict(row: Row) -> int:
+    """1 where a row is clearly above its rival, -1 where it is clearly below, else 0."""
+    difference, p = row["rival"]["difference"][0], row["rival"].get("p", 1.0)
+    return 0 if p >= SIGNIFICANT else 1 if difference > 0 else -1
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """One line a composition: whether it pays in multiply-adds, by paired intervals, and in measured time."""
+    lines = []
+    for name in dict.fromkeys(row["method"] for row in composed(rows)):
+        own = [row for row in composed(rows) if row["method"] == name]
+        above, below = (sum(verdict(row) == sign for row in own) for sign in (1, -1))
+        quick = sum("seconds" not in row["dominated"] for row in own)
+        few = "" if seeds(own[0]) >= HEADLINE_SEEDS else f" ({counted(seeds(own[0]))})"
+        lines.append(
+            f"**{name} {'pays' if above else 'does not pay'}** in multiply-adds{few}: at {above} of {len(own)} "
+            f"operating points it is clearly above the best method alone that costs no more, at {below} clearly below. "
+            f"In measured time it is on the frontier at {quick} of them: no other row is as accurate and no slower."
+        )
+    return lines
+
+
+def summary(result: Result) -> str:
+    """What the frontier shows of WaveCLIP, its controls and its compositions, in a paragraph for README."""
+    best: dict[str, Row] = {}
+    for row in result["rows"]:
+        best[row["method"]] = max(best.get(row["method"], row), row, key=lambda row: row["val"]["accuracy"])
+    dense, wave = best[DENSE], best[WAVE]
+    said = [f"The dense teacher names {_named(dense)}, WaveCLIP {_named(wave)} at {_cost(wave, dense)}."]
+    measured = [f"the {name} {_named(best[name])} at {_cost(best[name], dense)}" for name in CONTROLS if name in best]
+    said += [f"Its controls: {', '.join(measured)}."] if measured else []
+    commands = {name: result["missing"].get(name, "make reproduce-frontier") for name in CONTROLS if name not in best}
+    lacking = [f"the {name} (`{command}`)" for name, command in commands.items()]
+    said += [f"Controls not measured yet: {', '.join(lacking)}."] if lacking else []
+    if wave["rival"]:
+        against = {1: "clearly above", 0: "not clearly apart from", -1: "clearly below"}[verdict(wave)]
+        said.append(
+            f"WaveCLIP is {against} the best other method alone that costs no more, the {wave['rival']['method']}: "
+            f"{points(wave['rival']['difference'])} points."
+        )
+    joined = composed(result["rows"])
+    better = list(dict.fromkeys(row["method"] for row in joined if verdict(row) > 0))
+    said.append(
+        f"Of {len({row['method'] for row in joined})} compositions, {' and '.join(better) or 'none'} "
+        f"{'are' if len(better) > 1 else 'is'} clearly above the best method alone that costs no more."
+    )
+    fewest = min(seeds(best[name]) for name in (WAVE, *CONTROLS) if name in best)
+    if fewest < HEADLINE_SEEDS:
+        said.append(no_headline(fewest, TRAIN_ENOUGH))
+    return " ".join(said) + "\n"
+
+
+def _named(row: Row) -> str:
+    return f"{accuracy(row['accuracy'], row['interval'])} %" + (" (one seed)" if seeds(row) == 1 else "")
+
+
+def _cost(row: Row, dense: Row) -> str:
+    return f"{100 * row['gmacs'] / dense['gmacs']:.0f} % of its multiply-adds"
+
+
+def _note(result: Result) -> str:
+    run, pictures = result["conditions"], result["pictures"]
+    shapes = "names" in run  # stored since the scenes are those of shape
+    shown = f"{run['names']} names on scenes of shape" if shapes else "revision 1, which measures colours"
+    reads = f" Test was read {run['test_reads']} times with these models." if shapes else ""
+    budgets = ", ".join(f"{100 * share:.0f}" for share in result["budgets"])
+    return (
+        f"Embedded scale, {shown}; the first {pictures['test']:,} pictures of test. Each row is the setting with the "
+        f"highest accuracy on the first {pictures['val']:,} of val within {budgets} % of the dense teacher's "
+        "multiply-adds (image tower, attention on both sides). A setting, a keep rate and the share of val's pictures "
+        "that is refined, serves all training seeds of a method; the threshold for this share is each seed's own. "
+        "Accuracies and GMACs are means of the seeds; intervals resample seeds and pictures. Differences are paired by "
+        "picture, and by seed where both methods have the same ones; clearly: Holm's p of the table below "
+        f"{SIGNIFICANT}. A composition refines 1 % of val's pictures at least, since with none it is WaveCLIP itself. "
+        "Keep: the patch tokens that stay, of the teacher's from its second block on, in a composition of "
+        "WaveCLIP's fine level, whose cached coarse tokens all stay; merging methods reach that share over "
+        "several blocks, and EViT adds one token, fused of those that go. Nothing was trained for a composition. "
+        "WaveCLIPs and the teacher trained on start from this teacher. The half-resolution CLIP sees means of 2 x "
+        "2 pixels; making them counts in its time. The cascade asks it first, then the teacher trained on, shares "
+        "nothing, and pays both. The rank predictor reads the teacher's 36 patches, so it has no place in a "
+        "level. Not here: Patch Ranking's prompts, which are tuned for the classes of a task, and for these names "
+        "none were; and A-ViT, which masks the tokens that halt, so that its time would not show what it saves. "
+        "MLIP and the CLIP beside it were trained for minutes, on their own. Random: one draw of places for all "
+        "pictures. Time from pixels to class probabilities, of the first seed, × against the dense teacher: batch "
+        f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, "
+        f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no "
+        f"more.{reads}{remark(run)}"
+    )
+
+
+def missing(result: Result) -> Iterator[tuple[str, str]]:
+    """The methods and training seeds without weights."""
+    yield from ((f"not trained: {what}", command) for what, command in result["missing"].items())
