@@ -45,7 +45,13 @@ TRAINED = {
 """The methods with weights of their own: the file, and the command that trains it."""
 
 
-SEEDED = {WAVE: "shapes-waveclip", TRAINED_ON: "shapes-longer", HALF: "shapes-half"}
+FROM_LONGER = "WaveCLIP from the teacher trained on"
+SEEDED = {
+    WAVE: "shapes-waveclip",
+    TRAINED_ON: "shapes-longer",
+    HALF: "shapes-half",
+    FROM_LONGER: "shapes-waveclip-longer",
+}
 """The methods that are trained once a seed: the family of their runs in ``benchmarks.training.shapes``."""
 
 
@@ -144,7 +150,7 @@ def weights_of(method: str) -> dict[int, Path]:
 
 
 def controls() -> list[Family]:
-    """WaveCLIP's controls (benchmarks/protocol.md) whose weights exist; the cascade has the seeds of both its parts."""
+    """What benchmarks/protocol.md sets beside WaveCLIP and has weights; a cascade has the seeds of both its parts."""
     by_name = {}
     for name in (TRAINED_ON, HALF):
         clips = {seed: CLIP.load(path).eval() for seed, path in weights_of(name).items()}
@@ -158,6 +164,11 @@ def controls() -> list[Family]:
         both = tuple(seed for seed in first.seeds if seed in second.seeds)
         if both:
             by_name[CASCADE] = Family(CASCADE, {None: ()}, (), both, cascade=(first, second))
+    students, teacher = weights_of(FROM_LONGER), weights_of(TRAINED_ON).get(0)
+    if students and teacher:
+        waves = [WaveTower.load(path).eval() for path in students.values()]
+        clips = [CLIP.load(teacher).eval()] * len(waves)
+        by_name[FROM_LONGER] = Family(FROM_LONGER, {None: waves}, clips, tuple(students))
     return list(by_name.values())
 
 

@@ -29,6 +29,7 @@ from waveclip import WaveTower
 SEEDS = range(3)
 TEACHER, STUDENT = MODELS[2]
 HALF, LONGER = WEIGHTS / "shapes_clip_half.safetensors", WEIGHTS / "shapes_clip_longer.safetensors"
+STUDENT_OF_LONGER = WEIGHTS / "shapes_waveclip_longer.safetensors"
 """The committed weights: those of seed 0."""
 SPLITS = ("val", "test", "unseen", "retrieval")
 """Thresholds are chosen on val. On "unseen" a model tells the held-out names apart, on "retrieval" the captions."""
@@ -56,7 +57,7 @@ FAMILIES = (
     _family("half", _HALF, 50, HALF),
     _family("waveclip", _WAVE, 45, STUDENT),
     _family("longer", _CLIP, 45, LONGER, settings=_LONGER),
-    _family("waveclip-longer", _WAVE, 45, settings=_FROM_LONGER),
+    _family("waveclip-longer", _WAVE, 45, STUDENT_OF_LONGER, settings=_FROM_LONGER),
     *(
         _family(f"cosine{share}", _WAVE, 45 * share // 100, settings=_COSINE, length=STEPS * share // 100)
         for share in COSINE_SHARES

@@ -11,7 +11,17 @@ from benchmarks.mlip import shapes_runs
 from benchmarks.mlip.shapes_runs import CLIP as CLIP_ROW
 from benchmarks.mlip.shapes_runs import MLIP_ROW
 from benchmarks.together import compositions, frontier
-from benchmarks.together.compositions import DENSE, FINE_KEEPS, KEEPS, RANKED, SEEDED, TRAINED, families, reducers
+from benchmarks.together.compositions import (
+    DENSE,
+    FINE_KEEPS,
+    FROM_LONGER,
+    KEEPS,
+    RANKED,
+    SEEDED,
+    TRAINED,
+    families,
+    reducers,
+)
 from benchmarks.together.frontier import (
     cascade,
     class_texts,
@@ -174,7 +184,21 @@ def test_missing_weights_and_seeds_are_named_with_the_command_that_trains_them(c
         WAVE: "make retrain ONLY='shapes-waveclip-*'",
         f"{TRAINED_ON}, 1 of 3 training seeds": "make retrain ONLY='shapes-longer-*'",
         f"{HALF}, 2 of 3 training seeds": "make retrain ONLY='shapes-half-*'",
+        FROM_LONGER: "make retrain ONLY='shapes-waveclip-longer-*'",
     }
+
+
+def test_a_student_of_the_teacher_trained_on_is_read_with_that_teachers_texts(controlled, tmp_path, monkeypatch):
+    teacher = next(method for method in controlled if method.name == TRAINED_ON).clips[0]
+    student, weights_of = tmp_path / "student.safetensors", compositions.weights_of
+    WaveTower.from_image_tower(teacher.image_tower).save(student, teacher.architecture)
+    monkeypatch.setattr(
+        compositions, "weights_of", lambda name: {1: student} if name == FROM_LONGER else weights_of(name)
+    )
+    family = next(method for method in compositions.controls() if method.name == FROM_LONGER)
+    assert family.seeds == (1,)
+    texts = family.clips[0].state_dict()
+    assert all(torch.equal(value, texts[name]) for name, value in teacher.state_dict().items())
 
 
 def test_a_cascade_lacks_what_its_parts_lack(methods):
