@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks.together import deploy_costs, deploy_tables
-from benchmarks.together.deploy_costs import DENSE, POINTS, RANDOM, SHAPES, WAVE, Levels, named
+from benchmarks.together.deploy_costs import DENSE, POINTS, RANDOM, SHAPES, WAVE, named
 from benchmarks.together.deploy_engines import REFERENCE, REFERENCE_INT8, Engine, Prepared, engines, first_answers
+from benchmarks.together.deploy_workers import Levels
 from benchmarks.together.photo_models import spelling
 from benchmarks.together.photos import stand_in
 from benchmarks.training.shapes import TEACHER
