@@ -9,6 +9,7 @@ with the engine's own answers, so that all engines refine the same share; ``test
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from benchmarks.together.photos import name_of
 from benchmarks.training.shapes import STUDENT, TEACHER
 from common import directory
 from common.clip import CLIP, load_architecture
+from common.conditions import conditions, digest
 from common.data.classification import ClassificationSet, own_split
 from common.data.embedded.module import SPLITS, TEMPLATES, pack, recipe_hash, scenes_of
 from common.data.lookup import Labelled, Place, source, splits_of
@@ -51,6 +53,7 @@ from common.deploy.reduced import STATIC, Reduction, draw
 from common.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import paired_difference
 from common.evaluate.tasks import Settings, first
+from common.paths import runs_directory
 from common.progress import bar
 from common.timing import Timed, rounds_ratio, take_turns
 from waveclip import WaveTower
@@ -91,14 +94,16 @@ class Case:
 def measure(smoke: bool = False) -> dict[str, Any]:
     """All tables: the models of the scenes of shape, those of ``named``, random ViT-B/16.
 
-    smoke: few pictures, one round, and the smallest towers in place of ViT-B/16.
+    Finished tables are stored as they come, so that a run which was interrupted goes on behind them.
+    smoke: few pictures, one round, and the smallest towers in place of ViT-B/16; nothing is stored.
     ValueError: as ``named``.
     """
     given = named()
     found, missing = engines()
     if given is None and all(file.is_file() for file in _pair("cifar10")):
         missing["CIFAR-10"] = "DATA=DIR, its folder as docs/photos.md says"
-    result: dict[str, Any] = {"missing": missing, "tables": {}}
+    stored = None if smoke else _Stored(given, list(found))
+    result: dict[str, Any] = {"missing": missing, "tables": stored.tables() if stored else {}}
     with TemporaryDirectory() as place:
         makers: dict[str, Callable[[Path], Case]] = {SHAPES: partial(_shapes, smoke=smoke)}
         if given:
@@ -106,11 +111,44 @@ def measure(smoke: bool = False) -> dict[str, Any]:
         makers[RANDOM] = partial(_random, smoke=smoke)
         folders = {name: Path(place) / str(number) for number, name in enumerate(makers)}  # a name may hold a slash
         # All exports come first, so that models which cannot be exported are known before anything is measured.
-        cases = {name: make(folders[name]) for name, make in makers.items()}
+        cases = {name: make(folders[name]) for name, make in makers.items() if name not in result["tables"]}
         for name, case in cases.items():
             rounds = 1 if smoke else 3 if name == RANDOM else 11
             result["tables"][name] = _table(case, found, folders[name], rounds, smoke)
+            if stored:
+                stored.write(result["tables"])
+    if stored:
+        stored.forget()
     return result
+
+
+class _Stored:
+    """Tables of a run that was interrupted, which count for the same clean revision, machine, weights and engines.
+
+    given: as of ``named``.
+    """
+
+    def __init__(self, given: Mapping[str, str] | None, engines: Sequence[str]) -> None:
+        models = (TEACHER, STUDENT, *(Path(given[name]) for name in ("DENSE", "WAVECLIP") if given))
+        files = [file for model in models for file in (model, *sorted(model.rglob("*"))) if file.is_file()]
+        weights = {str(file): digest(file) for file in files}
+        self._made_by = conditions("embedded", given=given, weights=weights, engines=engines)
+        del self._made_by["date"]
+        self._file = runs_directory() / "deploy-tables.json"
+
+    def tables(self) -> dict[str, Any]:
+        """The finished tables by name; none where anything else has changed."""
+        found = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        return found["tables"] if self._made_by["clean"] and found.get("made_by") == self._made_by else {}
+
+    def write(self, tables: Mapping[str, Any]) -> None:
+        """Store the tables that are finished."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps({"made_by": self._made_by, "tables": tables}))
+
+    def forget(self) -> None:
+        """The run is complete, so the next one measures anew."""
+        self._file.unlink(missing_ok=True)
 
 
 def named() -> dict[str, str] | None:
