@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +28,12 @@ from common.stages import run_chain
 from common.timing import Timed, timed
 from waveclip import MarginGate, ProgressiveClassifier
 
-_QUIET, _IDLE, _PATIENCE = 0.01, 0.1, 100
-"""A process is idle when it computes for less than 10 % of 10 ms; no more than 100 of them are waited for."""
+_LOOK, _IDLE, _LOOKS = 0.01, 0.1, 100
+"""A process is idle when it computes for less than a tenth of 10 ms; it looks at most 100 times."""
+_PATIENCE = 10  # seconds
+_FORKS = multiprocessing.get_context("forkserver")
+"""Forks of a process that imports everything once and computes nothing: none has the threads or memory of another."""
+_FORKS.set_forkserver_preload(["benchmarks.__main__", __name__])
 
 
 class Levels:
@@ -103,10 +108,10 @@ def _all(classify: ProgressiveClassifier, parts: Sequence[Tensor]) -> None:
 
 def _settle() -> None:
     """Wait until this process is idle: thread pools look for work in a loop for a while after their last call."""
-    for _ in range(_PATIENCE):
+    for _ in range(_LOOKS):
         before = time.process_time()
-        time.sleep(_QUIET)
-        if time.process_time() - before < _IDLE * _QUIET:
+        time.sleep(_LOOK)
+        if time.process_time() - before < _IDLE * _LOOK:
             return
 
 
@@ -169,9 +174,8 @@ class _Process:
     """A process that waits, asleep, for calls of its ``Runner``."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads' locks
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, torch.get_num_threads()), daemon=True)
+        self._pipe, theirs = _FORKS.Pipe()
+        self._process = _FORKS.Process(target=_serve, args=(theirs, torch.get_num_threads()), daemon=True)
         self._process.start()
         theirs.close()  # so that its death ends the pipe
 
@@ -191,12 +195,13 @@ class _Process:
     def end(self) -> None:
         """End the process; one that does not end by itself is killed."""
         self._pipe.close()
-        self._process.join(10)
+        self._process.join(_PATIENCE)
         self._process.kill()
 
 
 def _serve(pipe: Connection, threads: int) -> None:
     """Answer the calls of a ``_Process`` until its pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's parent's, which ends the pipe
     torch.set_num_threads(threads)
     runner = None
     while True:
