@@ -2,7 +2,7 @@
 
 Shapes: B images, S pixels, M images to be timed, L levels of a model, C classes, E joint dim.
 
-Within one process, engines crashed one another as soon as torch.compile was among them.
+So an engine that crashes takes no other with it, and their compilers and thread pools do not meet.
 """
 
 from __future__ import annotations
