@@ -2,16 +2,19 @@
 
 Shapes: B images, S pixels, M images in all, L levels of a model, C classes, E joint dim.
 
-Every engine runs the same early exit. Thresholds are chosen on ``val`` with the engine's own answers, so that all
-engines refine the same share; ``test`` gives the numbers and nothing else. ``deploy_tables`` writes the tables.
+Every engine runs the same early exit, in a process of its own (``deploy_workers``). Thresholds are chosen on ``val``
+with the engine's own answers, so that all engines refine the same share; ``test`` gives the numbers and nothing else.
+``deploy_tables`` writes the tables.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,25 +37,26 @@ from benchmarks.together.deploy_engines import (
     first_answers,
     prepare,
 )
+from benchmarks.together.deploy_workers import Work, Workers, workers
 from benchmarks.together.photos import name_of
 from benchmarks.training.shapes import STUDENT, TEACHER
 from common import directory
 from common.clip import CLIP, load_architecture
+from common.conditions import conditions, digest
 from common.data.classification import ClassificationSet, own_split
 from common.data.embedded.module import SPLITS, TEMPLATES, pack, recipe_hash, scenes_of
 from common.data.lookup import Labelled, Place, source, splits_of
 from common.data.pictures import loader
 from common.data.sources import Samples
-from common.deploy.graphs import Graph
 from common.deploy.model import load
 from common.deploy.reduced import STATIC, Reduction, draw
 from common.early_exit import exit_at, threshold_for
 from common.evaluate.accuracy import paired_difference
 from common.evaluate.tasks import Settings, first
+from common.paths import runs_directory
 from common.progress import bar
-from common.stages import run_chain
-from common.timing import alternate, rounds_ratio
-from waveclip import MarginGate, ProgressiveClassifier, WaveTower
+from common.timing import Timed, rounds_ratio, take_turns
+from waveclip import WaveTower
 
 DENSE, WAVE = "dense", "WaveCLIP"
 POINTS = {"low": 0.15, "mid": 0.27, "high": 0.56}
@@ -61,35 +65,10 @@ BATCHES = (1, 8, 32)
 SHAPES, RANDOM = "scenes of shape", "random"
 _REVISION = 2
 _TIMED, _CLASSES = 128, 1000
-_WORKERS = 0
-"""A worker that is forked from a process with OpenVINO's threads can crash as it ends, and end its parent too."""
+_WORKERS = 0  # the engines take every core while they answer
 _TWO = ("red cat", "blue bird")
 Key = tuple[str, str]
 """An engine's name, and DENSE or WAVE."""
-
-
-class Levels:
-    """Graphs as the tower of a ``ProgressiveClassifier``."""
-
-    def __init__(self, graphs: Sequence[Graph]) -> None:
-        self._graphs, self.steps = graphs, len(graphs)
-
-    def tokens_in(self, step: int) -> int:
-        """Not counted here."""
-        return 0
-
-    def begin(self, images: Tensor) -> tuple[Tensor, Any]:
-        """images [B,3,S,S] -> z [B,E] of the first level, and what the next one needs."""
-        return self._run(0, (images,))
-
-    def refine(self, state: Any, rows: Tensor) -> tuple[Tensor, Any]:
-        """The next level's z [K,E] of ``rows`` (long [K]) alone, and what the one after it needs."""
-        step, tensors = state
-        return self._run(step, tuple(tensor[rows] for tensor in tensors))
-
-    def _run(self, step: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
-        z, *tensors = self._graphs[step](*inputs)
-        return z.float(), (step + 1, tuple(tensors))
 
 
 @dataclass(frozen=True)
@@ -115,26 +94,61 @@ class Case:
 def measure(smoke: bool = False) -> dict[str, Any]:
     """All tables: the models of the scenes of shape, those of ``named``, random ViT-B/16.
 
-    smoke: few pictures, one round, and the smallest towers in place of ViT-B/16.
+    Finished tables are stored as they come, so that a run which was interrupted goes on behind them.
+    smoke: few pictures, one round, and the smallest towers in place of ViT-B/16; nothing is stored.
     ValueError: as ``named``.
     """
     given = named()
     found, missing = engines()
     if given is None and all(file.is_file() for file in _pair("cifar10")):
         missing["CIFAR-10"] = "DATA=DIR, its folder as docs/photos.md says"
-    result: dict[str, Any] = {"missing": missing, "tables": {}}
+    stored = None if smoke else _Stored(given, list(found))
+    result: dict[str, Any] = {"missing": missing, "tables": stored.tables() if stored else {}}
     with TemporaryDirectory() as place:
         makers: dict[str, Callable[[Path], Case]] = {SHAPES: partial(_shapes, smoke=smoke)}
         if given:
             makers[_title(given["DATA"])] = partial(_own, given, smoke=smoke)
         makers[RANDOM] = partial(_random, smoke=smoke)
         folders = {name: Path(place) / str(number) for number, name in enumerate(makers)}  # a name may hold a slash
-        # All exports come first: torch's exporter crashes in a process where OpenVINO has run.
-        cases = {name: make(folders[name]) for name, make in makers.items()}
+        # All exports come first, so that models which cannot be exported are known before anything is measured.
+        cases = {name: make(folders[name]) for name, make in makers.items() if name not in result["tables"]}
         for name, case in cases.items():
             rounds = 1 if smoke else 3 if name == RANDOM else 11
             result["tables"][name] = _table(case, found, folders[name], rounds, smoke)
+            if stored:
+                stored.write(result["tables"])
+    if stored:
+        stored.forget()
     return result
+
+
+class _Stored:
+    """Tables of a run that was interrupted, which count for the same clean revision, machine, weights and engines.
+
+    given: as of ``named``.
+    """
+
+    def __init__(self, given: Mapping[str, str] | None, engines: Sequence[str]) -> None:
+        models = (TEACHER, STUDENT, *(Path(given[name]) for name in ("DENSE", "WAVECLIP") if given))
+        files = [file for model in models for file in (model, *sorted(model.rglob("*"))) if file.is_file()]
+        weights = {str(file): digest(file) for file in files}
+        self._made_by = conditions("embedded", given=given, weights=weights, engines=engines)
+        del self._made_by["date"]
+        self._file = runs_directory() / "deploy-tables.json"
+
+    def tables(self) -> dict[str, Any]:
+        """The finished tables by name; none where anything else has changed."""
+        found = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        return found["tables"] if self._made_by["clean"] and found.get("made_by") == self._made_by else {}
+
+    def write(self, tables: Mapping[str, Any]) -> None:
+        """Store the tables that are finished."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps({"made_by": self._made_by, "tables": tables}))
+
+    def forget(self) -> None:
+        """The run is complete, so the next one measures anew."""
+        self._file.unlink(missing_ok=True)
 
 
 def named() -> dict[str, str] | None:
@@ -174,20 +188,17 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
     if case.logged and not smoke:
         read_log.record("deploy", case.logged, [Path(made.options["model"]) for made in case.models.values()])
     keys = [(name, side) for name in found for side in case.models]
-    graphs = {(name, side): found[name].graphs(case.models[side]) for name, side in keys}
-    if case.test is None:  # the shares are met on the images that are timed
-        answers = {"val": {key: _answered(case, key, graphs[key], case.images) for key in graphs}}
-    else:
-        answers = {split: _answers(case, graphs, data) for split, data in (("val", case.val), ("test", case.test))}
-    rows = [row for key in graphs for row in _points(key, answers)]
-    _time(rows, case, graphs, rounds)
-    size, picture = case.images.shape[-1], folder / "picture.png"
-    Image.effect_noise((size, size), 64).convert("RGB").save(picture)
-    needs = []
-    for name, side in keys:
-        small = smoke and (side != DENSE or name not in (REFERENCE, REFERENCE_INT8))
-        measured = None if small else first_answers(found[name], case.models[side], picture)
-        needs.append({"engine": name, "model": side, "bytes": found[name].size(case.models[side]), "first": measured})
+    with workers(found, Work(case.models, case.classes, case.images)) as team:
+        if case.test is None:  # the shares are met on the images that are timed
+            answers = {"val": {(name, side): team.ask(name, "answer", side) for name, side in keys}}
+        else:
+            splits = (("val", case.val), ("test", case.test))
+            answers = {split: _answers(case, keys, team, data) for split, data in splits}
+        rows = [row for key in keys if key[0] not in team.lost for row in _points(key, answers)]
+        _time(rows, len(case.images), team, rounds)
+    lost = dict(team.lost)
+    rows = [row for row in rows if row["engine"] not in lost]
+    needs = _needs(case, {name: engine for name, engine in found.items() if name not in lost}, folder, lost, smoke)
     pictures = (
         {} if case.test is None else {split: some[REFERENCE, DENSE][1].shape[1] for split, some in answers.items()}
     )
@@ -195,10 +206,29 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
         "weights": files,
         "rows": rows,
         "needs": needs,
+        "missing": lost,
         "pictures": pictures,
         "rounds": rounds,
         "timed": len(case.images),
     }
+
+
+def _needs(
+    case: Case, found: Mapping[str, Engine], folder: Path, lost: dict[str, str], smoke: bool
+) -> list[dict[str, Any]]:
+    """Size, start-up and memory of each engine for either model; a start that fails is added to ``lost``."""
+    size, picture = case.images.shape[-1], folder / "picture.png"
+    Image.effect_noise((size, size), 64).convert("RGB").save(picture)
+    needs = []
+    for name, engine in found.items():
+        for side, prepared in case.models.items():
+            small = smoke and (side != DENSE or name not in (REFERENCE, REFERENCE_INT8))
+            try:
+                measured = None if small else first_answers(engine, prepared, picture)
+            except ValueError as error:
+                measured, lost[f"the start of {name}, {side}"] = None, str(error)
+            needs.append({"engine": name, "model": side, "bytes": engine.size(prepared), "first": measured})
+    return needs
 
 
 def _points(key: Key, answers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -217,62 +247,45 @@ def _points(key: Key, answers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _answers(case: Case, graphs: Mapping[Key, Sequence[Graph]], data: Labelled) -> dict[Key, tuple[Tensor, Tensor]]:
-    """Every engine's ``_answered`` for all pictures, from one reading of the data."""
-    parts: dict[Key, list[tuple[Tensor, Tensor]]] = {key: [] for key in graphs}
+def _answers(case: Case, keys: Sequence[Key], team: Workers, data: Labelled) -> dict[Key, tuple[Tensor, Tensor]]:
+    """What ``Runner.answer`` of every engine that is not lost gives for all pictures, from one reading of the data."""
+    parts: dict[Key, list[tuple[Tensor, Tensor]]] = {key: [] for key in keys}
     how, start = case.models[DENSE].deployed.model.preprocess, 0
     for batch in bar(first(data.loader(how, 64, _WORKERS), case.limit), f"answering {data.split}"):
         rows = torch.arange(-start % case.every, len(batch["label"]), case.every)
         start += len(batch["label"])
-        for key, some in parts.items() if len(rows) else ():
-            some.append(_answered(case, key, graphs[key], batch["image"][rows], batch["label"][rows]))
-    return {key: tuple(torch.cat(tensors, -1) for tensors in zip(*some, strict=True)) for key, some in parts.items()}
+        for (name, side), some in parts.items() if len(rows) else ():
+            some.append(team.ask(name, "answer", side, batch["image"][rows], batch["label"][rows]))
+    return {
+        key: tuple(torch.cat(tensors, -1) for tensors in zip(*some, strict=True))
+        for key, some in parts.items()
+        if key[0] not in team.lost
+    }
 
 
-@torch.no_grad()
-def _answered(
-    case: Case, key: Key, graphs: Sequence[Graph], images: Tensor, labels: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Images [B,3,S,S] -> margins [L-1,B] of all levels but the last, and whether each level is right, bool [L,B].
+def _time(rows: Sequence[dict[str, Any]], count: int, team: Workers, rounds: int) -> None:
+    """Add "speed" to each row: images/s by batch size, and its ratio to both dense references in each round.
 
-    labels: long [B]; None: the last level is taken to be right.
+    count: images in a pass. An engine that is lost takes NaN seconds.
     """
-    classify = _classifier(case, key[1], graphs, 0.0)
-    levels = torch.stack([classify.probabilities(outputs[0].float()) for outputs in run_chain(graphs, images)])
-    guesses = levels.argmax(-1)
-    return classify.gate.confidence(levels[:-1]), guesses == (guesses[-1] if labels is None else labels)
-
-
-def _classifier(case: Case, side: str, graphs: Sequence[Graph], threshold: float) -> ProgressiveClassifier:
-    scale = case.models[side].deployed.scale
-    return ProgressiveClassifier(Levels(graphs), case.classes[side], scale, MarginGate(threshold)).eval()
-
-
-def _time(rows: Sequence[dict[str, Any]], case: Case, graphs: Mapping[Key, Sequence[Graph]], rounds: int) -> None:
-    """Add "speed" to each row: images/s by batch size, and its ratio to both dense references in each round."""
     keys = [(row["engine"], row["side"]) for row in rows]
-    classifiers = [
-        _classifier(case, key[1], graphs[key], row["threshold"]) for key, row in zip(keys, rows, strict=True)
-    ]
     for row in rows:
         row["speed"] = {}
     for batch in BATCHES:
-        parts = case.images.split(batch)
-        calls = {str(place): partial(_all, classify, parts) for place, classify in enumerate(classifiers)}
-        with torch.no_grad():
-            measured = list(alternate(calls, rounds).values())
+        turns = {str(place): partial(_turn, team, row, batch) for place, row in enumerate(rows)}
+        measured = list(take_turns(turns, rounds).values())
         dense, dense_int8 = (measured[keys.index((name, DENSE))] for name in (REFERENCE, REFERENCE_INT8))
         for row, spent in zip(rows, measured, strict=True):
             row["speed"][str(batch)] = {
-                "images_per_second": len(case.images) / spent["seconds"],
+                "images_per_second": count / spent["seconds"],
                 "ratios": rounds_ratio(dense, spent),
                 "ratios_int8": rounds_ratio(dense_int8, spent),
             }
 
 
-def _all(classify: ProgressiveClassifier, parts: Sequence[Tensor]) -> None:
-    for part in parts:
-        classify(part)
+def _turn(team: Workers, row: Mapping[str, Any], batch: int) -> Timed:
+    found = team.ask(row["engine"], "time", row["side"], row["threshold"], batch)
+    return Timed(nan, None) if found is None else found
 
 
 def _shapes(folder: Path, smoke: bool) -> Case:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from benchmarks import ROOT
 from benchmarks.speed.engines import installed, openvino_graph, openvino_settings
 from common.deploy.export import write_graphs
 from common.deploy.graphs import WEIGHTS, Graph, onnx_graph
-from common.deploy.model import Deployed
+from common.deploy.model import Deployed, load
 from common.deploy.reduced import STATIC, reduce_graphs
 from common.inference import BF16_PRODUCTS, optimize_for_inference
 from common.stages import Stage
@@ -36,7 +38,7 @@ FOLDERS = ("fp32", "int8", STATIC)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A loaded model with its exported folders, one for each of FOLDERS.
+    """A loaded model with its exported folders, one for each of FOLDERS. Another process loads its pickle anew.
 
     options: arguments of ``load`` that give it again.  labels: two class names that its text tower can spell.
     """
@@ -46,6 +48,9 @@ class Prepared:
     labels: Sequence[str]
     folder: Path
 
+    def __reduce__(self) -> tuple[Callable[..., Prepared], tuple[Any, ...]]:
+        return _prepared_again, (self.options, self.labels, self.folder)
+
     @property
     def stages(self) -> list[Stage]:
         """Its stages, at the setting that it is exported at."""
@@ -54,6 +59,10 @@ class Prepared:
     def files(self, dtype: str) -> list[Path]:
         """The graphs of one exported folder."""
         return [self.folder / dtype / f"{stage.name}.onnx" for stage in self.stages]
+
+
+def _prepared_again(options: dict[str, Any], labels: Sequence[str], folder: Path) -> Prepared:
+    return Prepared(load(**options, device="cpu"), options, labels, folder)
 
 
 def prepare(
@@ -73,7 +82,8 @@ def prepare(
 class Engine:
     """What runs a model's stages.
 
-    graphs: makes the stages' functions.  size: bytes of the weights that it reads.
+    graphs: makes the stages' functions, in any process that gets it as a pickle.
+    size: bytes of the weights that it reads.
     program: Python that answers 32 pictures by all levels in a process of its own; None: there is no such command.
     """
 
@@ -102,7 +112,7 @@ def engines() -> tuple[dict[str, Engine], dict[str, str]]:
     else:
         missing["torchao"] = "pip install torchao"
     for dtype in FOLDERS:
-        found[f"ONNX Runtime {dtype}"] = Engine(_onnx(dtype), _folder_size(dtype), _onnx_program(dtype))
+        found[f"ONNX Runtime {dtype}"] = Engine(partial(_onnx, dtype), _folder_size(dtype), _onnx_program(dtype))
     if installed("openvino"):
         for name, folder, dtype in (("fp32", "fp32", torch.float32), ("bf16", "fp32", torch.bfloat16)):
             if dtype == torch.float32 or BF16_PRODUCTS:
@@ -115,7 +125,7 @@ def engines() -> tuple[dict[str, Engine], dict[str, str]]:
 
 def _torch(
     dtype: torch.dtype,
-    change: Callable[[nn.ModuleList], Sequence[nn.Module]] = lambda modules: modules,
+    change: Callable[[nn.ModuleList], Sequence[nn.Module]] = list,
     program: str | None = None,
     bytes_of_linear: int | None = None,
 ) -> Engine:
@@ -125,10 +135,6 @@ def _torch(
     way.  bytes_of_linear: of a weight of an ``nn.Linear``; None: as in ``dtype``.
     """
 
-    def graphs(prepared: Prepared) -> list[Graph]:
-        modules = copy.deepcopy(nn.ModuleList([stage.module for stage in prepared.stages])).to(dtype)
-        return [_cast(module, dtype) for module in change(modules)]
-
     def size(prepared: Prepared) -> int:
         images = prepared.deployed.model.images
         images = getattr(images, "image_tower", images)
@@ -136,7 +142,18 @@ def _torch(
         linear = sum(module.weight.numel() for module in images.modules() if isinstance(module, nn.Linear))
         return total if bytes_of_linear is None else total - (dtype.itemsize - bytes_of_linear) * linear
 
-    return Engine(graphs, size, None if program is None else lambda *given: _torch_program(program, *given))
+    return Engine(
+        partial(_modules, dtype, change),
+        size,
+        None if program is None else lambda *given: _torch_program(program, *given),
+    )
+
+
+def _modules(
+    dtype: torch.dtype, change: Callable[[nn.ModuleList], Sequence[nn.Module]], prepared: Prepared
+) -> list[Graph]:
+    modules = copy.deepcopy(nn.ModuleList([stage.module for stage in prepared.stages])).to(dtype)
+    return [_cast(module, dtype) for module in change(modules)]
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> Graph:
@@ -158,16 +175,20 @@ def _torchao(modules: nn.ModuleList) -> nn.ModuleList:
     return modules
 
 
-def _onnx(dtype: str) -> Callable[[Prepared], list[Graph]]:
-    return lambda prepared: [onnx_graph(file) for file in prepared.files(dtype)]
+def _onnx(dtype: str, prepared: Prepared) -> list[Graph]:
+    return [onnx_graph(file) for file in prepared.files(dtype)]
 
 
 def _openvino(folder: str, dtype: torch.dtype) -> Engine:
     return Engine(
-        lambda prepared: [openvino_graph(file, dtype) for file in prepared.files(folder)],
+        partial(_openvino_graphs, folder, dtype),
         _folder_size(folder),
         lambda prepared, _: _openvino_program(prepared, folder, dtype),
     )
+
+
+def _openvino_graphs(folder: str, dtype: torch.dtype, prepared: Prepared) -> list[Graph]:
+    return [openvino_graph(file, dtype) for file in prepared.files(folder)]
 
 
 def _folder_size(dtype: str) -> Callable[[Prepared], int]:
@@ -217,6 +238,11 @@ else:
 """
 
 
+def ending(code: int) -> str:
+    """An exit code of a process in words; a negative one is a signal's number."""
+    return f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
+
+
 def first_answers(engine: Engine, prepared: Prepared, picture: Path) -> dict[str, float] | None:
     """Seconds from the start of a process to its answers for 32 pictures, and its peak memory in bytes.
 
@@ -228,5 +254,6 @@ def first_answers(engine: Engine, prepared: Prepared, picture: Path) -> dict[str
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
-        raise ValueError(f"{script}\nfailed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or ["nothing"]
+        raise ValueError(f"ended with {ending(done.returncode)}; it said last: {said[-1]}")
     return {"seconds": seconds, "peak_bytes": int(done.stdout.splitlines()[-1])}

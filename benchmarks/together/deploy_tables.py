@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -52,13 +52,20 @@ def parts(result: dict[str, Any]) -> list[str]:
         )
         texts += [
             f"{about} Brackets behind images/s: × dense PyTorch fp32, and × dense ONNX Runtime int8, medians of "
-            f"{found['rounds']} rounds in which all rows take turns, on {found['timed']} pictures drawn at random.",
+            f"{found['rounds']} rounds in which all rows take turns, on {found['timed']} pictures drawn at random. "
+            "Every engine runs in a process of its own and sleeps between its turns.",
             table(head, lines, left=(0, 1)),
             _needs(found["needs"]),
         ]
+        texts += _not_measured(found["missing"])
         texts += goals(found["rows"]) if tested else []
-    ways = "; ".join(f"{name} ({way})" for name, way in result["missing"].items())
-    return texts + ([f"Not measured: {ways}."] if ways else [])
+    return texts + _not_measured(result["missing"])
+
+
+def _not_measured(missing: Mapping[str, str]) -> list[str]:
+    """What is missing, each with how to get it or how it failed."""
+    ways = "; ".join(f"{name} ({way})" for name, way in missing.items())
+    return [f"Not measured: {ways}."] if ways else []
 
 
 def _accuracy_cells(row: dict[str, Any]) -> list[str]:

@@ -77,14 +77,26 @@ def reduce_graphs(files: Sequence[Path], dtype: str, images: Sequence[Tensor] = 
 _PRODUCTS = ["MatMul", "Gemm"]
 
 
+def _linear_maps(graph: GraphProto) -> list[str]:
+    """The nodes that multiply by a weight matrix.
+
+    A stack of matrices, as in the patch embedding of a WaveCLIP, is left out: ONNX Runtime multiplies by no stack that
+    has a scale for each output.
+    """
+    matrices = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    return [node.name for node in graph.node if node.op_type in _PRODUCTS and node.input[1] in matrices]
+
+
 def _write_dynamic(file: Path, target: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # Only products with weights. 7 bits of a weight, since sums of 8 overflow on processors without VNNI.
+    # 7 bits of a weight, since sums of 8 overflow on processors without VNNI.
     quantize_dynamic(
         file,
         target,
         op_types_to_quantize=_PRODUCTS,
+        nodes_to_quantize=_linear_maps(onnx.load(file, load_external_data=False).graph),
         per_channel=True,
         reduce_range=True,
         weight_type=QuantType.QInt8,
@@ -99,7 +111,7 @@ def _write_static(file: Path, target: Path, inputs: Iterator[tuple[Tensor, ...]]
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     graph = onnx.load(file, load_external_data=False).graph
-    weights, names = {tensor.name for tensor in graph.initializer}, [value.name for value in graph.input]
+    names = [value.name for value in graph.input]
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
@@ -111,7 +123,7 @@ def _write_static(file: Path, target: Path, inputs: Iterator[tuple[Tensor, ...]]
         target,
         Reader(),
         op_types_to_quantize=_PRODUCTS,
-        nodes_to_quantize=[n.name for n in graph.node if n.op_type in _PRODUCTS and n.input[1] in weights],
+        nodes_to_quantize=_linear_maps(graph),
         per_channel=True,
         reduce_range=True,
         activation_type=QuantType.QUInt8,

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks.together import deploy_costs, deploy_tables
-from benchmarks.together.deploy_costs import DENSE, POINTS, RANDOM, SHAPES, WAVE, Levels, named
+from benchmarks.together.deploy_costs import DENSE, POINTS, RANDOM, SHAPES, WAVE, named
 from benchmarks.together.deploy_engines import REFERENCE, REFERENCE_INT8, Engine, Prepared, engines, first_answers
+from benchmarks.together.deploy_workers import Levels
 from benchmarks.together.photo_models import spelling
 from benchmarks.together.photos import stand_in
 from benchmarks.training.shapes import TEACHER
@@ -196,3 +197,33 @@ def test_a_smoke_run_measures_every_pair(photographs, monkeypatch, tmp_path):
     text = "\n".join(deploy_tables.parts(result))
     assert text.count("- batch") == 8, "two goals, two batches, two data sets"
     assert not (tmp_path / "runs/data").exists(), "nothing is packed"
+
+
+def test_a_run_that_was_interrupted_goes_on_behind_its_tables(monkeypatch, tmp_path):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    for name in ("DENSE", "WAVECLIP", "DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(deploy_costs, "engines", lambda: ({}, {}))
+    monkeypatch.setattr(deploy_costs, "_shapes", lambda folder, smoke: SHAPES)
+    monkeypatch.setattr(deploy_costs, "_random", lambda folder, smoke: RANDOM)
+    made = {"clean": True, "revision": "a", "date": "2026"}
+    monkeypatch.setattr(deploy_costs, "conditions", lambda scale, **others: made | others)
+    measured = []
+
+    def table(case, *others):
+        measured.append(case)
+        if measured == [SHAPES, RANDOM]:
+            raise KeyboardInterrupt
+        return {"rows": [len(measured)]}
+
+    monkeypatch.setattr(deploy_costs, "_table", table)
+    with pytest.raises(KeyboardInterrupt):
+        deploy_costs.measure()
+    assert deploy_costs.measure()["tables"] == {SHAPES: {"rows": [1]}, RANDOM: {"rows": [3]}}
+    assert list(deploy_costs.measure()["tables"]) == [SHAPES, RANDOM]
+    assert measured == [SHAPES, RANDOM, RANDOM, SHAPES, RANDOM], "a complete run is followed by a new one"
+    made["revision"], measured[:] = "b", []
+    with pytest.raises(KeyboardInterrupt):
+        deploy_costs.measure()
+    made["revision"] = "c"
+    assert deploy_costs.measure()["tables"] == {SHAPES: {"rows": [3]}, RANDOM: {"rows": [4]}}, "other code"

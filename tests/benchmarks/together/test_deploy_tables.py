@@ -22,11 +22,13 @@ def test_the_tables_have_speed_accuracy_and_needs():
     ]
     needs += [{"engine": "near", "model": side, "bytes": 600_000, "first": None} for side in (DENSE, WAVE)]
     table = {"rows": rows, "needs": needs, "pictures": {"test": 2000}, "rounds": 3, "timed": 128}
+    table["missing"] = {"torchao": "its process ended with exit code 3"}
     text = "\n".join(parts({"missing": {"OpenVINO": "pip install openvino"}, "tables": {"embedded": table}}))
     assert "Data: embedded, 2,000 pictures of test." in text and "medians of 3 rounds" in text
     assert "| fast | WaveCLIP low | 60.0 [50.0, 70.0] | -2.0 [-3.0, -1.0] | 15.0 % | 90.0 (×9.00, ×2.25) |" in text
     assert "| PyTorch fp32 | 2.5 | 1.50 | 300 | 2.5 | 1.50 | 300 |" in text and "| near | 0.6 | – | – |" in text
     assert "Not measured: OpenVINO (pip install openvino)." in text
+    assert "Not measured: torchao (its process ended with exit code 3)." in text
     costs = {**table, "pictures": {}, "rows": [{**row(REFERENCE, DENSE, "", 0.0, 1.0)}]}
     text = "\n".join(parts({"missing": {}, "tables": {"random": costs}}))
     assert "Random weights of ViT-B/16's size: costs alone." in text and "accuracy" not in text

@@ -35,15 +35,16 @@ def exported(folder, monkeypatch):
     monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
 
 
-def product(file, arrays):
-    """An ONNX graph of x [B,64] times each of the weights in turn, written with them."""
+def product(file, arrays, shape=("batch", 64)):
+    """An ONNX graph of x [B,64] times each of the weights in turn, written with them. shape: of the result."""
     weights = [numpy_helper.from_array(array, f"w{place}") for place, array in enumerate(arrays)]
     names = ["x", *(f"h{place}" for place in range(1, len(arrays))), "y"]
     nodes = [
-        helper.make_node("MatMul", [names[place], f"w{place}"], [names[place + 1]], doc_string="/home/me/x.py")
+        helper.make_node("MatMul", [names[place], f"w{place}"], [names[place + 1]], f"n{place}", "/home/me/x.py")
         for place in range(len(arrays))
     ]
-    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, ["batch", 64]) for end in ("x", "y")]
+    shapes = {"x": ("batch", 64), "y": shape}
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, some) for end, some in shapes.items()]
     graph = helper.make_graph(nodes, "product", ends[:1], ends[1:], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
 
@@ -83,6 +84,21 @@ def test_fewer_bits_are_fewer_bytes_and_nearly_the_same(products, tmp_path, dtyp
     assert (tmp_path / "weights.bin").stat().st_size < 2 * 64 * 64 * size + 1024
     for file, wanted in zip(files, expected, strict=True):
         assert np.abs(result(file, x) - wanted).max() < error * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("dtype", ["int8", STATIC])
+def test_a_stack_of_weights_stays_in_fp32(tmp_path, dtype):
+    """The patch embedding of a WaveCLIP is a product with a stack, by which ONNX Runtime does not multiply in int8."""
+    random, file = np.random.default_rng(0), tmp_path / "a.onnx"
+    matrix, stack = random.normal(size=(64, 64)).astype(np.float32), random.normal(size=(1, 64, 64)).astype(np.float32)
+    x = random.normal(size=(5, 64)).astype(np.float32)
+    product(file, [matrix, stack], (1, "batch", 64))
+    share_weights([file], tmp_path / "weights.bin")
+    reduce_graphs([file], dtype, list(torch.from_numpy(x)))
+    kinds = {tensor.name: tensor.data_type for tensor in onnx.load(file).graph.initializer}
+    assert kinds["w1"] == TensorProto.FLOAT and "w0" not in kinds
+    wanted = x @ matrix.astype(float) @ stack
+    assert np.abs(result(file, x) - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
 def test_static_ranges_are_those_of_the_pictures(products, tmp_path):
