@@ -2,8 +2,9 @@
 
 Shapes: B images, S image size of the second model, s that of the first, E joint dim.
 
-Images come as the second model's pictures; the first one sees them made smaller. So both are read once, and a picture
-in a cascade is a float that was resized, where the first model alone would read one that was rounded to 8 bits.
+Images come as the second model's pictures; the first one sees them made smaller, so a file is read once. Alone, the
+first model would read pictures that are rounded to 8 bits after resizing, or, of the embedded benchmark, drawn at its
+size.
 """
 
 from __future__ import annotations
