@@ -1,6 +1,6 @@
 """Early exit computed from confidences that were measured once, at any threshold, without running the model again.
 
-Shapes: M images, P levels of a model (coarsest first), S thresholds.
+Shapes: B or M images, C classes, P levels of a model (coarsest first), S thresholds.
 
 An image exits at the first level whose confidence reaches the threshold; the last level always answers. One threshold
 serves all levels.
@@ -14,6 +14,12 @@ from torch import Tensor
 
 NEVER = 2.0
 """A threshold that no confidence reaches: every image goes through all levels."""
+
+
+def margin(probabilities: Tensor) -> Tensor:
+    """Largest minus second largest probability, [B] of [B,C]; C is two at least."""
+    first, second = probabilities.topk(2, dim=-1).values.unbind(-1)
+    return first - second
 
 
 def exit_at(threshold: float, confidence: Tensor, correct: Tensor) -> tuple[Tensor, list[float]]:

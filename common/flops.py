@@ -5,8 +5,8 @@ Shapes: B inputs, L queries, M keys, D width, V value width, N points of a Fouri
 One fused multiply-add is one MAC; what the papers call GFLOPs are GMACs.
 
 * ``gmacs_paper``: fvcore's default count, which most of the tables print: linear layers, convolutions, explicit
-  matrix products, normalisations (5 per value) and poolings, without the two products inside the fused attention
-  kernel. The ViT-B/16 image tower has 16.87.
+  matrix products, normalisations (5 per value), poolings and resizing, without the two products inside the fused
+  attention kernel. The ViT-B/16 image tower has 16.87.
 * ``gmacs``: the same plus attention and Fourier transforms. The ViT-B/16 image tower has 17.58.
 
 Elementwise operations, reductions, look-ups and copies are free in both. Any other operation is an error, so no
@@ -216,6 +216,18 @@ def _einsum(inputs, outputs) -> int:
     return math.prod(sizes.values())
 
 
+def _resized(taps: int):
+    """Antialiased resizing, one axis after the other: ``taps`` times the ratio of the sides for each value."""
+
+    def handle(inputs, outputs) -> Counter:
+        (*channels, height, width), (*_, rows, columns) = get_shape(inputs[0]), get_shape(outputs[0])
+        across = height * columns * max(width / columns, 1)
+        down = rows * columns * max(height / rows, 1)
+        return Counter(resize=round(taps * math.prod(channels) * (across + down)))
+
+    return handle
+
+
 def _integers(value) -> list[int] | None:
     """A traced constant as a list of integers; None when the argument was omitted."""
     if value.node().kind() == "prim::ListConstruct":
@@ -253,5 +265,7 @@ _HANDLES = {
     "aten::_convolution": _convolution,
     "aten::_convolution_mode": _padded_convolution,
     "aten::einsum": _einsum,
+    "aten::_upsample_bilinear2d_aa": _resized(2),
+    "aten::_upsample_bicubic2d_aa": _resized(4),
 }
 _HANDLES |= {f"{name}_": handle for name, handle in _HANDLES.items()}  # the in-place forms

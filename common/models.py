@@ -52,6 +52,7 @@ class Model:
     folder: the model directory, if the model came from one.
     templates: those of that directory, if the texts were tuned for them (``tuned_for_templates``) and need them.
     own_templates: those of the data that the model was trained on, where its directory or package says them.
+    first: a smaller model that answers before this one where it is sure (``common.cascade``); None: no cascade.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Model:
     folder: Path | None = None
     templates: tuple[str, ...] = ()
     own_templates: tuple[str, ...] = ()
+    first: Model | None = None
 
     @property
     def image_size(self) -> int:

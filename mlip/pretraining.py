@@ -179,7 +179,9 @@ class MLIPPretraining(ContrastivePretraining):
             if matching not in get_args(Matching):
                 raise ValueError(f"{domain}_matching {matching!r} is none of {', '.join(get_args(Matching))}")
         if not self.weights["spatial"]:
-            raise ValueError("spatial_weight 0 would leave the embedding that the model gives untrained")
+            raise ValueError(
+                "spatial_weight 0 would leave the embedding that the model gives untrained; the paper's weight is 0.65"
+            )
 
     def on_fit_start(self) -> None:
         """ValueError: accumulated gradients, which would not have the negatives of the larger batch."""

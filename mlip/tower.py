@@ -149,7 +149,7 @@ class MLIPTower(nn.Module):
         """
         blocks = self.vit.transformer.resblocks
         if not 0 < layers <= len(blocks):
-            raise ValueError(f"{layers} layers to start from: the Spatial Stage has {len(blocks)}")
+            raise ValueError(f"{layers} layers to start from: the Spatial Stage has {len(blocks)}; give no more")
         for block, source in zip(blocks[-layers:], tower.transformer.resblocks[-layers:], strict=True):
             block.load_state_dict(source.state_dict())
         state = {key: value for key, value in tower.state_dict().items() if not key.startswith("transformer.")}

@@ -115,9 +115,12 @@ class ACLIPPretraining(ContrastivePretraining):
             raise ValueError(f"keep {keep} is not in (0, 1]; it is the share of a view's cells that stay")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum {momentum} is not in [0, 1); 0.996 is the released one")
-        for name, value in (("clip_weight", clip_weight), ("temperature", temperature)):
+        for name, value, released in (("clip_weight", clip_weight, 1), ("temperature", temperature, 0.1)):
             if value <= 0:
-                raise ValueError(f"{name} {value} is not positive")
+                raise ValueError(f"{name} {value} is not positive; the released one is {released}")
+        for name, value in (("simclr_weight", simclr_weight), ("byol_weight", byol_weight)):
+            if value < 0:
+                raise ValueError(f"{name} {value} is negative; 0 takes the term out of the loss")
         self.save_hyperparameters()
         self.clip = CLIP.from_open_clip(architecture, weights, preprocess=preprocess)
         self.hparams.preprocess = self.clip.architecture.get("preprocess_cfg")

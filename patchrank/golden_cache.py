@@ -43,7 +43,10 @@ class Rankings:
         """Orders [B,N] (long, most important patch first) of images by their keys. ValueError: a key not ranked."""
         unknown = [key for key in keys if key not in self.places]
         if unknown:
-            raise ValueError(f"{len(unknown)} of {len(keys)} pictures were not ranked, such as {unknown[0]!r}")
+            raise ValueError(
+                f"{len(unknown)} of {len(keys)} pictures were not ranked, such as {unknown[0]!r}; rank the loader that "
+                "gives them"
+            )
         return self.orders[[self.places[key] for key in keys]].long()
 
 
@@ -77,7 +80,10 @@ def ranked(
         for batch in track(batches, description=_description(tower, settings), disable=not progress):
             for needed in needs:
                 if needed not in batch:
-                    raise ValueError(f"a batch with {sorted(batch)} has no {needed!r}, which these rankings need")
+                    raise ValueError(
+                        f"a batch with {sorted(batch)} has no {needed!r}, by which rankings with score {score!r} are "
+                        "stored; take a loader of this suite's data modules"
+                    )
             labels = batch["label"] if score == "label" else None
             digests = picture_digests(batch["image"], labels)
             new = [row for row, digest in enumerate(digests) if digest not in store.places]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from common.early_exit import margin
+
 
 def _check(name: str, threshold: float) -> None:
     if threshold < 0:
@@ -28,8 +30,7 @@ class MarginGate:
         """probabilities [B,C] -> margin [B]. ValueError for fewer than two classes."""
         if probabilities.shape[-1] < 2:
             raise ValueError("a margin needs two classes at least; use MaxProbabilityGate")
-        first, second = probabilities.topk(2, dim=-1).values.unbind(-1)
-        return first - second
+        return margin(probabilities)
 
     def __call__(self, probabilities: Tensor) -> Tensor:
         """probabilities [B,C] -> boolean [B], True where the answer stands (a tie with the threshold stops)."""

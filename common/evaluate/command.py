@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments
-from common.evaluate.points import add_image_size, add_point, at_size, completed, mean_macs, model_at, read_point
+from common.evaluate.points import (
+    add_first,
+    add_image_size,
+    add_point,
+    at_size,
+    behind,
+    completed,
+    mean_macs,
+    model_at,
+    read_point,
+)
 from common.evaluate.prompts import OWN, TEMPLATE_HELP, chosen_templates, prompts_hash, value_hash
 from common.paths import runs_directory, written_whole
 
@@ -64,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
     add("--out", type=Path, help="folder of the result files (default evaluations in $EFFCLIP_RUNS)")
     add_image_size(command)
+    add_first(command)
     add_point(command)
     return command
 
@@ -78,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"--seeds {args.seeds} must be at least 1")
     if args.threshold is not None and args.tasks != ["zeroshot"]:
         raise ValueError(f"--threshold {args.threshold:g} stops by the classes of zeroshot; take --tasks zeroshot")
+    if args.first is not None and args.threshold is None:
+        raise ValueError(f"--first {args.first} needs --threshold, the margin at which its answer stands")
     import torch
 
     from common.data.lookup import Place, source
@@ -89,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(args.batch_size, args.workers, device, args.dtype, args.limit, args.threshold)
     args.place = Place(args.root, args.captions, args.class_names)
     sources = {task: source(args.data, task, args.split, args.place) for task in args.tasks}
-    model = at_size(load_model(**named), args.image_size)
+    model = behind(at_size(load_model(**named), args.image_size), args.first)
     if args.point is not None:
         args.point = completed(model, args.point, args.gmacs)
         model = model_at(model, args.point)
@@ -137,6 +150,7 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
     templates: tuple[Template, ...] = ()
     depends = ({} if args.point is None else {"point": asdict(args.point)}) | {
         "weights": model.weights,
+        **({} if model.first is None else {"first": model.first.weights}),
         "data_version": data.version,
         "orientation": ORIENTATION,
         "preprocess": asdict(model.preprocess),

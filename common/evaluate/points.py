@@ -30,7 +30,7 @@ class Point:
     reducer: its name on the list; None: the model's own setting.
     keep: the share of the patch tokens that stay, at each of ``places``.
     places: the blocks at which the reducer works, in ascending order.
-    threshold: the confidence at which an image stops, for a model with levels.
+    threshold: the confidence at which an image stops, for a model with levels or a cascade.
     """
 
     reducer: str | None = None
@@ -65,6 +65,33 @@ def add_image_size(command: argparse.ArgumentParser) -> None:
         help="pixels of larger pictures, a multiple of the model's: a thumbnail and tiles of the model's size pass its "
         "tower, among which a reducer with a budget over tiles (docs/reducers.md) shares it",
     )
+
+
+def add_first(command: argparse.ArgumentParser) -> None:
+    """Add the argument of ``behind``."""
+    command.add_argument(
+        "--first",
+        metavar="MODEL",
+        help="a smaller model, a directory or weights file: it answers where its margin reaches the threshold, --model "
+        "elsewhere (zeroshot alone)",
+    )
+
+
+def behind(model: Model, first: str | None) -> Model:
+    """The model behind the one that --first names; None: as it is. ValueError: see ``common.cascade.led_by``."""
+    if first is None:
+        return model
+    from common.cascade import led_by
+    from common.models import load_model
+
+    return led_by(model, load_model(first))
+
+
+def setting_of(model: Model) -> str | None:
+    """The name of the model's own setting: "threshold", also of a cascade, "keep", or None."""
+    from common.adaptive import paths_of
+
+    return paths_of(model.images).setting_name if model.first is None else "threshold"
 
 
 def read_places(text: str | None) -> tuple[int, ...]:
@@ -170,7 +197,7 @@ def images_at(model: Model, point: Point) -> nn.Module:
 
     ValueError: a setting that this model does not have, or a reducer that cannot work in its tower, and why.
     """
-    from common.adaptive import paths_of
+    from common.cascade import Cascade
     from common.reducer_registry import installed_reducers, named, schedule
     from common.reduction import ReducedTower
     from common.tiles import TiledTower
@@ -182,11 +209,13 @@ def images_at(model: Model, point: Point) -> nn.Module:
             reducers = schedule(entry, tower, point.keep, places, model.images.tiles)
             return TiledTower(tower, model.image_size, reducers).eval()
         return ReducedTower(tower, schedule(entry, tower, point.keep, places)).eval()
-    setting = paths_of(model.images).setting_name
+    setting = setting_of(model)
     if point.threshold is not None and setting != "threshold":
         raise ValueError(f"threshold {point.threshold:g}: {model.name} has no levels to stop at; leave it out")
     if point.keep is not None and setting != "keep":
         raise ValueError(f"keep {point.keep:g}: {model.name} prunes no tokens by itself; name a reducer")
+    if point.threshold is not None and model.first is not None:
+        return Cascade(model.first, model)
     if setting == "keep":
         return model.images.at(1.0 if point.keep is None else point.keep)
     return model.images
@@ -227,11 +256,11 @@ def fitted(model: Model, point: Point, gmacs: float) -> Point:
 
     ValueError: not even 1 % does, or the cost of the model follows another setting.
     """
-    from common.adaptive import paths_of
-
-    if point.reducer is None and paths_of(model.images).setting_name != "keep":
+    if point.reducer is None and setting_of(model) != "keep":
         mend = "name a --reducer"
-        if paths_of(model.images).setting_name == "threshold":
+        if model.first is not None:
+            mend = "let `effclip sweep --budget` choose the threshold of a cascade"
+        elif setting_of(model) == "threshold":
             mend = f"find one by `effclip calibrate --gmacs {gmacs:g}` and give it as --threshold"
         raise ValueError(f"--gmacs {gmacs:g}: {model.name} has no keep rate that this could set; {mend}")
 

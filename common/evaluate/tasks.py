@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.adaptive import Run, paths_of
+from common.cascade import Cascade
 from common.data.lookup import Captioned, Labelled
 from common.data.sources import few_shot
+from common.early_exit import margin
 from common.evaluate.accuracy import Accuracy, accuracy, wilson_interval
 from common.evaluate.class_cache import cached_class_embeddings
 from common.evaluate.probe import fit_best
@@ -89,12 +91,14 @@ def observed(
 def runner(model: Model, class_names: Sequence[str], templates: Sequence[Template], settings: Settings) -> Run:
     """The function images [B,3,S,S] -> scores of every class [B,C], and the path that gave them, long [B].
 
-    There is one path, or one for each level where the settings have a threshold.
+    There is one path, or one for each level or member of a cascade where the settings have a threshold.
     ValueError: a threshold for a model without levels.
     """
     if settings.threshold is None:
         scores = scorer(model, class_names, templates, settings)
         return lambda images: (scores(images), torch.zeros(len(images), dtype=torch.long))
+    if isinstance(model.images, Cascade):
+        return _cascaded(model.images, class_names, templates, settings)
     paths = paths_of(model.images.to(settings.device))
     if paths.setting_name != "threshold":
         raise ValueError(f"threshold {settings.threshold:g}: {model.name} has no levels to stop at; leave it out")
@@ -110,6 +114,30 @@ def runner(model: Model, class_names: Sequence[str], templates: Sequence[Templat
             return run(images.to(settings.device))
 
     return run_levels
+
+
+def _cascaded(cascade: Cascade, class_names: Sequence[str], templates: Sequence[Template], settings: Settings) -> Run:
+    """The first model's probabilities, and the second's for the images where the first's margin is too small."""
+
+    def probabilities(member: Model) -> Callable[[Tensor], Tensor]:
+        scores = scorer(member, class_names, templates, settings)
+        scale = member.text_encoder().logit_scale.detach().exp()
+        return lambda images: (scale * scores(images)).softmax(-1)
+
+    first, second = map(probabilities, cascade.members)
+    resized = cascade.resized.to(settings.device)
+
+    @torch.no_grad()
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        images = images.to(settings.device)
+        scores = first(resized(images))
+        path = (margin(scores) < settings.threshold).long()
+        unsure = path.nonzero().squeeze(1)
+        if len(unsure):
+            scores[unsure] = second(images[unsure])
+        return scores, path
+
+    return run
 
 
 def scorer(

@@ -43,8 +43,9 @@ def sampled(significance: Tensor, points: int) -> tuple[Tensor, Tensor]:
     needs=("class token",),
     source="Fayyaz et al., ECCV 2022 (ATS)",
     licence="released code Apache-2.0",
-    differs="The number of sampled tokens differs from picture to picture. Here shapes are fixed: a repeat stays as a "
-    "token of size 0 that nothing attends to, so multiply-adds are those of all R points.",
+    differs="The number of sampled tokens differs from picture to picture, and is at least 8. Here shapes are fixed: a "
+    "repeat stays as a token of size 0 that nothing attends to, so multiply-adds are those of all R points, and no "
+    "least number is kept.",
     exceptions={"identity": "R points of K tokens take some twice, and others never"},
 )
 class ATS(Keeping):

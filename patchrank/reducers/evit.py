@@ -25,7 +25,8 @@ from patchrank.scores import keep_count
     needs=("class token",),
     source="Liang et al., ICLR 2022 (EViT)",
     licence="released code Apache-2.0",
-    differs="After a reducer with proportional attention the fused token counts as its patches do. "
+    differs="It stands at three places there (blocks 3, 6, 9). After a reducer with proportional attention the fused "
+    "token counts as its patches do. "
     "`form=averaged` is ours: rounded counts and the attention-weighted mean, which has the scale of a token.",
 )
 class EViT(Keeping):

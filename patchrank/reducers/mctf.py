@@ -51,7 +51,10 @@ class MCTF(Removing):
     ) -> None:
         super().__init__(removed)
         if min(tau_similarity, tau_attention, tau_size) <= 0:
-            raise ValueError(f"a temperature of {tau_similarity}, {tau_attention}, {tau_size} is not above 0")
+            raise ValueError(
+                f"a temperature of {tau_similarity}, {tau_attention}, {tau_size} is not above 0; 1, 20 and 40 are the "
+                "released ones"
+            )
         self.temperatures, self.proportional = (tau_similarity, tau_attention, tau_size), proportional
 
     def count(self, patches: int) -> int:

@@ -60,7 +60,8 @@ def _build(setting: Setting) -> dict[Place, Reducer]:
     licence="no code was released",
     differs="There the share of repeated tokens sets how many of a tile stay, and tokens are drawn by attention; its "
     "constants are not published. Here keep sets the number, repeated tokens stay behind all others, and nothing is "
-    "drawn. All three constants are ours.",
+    "drawn. All three constants are ours: on val of scenes of shape, at keep 0.7, 0.5 and 0.3, the cosine 0.9 was the "
+    "best of 0.7, 0.8, 0.9 and 1; shares from 0 to 0.75 and windows of 3 and 5 differed by less than half a point.",
     build=_build,
     exceptions={"levels": "the tokens of a level have no places in a square grid"},
 )

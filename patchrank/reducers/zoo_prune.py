@@ -23,7 +23,10 @@ _WIDTH = 4096  # of the table of directions: no tower is wider
 def _build(setting: Setting) -> dict[Place, Reducer]:
     tower = setting.tower
     if isinstance(tower, AdaptedTower):
-        raise ValueError("zoo-prune reads ln_post and proj, which a tower of another library has under other names")
+        raise ValueError(
+            "zoo-prune reads ln_post and proj, which a tower of another library has under other names; take a tower of "
+            "this suite, or divprune"
+        )
     return {setting.layer: ZOOPrune(setting.keep, lambda tokens: tower.ln_post(tokens) @ tower.proj)}
 
 
@@ -56,7 +59,7 @@ class ZOOPrune(Keeping):
     def __init__(self, keep: float, readout: Callable[[Tensor], Tensor], directions: int = 4, seed: int = 0) -> None:
         super().__init__(keep)
         if directions < 1:
-            raise ValueError(f"directions {directions} is below 1")
+            raise ValueError(f"directions {directions} is below 1; the default is 4, the released number 64")
         self.readout = readout
         table = torch.randn(directions, _WIDTH, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("directions", table, persistent=False)

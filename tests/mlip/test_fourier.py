@@ -83,12 +83,12 @@ def test_power_spectrum_is_the_printed_equation_10(grid, pieces):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", PAPER_LAYERS)
-def test_four_new_blocks_keep_scale_and_rank_of_the_papers_towers(name):
+def test_a_new_frequency_stage_keeps_scale_and_rank_of_the_papers_towers(name):
     """On nearly flat pictures, whose power lies at frequency 0. An orthonormal inverse leaves one direction of 400."""
     torch.manual_seed(0)
-    architecture = load_architecture(name)
-    sizes = {**architecture, "vision_cfg": {**architecture["vision_cfg"], "layers": 5}}
-    tower = MLIPTower.from_architecture(sizes, frequency_layers=4, keep_rates={}, guide=None)
+    architecture, blocks = load_architecture(name), PAPER_LAYERS[name]["frequency_layers"]
+    sizes = {**architecture, "vision_cfg": {**architecture["vision_cfg"], "layers": blocks + 1}}
+    tower = MLIPTower.from_architecture(sizes, frequency_layers=blocks, keep_rates={}, guide=None)
     before = tower.embed(1 + 0.1 * torch.randn(1, 3, 224, 224))
     after = tower.run_frequency(before)
     share_before, share_after = (

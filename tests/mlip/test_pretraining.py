@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from timm import create_model
 from torch.nn import functional as F
 
 from common.clip import CLIP
@@ -16,7 +17,10 @@ from common.pretraining import CLIPPretraining
 from common.testing import TINY_CAPTIONS, tiny_architecture
 from mlip import pretraining
 from mlip.alignment import caption_mask, late_interaction, one_to_many, one_to_one
+from mlip.declip import DeCLIPPretraining
+from mlip.filip import FILIPPretraining
 from mlip.pretraining import MLIPPretraining
+from mlip.slip import SLIPPretraining
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 TINY = {"frequency_layers": 1, "keep_rates": {2: 0.5}, "warmup_steps": 2}
@@ -136,6 +140,26 @@ def test_label_smoothing_can_grow_over_the_training(make):
     for step, share in ((0, 0.0), (25, 0.05), (100, 0.2)):
         module.trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=100)
         assert module.smoothing() == pytest.approx(share)
+        torch.testing.assert_close(module.losses(pairs()), make(label_smoothing=share).losses(pairs()))
+
+
+def test_a_guide_learns_where_its_recipe_says_so(make):
+    module = make(guide="random", train_guide=True)
+    module.loss(pairs()).backward()
+    learning = [p for name, p in module.named_parameters() if ".guide.vit." in name]
+    assert len(learning) > 100 and all(p.requires_grad and p.grad is not None for p in learning)
+
+
+@pytest.mark.parametrize("training", [MLIPPretraining, SLIPPretraining, DeCLIPPretraining, FILIPPretraining])
+def test_every_training_says_the_heads_of_a_guide_whose_file_does_not(training, tmp_path):
+    torch.save(create_model("deit_tiny_patch16_224", num_classes=0).state_dict(), tmp_path / "deit.pth")
+    options = {"frequency_layers": 0, "keep_rates": {2: 0.5}, "guide": str(tmp_path / "deit.pth")}
+    options |= ALONE if training is MLIPPretraining else {}
+    with pytest.raises(ValueError, match="say guide_heads 12 for the light MAE encoder"):
+        training(tiny_architecture(tmp_path), **options)
+    module = training(tiny_architecture(tmp_path), **options, guide_heads=3)
+    clip = module.clip.clip if training is FILIPPretraining else module.clip
+    assert clip.image_tower.guide.sizes["heads"] == module.hparams.guide_heads == 3
 
 
 @pytest.fixture

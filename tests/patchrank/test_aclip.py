@@ -141,3 +141,8 @@ def test_what_it_cannot_train_on_is_refused(make):
         make(momentum=1)
     with pytest.raises(ValueError, match=r"keep 0 is not in \(0, 1\]"):
         make(keep=0)
+    with pytest.raises(ValueError, match=r"temperature 0 is not positive; the released one is 0\.1"):
+        make(temperature=0)
+    for name in ("simclr_weight", "byol_weight"):
+        with pytest.raises(ValueError, match=f"{name} -1 is negative; 0 takes the term out"):
+            make(**{name: -1})

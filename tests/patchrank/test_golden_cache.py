@@ -57,7 +57,7 @@ def test_orders_are_those_of_golden_ranking_by_key(tower, tmp_path):
     assert len(rankings) == 7
     assert torch.equal(rankings.of([f"picture {row}" for row in range(7)]), expected)
     assert torch.equal(rankings.of(["picture 4", "picture 0", "picture 4"]), expected[[4, 0, 4]])
-    with pytest.raises(ValueError, match="1 of 2 pictures were not ranked, such as 'picture 9'"):
+    with pytest.raises(ValueError, match="1 of 2 pictures were not ranked, such as 'picture 9'; rank the loader"):
         rankings.of(["picture 0", "picture 9"])
 
 

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments
 from common.evaluate.command import EVALUATIONS
-from common.evaluate.points import Point, add_image_size, at_size, default_places, read_places, read_values, tower_of
+from common.evaluate.points import (
+    Point,
+    add_first,
+    add_image_size,
+    at_size,
+    behind,
+    default_places,
+    read_places,
+    read_values,
+    setting_of,
+    tower_of,
+)
 from common.paths import runs_directory
 
 if TYPE_CHECKING:
@@ -65,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         "several times, one after another. Default: after a quarter of the blocks",
     )
     add_image_size(command)
-    add("--threshold", default="0.1..0.9", help="of a model with levels (default %(default)s)")
+    add_first(command)
+    add("--threshold", default="0.1..0.9", help="of a model with levels, or of --first (default %(default)s)")
     add(
         "--budget",
         type=float,
@@ -94,7 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.template is not None and args.task != EVALUATIONS[0]:
         raise ValueError(f"--template {args.template} makes prompts of zeroshot; {args.task} has none, leave it out")
     named = model_arguments(args)
-    from common.adaptive import paths_of
     from common.data.lookup import Place, source
     from common.evaluate.sweep.journal import Journal
     from common.evaluate.sweep.measure import Measure
@@ -106,10 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(args.batch_size, args.workers, chosen_device(args.device), args.dtype, args.limit)
     place = Place(args.root, args.captions, args.class_names)
     sources = [source(args.data, args.task, split, place) for split in _splits(args)]
-    model = at_size(load_model(**named), args.image_size)
+    model = behind(at_size(load_model(**named), args.image_size), args.first)
     if args.task != "linear-probe":
         model.text_encoder()  # ValueError for a model without a text tower
-    if args.task != EVALUATIONS[0] and paths_of(model.images).setting_name == "threshold":
+    if args.task != EVALUATIONS[0] and setting_of(model) == "threshold":
         raise ValueError(f"{model.name} stops at a level by the classes of zeroshot; take --task zeroshot")
     choice, scorings = _scorings(model, sources, place, settings, args)
     asked = points(model, args)
@@ -151,10 +162,9 @@ def points(model: Model, args: argparse.Namespace) -> list[Point]:
     ValueError: a name that is not on the list, a block that the tower lacks, or the model's own setting where it has
     none.
     """
-    from common.adaptive import paths_of
     from common.reducer_registry import installed_reducers, named
 
-    own = paths_of(model.images).setting_name
+    own = setting_of(model)
     everything = sorted(installed_reducers())
     default = [OWN] if own == "threshold" else [*([OWN] if own else []), *everything]
     names = default if args.reducers is None else args.reducers.split(",")
@@ -226,6 +236,7 @@ def _identity(model: Model, choice: str | None, settings: Settings, args: argpar
         "dtype": settings.dtype,
         "timed": list(args.batches),
         "machine": f"{machine}, {torch.get_num_threads()} threads" if args.batches else None,
+        **({} if model.first is None else {"first": model.first.weights}),
         # A journal without a task is of zeroshot.
         **({} if args.task == EVALUATIONS[0] else {"task": args.task}),
     }

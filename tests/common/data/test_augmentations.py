@@ -114,6 +114,14 @@ def test_a_training_batch_has_the_views_that_are_asked_for(tmp_path, module):
     assert "image_views" not in evaluated and "text_view" not in evaluated
 
 
+def test_a_loaders_scale_and_flip_stand_in_for_the_augmentations(tmp_path, module):
+    data = module(write_shards(tmp_path / "s", 1, 4), augmentation="slip", scale=[0.1, 0.2], flip=True)
+    expected = train_transform(data.image_size, (0.1, 0.2), flip=True)
+    for seed in range(4):  # mirrored and not
+        ours = data.picture_transform(train=True)(picture(), Random(seed))
+        np.testing.assert_array_equal(ours, expected(picture(), Random(seed)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 
 import mlip.merging  # noqa: F401  (puts its reducer on the list)
 import patchrank.reducers  # noqa: F401
 from common.flops import count_macs
 from common.reducer_registry import NEEDS, REDUCERS, Setting, at, named
-from common.reduction import ReducedTower, ReductionContext
+from common.reduction import ReducedTower
 from common.tower import ImageTower
 from patchrank.reducers.base import Call
 from waveclip import WaveTower
@@ -41,12 +40,13 @@ def trained(name, tower):
     """Stand-ins for the modules of a reducer that is trained."""
     make = REDUCERS[name].untrained
     torch.manual_seed(0)
-    return make and make(TOWER["width"], TOWER["layers"]).to(tower.proj.dtype)
+    return make and make(TOWER["width"], len(tower.transformer.resblocks)).to(tower.proj.dtype)
 
 
 def reducers(name, tower, keep=None):
     keep = rate_of(name) if keep is None else keep
-    setting = Setting(keep, LAYER, PATCHES, TOWER["layers"], GRID, tower, trained(name, tower))
+    blocks = len(tower.transformer.resblocks)
+    setting = Setting(keep, LAYER, PATCHES, blocks, GRID, tower, trained(name, tower))
     return REDUCERS[name].reducers(setting)
 
 
@@ -124,23 +124,20 @@ def test_its_shapes_are_static(name):
     assert x.shape[1] < 1 + 0.7 * PATCHES
 
 
-class Alone(nn.Module):
-    """DivPrune on its own: tokens [B,N,D] in, tokens out."""
-
-    def __init__(self):
-        super().__init__()
-        self.reducer = named("divprune").cls(0.25)
-
-    def forward(self, x):
-        places = torch.arange(x.shape[1] - 1).expand(x.shape[0], -1)
-        return self.reducer(x, ReductionContext(places))[0]
-
-
-def test_a_loop_over_tokens_is_exported():
-    """It chooses one token at a time, and is still one graph that is right for other tokens."""
-    exported = torch.export.export(Alone(), (torch.zeros(2, 9, 4),)).module()
-    x = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(exported(x), Alone()(x))
+@each
+@torch.no_grad()
+def test_it_is_exported_as_one_graph_for_any_number_of_pictures(name):
+    """Nothing of the example's pictures is left in the graph: it is right for others, and for more of them."""
+    torch.manual_seed(0)
+    tower = ImageTower(**TOWER | {"layers": 2}).double().eval()
+    reduced = ReducedTower(tower, reducers(name, tower))
+    any_number = ({0: torch.export.Dim.AUTO},)
+    exported = torch.export.export(reduced, (images(2),), dynamic_shapes=any_number).module()
+    z, expected = exported(images(5)), reduced(images(5))
+    if "batch" in REDUCERS[name].exceptions:
+        assert z.shape == expected.shape and z.isfinite().all()
+        return
+    torch.testing.assert_close(z, expected)
 
 
 @each

@@ -271,17 +271,18 @@ def test_atc_merges_by_mean_keys_and_sizes(tower):
     torch.testing.assert_close(outcome.bias[:, 0, 0, 1:], outcome.sizes.double().log())
 
 
+@pytest.mark.parametrize("taus", [(1, 20, 40), (4, 2, 0.5)])
 @torch.no_grad()
-def test_mctf_prefers_small_tokens_and_weighs_large_ones(tower):
+def test_mctf_prefers_small_tokens_and_weighs_large_ones(tower, taus):
     """One merge, from B to A: the best edge by all three criteria, its mean by attention received times size."""
-    x, y, _, outcome = at_middle(tower, sized(MCTF(1)))
+    x, y, _, outcome = at_middle(tower, sized(MCTF(1, *taus)))
     block = tower.transformer.resblocks[1]
     for row in range(2):
         received = slow_attention(block, x[row])[1].mean((0, 1))[1:].tolist()
         sizes, picture = SIZES[row].tolist(), y[row, 1:]
         edges = {
-            (i, j): (cosine(picture[i], picture[j]) + 1) / 2
-            * (received[i] * received[j]) ** (-1 / 20) * (sizes[i] * sizes[j]) ** (-1 / 40)
+            (i, j): ((cosine(picture[i], picture[j]) + 1) / 2) ** (1 / taus[0])
+            * (received[i] * received[j]) ** (-1 / taus[1]) * (sizes[i] * sizes[j]) ** (-1 / taus[2])
             for i in range(1, 16, 2) for j in range(0, 16, 2)
         }  # fmt: skip
         i, j = max(edges, key=edges.get)

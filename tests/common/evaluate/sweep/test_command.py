@@ -30,9 +30,9 @@ def result(folder):
 @torch.no_grad()
 def answers(model, tower, data):
     """Whether ``tower`` names each test picture rightly, computed from the library alone."""
-    clip = load_model(model).images
-    classes = embed_prompts(clip, [f"a {name}" for name in NAMES])
-    batches = source(data, "zeroshot", "test").loader(clip.preprocess, 64, 0)
+    clip, test = load_model(model).images, source(data, "zeroshot", "test")
+    classes = embed_prompts(clip, [f"a {name}" for name in test.class_names])
+    batches = test.loader(clip.preprocess, 64, 0)
     return torch.cat([(tower(b["image"]) @ classes.T).argmax(-1) == b["label"] for b in batches])
 
 
