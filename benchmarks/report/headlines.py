@@ -56,7 +56,8 @@ def levels_of_waveclip(result: Result) -> str:
 def coarse_on_fashion_mnist(result: Result) -> str:
     """WaveCLIP's loss and saving when every image exits at the coarse level."""
     dense, coarse = result["rows"][:2]
-    return f"{points(coarse['against_teacher'])} points, {saved(coarse['gmacs'], dense['gmacs'])} saved"
+    loss = f"{points(coarse['against_teacher'])} points, {saved(coarse['gmacs'], dense['gmacs'])} saved"
+    return loss + _remark(result["conditions"]["seeds"])
 
 
 def saved_by_mlip(result: Result) -> str:
@@ -77,7 +78,9 @@ def mlip_against_clip(result: Result) -> str | None:
 def pruned_and_tuned(result: Result) -> str | None:
     """Patch Ranking's headline: tuned and pruned against tuned and unpruned, mean of the tasks."""
     headline = result["headline"]
-    return headline and f"{points(headline['all'])} points at keep {result['conditions']['keep']}{_alone(result)}"
+    return headline and (
+        f"{points(headline['all'])} points at keep {result['conditions']['keep']}{_remark(headline['seeds'])}"
+    )
 
 
 def ahead_of_class_attention(result: Result) -> str | None:
@@ -86,12 +89,12 @@ def ahead_of_class_attention(result: Result) -> str | None:
     if not rows:
         return None
     leads = ", ".join(f"{points(row['lead'])} ({row['task']})" for row in rows)
-    return f"{leads} points at equal GMACs{' (one seed)' if rows[0]['seeds'] == 1 else ''}"
+    return f"{leads} points at equal GMACs{_remark(rows[0]['seeds'])}"
 
 
-def _alone(result: Result) -> str:
-    """A remark for results of one training seed: their interval is over images alone."""
-    return " (one seed)" if result["headline"] and result["headline"]["seeds"] == 1 else ""
+def _remark(seeds: int) -> str:
+    """What a cell adds where there is one training seed: its interval is over images alone."""
+    return " (one seed)" if seeds == 1 else ""
 
 
 def best_composition(result: Result) -> str | None:

@@ -49,6 +49,13 @@ def test_both_levels_stand_beside_their_teacher():
     assert said == "-1.0 [-2.0, +0.0] and +2.0 [+1.0, +3.0] points (one seed)"
 
 
+@pytest.mark.parametrize(("seeds", "remark"), [(1, " (one seed)"), (3, "")])
+def test_fashion_mnists_line_says_where_one_seed_is_all(seeds, remark):
+    rows = [{"gmacs": 4.0}, {"gmacs": 1.0, "against_teacher": [0.004, -0.001, 0.009]}]
+    said = headlines.coarse_on_fashion_mnist({"conditions": {"seeds": seeds}, "rows": rows})
+    assert said == f"+0.4 [-0.1, +0.9] points, 75.0 % saved{remark}"
+
+
 def test_mlip_is_compared_seed_by_seed():
     def rows(clip, mlip):
         seeds = {"clip": clip, "mlip": mlip}
