@@ -68,7 +68,7 @@ def test_every_command_of_a_page_names_what_exists(page):
 def test_pages_compare_models_on_other_pictures_than_tests():
     """The benchmark's pictures of test are read for tables, which log it. ``--budget`` chooses on val before it reads.
 
-    Retrieval has a split of its own, and linear probes are scored on test alone; they belong where CI does not run them.
+    Retrieval has a split of its own. Linear probes are scored on test alone, so they stand where CI does not run them.
     """
     reads = []
     for page in PAGES:
