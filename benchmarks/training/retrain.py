@@ -111,8 +111,8 @@ def table() -> str:
     first, shape = (len(prompts(revision)) for revision in (1, 2))
     note = (
         f"Top-1; a CLIP has one level. Intervals resample seeds and pictures. The runs named shapes tell {shape} names "
-        f"apart, on scenes of shape. Teacher and Guide are revision 1's, of {first} names; the models that are still of "
-        "that revision start from them."
+        f"apart, on scenes of shape. Teacher and Guide are revision 1's, of {first} names; the models that are still "
+        "of that revision start from them."
     )
     return f"{runs}\n\n{note}\n"
 
