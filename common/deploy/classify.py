@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _topk(text: str) -> int:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of classes nor all")
     return sys.maxsize if text == "all" else int(text)
 
 
