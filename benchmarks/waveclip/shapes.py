@@ -38,6 +38,11 @@ Known = dict[str, dict[str, dict[int, Answers]]]
 _ARCHITECTURE = "common/shapes_clip.json"
 
 
+def cosine_alone(share: int) -> str:
+    """How rows of the paper's recipe begin, after ``share`` % of the teacher's steps."""
+    return f"cosine distance alone, {share} % of the teacher's steps"
+
+
 class Line(NamedTuple):
     """A row of accuracies: a family's level (0: the first, -1: the last), its name and the cost it has."""
 
@@ -54,7 +59,7 @@ LINES = (
     Line("WaveCLIP, coarse level", "shapes-waveclip", 0, "coarse"),
     Line("WaveCLIP, fine level", "shapes-waveclip", -1, "fine"),
     *(
-        Line(f"cosine distance alone, {share} % of the teacher's steps, {level}", f"shapes-cosine{share}", place, level)
+        Line(f"{cosine_alone(share)}, {level}", f"shapes-cosine{share}", place, level)
         for share in trained.COSINE_SHARES
         for level, place in (("coarse", 0), ("fine", -1))
     ),
