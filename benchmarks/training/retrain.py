@@ -63,7 +63,7 @@ def _evaluation(run: Run, overlay: str | None) -> Evaluation:
     """How a run's weights are evaluated."""
     if run not in shapes.RUNS:
         return evaluate
-    return partial(shapes.evaluate, output=None if overlay else shapes.file(run.name))
+    return partial(shapes.evaluate, output=None if overlay else shapes.file(run.name), changes=run.settings)
 
 
 def evaluate(

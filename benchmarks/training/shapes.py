@@ -1,7 +1,8 @@
 """The trainings on the scenes of shape (revision 2), three seeds each; every run leaves its answers for the tables.
 
 The runs stand in `make retrain`, which trains what is not finished: ``ONLY='shapes-*'`` these alone. Students and
-teachers that are trained on start from the teacher of seed 0.
+teachers that are trained on start from the teacher of seed 0, the students of "waveclip-longer" from that teacher
+trained on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ import torch
 from benchmarks import ROOT, WEIGHTS, read_log, read_recipe
 from benchmarks.cells import accuracy_of
 from benchmarks.embedded import MODELS, PART, STUDENT_96, TEACHER_96
-from benchmarks.training.run import STORED, Run
+from benchmarks.training.run import STORED, Run, Settings
 from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
 from common.clip import CLIP
@@ -26,7 +28,7 @@ from waveclip import WaveTower
 
 SEEDS = range(3)
 TEACHER, STUDENT = MODELS[2]
-HALF = WEIGHTS / "shapes_clip_half.safetensors"
+HALF, LONGER = WEIGHTS / "shapes_clip_half.safetensors", WEIGHTS / "shapes_clip_longer.safetensors"
 """The committed weights: those of seed 0."""
 SPLITS = ("val", "test", "unseen", "retrieval")
 """Thresholds are chosen on val. On "unseen" a model tells the held-out names apart, on "retrieval" the captions."""
@@ -37,7 +39,7 @@ _CLIP_96, _WAVE_96 = "common/shapes_clip_96.yaml", "waveclip/shapes_96.yaml"
 STEPS = read_recipe(_CLIP)["trainer"]["max_steps"]
 """Training steps of the teacher."""
 _COSINE = {"model": {"distribution_weight": 0, "contrastive_weight": 0}}
-_LONGER = {"model": {"weights": str(TEACHER.relative_to(ROOT))}}
+_LONGER, _FROM_LONGER = ({"model": {"weights": str(file.relative_to(ROOT))}} for file in (TEACHER, LONGER))
 
 
 def _family(name: str, recipe: str, minutes: int, output: Path | None = None, **settings: Any) -> tuple[str, list[Run]]:
@@ -53,7 +55,8 @@ FAMILIES = (
     _family("teacher", _CLIP, 45, TEACHER),
     _family("half", _HALF, 50, HALF),
     _family("waveclip", _WAVE, 45, STUDENT),
-    _family("longer", _CLIP, 45, settings=_LONGER),
+    _family("longer", _CLIP, 45, LONGER, settings=_LONGER),
+    _family("waveclip-longer", _WAVE, 45, settings=_FROM_LONGER),
     *(
         _family(f"cosine{share}", _WAVE, 45 * share // 100, settings=_COSINE, length=STEPS * share // 100)
         for share in COSINE_SHARES
@@ -71,18 +74,24 @@ def file(name: str) -> Path:
 
 
 def evaluate(
-    weights: Path, recipe: str, output: Path | None, splits: Sequence[str] = SPLITS, batches: int | None = None
+    weights: Path,
+    recipe: str,
+    output: Path | None,
+    splits: Sequence[str] = SPLITS,
+    batches: int | None = None,
+    changes: Settings = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write a model's answers to ``output``, log a look at test, and return each split's and level's accuracy.
 
-    recipe: holds picture size and, for a WaveCLIP, the teacher.  output: None: the answers are not kept, as those of
-    a training with other settings.  batches: how many of a split; None: all.
+    recipe, changes: hold picture size and, for a WaveCLIP, the teacher.  output: None: the answers are not kept, as
+    those of a training with other settings.  batches: how many of a split; None: all.
     """
     settings = read_recipe(recipe)
     data = EmbeddedDataModule(**settings["data"]["init_args"] | {"batch_size": 250, "captions": False})
     if "wave" in read_record(weights):
         model: CLIP | WaveTower = WaveTower.load(weights).eval()
-        text_model = CLIP.load(ROOT / settings["model"]["init_args"]["weights"]).eval()
+        arguments = settings["model"]["init_args"] | changes.get("model", {})
+        text_model = CLIP.load(ROOT / arguments["weights"]).eval()
     else:
         model = text_model = CLIP.load(weights).eval()
     read: dict[str, Answers] = {}

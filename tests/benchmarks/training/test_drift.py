@@ -36,7 +36,7 @@ def test_other_committed_weights_give_the_stored_answers():
         stored = json.loads((RESULTS / "retrain" / f"{run.name}.json").read_text())
         if run in shapes.RUNS:
             split = SMALL[2]
-            measured = shapes.evaluate(run.output, run.recipe, None, [split], batches=PART // 250)
+            measured = shapes.evaluate(run.output, run.recipe, None, [split], PART // 250, run.settings)
         else:
             (split, *_) = [split for split in ("val", "test") if "first" in str(stored.get(split))]
             measured = evaluate(run.output, run.recipe, [split], PART)
