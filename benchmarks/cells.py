@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from scipy.stats import t as student
 from torch import Tensor
 
-from common.evaluate.accuracy import wilson_interval
+from benchmarks.statistics import share_interval
 
 Result = dict[str, Any]
 """The result of a benchmark: plain values, as its JSON file holds them."""
@@ -105,9 +105,9 @@ def percent(values: Sequence[float]) -> str:
 
 
 def accuracy_of(correct: Tensor) -> dict[str, Any]:
-    """Accuracy over M images with Wilson's 95 % interval: {"accuracy", "interval"}. correct: bool [M]."""
+    """Accuracy over M images with its 95 % interval over them: {"accuracy", "interval"}. correct: bool [M]."""
     right = int(correct.sum())
-    return {"accuracy": right / len(correct), "interval": wilson_interval(right, len(correct))}
+    return {"accuracy": right / len(correct), "interval": share_interval(right, len(correct))}
 
 
 def accuracy(fraction: float, interval: Sequence[float]) -> str:

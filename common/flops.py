@@ -16,15 +16,20 @@ expensive operation is silently left out.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import conv_flop_count, get_shape
 from torch import nn
+
+with warnings.catch_warnings():
+    # fvcore scripts losses of its own while it is imported, which every command would show.
+    warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import conv_flop_count, get_shape
 
 # Matrix products: operator -> index of the input whose last dimension is contracted.
 _PRODUCTS = {

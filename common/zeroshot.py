@@ -5,7 +5,6 @@ Shapes: B images, C classes, P templates, T text tokens, E joint dim.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.article import article, has_article
+from common.article import filled
 
-_WITH_ARTICLE = re.compile(r"(?:\b(?:a|an|the)|\{a\}) \{\}")
 PHOTO: tuple[str, ...] = ("a photo of a {}.",)
 """The single prompt of quick evaluations."""
 
@@ -40,20 +38,8 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def fill(template: Template, name: str) -> str:
-    """The prompt of one class. ValueError: a template without ``{}``.
-
-    A name with an article of its own, such as "a beach", is given no second one: it takes the place of the template's.
-    """
-    if callable(template):
-        return template(name)
-    if "{}" not in template:
-        raise ValueError(f"template {template!r} has no {{}} for the class name")
-    if has_article(name):
-        template = _WITH_ARTICLE.sub("{}", template)
-        name = name.partition(" ")[2] if "{a}" in template else name  # an adjective stands between, as in "{a} red {}"
-    if "{a}" in template:
-        template = template.replace("{a}", article(name))
-    return template.replace("{}", name)
+    """The prompt of one class; see ``common.article.filled``. ValueError: a template without ``{}``."""
+    return template(name) if callable(template) else filled(template, name)
 
 
 @torch.no_grad()

@@ -65,6 +65,25 @@ def test_every_command_of_a_page_names_what_exists(page):
                 importlib.import_module(COMMANDS[words[1]]).parser().parse_args(words[2:])
 
 
+def test_pages_compare_models_on_other_pictures_than_tests():
+    """The benchmark's pictures of test are read for tables, which log it. ``--budget`` chooses on val before it reads.
+
+    Retrieval has a split of its own. Linear probes are scored on test alone, so they stand where CI does not run them.
+    """
+    reads = []
+    for page in PAGES:
+        for block in blocks(page.read_text()):
+            for command in block.commands():
+                words = _words(command)
+                if words[:1] == ["effclip"] and words[1] in ("evaluate", "sweep"):
+                    args = importlib.import_module(COMMANDS[words[1]]).parser().parse_args(words[2:])
+                    tasks = args.tasks if words[1] == "evaluate" else args.task
+                    of_test = args.split in (None, "test") and getattr(args, "budget", None) is None
+                    if args.data.startswith("embedded") and tasks != "retrieval" and of_test:
+                        reads += [command] if block.runs or "linear-probe" not in tasks else []
+    assert not reads
+
+
 def test_ci_runs_what_readme_begins_with():
     _, first, *others = blocks(PAGES[0].read_text())  # after the installation
     assert first.commands() == ["make reproduce-table2"], "make smoke runs every table of the registry"

@@ -77,10 +77,12 @@ def assert_same(actual, expected):
 
 
 @torch.no_grad()
-def test_compile_makes_one_graph(model_and_input):
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_compile_makes_one_graph(model_and_input, bf16):
     model, given = model_and_input
     torch.compiler.reset()
-    assert_same(torch.compile(model, fullgraph=True, backend="aot_eager")(given), model(given))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        assert_same(torch.compile(model, fullgraph=True, backend="aot_eager")(given), model(given))
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from common.early_exit import margin
 
 
 def _check(name: str, threshold: float) -> None:
-    if threshold < 0:
-        raise ValueError(f"{name} threshold {threshold} is negative; 0 always stops, above 1 never")
+    if not threshold >= 0:  # NaN too
+        raise ValueError(f"{name} threshold {threshold} must be 0 or more; 0 always stops, above 1 never")
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,12 @@ class WaveletTokenizer(nn.Module):
             raise ValueError(f"start {start!r} is neither teacher nor random")
         self.image_size, self.patch_size, self.levels = tower.image_size, tower.patch_size, levels
         self.wavelet, self.transform = wavelet, transform
-        self.register_buffer("colour", YCBCR.float(), persistent=False)
-        self.register_buffer("kernel", analysis_kernel(wavelet, len(YCBCR)).float(), persistent=False)
         width = tower.width
         weight, positions, class_token = (None if part is None else part.detach() for part in patch_map(tower))
+        # In fp32 beside a tower of any dtype: they are cast where they are used.
+        kernel = analysis_kernel(wavelet, len(YCBCR)).float()
+        self.register_buffer("colour", YCBCR.float().to(weight.device), persistent=False)
+        self.register_buffer("kernel", kernel.to(weight.device), persistent=False)
         teacher = torch.einsum("dcij,ck->dkij", weight.double(), YCBCR.inverse().to(weight.device)).to(weight)
         spread = width**-0.5
 
@@ -104,9 +106,10 @@ class WaveletTokenizer(nn.Module):
 
         self.coarse = projection(1.0, 1)
         self.details = nn.ParameterList(projection(detail_scale, 3) for _ in range(levels))
-        self.band_embedding = nn.Parameter(torch.cat([torch.zeros(1, width), spread * torch.randn(3 * levels, width)]))
+        bands = torch.cat([torch.zeros(1, width), spread * torch.randn(3 * levels, width)])
+        self.band_embedding = nn.Parameter(bands.to(weight))
         if start == "random":
-            class_token = None if class_token is None else spread * torch.randn(width)
+            class_token = None if class_token is None else spread * torch.randn(width).to(weight)
             positions = spread * torch.randn_like(positions)
         self.class_tokens = None
         if class_token is not None:

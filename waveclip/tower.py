@@ -68,7 +68,7 @@ class WaveTower(BlockTower):
         start: Start = "teacher",
         detail_scale: float = 4.0,
     ) -> WaveTower:
-        """A WaveTower that starts as ``tower``; see ``WaveletTokenizer`` for the arguments.
+        """A WaveTower that starts as ``tower``, on its device and in its dtype; see ``WaveletTokenizer``.
 
         ValueError: a size that ``levels`` halvings and the patch do not divide, an unfit wavelet, or a tower of
         another library, for which there is ``AdaptedWaveTower``.
@@ -209,7 +209,8 @@ class WaveTower(BlockTower):
 
 def step_mask(tokenizer: WaveletTokenizer) -> Tensor:
     """Equation 1's mask, bool [N,N]: the row's query sees the column's key, unless that is of a later step."""
-    step = torch.cat([torch.full((tokenizer.tokens_in(s),), s) for s in range(tokenizer.steps)])
+    device = tokenizer.coarse.device
+    step = torch.cat([torch.full((tokenizer.tokens_in(s),), s, device=device) for s in range(tokenizer.steps)])
     return step[:, None] >= step[None, :]
 
 

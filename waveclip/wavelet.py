@@ -62,7 +62,9 @@ def analysis_kernel(wavelet: str, channels: int) -> Tensor:
     """The analysis as one convolution kernel [4C,C,L,L], zero between channels, on the CPU.
 
     On pixels whose channels are adjacent it is faster than a grouped convolution, which does fewer products but
-    none of them in vectors.
+    none of them in vectors. Its zeros are counted: three times the products that colours apart would need, which is
+    0.04 % of ViT-B/16's coarse level for haar. Sums and differences of neighbouring pixels are no faster at one
+    picture of 224 px, so haar has no form of its own.
     """
     return torch.from_numpy(_dense(wavelet, channels).copy())
 

@@ -11,7 +11,9 @@ from benchmarks import RESULTS, cells, registry
 from benchmarks.cells import Result, points, saved, student_interval
 from benchmarks.mlip.table9 import PRINTED
 from benchmarks.together import frontier_tables
+from benchmarks.training.shapes import COSINE_SHARES
 from benchmarks.waveclip import controls
+from benchmarks.waveclip.shapes import cosine_alone
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,7 @@ def saved_by_waveclip(result: Result) -> str:
     (line,) = (line for line in result["embedded"]["savings"] if line["reference"] == "teacher")
     shown = controls.verdict(line)
     if shown == controls.SAVES:
-        middle, low, high = (100 * value for value in line["saved"])
-        shown = f"{middle:.1f} % [{low:.1f}, {high:.1f}] (accuracy {points(line['difference'])} points)"
+        shown = f"{controls.saved_share(line)} (accuracy {points(line['difference'])} points)"
     return f"{shown} (one seed)"
 
 
@@ -54,10 +55,42 @@ def levels_of_waveclip(result: Result) -> str:
     return f"{points(coarse['against_teacher'])} and {points(fine['against_teacher'])} points (one seed)"
 
 
+def saved_beside_a_cascade(result: Result) -> str | None:
+    """The saving at the teacher's accuracy over the finished seeds, and how much more it is than a cascade's."""
+    lines = {line["method"]: line for line in result.get("savings", ()) if line["reference"] == "teacher"}
+    if not lines:
+        return None
+    wave, more = lines[controls.WAVE], lines[f"{controls.WAVE} less {controls.CASCADE}"]
+    shown = controls.verdict(wave)
+    shown = controls.saved_share(wave) if shown == controls.SAVES else shown
+    return f"{shown}; {points(more['saved'])} points{_remark(len(wave['thresholds']))}"
+
+
+def papers_recipe(result: Result) -> str | None:
+    """What both levels lose by the paper's recipe, at the longest training that is finished."""
+    for share in reversed(COSINE_SHARES):
+        rows = [row for row in result["rows"] if row["row"].startswith(cosine_alone(share)) and "difference" in row]
+        if rows:
+            coarse, fine = (points(row["difference"]) for row in rows)
+            return f"{coarse} and {fine} points after {share} % of the teacher's steps{_remark(rows[0]['seeds'])}"
+    return None
+
+
+def margin_as_a_gate(result: Result) -> str | None:
+    """In how many comparisons the margin surely leads as the common gate of several data sets, or another gate does."""
+    leads = [lead for at in result["shares"] for lead in at["leads"].values()]
+    if not leads:
+        return None
+    sure = [lead["difference"][0] > 0 for lead in leads if lead["p"] < 0.05]
+    seeds = _remark(min(result["seeds"].values()))
+    return f"surely ahead in {sum(sure)} of {len(leads)} comparisons, behind in {sure.count(False)}{seeds}"
+
+
 def coarse_on_fashion_mnist(result: Result) -> str:
     """WaveCLIP's loss and saving when every image exits at the coarse level."""
     dense, coarse = result["rows"][:2]
-    return f"{points(coarse['against_teacher'])} points, {saved(coarse['gmacs'], dense['gmacs'])} saved"
+    loss = f"{points(coarse['against_teacher'])} points, {saved(coarse['gmacs'], dense['gmacs'])} saved"
+    return loss + _remark(result["conditions"]["seeds"])
 
 
 def saved_by_mlip(result: Result) -> str:
@@ -78,7 +111,9 @@ def mlip_against_clip(result: Result) -> str | None:
 def pruned_and_tuned(result: Result) -> str | None:
     """Patch Ranking's headline: tuned and pruned against tuned and unpruned, mean of the tasks."""
     headline = result["headline"]
-    return headline and f"{points(headline['all'])} points at keep {result['conditions']['keep']}{_alone(result)}"
+    return headline and (
+        f"{points(headline['all'])} points at keep {result['conditions']['keep']}{_remark(headline['seeds'])}"
+    )
 
 
 def ahead_of_class_attention(result: Result) -> str | None:
@@ -87,12 +122,12 @@ def ahead_of_class_attention(result: Result) -> str | None:
     if not rows:
         return None
     leads = ", ".join(f"{points(row['lead'])} ({row['task']})" for row in rows)
-    return f"{leads} points at equal GMACs{' (one seed)' if rows[0]['seeds'] == 1 else ''}"
+    return f"{leads} points at equal GMACs{_remark(rows[0]['seeds'])}"
 
 
-def _alone(result: Result) -> str:
-    """A remark for results of one training seed: their interval is over images alone."""
-    return " (one seed)" if result["headline"] and result["headline"]["seeds"] == 1 else ""
+def _remark(seeds: int) -> str:
+    """What a cell adds where there is one training seed: its interval is over images alone."""
+    return " (one seed)" if seeds == 1 else ""
 
 
 def best_composition(result: Result) -> str | None:
@@ -122,6 +157,14 @@ def speed_of_loading(result: Result) -> str:
 LINES = (
     Line("WaveCLIP", "multiply-adds saved at its teacher's accuracy", "table2", saved_by_waveclip),
     Line("WaveCLIP", "coarse and fine level alone against their teacher", "table2", levels_of_waveclip),
+    Line(
+        "WaveCLIP",
+        "saved, over seeds, and more than by a cascade of two CLIPs",
+        "waveclip-shapes",
+        saved_beside_a_cascade,
+    ),
+    Line("WaveCLIP", "the paper's recipe, both levels against the teacher", "waveclip-shapes", papers_recipe),
+    Line("WaveCLIP", "the margin as one gate for several data sets", "waveclip-gates", margin_as_a_gate),
     Line("WaveCLIP", "coarse level alone against its teacher, Fashion-MNIST", "fashion-mnist", coarse_on_fashion_mnist),
     Line("MLIP", "multiply-adds saved by the image side of ViT-B/16", "mlip-table9", saved_by_mlip),
     Line("MLIP", "zero-shot accuracy against CLIP trained alike", "mlip-table3", mlip_against_clip),
@@ -139,7 +182,7 @@ def table() -> str:
     lines = cells.table(head, [line.cells() for line in LINES], left=range(4))
     note = (
         "Embedded scale, but for the image side of ViT-B/16 and the speeds, which are those of real sizes. WaveCLIP's "
-        "first two lines and Patch Ranking's are of revision 2, scenes of shape, Patch Ranking's of CIFAR-10 too. The "
+        "first four lines and Patch Ranking's are of revision 2, scenes of shape, Patch Ranking's of CIFAR-10 too. The "
         "accuracies of MLIP are still of revision 1, which measures colours, as are those whose cell says so. Each "
         "command prints the whole table with its conditions."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -21,12 +22,16 @@ TITLES = {
 
 
 class Cell(NamedTuple):
-    """One number (in %) of a table, with its row, its column and its text."""
+    """One number (in %) of a table, with its row, its column and its text.
+
+    chance: what guessing gives there, in %; None: unknown.
+    """
 
     row: str
     column: str
     value: float
     text: str
+    chance: float | None
 
 
 def collect(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -62,8 +67,11 @@ def _table(results: Sequence[dict[str, Any]]) -> str:
             if other != result["file"]:
                 raise ValueError(f"{other} and {result['file']} both give {cell.row} on {cell.column}; keep one")
     rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    average = len(columns) > 1
-    lines = []
+    # Recalls at several ranks, and splits of one set, which differ in their names, are no like quantities.
+    average = 1 < len(columns) == len({result["data"] for result in results})
+    chances = {column: cell.chance for (_, column), (cell, _) in cells.items()}
+    lines = [["chance", *("–" if chances[column] is None else f"{chances[column]:.2g}" for column in columns)]]
+    lines[0] += ["–"] * average
     for row in rows:
         line = [cells[row, column][0] if (row, column) in cells else None for column in columns]
         texts = ["not run" if cell is None else cell.text for cell in line]
@@ -78,10 +86,15 @@ def _cells(result: dict[str, Any], row: str) -> Iterator[Cell]:
     """The numbers of one result."""
     where, metrics = f"{result['data']} {result['split']}", result["metrics"]
     if result["task"] == "retrieval":
-        for arrow, side in (("I→T", "image_to_text"), ("T→I", "text_to_image")):
-            for name, value in metrics[side].items():
-                if name != "interval":
-                    yield Cell(row, f"{result['data']} {arrow} {name}", 100 * value, f"{100 * value:.1f}")
+        pictures, texts = metrics["samples"], metrics["texts"]
+        sides = ("I→T", "image_to_text", texts, texts / pictures), ("T→I", "text_to_image", pictures, 1)
+        for arrow, side, candidates, own in sides:
+            recalls, interval = metrics[side], metrics[side]["interval"]
+            for name in filter("interval".__ne__, recalls):
+                value, rank = recalls[name], int(name.removeprefix("R@"))
+                text = accuracy(value, interval) if rank == 1 else f"{100 * value:.1f}"
+                column = f"{result['data']} {arrow} {name}"
+                yield Cell(row, column, 100 * value, text, 100 * recall_by_chance(rank, candidates, own))
         return
     if result["metric"] == "mean_per_class":
         where += " (mean per class)"
@@ -94,7 +107,17 @@ def _cells(result: dict[str, Any], row: str) -> Iterator[Cell]:
             text += f" ± {100 * measured['deviation']:.1f}"
         elif result["metric"] == "accuracy":
             text = accuracy(fraction, measured["interval"])
-        yield Cell(f"{row}, {shot} shots" if shot.isdigit() else row, where, value, text)
+        chance = 100 / result["conditions"]["classes"] if "classes" in result["conditions"] else None
+        yield Cell(f"{row}, {shot} shots" if shot.isdigit() else row, where, value, text, chance)
+
+
+def recall_by_chance(rank: int, candidates: int, own: float) -> float:
+    """How often one of ``own`` right candidates is among the first ``rank`` of a random order.
+
+    own: a mean where queries differ in it.
+    """
+    misses = ((candidates - own - place) / (candidates - place) for place in range(min(rank, candidates)))
+    return 1 - prod(max(miss, 0.0) for miss in misses)
 
 
 def _name(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
@@ -119,7 +142,8 @@ def _note(results: Sequence[dict[str, Any]]) -> str:
     pictures = {f"{result['data']} {result['split']} {result['conditions']['samples']:,}" for result in results}
     scales, revisions, devices = (sorted({str(run[key]) for run in runs}) for key in ("scale", "revision", "device"))
     return (
-        f"Scale: {', '.join(scales)}. Pictures: {', '.join(sorted(pictures))}. Brackets: Wilson's 95 % interval. "
+        f"Scale: {', '.join(scales)}. Pictures: {', '.join(sorted(pictures))}. Brackets: Wilson's 95 % interval; "
+        "±: the deviation between draws of the shots. "
         f"Revision {', '.join(revision[:10] for revision in revisions)}; {', '.join(devices)}."
     )
 

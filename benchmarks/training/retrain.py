@@ -16,12 +16,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import cells, read_recipe
 from benchmarks.embedded import GUIDE, PART, TEACHER, batches, prompts, right_answers
+from benchmarks.statistics import mean_interval
 from benchmarks.training import shapes
 from benchmarks.training.run import STORED, Evaluation, Run, command, work
+from benchmarks.waveclip import answers
 from common.models import load_model
 
 FIRST = (
@@ -100,24 +103,27 @@ def table() -> str:
         level = result.get("test", {}).get("top1")  # a Guide has none
         accuracy = cells.accuracy(level["accuracy"], level["interval"]) if level else "–"
         rows.append([run.name, f"{result['minutes']:.0f}", "–", accuracy, f"`{shlex.join(command(run))}`"])
-    rows += [_family(name, [known[run.name] for run in runs if run.name in known]) for name, runs in shapes.FAMILIES]
-    runs = cells.table(["run", "minutes", "coarse, test", "fine, test", "command"], rows, left=(0, 4))
+    for name, runs in shapes.FAMILIES:
+        finished = [run.name for run in runs if run.name in known]
+        rows.append(_family(name, finished, [known[run]["minutes"] for run in finished]))
+    head = ["run", "minutes", "coarse, test [95 %]", "fine, test [95 %]", "command"]
+    runs = cells.table(head, rows, left=(0, 4))
     first, shape = (len(prompts(revision)) for revision in (1, 2))
     note = (
-        f"Top-1; a CLIP has one level. The runs named shapes tell {shape} names apart, on scenes of shape. Teacher and "
-        f"Guide are revision 1's, of {first} names; the models that are still of that revision start from them."
+        f"Top-1; a CLIP has one level. Intervals resample seeds and pictures. The runs named shapes tell {shape} names "
+        f"apart, on scenes of shape. Teacher and Guide are revision 1's, of {first} names; the models that are still "
+        "of that revision start from them."
     )
     return f"{runs}\n\n{note}\n"
 
 
-def _family(name: str, finished: Sequence[dict[str, Any]]) -> list[str]:
+def _family(name: str, finished: Sequence[str], minutes: Sequence[float]) -> list[str]:
     """A family's line: the minutes of a run, the mean accuracy over its finished seeds, and the command of all."""
     line = f"`make retrain ONLY='{name}-*'`"
     title = f"{name}, {len(finished)} of {len(shapes.SEEDS)} seeds"
     if not finished:
         return [title, "–", "not run", "not run", line]
-    tests = [result["test"] for result in finished]
-    levels = [[test[level]["accuracy"] for test in tests if level in test] for level in ("coarse", "fine", "top1")]
-    coarse, fine, only = (cells.percent(values) if values else None for values in levels)
-    minutes = fmean(result["minutes"] for result in finished)
-    return [title, f"{minutes:.0f}", coarse or "–", fine or only, line]
+    right = np.stack([answers.read(shapes.file(run))["test"].correct for run in finished])  # [S,L,M]
+    levels = [mean_interval(right[:, level]) for level in sorted({0, right.shape[1] - 1})]
+    accuracies = [cells.accuracy(level.middle, (level.low, level.high)) for level in levels]
+    return [title, f"{fmean(minutes):.0f}", *["–"] * (2 - len(levels)), *accuracies, line]

@@ -202,6 +202,12 @@ def verdict(line: Mapping[str, Any]) -> str:
     return SAVES if line["saved"][1] > 0 else "no saving shown"
 
 
+def saved_share(line: Mapping[str, Any]) -> str:
+    """The saving of a line of ``savings_table``, in % with its interval."""
+    middle, low, high = (100 * value for value in line["saved"])
+    return f"{middle:.1f} % [{low:.1f}, {high:.1f}]"
+
+
 def headline(lines: Sequence[Mapping[str, Any]], seeds: int, more: str) -> str:
     """The protocol's headline in words; with fewer than three training seeds, that there is none.
 
@@ -211,10 +217,9 @@ def headline(lines: Sequence[Mapping[str, Any]], seeds: int, more: str) -> str:
         return no_headline(seeds, more)
     by_name = {line["method"]: line for line in lines if line["reference"] == "teacher"}
     wave, more = by_name[WAVE], by_name[f"{WAVE} less {CASCADE}"]
-    middle, low, high = (100 * value for value in wave["saved"])
-    saved = f"{middle:.1f} % [{low:.1f}, {high:.1f}]" if verdict(wave) == SAVES else "no saving shown"
     return (
-        f"**Headline** ({seeds} training seeds): multiply-adds that WaveCLIP saves at its teacher's accuracy: {saved}; "
+        f"**Headline** ({seeds} training seeds): multiply-adds that WaveCLIP saves at its teacher's accuracy: "
+        f"{saved_share(wave) if verdict(wave) == SAVES else 'no saving shown'}; "
         f"less what the cascade saves: {points(more['saved'])} points."
     )
 

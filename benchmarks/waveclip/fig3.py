@@ -99,7 +99,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     note = (
         "Encoding anew costs what the coarse tokens cost: their linear layers, and their attention to all "
         "tokens (a masked product is computed in full). The paper's values fit 16.87 minus the refinement's "
-        "13.12, a count without attention products minus one with them. Times: "
+        "13.12, a count without attention products minus one with them. The figure names no points; that its values "
+        "are those of these four, in order of cost, is our inference. Times: "
         f"{run['dtype']}, {run['device']}, {run['threads']} threads, medians of alternating rounds."
     )
     parts = [table(costs_head, extra), table(times_head, times), note]

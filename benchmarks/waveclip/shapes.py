@@ -35,9 +35,14 @@ FROM_LONGER = "shapes-waveclip-longer"
 """The family of WaveCLIPs whose teacher is the one trained on, of seed 0."""
 BEYOND = ("unseen", "retrieval")
 """Splits of held-out names, and of pictures among whose captions their own is to be found."""
-Known = dict[str, dict[str, list[Answers]]]
-"""Answers by family ("shapes-teacher"), split, and seed."""
+Known = dict[str, dict[str, dict[int, Answers]]]
+"""Answers by family ("shapes-teacher"), split, and training seed, ascending."""
 _ARCHITECTURE = "common/shapes_clip.json"
+
+
+def cosine_alone(share: int) -> str:
+    """How rows of the paper's recipe begin, after ``share`` % of the teacher's steps."""
+    return f"cosine distance alone, {share} % of the teacher's steps"
 
 
 class Line(NamedTuple):
@@ -62,7 +67,7 @@ LINES = (
     Line("WaveCLIP from the teacher trained on, coarse level", FROM_LONGER, 0, "coarse", "shapes-longer"),
     Line("WaveCLIP from the teacher trained on, fine level", FROM_LONGER, -1, "fine", "shapes-longer"),
     *(
-        Line(f"cosine distance alone, {share} % of the teacher's steps, {level}", f"shapes-cosine{share}", place, level)
+        Line(f"{cosine_alone(share)}, {level}", f"shapes-cosine{share}", place, level)
         for share in trained.COSINE_SHARES
         for level, place in (("coarse", 0), ("fine", -1))
     ),
@@ -73,10 +78,9 @@ def known() -> Known:
     """The answers of every finished run."""
     families: Known = {}
     for name, runs in trained.FAMILIES:
-        paths = [path for path in (trained.file(run.name) for run in runs) if path.is_file()]
-        if paths:
-            parts = list(map(answers.read, paths))
-            families[name] = {split: [part[split] for part in parts] for split in trained.SPLITS}
+        parts = {run.seed: answers.read(file) for run in runs if (file := trained.file(run.name)).is_file()}
+        if parts:
+            families[name] = {split: {seed: part[split] for seed, part in parts.items()} for split in trained.SPLITS}
     return families
 
 
@@ -98,7 +102,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "name": "waveclip-shapes",
         "conditions": conditions("embedded", seeds=len(trained.SEEDS), chosen_on="val", reported_on="test"),
         "seeds": {family: len(splits["test"]) for family, splits in families.items()},
-        "pictures": next((splits["test"][0].correct.shape[1] for splits in families.values()), 0),
+        "pictures": next((_right(families, line).shape[1] for line in _finished(families)), 0),
         "rows": rows(families, {name: value.macs.gmacs for name, value in priced.items()}, resamples),
         "kept": kept(families, resamples),
     }
@@ -107,6 +111,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
     if not families.keys() >= CONTROLLED:
         return result
     val, test = (by_seed(families, split) for split in ("val", "test"))
+    if not test:
+        return result
     price = controls.Costs(priced["dense"], [priced["coarse"], priced["fine"]], priced["half"])
     return result | {
         "savings": controls.savings(val, test, price, resamples),
@@ -122,7 +128,7 @@ def savings_from_longer(families: Known, costs: Mapping[str, Cost], resamples: i
     for reference in (controls.TRAINED_ON, controls.FINE):
         own = reference == controls.FINE
         val, test = (
-            [wave.exits(wave.last if own else teacher[split][0].last) for wave in students[split]]
+            [wave.exits(wave.last if own else teacher[split][0].last) for wave in students[split].values()]
             for split in ("val", "test")
         )
         value = saving(val, test, (coarse, fine), dense, resamples=resamples)
@@ -131,27 +137,26 @@ def savings_from_longer(families: Known, costs: Mapping[str, Cost], resamples: i
 
 
 def by_seed(families: Known, split: str) -> list[SeedAnswers]:
-    """The answers on a split of the WaveCLIP and the controls of every seed; their teacher is that of seed 0."""
+    """The answers on a split of the WaveCLIP and the controls, of the seeds that all have; the teacher is seed 0's."""
     teacher = families["shapes-teacher"][split][0]
-    parts = (families[name][split] for name in ("shapes-waveclip", "shapes-half", "shapes-longer"))
-    students = zip(*parts, strict=False)  # the seeds that all have
-    return [controls.seed_answers(teacher, wave, half, longer) for wave, half, longer in students]
+    wave, half, longer = (families[name][split] for name in ("shapes-waveclip", "shapes-half", "shapes-longer"))
+    shared = [seed for seed in wave if seed in half and seed in longer]
+    return [controls.seed_answers(teacher, wave[seed], half[seed], longer[seed]) for seed in shared]
 
 
 def rows(families: Known, costs: dict[str, float], resamples: int) -> list[dict[str, Any]]:
     """Accuracy of every finished line with its interval, and its difference from the teacher, Holm-adjusted."""
     result, p_values = [], {}
-    for line in LINES:
-        if line.family not in families:
-            continue
+    for line in _finished(families):
         right = _right(families, line)
         row: dict[str, Any] = {"row": line.name, "gmacs": costs[line.cost], "seeds": len(right)}
         row["accuracy"] = mean_interval(right, resamples).ends
-        if line.family != line.teacher and line.teacher in families:
-            teacher = np.stack([part.last for part in families[line.teacher]["test"]])
+        teachers = families.get(line.teacher, {}).get("test", {})
+        if line.family != line.teacher and 0 in teachers:
             # A student's teacher is that of seed 0; a tower of its own training meets the teacher of its seed.
-            from_scratch = line.family == "shapes-half" and len(right) == len(teacher)
-            gap = difference(right, teacher if from_scratch else teacher[:1], from_scratch, resamples)
+            from_scratch = line.family == "shapes-half" and families[line.family]["test"].keys() == teachers.keys()
+            met = np.stack([part.last for part in teachers.values()]) if from_scratch else teachers[0].correct[-1:]
+            gap = difference(right, met, from_scratch, resamples)
             row["difference"], p_values[line.name] = gap.ends, gap.p
         result.append(row)
     adjusted = holm(p_values)
@@ -160,17 +165,20 @@ def rows(families: Known, costs: dict[str, float], resamples: int) -> list[dict[
 
 def kept(families: Known, resamples: int) -> list[dict[str, Any]]:
     """What each finished line can do beyond the names it was trained on, by split of ``BEYOND``, with intervals."""
-    finished = (line for line in LINES if line.family in families)
     return [
         {"row": line.name, "seeds": len(_right(families, line, "unseen"))}
         | {split: mean_interval(_right(families, line, split), resamples).ends for split in BEYOND}
-        for line in finished
+        for line in _finished(families)
     ]
+
+
+def _finished(families: Known) -> list[Line]:
+    return [line for line in LINES if line.family in families]
 
 
 def _right(families: Known, line: Line, split: str = "test") -> np.ndarray:
     """Right answers, bool [S,M]."""
-    return np.stack([part.correct[line.level] for part in families[line.family][split]])
+    return np.stack([part.correct[line.level] for part in families[line.family][split].values()])
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:
@@ -193,7 +201,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     head = ["scenes of shape", "seeds", "accuracy [95 %]", "against its teacher", "p, Holm", "GMACs"]
     parts, figures = [table(head, lines), _kept_table(result["kept"])], {}
     if "savings" in result:
-        seeds = min(result["seeds"][family] for family in CONTROLLED)
+        seeds = len(result["savings"][0]["thresholds"])
         said = controls.headline(result["savings"], seeds, "`make retrain ONLY='shapes-*'`")
         parts += [said, controls.savings_table(result["savings"])]
         figures["waveclip-shapes"] = _draw(result)

@@ -8,7 +8,6 @@ where nothing is, is answered before torch is imported.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -17,11 +16,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from common.arguments import add_model, model_arguments, read_labels, read_templates
+from common.deploy.rows import row_writer
 from common.paths import written_whole
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _topk(text: str) -> int:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of classes nor all")
     return sys.maxsize if text == "all" else int(text)
 
 
@@ -235,42 +237,21 @@ def lines(stats: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def _writer(out: Path | None, screen: str | None, topk: int) -> Iterator[Callable[[Answer], None]]:
-    """A function that writes one row. In files, a name that is not valid Unicode keeps its bytes.
-
-    screen: the format where there is no file.  topk: the number of classes in a row.
-    """
-    if out is None:
-        write = _rows(sys.stdout, screen == "jsonl", topk)
-        yield lambda answer: write(replace(answer, picture=answer.picture.encode(errors="replace").decode()))
-        sys.stdout.flush()
-        return
-    with written_whole(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        yield _rows(file, out.suffix == ".jsonl", topk)
+    """A function that writes one answer. screen: the format where there is no file.  topk: the classes in a row."""
+    jsonl = screen == "jsonl" if out is None else out.suffix == ".jsonl"
+    with row_writer(out, jsonl) as write:
+        yield lambda answer: write(_row(answer, jsonl, topk))
 
 
-def _rows(file: IO[str], jsonl: bool, topk: int) -> Callable[[Answer], None]:
-    """A function that writes one row: further classes as a list "top" in JSON, in columns label_2 and so on in csv."""
+def _row(answer: Answer, jsonl: bool, topk: int) -> dict[str, Any]:
+    """An answer by column. Further classes are a list "top" in JSON, and columns label_2 and so on in csv."""
+    row = {name: value for name, value in asdict(answer).items() if name != "top"}
     if jsonl:
-        return lambda answer: print(json.dumps(_fields(answer, {"top": answer.top} if topk > 1 else {})), file=file)
-    table: csv.DictWriter | None = None
-
-    def write(answer: Answer) -> None:
-        nonlocal table
-        others: dict[str, Any] = {}
-        for place in range(1, topk):
-            label, probability = answer.top[place] if answer.top else (None, None)
-            others |= {f"label_{place + 1}": label, f"probability_{place + 1}": probability}
-        row = _fields(answer, others)
-        if table is None:
-            table = csv.DictWriter(file, list(row), lineterminator="\n")
-            table.writeheader()
-        table.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-
-    return write
-
-
-def _fields(answer: Answer, others: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in asdict(answer).items() if name != "top"} | others
+        return row | ({"top": answer.top} if topk > 1 else {})
+    for place in range(1, topk):
+        label, probability = answer.top[place] if answer.top else (None, None)
+        row |= {f"label_{place + 1}": label, f"probability_{place + 1}": probability}
+    return row
 
 
 def _say(text: str) -> None:

@@ -69,8 +69,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def keep_rates(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them."""
-    return tuple(float(word) for word in text.split(","))
+    """Numbers with commas between them. ArgumentTypeError: something else."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of keep rates, such as 0.3,0.5") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

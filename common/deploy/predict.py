@@ -8,8 +8,6 @@ or with --strict a picture that could not be read, 2 wrong usage, 130 interrupte
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import re
 import sys
@@ -18,16 +16,17 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from common.arguments import read_labels, read_templates
 from common.data.prepared import SUFFIXES, is_system_file
-from common.deploy.runtime import ALL_LEVELS, PROVIDERS, Answer, EarlyExit
+from common.deploy.rows import row_writer
+from common.deploy.runtime import ALL_LEVELS, PROVIDERS, EarlyExit
 from common.paths import written_whole
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
@@ -99,7 +98,8 @@ def _run(args: argparse.Namespace) -> int:
     answers = model.classify(
         sources, threshold, args.batch_size, args.workers, lambda source: model.pixels(_opened(source, args.allow_urls))
     )
-    with _rows(args.out, args.jsonl) as write, _embeddings(args.embeddings, model.about["embed_dim"]) as keep:
+    jsonl = args.jsonl if args.out is None else args.out.suffix == ".jsonl"
+    with row_writer(args.out, jsonl) as write, _embeddings(args.embeddings, model.about["embed_dim"]) as keep:
         for answer, embedding in answers:
             write(asdict(answer))
             keep(embedding)
@@ -238,28 +238,6 @@ def _opened(source: str, urls: bool) -> str | BytesIO:
     if len(data) > _URL_BYTES:
         raise ValueError(f"more than {_URL_BYTES:,} bytes")
     return BytesIO(data)
-
-
-@contextmanager
-def _rows(out: Path | None, jsonl: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes one row. In files, a name that is not valid Unicode keeps its bytes."""
-    if out is None:
-        write = _writer(sys.stdout, jsonl)
-        yield lambda row: write(row | {"picture": row["picture"].encode(errors="replace").decode()})
-        sys.stdout.flush()
-        return
-    with written_whole(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        yield _writer(file, out.suffix == ".jsonl")
-
-
-def _writer(file: IO[str], jsonl: bool) -> Callable[[dict[str, Any]], None]:
-    if jsonl:
-        return lambda row: print(json.dumps(row), file=file)
-    table = csv.DictWriter(file, [field.name for field in fields(Answer)], lineterminator="\n")
-    table.writeheader()
-    return lambda row: table.writerow(
-        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
-    )
 
 
 @contextmanager

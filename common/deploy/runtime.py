@@ -27,7 +27,7 @@ import onnxruntime
 from PIL import Image
 
 from common.arguments import checked_labels
-from common.article import article
+from common.article import filled
 from common.data.ahead import read_in_order
 from common.data.prepared import open_upright, resized
 
@@ -134,7 +134,7 @@ class EarlyExit:
         names, templates = checked_labels(names), list(templates or self.templates)
         if not templates or any("{}" not in template for template in templates):
             raise ValueError(f"templates {templates} must be texts with {{}} for the class name")
-        prompts = [_filled(template, name) for name in names for template in templates]
+        prompts = [filled(template, name) for name in names for template in templates]
         z = self._texts(prompts).reshape(len(names), len(templates), -1)
         self.classes, self.names, self.templates = _unit(z.mean(1)), names, templates
 
@@ -197,8 +197,11 @@ class EarlyExit:
 
         threshold: the margin, largest less second largest probability, at which a picture stops; above 1: all levels.
         None: the folder's. Without classes every picture goes through all levels, and probabilities are [B,0].
+        ValueError: a threshold below 0, or NaN.
         """
         threshold = self.threshold if threshold is None else threshold
+        if threshold is not None and not threshold >= 0:
+            raise ValueError(f"threshold {threshold:g} must be a margin in [0, 1], or {ALL_LEVELS:g} for all levels")
         live, inputs = np.arange(len(images)), [images]
         for step, stage in enumerate(self.about["stages"]):
             z, *state = self._run(stage, inputs)
@@ -325,11 +328,6 @@ def _clean(text: str) -> str:
             raise ValueError(f"the text {text!r} needs the package ftfy: pip install ftfy") from error
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
-
-
-def _filled(template: str, name: str) -> str:
-    """The prompt of one class."""
-    return (template.replace("{a}", article(name)) if "{a}" in template else template).replace("{}", name)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.statistics import difference, holm, mean_interval
+from benchmarks.statistics import difference, holm, mean_interval, share_interval
 
 
 def drawn(seeds, pictures, spread, rng):
@@ -18,6 +18,14 @@ def test_one_seeds_interval_is_that_of_a_proportion():
     half = 1.96 * (0.7 * 0.3 / 1000) ** 0.5
     assert interval.middle == pytest.approx(0.7) and interval.seeds == 1
     assert interval.low == pytest.approx(0.7 - half, abs=2e-3) and interval.high == pytest.approx(0.7 + half, abs=2e-3)
+
+
+def test_a_shares_interval_is_that_of_its_drawn_pictures():
+    interval = mean_interval(np.arange(1000)[None] < 700, resamples=4000)
+    assert share_interval(700, 1000, resamples=4000) == pytest.approx((interval.low, interval.high), abs=3e-3)
+    assert share_interval(5, 5) == (1, 1)
+    with pytest.raises(ValueError, match="an accuracy of no pictures"):
+        share_interval(0, 0)
 
 
 def test_the_spread_between_seeds_widens_the_interval_as_the_variance_of_a_mean_does():

@@ -26,3 +26,4 @@ print(*{HEAVY} & sys.modules.keys(), file=sys.stderr)
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert answer.stderr.splitlines()[-1] == "", "these were imported"
+    assert "Warning" not in answer.stderr, "a library's remarks about itself are not the user's"

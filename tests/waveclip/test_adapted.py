@@ -63,6 +63,15 @@ def test_level_by_level_equals_one_masked_pass(name):
 
 
 @torch.no_grad()
+def test_it_is_on_the_originals_device_and_in_its_dtype():
+    tower = adapt(foreign("SigLIP")).to(torch.bfloat16)
+    wave = AdaptedWaveTower.from_image_tower(tower)
+    assert {parameter.dtype for parameter in wave.parameters()} == {torch.bfloat16}
+    assert {z.dtype for z in wave(images().bfloat16())} == {torch.bfloat16}
+    elsewhere = AdaptedWaveTower.from_image_tower(tower.to("meta"))
+    assert {part.device.type for part in (*elsewhere.parameters(), *elsewhere.buffers())} == {"meta"}
+
+
 def test_it_is_the_wave_tower_of_this_suites_own_tower():
     original = foreign("CLIP")
     own = ImageTower(32, 8, 32, 3, 2, 16, mlp_ratio=2.0).double()

@@ -1,5 +1,7 @@
 """Gates on probabilities that are written out."""
 
+import math
+
 import pytest
 import torch
 
@@ -33,11 +35,12 @@ def test_zero_always_stops_and_more_than_one_never(gate):
     assert not gate(1.01)(PROBABILITIES).any()
 
 
-def test_a_negative_threshold_is_refused():
-    with pytest.raises(ValueError, match=r"margin threshold -0\.1 is negative"):
-        MarginGate(-0.1)
-    with pytest.raises(ValueError, match=r"probability threshold -0\.1 is negative"):
-        MaxProbabilityGate(-0.1)
+@pytest.mark.parametrize("threshold", [-0.1, math.nan])
+def test_a_threshold_that_is_negative_or_no_number_is_refused(threshold):
+    with pytest.raises(ValueError, match=f"margin threshold {threshold} must be 0 or more"):
+        MarginGate(threshold)
+    with pytest.raises(ValueError, match=f"probability threshold {threshold} must be 0 or more"):
+        MaxProbabilityGate(threshold)
 
 
 def test_a_margin_of_one_class_is_refused():

@@ -132,6 +132,16 @@ def test_the_teacher_is_copied_not_shared():
         assert torch.equal(wave.transformer.state_dict()[key], value)
 
 
+@pytest.mark.parametrize("start", ["teacher", "random"])
+def test_it_is_on_its_towers_device_and_in_its_dtype(start):
+    of = CLIP.tiny().image_tower.to(torch.bfloat16)
+    wave = WaveTower.from_image_tower(of, start=start)
+    assert {parameter.dtype for parameter in wave.parameters()} == {torch.bfloat16}
+    assert {z.dtype for z in wave(torch.randn(2, 3, 32, 32, dtype=torch.bfloat16))} == {torch.bfloat16}
+    elsewhere = WaveTower.from_image_tower(of.to("meta"), start=start)
+    assert {part.device.type for part in (*elsewhere.parameters(), *elsewhere.buffers())} == {"meta"}
+
+
 def test_the_class_token_can_be_one_for_all_levels():
     for shared, vectors in ((False, 3), (True, 1)):
         wave, images = tower(levels=2, shared_class_token=shared)

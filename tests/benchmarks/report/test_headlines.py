@@ -15,6 +15,7 @@ from benchmarks.report.headlines import (
     saved_by_waveclip,
     table,
 )
+from benchmarks.waveclip.shapes import cosine_alone
 
 
 def test_every_line_is_read_from_the_stored_results_or_says_that_it_was_not_run():
@@ -47,6 +48,50 @@ def test_both_levels_stand_beside_their_teacher():
     rows = [{"method": "teacher"}, *({"against_teacher": [gap, gap - 0.01, gap + 0.01]} for gap in (-0.01, 0, 0.02))]
     said = levels_of_waveclip({"embedded": {"rows": rows}})
     assert said == "-1.0 [-2.0, +0.0] and +2.0 [+1.0, +3.0] points (one seed)"
+
+
+def test_a_saving_stands_beside_that_of_a_cascade():
+    """As soon as all controls are trained."""
+    saving = {"reference": "teacher", "chosen": True, "saved": [0.5, 0.4, 0.6], "difference": [0.0, -0.001, 0.001]}
+    lines = [
+        saving | {"method": "WaveCLIP", "thresholds": [0.1, 0.2, 0.3]},
+        saving | {"method": "cascade of two CLIPs", "thresholds": [0.1, 0.2, 0.3]},
+        {"method": "WaveCLIP less cascade of two CLIPs", "reference": "teacher", "saved": [0.1, -0.05, 0.2]},
+        saving | {"method": "WaveCLIP", "reference": "WaveCLIP's fine level"},
+    ]
+    said = headlines.saved_beside_a_cascade({"savings": lines})
+    assert said == "50.0 % [40.0, 60.0]; +10.0 [-5.0, +20.0] points"
+    lines[0] |= {"chosen": False, "thresholds": [2.0]}
+    said = headlines.saved_beside_a_cascade({"savings": lines})
+    assert said == "no saving shown: on val no threshold comes near enough; +10.0 [-5.0, +20.0] points (one seed)"
+    assert headlines.saved_beside_a_cascade({"rows": []}) is None
+
+
+def test_the_papers_recipe_is_that_of_the_longest_finished_training():
+    rows = [
+        {"row": f"{cosine_alone(share)}, {level}", "seeds": 3, "difference": [gap, gap - 0.01, gap + 0.01]}
+        for share, level, gap in ((10, "coarse", -0.3), (10, "fine", -0.4), (25, "coarse", -0.1), (25, "fine", -0.2))
+    ]
+    said = headlines.papers_recipe({"rows": rows})
+    assert said == "-10.0 [-11.0, -9.0] and -20.0 [-21.0, -19.0] points after 25 % of the teacher's steps"
+    assert headlines.papers_recipe({"rows": []}) is None
+
+
+def test_the_margin_as_a_gate_is_counted_where_it_is_sure():
+    def at(*leads):
+        return {"leads": {str(n): {"difference": [gap, 0, 0], "p": p} for n, (gap, p) in enumerate(leads)}}
+
+    shares = [at((0.01, 0.01), (0.02, 0.2)), at((-0.01, 0.04), (0.03, 0.001))]
+    said = headlines.margin_as_a_gate({"shares": shares, "seeds": {"a": 3, "b": 1}})
+    assert said == "surely ahead in 2 of 4 comparisons, behind in 1 (one seed)"
+    assert headlines.margin_as_a_gate({"shares": [], "seeds": {}}) is None
+
+
+@pytest.mark.parametrize(("seeds", "remark"), [(1, " (one seed)"), (3, "")])
+def test_fashion_mnists_line_says_where_one_seed_is_all(seeds, remark):
+    rows = [{"gmacs": 4.0}, {"gmacs": 1.0, "against_teacher": [0.004, -0.001, 0.009]}]
+    said = headlines.coarse_on_fashion_mnist({"conditions": {"seeds": seeds}, "rows": rows})
+    assert said == f"+0.4 [-0.1, +0.9] points, 75.0 % saved{remark}"
 
 
 def test_mlip_is_compared_seed_by_seed():

@@ -1,11 +1,12 @@
 """Results of `effclip evaluate` as tables of models x data sets."""
 
 import json
+from itertools import permutations
 
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.together.evaluations import collect, markdown
+from benchmarks.together.evaluations import collect, markdown, recall_by_chance
 
 
 def result(model="clip", data="embedded", split="test", task="zeroshot", metric="accuracy", value=0.5, **stated):
@@ -32,24 +33,39 @@ def write(tmp_path):
     return write
 
 
-def test_models_by_data_sets_with_averages(write):
+def test_models_by_data_sets_with_averages_and_chance(write):
     folder = write(
-        result(value=0.5),
-        result(split="unseen", value=0.25),
-        result(data="pets", metric="mean_per_class", value=0.9),
-        result("wave", value=0.375),
+        result(value=0.5, classes=252),
+        result(data="pets", metric="mean_per_class", value=0.9, classes=37),
+        result("wave", value=0.375, classes=252),
         {"name": "another file"},
     )
     text = markdown(collect([folder]))
-    assert "| model | embedded test | embedded unseen | pets test (mean per class) | average |" in text
-    assert "| clip | 50.0 [40.0, 60.0] | 25.0 [40.0, 60.0] | 45.0 | 40.0 |" in text
-    assert "| wave | 37.5 [40.0, 60.0] | not run | not run | – |" in text
+    assert "| model | embedded test | pets test (mean per class) | average |" in text
+    assert "| chance | 0.4 | 2.7 | – |" in text
+    assert "| clip | 50.0 [40.0, 60.0] | 45.0 | 47.5 |" in text
+    assert "| wave | 37.5 [40.0, 60.0] | not run | – |" in text
     assert "embedded test 1,000" in text and "abcdef0123;" in text
+
+
+def test_splits_of_one_set_have_no_average(write):
+    """They differ in how many names there are to guess."""
+    text = markdown(collect([write(result(value=0.5, classes=252), result(split="unseen", value=0.25, classes=378))]))
+    assert "| model | embedded test | embedded unseen |\n" in text and "| chance | 0.4 | 0.26 |" in text
+    assert "| clip | 50.0 [40.0, 60.0] | 25.0 [40.0, 60.0] |" in text
+
+
+@pytest.mark.parametrize(("rank", "candidates", "own"), [(1, 6, 1), (3, 6, 1), (2, 6, 2), (5, 6, 3), (10, 6, 1)])
+def test_recall_by_chance_is_the_share_of_all_orders(rank, candidates, own):
+    orders = list(permutations(range(candidates)))
+    found = sum(any(right in order[:rank] for right in range(own)) for order in orders)
+    assert recall_by_chance(rank, candidates, own) == pytest.approx(found / len(orders))
 
 
 def test_retrieval_and_probe(write):
     text = markdown(collect([write(result(task="retrieval"), result(task="linear-probe"))]))
-    assert "| clip | 50.0 | 80.0 | 90.0 | 50.0 | 80.0 | 90.0 | 73.3 |" in text
+    assert "| chance | 0.1 | 0.5 | 1 | 0.1 | 0.5 | 1 |" in text
+    assert "| clip | 50.0 [40.0, 60.0] | 80.0 | 90.0 | 50.0 [40.0, 60.0] | 80.0 | 90.0 |\n" in text
     assert "| clip, 4 shots | 50.0 ± 1.2 |" in text
     assert "| clip | 50.0 [40.0, 60.0] |" in text
 

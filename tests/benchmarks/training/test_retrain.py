@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.statistics import mean_interval
 from benchmarks.training import retrain, shapes
 from benchmarks.training.retrain import FIRST, RUNS, chosen
+from benchmarks.waveclip import answers
+from benchmarks.waveclip.answers import Answers
 from common.cli import main as lightning
 
 CHANGED = [runs[1] for _, runs in shapes.FAMILIES]  # a recipe as it stands: tests/test_configs.py
@@ -56,13 +60,30 @@ def test_table_says_what_was_not_run(monkeypatch, tmp_path):
     assert "| teacher | 24 | – | 55.0 [54.0, 56.0] |" in text
 
 
-def test_the_seeds_of_a_family_share_a_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(retrain, "STORED", tmp_path)
-    for seed, accuracy in enumerate((0.70, 0.72)):
-        made = {"minutes": 50 + 10 * seed, "test": {"top1": {"accuracy": accuracy}}}
-        (tmp_path / f"shapes-teacher-{seed}.json").write_text(json.dumps(made))
-    line = next(line for line in retrain.table().splitlines() if "shapes-teacher, " in line)
-    assert line == "| shapes-teacher, 2 of 3 seeds | 55 | – | 71.0 ± 1.4 | `make retrain ONLY='shapes-teacher-*'` |"
+def _finish(folder, name, minutes, correct):
+    """The record of a run, and its answers on test: correct, bool [L,M]."""
+    (folder / f"{name}.json").write_text(json.dumps({"minutes": minutes}))
+    kept = np.zeros((1, correct.shape[1]), np.float32)
+    answers.write(folder / f"{name}.npz", {"test": Answers(correct, kept, kept)})
+
+
+def test_the_seeds_of_a_family_share_a_line_with_one_interval(monkeypatch, tmp_path):
+    for module in (retrain, shapes):
+        monkeypatch.setattr(module, "STORED", tmp_path)
+    right = [np.random.default_rng(seed).random((2, 500)) < 0.7 for seed in range(2)]
+    for seed, correct in enumerate(right):
+        _finish(tmp_path, f"shapes-teacher-{seed}", 50 + 10 * seed, correct[:1])
+        _finish(tmp_path, f"shapes-waveclip-{seed}", 40, correct)
+    teacher, wave = (
+        next(line for line in retrain.table().splitlines() if f"{name}, 2 of 3 seeds" in line)
+        for name in ("shapes-teacher", "shapes-waveclip")
+    )
+    coarse, fine = (
+        f"{100 * found.middle:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        for found in (mean_interval([correct[level] for correct in right]) for level in (0, 1))
+    )
+    assert teacher.startswith(f"| shapes-teacher, 2 of 3 seeds | 55 | – | {coarse} |")
+    assert wave.startswith(f"| shapes-waveclip, 2 of 3 seeds | 40 | {coarse} | {fine} |")
 
 
 def test_a_pattern_chooses_runs():

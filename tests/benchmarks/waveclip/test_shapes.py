@@ -21,7 +21,7 @@ def drawn(right, seed):
 
 
 def family(*right):
-    return {split: [drawn(right, seed) for seed in range(3)] for split in trained.SPLITS}
+    return {split: {seed: drawn(right, seed) for seed in range(3)} for split in trained.SPLITS}
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_rows_have_the_accuracy_and_its_distance_from_the_teacher(families):
     rows = {row["row"]: row for row in shapes.rows(families, COSTS, 400)}
     assert list(rows) == [line.name for line in shapes.LINES[:7]]
     fine, half = rows["WaveCLIP, fine level"], rows["half-resolution CLIP"]
-    right = np.mean([part.correct[1].mean() for part in families["shapes-waveclip"]["test"]])
+    right = np.mean([part.correct[1].mean() for part in families["shapes-waveclip"]["test"].values()])
     assert fine["accuracy"][0] == pytest.approx(right) and fine["gmacs"] == COSTS["fine"]
     assert half["difference"][2] < 0 and half["p"] < 0.05
     assert "difference" not in rows["teacher"]
@@ -49,7 +49,7 @@ def test_what_is_kept_beyond_the_trained_names_is_each_lines_own(families):
     rows = {row["row"]: row for row in shapes.kept(families, 200)}
     assert list(rows) == [line.name for line in shapes.LINES[:7]]
     for split in ("unseen", "retrieval"):
-        right = np.mean([part.correct[0].mean() for part in families["shapes-waveclip"][split]])
+        right = np.mean([part.correct[0].mean() for part in families["shapes-waveclip"][split].values()])
         assert rows["WaveCLIP, coarse level"][split][0] == pytest.approx(right)
 
 
@@ -63,11 +63,24 @@ def test_students_and_controls_are_compared_with_the_teacher_of_seed_0(families)
         assert np.array_equal(part.cascade.second, families["shapes-longer"]["test"][seed].last)
 
 
+def test_models_of_one_seed_meet_also_where_other_seeds_are_not_finished(families):
+    for name, seed in (("shapes-waveclip", 0), ("shapes-half", 1)):
+        for split in families[name].values():
+            del split[seed]
+    (part,) = shapes.by_seed(families, "test")
+    assert np.array_equal(part.wave.first, families["shapes-waveclip"]["test"][2].correct[0])
+    assert np.array_equal(part.cascade.second, families["shapes-longer"]["test"][2].last)
+    half = next(row for row in shapes.rows(families, COSTS, 200) if row["row"] == "half-resolution CLIP")
+    right = [families[name]["test"] for name in ("shapes-half", "shapes-teacher")]
+    unpaired = np.mean([part.last.mean() for part in right[0].values()]) - right[1][0].last.mean()
+    assert half["difference"][0] == pytest.approx(unpaired)
+
+
 def test_a_wave_clip_of_the_longer_training_is_compared_with_its_own_teacher(families):
     rows = {row["row"]: row for row in shapes.rows(families, COSTS, 200)}
     fine = rows["WaveCLIP from the teacher trained on, fine level"]
     right, teacher = (families[name]["test"] for name in ("shapes-waveclip-longer", "shapes-longer"))
-    gap = np.mean([part.last.mean() for part in right]) - teacher[0].last.mean()
+    gap = np.mean([part.last.mean() for part in right.values()]) - teacher[0].last.mean()
     assert fine["difference"][0] == pytest.approx(gap)
     lines = shapes.savings_from_longer(families, shapes.costs(), 20)
     assert [line["reference"] for line in lines] == ["teacher trained on", "WaveCLIP's fine level"]

@@ -208,6 +208,7 @@ def test_help_and_mistakes_in_the_line_need_no_torch():
     lines = (
         (["classify", "--help"], 0, "--labels-file"),
         (["classify"], 2, "PATH"),
+        (["classify", "x.jpg", "--topk", "five"], 2, "--topk: 'five' is neither a number of classes nor all"),
         (["classify", "x.jpg", "--labels", "cat"], 1, "two different names"),
         (["classify", "nowhere.jpg"], 1, "no picture and no folder at"),
         (["evaluate", "--model", "nowhere.pt", "--data", "embedded"], 1, "no weights at"),
@@ -216,6 +217,7 @@ def test_help_and_mistakes_in_the_line_need_no_torch():
         (["calibrate", "--data", "embedded"], 2, "--accuracy"),
         (["convert", "nowhere.ckpt", "d"], 1, "no checkpoint at"),
         (["export", "nowhere", "--format", "pdf"], 2, "torch-export"),
+        (["export", "nowhere", "--format", "onnx", "--keep", "half"], 2, "'half' is no list of keep rates"),
         (["export", "nowhere", "--format", "onnx"], 1, "--out must say where"),
         (["doctor", "--help"], 0, "doctor"),
     )

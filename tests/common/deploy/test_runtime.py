@@ -213,7 +213,8 @@ def test_pictures_are_prepared_to_the_bit(folder, photos, how, tmp_path):
 
 @torch.no_grad()
 def test_other_classes_need_no_torch(model, folder, photos):
-    runtime, names = EarlyExit(folder), ["bird on the cat", "blue dog"]
+    """Also a name with an article of its own, which is given no second one."""
+    runtime, names = EarlyExit(folder), ["a bird on the cat", "blue dog"]
     runtime.name_classes(names, ["{a} {}", "the {}"])
     np.testing.assert_allclose(runtime.classes, model.classes(names, ["{a} {}", "the {}"]), atol=1e-5)
     answer, _ = next(runtime.classify([Image.open(photos / "00.png")]))
@@ -269,6 +270,8 @@ def test_mistakes_are_one_sentence(folder, photos, tmp_path, capsys):
     (edited(folder, tmp_path / "torn") / "weights.bin").unlink()
     with pytest.raises(ValueError, match=r"level_0.onnx cannot be run \(.*weights.bin.*\); export it anew"):
         EarlyExit(tmp_path / "torn")
+    with pytest.raises(ValueError, match="threshold nan must be a margin"):
+        EarlyExit(folder)(np.zeros((1, 3, 32, 32), np.float32), float("nan"))
     with pytest.raises(ValueError, match="version 99, and this code reads onnx in version 1; export it anew"):
         EarlyExit(edited(folder, tmp_path / "newer", version=99))
 
