@@ -85,11 +85,13 @@ class Engine:
     graphs: makes the stages' functions, in any process that gets it as a pickle.
     size: bytes of the weights that it reads.
     program: Python that answers 32 pictures by all levels in a process of its own; None: there is no such command.
+    own_threads: whether it computes with threads of its own instead of torch's.
     """
 
     graphs: Callable[[Prepared], list[Graph]]
     size: Callable[[Prepared], int]
     program: Callable[[Prepared, str], str] | None = None
+    own_threads: bool = False
 
 
 def engines() -> tuple[dict[str, Engine], dict[str, str]]:
@@ -112,7 +114,7 @@ def engines() -> tuple[dict[str, Engine], dict[str, str]]:
     else:
         missing["torchao"] = "pip install torchao"
     for dtype in FOLDERS:
-        found[f"ONNX Runtime {dtype}"] = Engine(partial(_onnx, dtype), _folder_size(dtype), _onnx_program(dtype))
+        found[f"ONNX Runtime {dtype}"] = Engine(partial(_onnx, dtype), _folder_size(dtype), _onnx_program(dtype), True)
     if installed("openvino"):
         for name, folder, dtype in (("fp32", "fp32", torch.float32), ("bf16", "fp32", torch.bfloat16)):
             if dtype == torch.float32 or BF16_PRODUCTS:
@@ -184,6 +186,7 @@ def _openvino(folder: str, dtype: torch.dtype) -> Engine:
         partial(_openvino_graphs, folder, dtype),
         _folder_size(folder),
         lambda prepared, _: _openvino_program(prepared, folder, dtype),
+        own_threads=True,
     )
 
 

@@ -70,10 +70,12 @@ class Work:
 
 
 class Runner:
-    """One engine at work in this process. graphs: as of ``Engine``."""
+    """One engine at work in this process. graphs, own_threads: as of ``Engine``."""
 
-    def __init__(self, graphs: Callable[[Prepared], list[Graph]], work: Work) -> None:
+    def __init__(self, graphs: Callable[[Prepared], list[Graph]], work: Work, own_threads: bool = False) -> None:
         self._graphs = {side: graphs(prepared) for side, prepared in work.models.items()}
+        if own_threads:  # torch's, which compare margins here, would take the cores from the engine's
+            torch.set_num_threads(1)
         self._scales = {side: prepared.deployed.scale for side, prepared in work.models.items()}
         self._classes, self._images = work.classes, work.images
 
@@ -128,7 +130,7 @@ class Workers:
     def begin(self, name: str, engine: Engine, work: Work) -> None:
         """Start an engine's process, which makes its ``Runner``. ValueError: as ``ask``."""
         self._processes[name] = _Process()
-        self.ask(name, "", engine.graphs, work)
+        self.ask(name, "", engine.graphs, work, engine.own_threads)
 
     def ask(self, name: str, method: str, *given: Any) -> Any:
         """What a method of the engine's ``Runner`` returns; None: the engine is lost.

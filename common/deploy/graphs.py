@@ -109,8 +109,9 @@ def onnx_graph(file: Path) -> Graph:
     """An ONNX file as a function of tensors. onnxruntime runs it on the CPU with torch's number of threads."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    from common.deploy.runtime import session_options
+
+    options = session_options(torch.get_num_threads())
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
 

@@ -81,6 +81,18 @@ def test_a_process_computes_with_the_threads_of_this_one(case):
         torch.set_num_threads(threads)
 
 
+def test_beside_an_engines_own_threads_torch_has_one(case):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Runner(PYTORCH.graphs, Work(case.models, case.classes, case.images))
+        assert torch.get_num_threads() == 2
+        Runner(PYTORCH.graphs, Work(case.models, case.classes, case.images), own_threads=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_how_a_process_ended_is_said_in_words():
     assert ending(3) == "exit code 3" and ending(-11) == "signal 11 (Segmentation fault)"
 

@@ -19,6 +19,7 @@ from PIL import Image
 from common.data.images import open_picture
 from common.data.transforms import eval_transform, to_batch
 from common.deploy import predict
+from common.deploy.graphs import onnx_graph
 from common.deploy.runtime import EarlyExit, Words
 from common.deploy.standalone import standalone
 from common.deploy.text_export import write_tokenizer
@@ -102,6 +103,19 @@ def test_levels_share_their_weights(model, folder):
     assert b"site-packages" not in b"".join(path.read_bytes() for path in folder.glob("*.onnx")), (
         "paths of this machine"
     )
+
+
+def test_threads_of_one_level_leave_the_cores_to_the_next(folder, monkeypatch):
+    given, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda file, options, **kw: given.append(options) or session(file, options, **kw),
+    )
+    EarlyExit(folder, threads=2)
+    onnx_graph(folder / "level_0.onnx")
+    assert [options.get_session_config_entry("session.force_spinning_stop") for options in given] == ["1", "1"]
+    assert given[0].intra_op_num_threads == 2
 
 
 def test_embeddings_and_json_lines(model, folder, photos, tmp_path):
