@@ -19,7 +19,7 @@ from benchmarks.mlip import shapes_runs
 from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import COMMITTED, PRUNE_LAYER
 from benchmarks.training import shapes
-from benchmarks.waveclip.controls import CASCADE, HALF, TRAINED_ON, WAVE
+from benchmarks.waveclip.controls import CASCADE, HALF, LATER_WAVE, TRAINED_ON, WAVE
 from common.clip import CLIP
 from common.reducer_registry import Setting, named
 from common.reduction import Place, ReducedTower, Reducer
@@ -45,12 +45,11 @@ TRAINED = {
 """The methods with weights of their own: the file, and the command that trains it."""
 
 
-FROM_LONGER = "WaveCLIP from the teacher trained on"
 SEEDED = {
     WAVE: "shapes-waveclip",
     TRAINED_ON: "shapes-longer",
     HALF: "shapes-half",
-    FROM_LONGER: "shapes-waveclip-longer",
+    LATER_WAVE: "shapes-waveclip-longer",
 }
 """The methods that are trained once a seed: the family of their runs in ``benchmarks.training.shapes``."""
 
@@ -164,11 +163,11 @@ def controls() -> list[Family]:
         both = tuple(seed for seed in first.seeds if seed in second.seeds)
         if both:
             by_name[CASCADE] = Family(CASCADE, {None: ()}, (), both, cascade=(first, second))
-    students, teacher = weights_of(FROM_LONGER), weights_of(TRAINED_ON).get(0)
+    students, teacher = weights_of(LATER_WAVE), weights_of(TRAINED_ON).get(0)
     if students and teacher:
         waves = [WaveTower.load(path).eval() for path in students.values()]
         clips = [CLIP.load(teacher).eval()] * len(waves)
-        by_name[FROM_LONGER] = Family(FROM_LONGER, {None: waves}, clips, tuple(students))
+        by_name[LATER_WAVE] = Family(LATER_WAVE, {None: waves}, clips, tuple(students))
     return list(by_name.values())
 
 

@@ -8,15 +8,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.together.compositions import DENSE, FROM_LONGER
-from benchmarks.waveclip.controls import CASCADE, HALF, TRAINED_ON, WAVE
+from benchmarks.together.compositions import DENSE
+from benchmarks.waveclip.controls import CASCADE, HALF, LATER_WAVE, TRAINED_ON, WAVE
 
 SHOWN = 0.12
 """How far below the dense teacher the figure reaches; lower points are named at its edge."""
 CONTROLS = {HALF: "X", CASCADE: "d", TRAINED_ON: "P"}
-MARKERS = {DENSE: "*", WAVE: "o", FROM_LONGER: "h", **CONTROLS, "MLIP": "D"}
+MARKERS = {DENSE: "*", WAVE: "o", LATER_WAVE: "h", **CONTROLS, "MLIP": "D"}
 """Of whole models, which are black, and controls, which are grey."""
-FIRST = WAVE, FROM_LONGER, DENSE, *CONTROLS
+FIRST = WAVE, LATER_WAVE, DENSE, *CONTROLS
 """WaveCLIP and what it is measured by: above all other points, with their intervals, and first in the legend."""
 Row = dict[str, Any]
 

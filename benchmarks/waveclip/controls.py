@@ -25,6 +25,7 @@ from benchmarks.waveclip.saving import ALLOWANCE, RESAMPLES, Exits, Saving, savi
 
 TEACHER, TRAINED_ON, HALF = "teacher (dense)", "teacher trained on", "half-resolution CLIP"
 WAVE, CASCADE, FINE = "WaveCLIP", "cascade of two CLIPs", "WaveCLIP's fine level"
+LATER_WAVE = "WaveCLIP from the teacher trained on"
 SAVES = "saves"
 """The verdict on a saving whose interval lies above 0."""
 HEADLINE_SEEDS = 3
@@ -158,18 +159,23 @@ def saving_line(name: str, reference: str, value: Saving) -> dict[str, Any]:
 
 
 def curves(test: Sequence[SeedAnswers], costs: Costs) -> dict[str, dict[str, list[float]]]:
-    """Mean accuracy over the seeds against GMACs, when ever more of the least confident pictures are refined."""
-    result = {}
-    for name in (WAVE, CASCADE):
-        lines = []
-        for seen in test:
-            exits = seen.wave if name == WAVE else seen.cascade
-            shares, line = curve_by_share(*map(torch.from_numpy, (exits.confidence, exits.first, exits.second)))
-            lines.append(line)
-        (_, first), (_, second) = costs.steps(name)
-        gmacs = [first + share * (second - first) for share in shares]
-        result[name] = {"gmacs": gmacs, "accuracy": [fmean(values) for values in zip(*lines, strict=True)]}
-    return result
+    """The ``curve`` of either classifier."""
+    exits = {WAVE: [seen.wave for seen in test], CASCADE: [seen.cascade for seen in test]}
+    return {name: curve(some, [gmacs for _, gmacs in costs.steps(name)]) for name, some in exits.items()}
+
+
+def curve(test: Sequence[Exits], steps: Sequence[float]) -> dict[str, list[float]]:
+    """Mean accuracy over the seeds against GMACs, when ever more of the least confident pictures are refined.
+
+    steps: GMACs of leaving at the first step and at the second.
+    """
+    lines = []
+    for exits in test:
+        shares, line = curve_by_share(*map(torch.from_numpy, (exits.confidence, exits.first, exits.second)))
+        lines.append(line)
+    first, second = steps
+    gmacs = [first + share * (second - first) for share in shares]
+    return {"gmacs": gmacs, "accuracy": [fmean(values) for values in zip(*lines, strict=True)]}
 
 
 def savings_table(lines: Sequence[Mapping[str, Any]]) -> str:

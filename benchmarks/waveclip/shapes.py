@@ -64,8 +64,8 @@ LINES = (
     Line("half-resolution CLIP", "shapes-half", -1, "half"),
     Line("WaveCLIP, coarse level", "shapes-waveclip", 0, "coarse"),
     Line("WaveCLIP, fine level", "shapes-waveclip", -1, "fine"),
-    Line("WaveCLIP from the teacher trained on, coarse level", FROM_LONGER, 0, "coarse", "shapes-longer"),
-    Line("WaveCLIP from the teacher trained on, fine level", FROM_LONGER, -1, "fine", "shapes-longer"),
+    Line(f"{controls.LATER_WAVE}, coarse level", FROM_LONGER, 0, "coarse", "shapes-longer"),
+    Line(f"{controls.LATER_WAVE}, fine level", FROM_LONGER, -1, "fine", "shapes-longer"),
     *(
         Line(f"{cosine_alone(share)}, {level}", f"shapes-cosine{share}", place, level)
         for share in trained.COSINE_SHARES
@@ -114,10 +114,11 @@ def run(smoke: bool = False) -> dict[str, Any]:
     if not test:
         return result
     price = controls.Costs(priced["dense"], [priced["coarse"], priced["fine"]], priced["half"])
-    return result | {
-        "savings": controls.savings(val, test, price, resamples),
-        "curves": controls.curves(test, price),
-    }
+    curves = controls.curves(test, price)
+    if FROM_LONGER in families:
+        exits = [wave.exits(wave.last) for wave in families[FROM_LONGER]["test"].values()]
+        curves[controls.LATER_WAVE] = controls.curve(exits, [cost.macs.gmacs for cost in price.wave])
+    return result | {"savings": controls.savings(val, test, price, resamples), "curves": curves}
 
 
 def savings_from_longer(families: Known, costs: Mapping[str, Cost], resamples: int) -> list[dict[str, Any]]:
@@ -207,7 +208,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         figures["waveclip-shapes"] = _draw(result)
     if "savings_from_longer" in result:
         count = result["seeds"][FROM_LONGER]
-        said = f"WaveCLIP from the teacher trained on, {count} training seed{'s' if count > 1 else ''}:"
+        said = f"{controls.LATER_WAVE}, {count} training seed{'s' if count > 1 else ''}:"
         parts += [said, controls.savings_table(result["savings_from_longer"])]
     return {"md": "\n\n".join([*parts, sentence(2), _note(result)]) + "\n", "figures": figures}
 

@@ -109,7 +109,7 @@ def onnx_graph(file: Path) -> Graph:
     """An ONNX file as a function of tensors. onnxruntime runs it on the CPU with torch's number of threads."""
     import onnxruntime
 
-    from common.deploy.runtime import session_options
+    from common.deploy.sessions import session_options
 
     options = session_options(torch.get_num_threads())
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -30,6 +30,7 @@ from common.arguments import checked_labels
 from common.article import filled
 from common.data.ahead import read_in_order
 from common.data.prepared import open_upright, resized
+from common.deploy.sessions import session_options
 
 EXPORT_VERSION = 1
 """The version of export.json that this code reads."""
@@ -66,19 +67,6 @@ class Exits:
     embeddings: np.ndarray
     probabilities: np.ndarray
     levels: np.ndarray
-
-
-def session_options(threads: int | None) -> onnxruntime.SessionOptions:
-    """Options of one of several sessions that run in turn. threads: None: ONNX Runtime's own choice.
-
-    A session's threads look for work in a loop, which is fast between the operators of a call. After a call they would
-    take the cores from the session of the next level: on two cores early exit took twice the time.
-    """
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return options
 
 
 class EarlyExit:

@@ -14,7 +14,6 @@ from benchmarks.together import compositions, frontier
 from benchmarks.together.compositions import (
     DENSE,
     FINE_KEEPS,
-    FROM_LONGER,
     KEEPS,
     RANKED,
     SEEDED,
@@ -33,7 +32,7 @@ from benchmarks.together.frontier import (
     seconds_per_image,
 )
 from benchmarks.training import shapes
-from benchmarks.waveclip.controls import CASCADE, HALF, TRAINED_ON, WAVE
+from benchmarks.waveclip.controls import CASCADE, HALF, LATER_WAVE, TRAINED_ON, WAVE
 from common.clip import CLIP
 from common.flops import count_macs
 from common.testing import TINY_CAPTIONS
@@ -184,7 +183,7 @@ def test_missing_weights_and_seeds_are_named_with_the_command_that_trains_them(c
         WAVE: "make retrain ONLY='shapes-waveclip-*'",
         f"{TRAINED_ON}, 1 of 3 training seeds": "make retrain ONLY='shapes-longer-*'",
         f"{HALF}, 2 of 3 training seeds": "make retrain ONLY='shapes-half-*'",
-        FROM_LONGER: "make retrain ONLY='shapes-waveclip-longer-*'",
+        LATER_WAVE: "make retrain ONLY='shapes-waveclip-longer-*'",
     }
 
 
@@ -193,9 +192,9 @@ def test_a_student_of_the_teacher_trained_on_is_read_with_that_teachers_texts(co
     student, weights_of = tmp_path / "student.safetensors", compositions.weights_of
     WaveTower.from_image_tower(teacher.image_tower).save(student, teacher.architecture)
     monkeypatch.setattr(
-        compositions, "weights_of", lambda name: {1: student} if name == FROM_LONGER else weights_of(name)
+        compositions, "weights_of", lambda name: {1: student} if name == LATER_WAVE else weights_of(name)
     )
-    family = next(method for method in compositions.controls() if method.name == FROM_LONGER)
+    family = next(method for method in compositions.controls() if method.name == LATER_WAVE)
     assert family.seeds == (1,)
     texts = family.clips[0].state_dict()
     assert all(torch.equal(value, texts[name]) for name, value in teacher.state_dict().items())
