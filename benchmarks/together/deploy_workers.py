@@ -220,4 +220,5 @@ def _serve(pipe: Connection, threads: int) -> None:
                 runner = Runner(*given)
         except Exception as error:  # engines raise their own types
             failure = f"{type(error).__name__}: {reason(error)}"
+        call = given = None  # models of ViT-B/16's size, once as bytes and once unpacked, in each of eleven processes
         pipe.send_bytes(pickle.dumps((failure, found)))
