@@ -13,6 +13,8 @@ from benchmarks.waveclip.controls import CASCADE, HALF, LATER_WAVE, TRAINED_ON, 
 
 SHOWN = 0.12
 """How far below the dense teacher the figure reaches; lower points are named at its edge."""
+NAMES_APART = 0.025
+"""The least distance of two names at the edge, as a share of the axis."""
 CONTROLS = {HALF: "X", CASCADE: "d", TRAINED_ON: "P"}
 MARKERS = {DENSE: "*", WAVE: "o", LATER_WAVE: "h", **CONTROLS, "MLIP": "D"}
 """Of whole models, which are black, and controls, which are grey."""
@@ -47,6 +49,7 @@ def _draw_against(axes: Axes, rows: Sequence[Row], cost: str, floor: float) -> N
     A point below ``floor`` %, where the axes end, is named there with its accuracy.
     """
     colours: dict[str, str] = {}
+    below: list[tuple[float, str, str]] = []
     for name in dict.fromkeys(row["method"] for row in rows):
         line = sorted((row for row in rows if row["method"] == name), key=lambda row: row[cost])
         xs, ys = [1000 * row[cost] for row in line], [100 * row["accuracy"] for row in line]
@@ -65,13 +68,20 @@ def _draw_against(axes: Axes, rows: Sequence[Row], cost: str, floor: float) -> N
         hollow = [(x, y) for x, y, row in zip(xs, ys, line, strict=True) if cost in row["dominated"]]
         inside = {"color": "white", "markersize": style["markersize"] / 2, "marker": style["marker"], "zorder": above}
         axes.plot([x for x, _ in hollow], [y for _, y in hollow], linestyle="none", **inside)
-        _name_below(axes, name, style["color"], [(x, y) for x, y in zip(xs, ys, strict=True) if y < floor], floor)
+        below += [(x, f"{name}: {y:.1f}", colour) for x, y in zip(xs, ys, strict=True) if y < floor]
+    _name_below(axes, below, floor)
 
 
-def _name_below(axes: Axes, name: str, colour: str, points: Sequence[tuple[float, float]], floor: float) -> None:
-    """Name the points below the axes' end at this end, with their accuracies."""
-    for x, y in points:
+def _name_below(axes: Axes, points: Sequence[tuple[float, str, str]], floor: float) -> None:
+    """Names of the points below the axes' end, at this end from left to right, none over another.
+
+    points: x, name and colour of each.
+    """
+    left, right = axes.get_xlim()
+    apart, free = NAMES_APART * (right - left), left
+    for x, name, colour in sorted(points):
         axes.plot(x, floor, "v", color=colour, markersize=4, clip_on=False)
         edge = {"xytext": (0, 5), "textcoords": "offset points", "rotation": 90, "ha": "center", "fontsize": 6}
         edge |= {"color": colour, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.3}}
-        axes.annotate(f"{name}: {y:.1f}", (x, floor), **edge)
+        axes.annotate(name, (max(x, free), floor), **edge)
+        free = max(x, free) + apart

@@ -33,7 +33,7 @@ def rows_table(results: Sequence[Row]) -> str:
         rows.append(
             [
                 row["method"],
-                "one seed" if seeds(row) == 1 else seeds(row),
+                "one seed" if row["seeds"] == 1 else row["seeds"],
                 _share(row["keep"]),
                 _share(row["refined"]),
                 f"{row['gmacs']:.4f}",
@@ -45,11 +45,6 @@ def rows_table(results: Sequence[Row]) -> str:
             ]
         )
     return table(head, rows, left=(0, 7, 9))
-
-
-def seeds(row: Row) -> int:
-    """The training seeds behind a row; results that were stored before rows said it have one."""
-    return row.get("seeds", 1)
 
 
 def composed(rows: Sequence[Row]) -> list[Row]:
@@ -71,7 +66,7 @@ def _against(row: Row) -> str:
 
 def verdict(row: Row) -> int:
     """1 where a row is clearly above its rival, -1 where it is clearly below, else 0."""
-    difference, p = row["rival"]["difference"][0], row["rival"].get("p", 1.0)
+    difference, p = row["rival"]["difference"][0], row["rival"]["p"]
     return 0 if p >= SIGNIFICANT else 1 if difference > 0 else -1
 
 
@@ -82,7 +77,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         own = [row for row in composed(rows) if row["method"] == name]
         above, below = (sum(verdict(row) == sign for row in own) for sign in (1, -1))
         quick = sum("seconds" not in row["dominated"] for row in own)
-        few = "" if seeds(own[0]) >= HEADLINE_SEEDS else f" ({counted(seeds(own[0]))})"
+        few = "" if own[0]["seeds"] >= HEADLINE_SEEDS else f" ({counted(own[0]['seeds'])})"
         lines.append(
             f"**{name} {'pays' if above else 'does not pay'}** in multiply-adds{few}: at {above} of {len(own)} "
             f"operating points it is clearly above the best method alone that costs no more, at {below} clearly below. "
@@ -115,14 +110,14 @@ def summary(result: Result) -> str:
         f"Of {len({row['method'] for row in joined})} compositions, {' and '.join(better) or 'none'} "
         f"{'are' if len(better) > 1 else 'is'} clearly above the best method alone that costs no more."
     )
-    fewest = min(seeds(best[name]) for name in (WAVE, *CONTROLS) if name in best)
+    fewest = min(best[name]["seeds"] for name in (WAVE, *CONTROLS) if name in best)
     if fewest < HEADLINE_SEEDS:
         said.append(no_headline(fewest, TRAIN_ENOUGH))
     return " ".join(said) + "\n"
 
 
 def _named(row: Row) -> str:
-    return f"{accuracy(row['accuracy'], row['interval'])} %" + (" (one seed)" if seeds(row) == 1 else "")
+    return f"{accuracy(row['accuracy'], row['interval'])} %" + (" (one seed)" if row["seeds"] == 1 else "")
 
 
 def _cost(row: Row, dense: Row) -> str:
