@@ -235,8 +235,8 @@ class ReducedTower(nn.Module):
         self.tower, self.reducers = tower, dict(reducers)
         self.reducer_modules = nn.ModuleList(r for r in reducers.values() if isinstance(r, nn.Module))
 
-    def run(self, images: Tensor) -> tuple[Tensor, ReductionContext]:
-        """images [B,3,S,S] -> tokens [B,N',D] after the last block, and their context."""
+    def enter(self, images: Tensor) -> tuple[Tensor, ReductionContext]:
+        """images [B,3,S,S] -> tokens [B,N,D] before the first block, and their context."""
         x = self.tower.embed(images)
         places = torch.arange(self.tower.grid**2, device=x.device).expand(x.shape[0], -1)
         context = ReductionContext(places, leading=self.tower.leading, images=images)
@@ -244,7 +244,11 @@ class ReducedTower(nn.Module):
             grid = self.tower.grid
             centres = torch.stack([places // grid, places % grid], dim=-1).to(x.dtype)
             context = replace(context, centres=centres, grid=grid)
-        return run_reduced(self.tower.transformer.resblocks, x, context, self.reducers)
+        return x, context
+
+    def run(self, images: Tensor) -> tuple[Tensor, ReductionContext]:
+        """images [B,3,S,S] -> tokens [B,N',D] after the last block, and their context."""
+        return run_reduced(self.tower.transformer.resblocks, *self.enter(images), self.reducers)
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> z [B,E], not normalised."""

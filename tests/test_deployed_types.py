@@ -29,6 +29,8 @@ from patchrank import PatchRankTower, PromptedCLIP, Prompts, PromptTuning, RankP
 from patchrank.aclip import ACLIPPretraining
 from patchrank.avit import AViTTower
 from patchrank.avit_training import AViTTraining
+from patchrank.crossget import CrossGETTower
+from patchrank.crossget_training import CrossGETTraining
 from patchrank.dynamicvit import DynamicViTTower
 from patchrank.dynamicvit_training import DynamicViTTraining
 from patchrank.flip import FLIPPretraining
@@ -64,6 +66,7 @@ TYPES = {
     "patchrank": lambda clip: (PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1), clip),
     "avit": lambda clip: (AViTTower(clip.image_tower, shift=0.0), clip),
     "dynamicvit": lambda clip: (dynamicvit(clip), clip),
+    "crossget": lambda clip: (CrossGETTower(clip.image_tower, keep=0.5), clip),
     "prompted": lambda clip: (
         PromptedCLIP(clip, PatchRankTower(clip.image_tower, predictor(clip), 0.5, 1, Prompts("coupled", 2, 2, 64, 64))),
         None,
@@ -71,9 +74,9 @@ TYPES = {
 }
 
 
-PATHS = {"wave": 2, "patchrank": 10, "prompted": 10, "dynamicvit": 10}
+PATHS = {"wave": 2, "patchrank": 10, "prompted": 10, "dynamicvit": 10, "crossget": 10}
 """How many each type has; the others have one."""
-SETTINGS = {"wave": "threshold"} | dict.fromkeys(("patchrank", "prompted", "dynamicvit"), "keep")
+SETTINGS = {"wave": "threshold"} | dict.fromkeys(("patchrank", "prompted", "dynamicvit", "crossget"), "keep")
 
 
 def made(folder, kind):
@@ -104,7 +107,7 @@ def test_a_directory_of_any_type_answers_as_its_model(tmp_path, kind):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["patchrank", "prompted", "dynamicvit"])
+@pytest.mark.parametrize("kind", ["patchrank", "prompted", "dynamicvit", "crossget"])
 def test_a_keep_rate_is_a_budget(tmp_path, kind):
     model, found = made(tmp_path / "model", kind), load(tmp_path / "model", device="cpu")
     images, rates = pictures(3), found.paths.rates
@@ -141,7 +144,7 @@ def test_a_tower_without_a_predictor_has_one_path(tmp_path):
     ("kind", "form"),
     [
         *(("patchrank", form) for form in ("onnx", "torch-export")),
-        *((kind, "onnx") for kind in ("mlip", "prompted", "avit", "dynamicvit")),
+        *((kind, "onnx") for kind in ("mlip", "prompted", "avit", "dynamicvit", "crossget")),
     ],
 )
 def test_its_graph_gives_the_same(tmp_path, monkeypatch, kind, form):
@@ -180,6 +183,7 @@ TRAININGS = {
     ),
     "AViTTraining": lambda files: AViTTraining(files["architecture"], files["clip"], depth=2.0),
     "DynamicViTTraining": lambda files: DynamicViTTraining(files["architecture"], files["clip"]),
+    "CrossGETTraining": lambda files: CrossGETTraining(files["architecture"], files["clip"]),
     "FLIPPretraining": lambda files: FLIPPretraining(files["architecture"], files["clip"]),
     "ACLIPPretraining": lambda files: ACLIPPretraining(
         files["architecture"], files["clip"], hidden_width=8, projection_width=4

@@ -4,6 +4,7 @@ from patchrank.reducers.atc import ATC
 from patchrank.reducers.ats import ATS
 from patchrank.reducers.class_attention import ClassAttention, HiRED
 from patchrank.reducers.controls import CentreCrop, HalfResolution
+from patchrank.reducers.crossget import CrossGET
 from patchrank.reducers.diffrate import DiffRate
 from patchrank.reducers.divprune import DivPrune
 from patchrank.reducers.dpc_knn import DPCKNN
@@ -32,6 +33,7 @@ __all__ = [
     "MCTF",
     "CentreCrop",
     "ClassAttention",
+    "CrossGET",
     "DiffRate",
     "DivPrune",
     "DynamicViT",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -134,10 +134,15 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:
-    """``linear`` of x in fp32 at least, under autocast too: scores that differ little would tie in half precision."""
+def unmixed(x: Tensor) -> AbstractContextManager:
+    """Without autocast on the device of x: scores that differ little would tie in half precision."""
     kind = x.device.type  # "meta" has no autocast
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """``linear`` of x in fp32 at least, under autocast too."""
+    with unmixed(x):
         if not isinstance(linear.weight, Tensor) or linear.weight.dtype == wide(linear.weight).dtype:
             return linear(wide(x))  # the module's own map, which may be packed or quantised
         return F.linear(wide(x), wide(linear.weight), None if linear.bias is None else wide(linear.bias))

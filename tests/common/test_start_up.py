@@ -9,7 +9,7 @@ HEAVY = {"lightning", "torchmetrics", "torchvision", "timm", "open_clip", "trans
 MODULES = (
     "common.deploy.convert, common.deploy.card, common.evaluate.tasks, common.data.lookup, "
     "waveclip.adapted, mlip.model, patchrank.avit, patchrank.dynamicvit, "
-    "patchrank.prompted"
+    "patchrank.crossget, patchrank.prompted"
 )
 """What calibrate, evaluate and convert import for the registered models, beside what classify does."""
 

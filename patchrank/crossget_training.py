@@ -1,0 +1,99 @@
+"""Training CrossGET as a baseline of Patch Ranking: the same frozen CLIP as teacher, the same images with captions.
+
+Shapes: B images, S image size, T text tokens, E joint dim.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from common import optim
+from common.clip import CLIP
+from patchrank.crossget import CrossGETTower, alignment_loss, text_cross
+from patchrank.frozen_clip import FrozenCLIPTraining
+from patchrank.reducers.crossget import cross_tokens
+
+
+class CrossGETTraining(FrozenCLIPTraining):
+    """Train cross tokens and a copy of the tower to reproduce a frozen CLIP's image embeddings with merged patches.
+
+    The paper's loss is the mean of InfoNCE and of the alignment of the cross tokens of both modalities. Here the cosine
+    distance to the full embedding replaces InfoNCE, as in ``AViTTraining``, so that A-ViT, DynamicViT, CrossGET and
+    Patch Ranking learn from one signal. Captions serve the alignment alone. The text tower is at rest; the paper trains
+    it too.
+
+    The tower learns from the distance and the cross tokens from the alignment, since no token attends to a cross token.
+    So AdamW, whose steps have no scale, makes other weights of the two terms equal to these.
+
+    Args:
+        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
+        weights: null (random), an open_clip tag, or a local file.
+        quick_gelu: the activation of a local weights file that does not record it.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
+        keep: over all blocks as many patches are gone as when this share enters the first; released: 0.47, which is
+            16 of 196 in each of 12 blocks.
+        learning_rate: peak rate of AdamW.
+        weight_decay: of matrices.
+        warmup_steps: steps of linear warm-up before the cosine.
+    """
+
+    def __init__(
+        self,
+        architecture: str = "ViT-B-16-quickgelu",
+        weights: str | None = None,
+        quick_gelu: bool | None = None,
+        preprocess: str | dict[str, Any] | None = None,
+        keep: float = 0.47,
+        learning_rate: float = 1e-5,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
+        self.save_hyperparameters()
+        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
+        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
+        self.model = CrossGETTower(copy.deepcopy(self.clip.image_tower).requires_grad_(True), keep=keep)
+        text = self.clip.text_tower
+        self.text_tokens = cross_tokens(text.text_projection.shape[0], len(text.transformer.resblocks))
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.validation_cosine = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> z [B,E], not normalised."""
+        return self.model(images)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """The cosine distance and the alignment of one batch, each logged. ValueError: it has no texts."""
+        if "text" not in batch:
+            raise ValueError("CrossGET aligns pictures with texts, and these batches have none; set captions: true")
+        with torch.no_grad():
+            target = self.clip.image_tower(batch["image"])
+        student = self.model.crossed(batch["image"])
+        cosine = (1 - F.cosine_similarity(student.z.float(), target.float(), dim=-1)).mean()
+        alignment = alignment_loss(student.cross, text_cross(self.clip.text_tower, self.text_tokens, batch["text"]))
+        loss = (cosine + alignment) / 2
+        self.log_dict({"train_cosine": cosine, "train_alignment": alignment})
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Mean cosine distance of the merging tower from the whole one."""
+        distance = 1 - F.cosine_similarity(self(batch["image"]), self.clip.image_tower(batch["image"]), dim=-1)
+        self.validation_cosine.update(distance)
+        self.log("val_cosine", self.validation_cosine, prog_bar=True)
+
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """The keys of a batch and the normalised embeddings [B,E] of its images."""
+        return {"key": batch["key"], "embedding": self.model.encode_image(batch["image"])}
+
+    def deployable(self) -> tuple[CrossGETTower, CLIP]:
+        """The tower that merges, and the CLIP whose text tower goes with it."""
+        return self.model, self.clip
