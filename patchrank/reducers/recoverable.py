@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.reducer_registry import at, reducer
+from common.reducer_registry import reducer
 from common.reduction import ReductionContext
 from patchrank.reducers.base import Call, Keeping, in_order, most, readout_of, wide, without_autocast
 from patchrank.reducers.dpc_knn import density_peaks
@@ -27,12 +27,12 @@ _NAME = "recoverable-compression"
     source="Chen et al., AAAI 2025 (Recoverable Compression), from its public descriptions",
     licence="no code could be obtained",
     differs="There one question guides the choice in front of a language model, behind the whole tower; here the "
-    "classes' embeddings do, inside the tower, where a patch's readout is less like any text. There the number of "
-    "tokens differs from picture to picture; here R is fixed, and only its division between the first two steps "
-    "follows the picture. Our choice are the outliers' rule, the greatest similarity over the classes, M's share, and "
-    "clusters of the readout by density peaks.",
+    "classes' embeddings do, inside the tower, where a patch's readout is the less like any text the earlier the "
+    "block: take a late one. There a dynamic threshold sets the number of tokens, which differs from picture to "
+    "picture; here R is fixed, and the threshold only divides R - M between the first two steps. Ours are the rule for "
+    "outliers with t = 1, the greatest similarity over the classes, M = R / 10, and clusters by density peaks.",
     build=lambda setting: {
-        at(setting.layer, "before"): RecoverableCompression(setting.keep, readout_of(setting, _NAME), setting.texts)
+        setting.layer: RecoverableCompression(setting.keep, readout_of(setting, _NAME), setting.texts)
     },
 )
 class RecoverableCompression(Keeping):
