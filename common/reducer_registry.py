@@ -2,6 +2,8 @@
 
 A class joins the list by ``@reducer(...)``; its docstring is its description in docs/reducers.md. This file knows no
 reducer: the modules that define some are imported by whoever wants the list, all of them by ``installed_reducers``.
+
+Shapes: C classes, E joint dim.
 """
 
 from __future__ import annotations
@@ -11,20 +13,21 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from common.adapters.tower import AdaptedTower
 from common.reduction import Place, Reducer
 from common.tower import ImageTower
 
 NEEDS = {
-    "class token": "the class token's attention; a pooling head's query stands for it",
+    "class token": "the class token, or its attention, for which a pooling head's query stands",
     "keys": "the keys of a block",
     "attention": "the whole attention matrix of a block",
     "grid": "every patch of a square grid, as in a whole tower",
     "places": "where patches stand in a square grid, of which some may be gone",
     "pixels": "the picture, of which tokens are patches",
     "readout": "the tower's last norm and projection",
+    "texts": "the embeddings of the classes, on which a picture's own embedding then depends",
     "training": "modules that a training has made for this tower",
 }
 """What a reducer may read beside the patch tokens."""
@@ -35,9 +38,11 @@ class Setting(NamedTuple):
 
     keep: share of the patch tokens that stay.  layer: the block at which the reducer works, or the first of several.
     patches: K, the patch tokens that enter.  blocks: L.  grid: patches a side; 0: the tokens are no square grid.
-    tower: the whole tower, for reducers that read its output; None: they cannot be built.
+    tower: the tower whose tokens these are, for reducers that read its output; None: they cannot be built.
     trained: the modules of a reducer that is trained; None: it cannot be built.
     tiles: m, the tiles a side into which ``common.tiles`` cuts a picture; 1: it is not cut.
+    texts: embeddings [C,E] of the classes that a picture is scored against; None: reducers that choose by them cannot
+        be built.
     """
 
     keep: float
@@ -48,11 +53,15 @@ class Setting(NamedTuple):
     tower: Any = None
     trained: nn.Module | None = None
     tiles: int = 1
+    texts: Tensor | None = None
 
 
-def setting_for(tower: ImageTower | AdaptedTower, keep: float, layer: int, tiles: int = 1) -> Setting:
+def setting_for(
+    tower: ImageTower | AdaptedTower, keep: float, layer: int, tiles: int = 1, texts: Tensor | None = None
+) -> Setting:
     """The setting of a whole tower at one keep rate, from block ``layer`` on."""
-    return Setting(keep, layer, tower.grid**2, len(tower.transformer.resblocks), tower.grid, tower, tiles=tiles)
+    blocks = len(tower.transformer.resblocks)
+    return Setting(keep, layer, tower.grid**2, blocks, tower.grid, tower, tiles=tiles, texts=texts)
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,11 @@ class Entry:
             raise ValueError(f"{self.name} reads where patches stand; the tokens of a level stand in no square grid")
         if "readout" in self.needs and setting.tower is None:
             raise ValueError(f"{self.name} reads the tower's output; give the tower")
+        if "texts" in self.needs and setting.texts is None:
+            raise ValueError(
+                f"{self.name} chooses tokens by the classes' texts, so a picture has no embedding of its own; classify "
+                "zero-shot with it, or take a reducer without texts such as class-attention"
+            )
         if "training" in self.needs and setting.trained is None:
             raise ValueError(f"{self.name} is trained, and a plain tower has not learned it; open a model of that type")
         return self.build(setting)
@@ -124,18 +138,23 @@ def installed_reducers() -> dict[str, Entry]:
 
 
 def schedule(
-    entry: Entry, tower: ImageTower | AdaptedTower, keep: float, layers: Sequence[int], tiles: int = 1
+    entry: Entry,
+    tower: ImageTower | AdaptedTower,
+    keep: float,
+    layers: Sequence[int],
+    tiles: int = 1,
+    texts: Tensor | None = None,
 ) -> dict[Place, Reducer]:
     """A reducer at several blocks: at each of ``layers``, the share ``keep`` of the patches that are still there stays.
 
     A reducer that spreads over several blocks by itself takes the first block alone.
-    tiles: see ``Setting``.
+    tiles, texts: see ``Setting``.
     ValueError: layers that do not ascend, several for such a reducer or for tiles, or a tower that lacks what it needs.
     """
     check_layers(layers, len(tower.transformer.resblocks))
     if tiles > 1 and len(layers) > 1:
         raise ValueError(f"places {list(layers)}: the tiles of a picture are joined at one block; give one place")
-    setting = setting_for(tower, keep, layers[0], tiles)
+    setting = setting_for(tower, keep, layers[0], tiles, texts)
     places: dict[Place, Reducer] = {}
     for layer in layers:
         built = entry.reducers(setting._replace(layer=layer))

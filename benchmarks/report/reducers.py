@@ -1,6 +1,6 @@
 """The tables of docs/reducers.md, from the list of reducers: what each needs and costs, and its docstring.
 
-Shapes: K patch tokens, D width, H heads, E joint dim.
+Shapes: K patch tokens, D width, H heads, E joint dim, C classes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ assert patchrank.reducers and mlip.merging  # their reducers are on the list
 
 KEEP, LAYER, BLOCKS, GRID, WIDTH, HEADS, EMBED, PATCH = 0.6, 3, 12, 14, 768, 12, 512, 16
 """The setting of the costs: ViT-B/16 at 224 px, 60 % of the patches from block 3 on."""
+CLASSES = 1000
+"""C: as many as ImageNet has names."""
 TILES = 2
 """Tiles a side of a larger picture."""
 EXCEPTIONS = {
@@ -58,8 +60,8 @@ def tower_macs(places: Mapping[Place, TokenReducer], tiles: int = 1) -> tuple[in
 def _at_the_setting(entry: Entry) -> dict[Place, TokenReducer]:
     keep = 0.25 if entry.name == "half-resolution" else KEEP
     with torch.device("meta"):
-        modules = entry.untrained and entry.untrained(WIDTH, BLOCKS)
-    return entry.reducers(Setting(keep, LAYER, GRID**2, BLOCKS, GRID, tower=object(), trained=modules))
+        modules, texts = entry.untrained and entry.untrained(WIDTH, BLOCKS), torch.empty(CLASSES, EMBED)
+    return entry.reducers(Setting(keep, LAYER, GRID**2, BLOCKS, GRID, tower=object(), trained=modules, texts=texts))
 
 
 def overview() -> str:
@@ -77,7 +79,8 @@ def overview() -> str:
         f"Costs by closed form: the image tower of ViT-B/16 at 224 px ({dense:.2f} GMACs, attention's products "
         f"included), {100 * KEEP:.0f} % of the patches from block {LAYER} on. A reducer of several blocks loses as "
         "many tokens over them; DiffRate has the nearest of its released schedules, half resolution keeps a quarter; "
-        "DynamicViT's rate is that of the first of its three stages. "
+        "DynamicViT's rate is that of the first of its three stages; Recoverable Compression reads the texts of "
+        f"{CLASSES:,} classes. "
         "Place: before a block, in its middle, or after it. “Own” is what choosing and merging cost, comparisons and "
         "sums being free. "
         f"Needs: {'; '.join(f'*{need}*, {about}' for need, about in NEEDS.items())}."

@@ -26,6 +26,8 @@ from common.tower import ImageTower
 
 KEEP, LAYER = 0.6, 3
 """The share of the patches that stay, and the block from which on."""
+CLASSES = 1000
+"""Random texts for a reducer that chooses by them, as many as ImageNet has names."""
 BATCHES, ROUNDS = (1, 8), 7
 WHOLE = "whole tower"
 
@@ -35,11 +37,12 @@ def reduced(tower: ImageTower, keep: float, layer: int) -> tuple[dict[str, Reduc
 
     Half resolution keeps a quarter, whatever ``keep`` is.
     """
+    texts = torch.randn(CLASSES, tower.embed_dim, generator=torch.Generator().manual_seed(0))
     towers, reasons = {}, {}
     for name, entry in sorted(installed_reducers().items()):
         rate = 0.25 if name == "half-resolution" else keep
         try:
-            towers[name] = ReducedTower(tower, entry.reducers(setting_for(tower, rate, layer))).eval()
+            towers[name] = ReducedTower(tower, entry.reducers(setting_for(tower, rate, layer, texts=texts))).eval()
         except ValueError as error:
             reasons[name] = str(error)
     return towers, reasons

@@ -13,6 +13,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from common.evaluate.prompts import OWN, TEMPLATE_HELP, chosen_templates, prompt
 from common.paths import runs_directory, written_whole
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from common.data.lookup import Captioned, Labelled
     from common.evaluate.tasks import Settings
     from common.models import Model
@@ -104,8 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sources = {task: source(args.data, task, args.split, args.place) for task in args.tasks}
     model = behind(at_size(load_model(**named), args.image_size), args.first)
     if args.point is not None:
-        args.point = completed(model, args.point, args.gmacs)
-        model = model_at(model, args.point)
+        # One tower serves all tasks, and only zeroshot has classes for a reducer to choose by.
+        classes = partial(_classes, model, sources["zeroshot"], args, settings) if args.tasks == ["zeroshot"] else None
+        args.point = completed(model, args.point, args.gmacs, classes)
+        model = model_at(model, args.point, classes)
     # Plan all tasks before the first one runs: a mistake in the last one then costs nothing.
     plans = [_plan(task, data, model, args, settings) for task, data in sources.items()]
     for plan in plans:
@@ -114,6 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"peak memory on {device}: {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MB")
     print(f"peak memory: {peak_memory():.0f} MB")
     return 0
+
+
+def _classes(model: Model, data: Labelled, args: argparse.Namespace, settings: Settings) -> Tensor:
+    """The class embeddings [C,E] of zero-shot classification."""
+    from common.evaluate.tasks import classes_of
+
+    return classes_of(model, data.class_names, chosen_templates(args.template, data, model)[1], settings)
 
 
 def peak_memory() -> float:

@@ -1,23 +1,28 @@
 """One setting of a model: a token reducer in its tower, its own keep rate, or its threshold of early exit.
 
 The names of settings and the command line are read without torch.
+
+Shapes: C classes, E joint dim.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from common.adapters import AdaptedTower
     from common.flops import Macs
     from common.models import Model
     from common.tower import ImageTower
+
+Classes = Callable[[], "Tensor"]
+"""Gives the embeddings [C,E] of the classes that pictures are scored against; few settings ask for them."""
 
 _HUNDREDTHS = 100
 """Keep rates within a budget are found to 1 %."""
@@ -192,9 +197,10 @@ def default_places(model: Model) -> tuple[int, ...]:
     return (len(tower_of(model).transformer.resblocks) // 4,)
 
 
-def images_at(model: Model, point: Point) -> nn.Module:
+def images_at(model: Model, point: Point, classes: Classes | None = None) -> nn.Module:
     """The image side of a model at a setting; a threshold leaves it as it is. It shares the model's weights.
 
+    classes: of the pictures, for a reducer that chooses by them; None: they are not scored by classes.
     ValueError: a setting that this model does not have, or a reducer that cannot work in its tower, and why.
     """
     from common.cascade import Cascade
@@ -208,7 +214,8 @@ def images_at(model: Model, point: Point) -> nn.Module:
         if isinstance(model.images, TiledTower):
             reducers = schedule(entry, tower, point.keep, places, model.images.tiles)
             return TiledTower(tower, model.image_size, reducers).eval()
-        return ReducedTower(tower, schedule(entry, tower, point.keep, places)).eval()
+        texts = classes() if classes is not None and "texts" in entry.needs else None
+        return ReducedTower(tower, schedule(entry, tower, point.keep, places, texts=texts)).eval()
     setting = setting_of(model)
     if point.threshold is not None and setting != "threshold":
         raise ValueError(f"threshold {point.threshold:g}: {model.name} has no levels to stop at; leave it out")
@@ -236,22 +243,23 @@ def mean_macs(images: nn.Module, image_size: int, exits: Sequence[float] = ()) -
     return expected_macs(costs, [*exits, *[0.0] * (len(costs) - len(exits))]) if exits else costs[-1]
 
 
-def completed(model: Model, point: Point, gmacs: float | None = None) -> Point:
+def completed(model: Model, point: Point, gmacs: float | None = None, classes: Classes | None = None) -> Point:
     """A point with its places, and with the keep rate of a budget where there is one. ValueError: see ``fitted``."""
     if point.reducer is not None and not point.places:
         point = replace(point, places=default_places(model))
-    return point if gmacs is None else fitted(model, point, gmacs)
+    return point if gmacs is None else fitted(model, point, gmacs, classes)
 
 
-def model_at(model: Model, point: Point) -> Model:
+def model_at(model: Model, point: Point, classes: Classes | None = None) -> Model:
     """The model at a point, under a name that says so; a threshold is left to ``Settings``.
 
-    ValueError: see ``images_at``.
+    classes, ValueError: see ``images_at``.
     """
-    return replace(model, name=f"{model.name} {point.name.replace(',', '')}", images=images_at(model, point))
+    name = f"{model.name} {point.name.replace(',', '')}"
+    return replace(model, name=name, images=images_at(model, point, classes))
 
 
-def fitted(model: Model, point: Point, gmacs: float) -> Point:
+def fitted(model: Model, point: Point, gmacs: float, classes: Classes | None = None) -> Point:
     """The point at the greatest keep rate, to 1 %, at which a picture costs at most ``gmacs``.
 
     ValueError: not even 1 % does, or the cost of the model follows another setting.
@@ -265,7 +273,7 @@ def fitted(model: Model, point: Point, gmacs: float) -> Point:
         raise ValueError(f"--gmacs {gmacs:g}: {model.name} has no keep rate that this could set; {mend}")
 
     def cost(hundredths: int) -> float:
-        images = images_at(model, replace(point, keep=hundredths / _HUNDREDTHS))
+        images = images_at(model, replace(point, keep=hundredths / _HUNDREDTHS), classes)
         return mean_macs(images, model.image_size).gmacs
 
     def fits(hundredths: int) -> bool:

@@ -104,9 +104,8 @@ def runner(model: Model, class_names: Sequence[str], templates: Sequence[Templat
         raise ValueError(f"threshold {settings.threshold:g}: {model.name} has no levels to stop at; leave it out")
     if model.type != OPEN_CLIP:
         optimize_for_inference(model.images)
-    texts = model.text_encoder().to(settings.device)
-    classes = cached_class_embeddings(texts, model.weights["text"], class_names, templates)
-    run = paths.runner(settings.threshold, classes, texts.logit_scale.detach().exp())
+    classes = classes_of(model, class_names, templates, settings)
+    run = paths.runner(settings.threshold, classes, model.texts.logit_scale.detach().exp())
 
     @torch.no_grad()
     def run_levels(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,10 +150,15 @@ def scorer(
         return model.images.to(settings.device).class_scorer(
             [[fill(template, name) for template in templates] for name in class_names]
         )
-    texts = model.text_encoder().to(settings.device)
-    classes = cached_class_embeddings(texts, model.weights["text"], class_names, templates)
+    classes = classes_of(model, class_names, templates, settings)
     encode = encoder(model, settings)
     return lambda images: encode(images) @ classes.T
+
+
+def classes_of(model: Model, class_names: Sequence[str], templates: Sequence[Template], settings: Settings) -> Tensor:
+    """The class embeddings [C,E] of a model on the settings' device, cached on disk. ValueError: no text tower."""
+    texts = model.text_encoder().to(settings.device)
+    return cached_class_embeddings(texts, model.weights["text"], class_names, templates)
 
 
 def retrieval(model: Model, source: Captioned, settings: Settings) -> dict[str, Any]:

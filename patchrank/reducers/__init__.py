@@ -17,6 +17,7 @@ from patchrank.reducers.mctf import MCTF
 from patchrank.reducers.pitome import PiToMe
 from patchrank.reducers.prumerge import PruMerge
 from patchrank.reducers.random import RandomKeep, RandomPerPicture
+from patchrank.reducers.recoverable import RecoverableCompression
 from patchrank.reducers.tca import TokenCondensation
 from patchrank.reducers.tiles import GlobalCom2
 from patchrank.reducers.token_correlation import TokenCorrelation
@@ -47,6 +48,7 @@ __all__ = [
     "PruMerge",
     "RandomKeep",
     "RandomPerPicture",
+    "RecoverableCompression",
     "ToFu",
     "ToMe",
     "TokenCondensation",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.adapters.tower import AdaptedTower
 from common.reducer_registry import Setting
 from common.reduction import Place, Reducer, ReductionContext
 from patchrank.scores import keep_count
@@ -129,20 +130,34 @@ def spread(make: Callable[[int, Setting, int], Reducer]) -> Callable[[Setting], 
     return build
 
 
+def readout_of(setting: Setting, name: str) -> Callable[[Tensor], Tensor]:
+    """A tower's last norm and projection, tokens [B,K,D] -> [B,K,E].  name: of the reducer that reads them.
+
+    ValueError: the tower of another library.
+    """
+    tower = setting.tower
+    if isinstance(tower, AdaptedTower):
+        raise ValueError(
+            f"{name} reads ln_post and proj, which a tower of another library has under other names; take a tower of "
+            "this suite, or divprune"
+        )
+    return lambda tokens: tower.ln_post(tokens) @ tower.proj
+
+
 def wide(x: Tensor) -> Tensor:
     """x in fp32 at least: distances near zero are noise in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def unmixed(x: Tensor) -> AbstractContextManager:
-    """Without autocast on the device of x: scores that differ little would tie in half precision."""
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """A block in which no autocast rounds the products of x: scores that differ little would tie in half precision."""
     kind = x.device.type  # "meta" has no autocast
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """``linear`` of x in fp32 at least, under autocast too."""
-    with unmixed(x):
+    with without_autocast(x):
         if not isinstance(linear.weight, Tensor) or linear.weight.dtype == wide(linear.weight).dtype:
             return linear(wide(x))  # the module's own map, which may be packed or quantised
         return F.linear(wide(x), wide(linear.weight), None if linear.bias is None else wide(linear.bias))

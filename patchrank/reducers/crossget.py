@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
 from common.tower import Block
-from patchrank.reducers.base import Call, Removing, in_order, spread, unmixed, wide
+from patchrank.reducers.base import Call, Removing, in_order, spread, without_autocast, wide
 from patchrank.reducers.groups import merge_groups, numbered
 
 
@@ -121,7 +121,7 @@ class CrossGET(Removing):
         query = cross_query(context.block, self.token(context.entered[:, 0]))
         keys = context.patches(context.block_keys().transpose(1, 2).flatten(2))
         keys, query = F.normalize(wide(keys), dim=-1), F.normalize(wide(query), dim=-1)
-        with unmixed(keys):
+        with without_autocast(keys):
             similarity, importance = keys @ keys.mT, keys @ query[..., None]
         return torch.maximum(similarity, similarity.mT), importance.squeeze(-1)  # symmetric, however it was rounded
 

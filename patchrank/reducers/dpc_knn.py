@@ -16,6 +16,26 @@ from patchrank.reducers.groups import merge_groups
 from patchrank.reducers.kmedoids import assigned
 
 
+def density_peaks(tokens: Tensor, count: int, neighbours: int) -> Tensor:
+    """The cluster (long [B,K], below ``count``) of each token [B,K,F] around the density peaks of ``DPCKNN``.
+
+    Clusters are numbered in the order of their centres' places.
+    """
+    squares = squared_distances(tokens) / tokens.shape[-1]
+    nearest = squares.topk(min(neighbours, tokens.shape[1]), dim=-1, largest=False).values
+    density = (-nearest.mean(-1)).exp()
+    distances = squares.sqrt()
+    # Of equal densities the earlier token counts as the denser.
+    earlier = torch.ones_like(squares[0], dtype=torch.bool).tril(-1)
+    equal = earlier & (density[:, None] == density[..., None])
+    higher = (density[:, None] > density[..., None]).logical_or(equal)
+    apart = distances.masked_fill(~higher, torch.inf).amin(-1)
+    apart = apart.where(apart.isfinite(), distances.amax(-1))
+    centres = in_order(most(density * apart, count))
+    same = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    return assigned(distances.masked_fill(same, -1), centres)
+
+
 @reducer(
     "dpc-knn",
     "DPC-KNN (TCFormer)",
@@ -43,17 +63,5 @@ class DPCKNN(Keeping):
         patches = context.patches(x)
         with torch.no_grad():
             count = self.left(patches.shape[1])
-            squares = squared_distances(patches) / patches.shape[-1]
-            nearest = squares.topk(min(self.neighbours, patches.shape[1]), dim=-1, largest=False).values
-            density = (-nearest.mean(-1)).exp()
-            distances = squares.sqrt()
-            # Of equal densities the earlier token counts as the denser.
-            earlier = torch.ones_like(squares[0], dtype=torch.bool).tril(-1)
-            equal = earlier & (density[:, None] == density[..., None])
-            higher = (density[:, None] > density[..., None]).logical_or(equal)
-            apart = distances.masked_fill(~higher, torch.inf).amin(-1)
-            apart = apart.where(apart.isfinite(), distances.amax(-1))
-            centres = in_order(most(density * apart, count))
-            same = torch.eye(patches.shape[1], dtype=torch.bool, device=x.device)
-            cluster = assigned(distances.masked_fill(same, -1), centres)
+            cluster = density_peaks(patches, count, self.neighbours)
         return merge_groups(x, context, cluster, count)

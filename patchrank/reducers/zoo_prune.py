@@ -11,23 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.adapters.tower import AdaptedTower
-from common.reducer_registry import Setting, reducer
-from common.reduction import Place, Reducer, ReductionContext
-from patchrank.reducers.base import Call, Keeping, in_order
+from common.reducer_registry import reducer
+from common.reduction import ReductionContext
+from patchrank.reducers.base import Call, Keeping, in_order, readout_of
 from patchrank.reducers.farthest import cosines, farthest
 
 _WIDTH = 4096  # of the table of directions: no tower is wider
-
-
-def _build(setting: Setting) -> dict[Place, Reducer]:
-    tower = setting.tower
-    if isinstance(tower, AdaptedTower):
-        raise ValueError(
-            "zoo-prune reads ln_post and proj, which a tower of another library has under other names; take a tower of "
-            "this suite, or divprune"
-        )
-    return {setting.layer: ZOOPrune(setting.keep, lambda tokens: tower.ln_post(tokens) @ tower.proj)}
 
 
 @reducer(
@@ -39,8 +28,7 @@ def _build(setting: Setting) -> dict[Place, Reducer]:
     differs="Not equal to the released code: ours takes 4 directions (64 would cost 10.0 GMACs, more than half of "
     "ViT-B/16), a step of a hundredth of the token's length, sensitivity divided by the largest, the tower's "
     "readout as f, distances between the tokens themselves, and keep·K rounded. The choice itself is the same.",
-    build=_build,
-    exceptions={"levels": "a WaveCLIP names its readout otherwise"},
+    build=lambda setting: {setting.layer: ZOOPrune(setting.keep, readout_of(setting, "zoo-prune"))},
 )
 class ZOOPrune(Keeping):
     """Keep R patches greedily by sensitivity times distance: S_i · min over the chosen of 1 - cos(x_i, x_j).

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from common.evaluate.points import Point, images_at, mean_macs
+from common.evaluate.points import Classes, Point, images_at, mean_macs
 from common.evaluate.sweep.journal import Record
 from common.evaluate.sweep.measure import WHOLE
 from common.models import Model
 
 
-def check_budget(model: Model, points: Iterable[Point], known: Mapping[Point, Record], budget: float) -> None:
+def check_budget(
+    model: Model,
+    points: Iterable[Point],
+    known: Mapping[Point, Record],
+    budget: float,
+    classes: Classes | None = None,
+) -> None:
     """Count settings before any picture is read, until one is within ``budget`` GMACs a picture.
 
-    known: points that were measured before, with their costs.
+    known: points that were measured before, with their costs.  classes: see ``images_at``.
     What a threshold costs depends on the pictures: here it is the first level's cost, the least that it can be.
     ValueError: no setting is within the budget, and what the cheapest one costs; or no cost is known.
     """
@@ -25,7 +31,7 @@ def check_budget(model: Model, points: Iterable[Point], known: Mapping[Point, Re
             return
         exits = () if point.threshold is None else (1.0,)
         try:
-            costs[point] = mean_macs(images_at(model, point), model.image_size, exits).gmacs
+            costs[point] = mean_macs(images_at(model, point, classes), model.image_size, exits).gmacs
         except ValueError as error:  # a reducer that cannot work in this model: a line of the sweep's table
             reason = str(error)
     _refuse_above(budget, costs, reason)

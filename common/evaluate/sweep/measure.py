@@ -48,7 +48,7 @@ class Measure:
         """
         start = scoring.pictures.first(max((*self.timed, 1))).to(self.device)
         try:
-            images = images_at(self.model, point)
+            images = images_at(self.model, point, scoring.classes)
             run = scoring.run(images, point)
             run(start[:1])
         except ValueError as error:

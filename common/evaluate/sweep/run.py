@@ -36,7 +36,7 @@ def sweep(
     compared = scorings[0]
     split = compared.pictures.data.split
     if budget is not None:
-        check_budget(measure.model, points, journal.of(split), budget)
+        check_budget(measure.model, points, journal.of(split), budget, compared.classes)
     records = measured(measure, points, compared, journal)
     choice = None
     if budget is not None:

@@ -8,19 +8,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from common.evaluate.accuracy import Accuracy
-from common.evaluate.points import Point
+from common.evaluate.points import Classes, Point
 from common.evaluate.prompts import prompts_hash, value_hash
 from common.evaluate.sweep.journal import Record
 from common.evaluate.sweep.pictures import Pictures, packed
 from common.evaluate.tasks import (
     Settings,
     accuracies,
+    classes_of,
     embedded_captions,
     embedded_pictures,
     encoder,
@@ -43,6 +45,7 @@ class Scoring(ABC):
     column, label: the main metric's, a fraction; of it are the intervals, the differences, and the choice in a budget.
     others: the columns of further metrics.
     beside: {label: column} of those that a table shows, with an interval in COLUMN_low and COLUMN_high.
+    classes: those against which pictures are scored; None: they are not.
     """
 
     task: ClassVar[str]
@@ -53,6 +56,7 @@ class Scoring(ABC):
 
     def __init__(self, model: Model, pictures: Pictures, settings: Settings) -> None:
         self.model, self.pictures, self.settings = model, pictures, settings
+        self.classes: Classes | None = None
 
     @property
     @abstractmethod
@@ -83,6 +87,7 @@ class ZeroShot(Scoring):
     def __init__(self, model: Model, pictures: Pictures, settings: Settings, templates: Sequence[Template]) -> None:
         super().__init__(model, pictures, settings)
         self.templates = templates
+        self.classes = partial(classes_of, model, pictures.data.class_names, templates, settings)
 
     @property
     def version(self) -> str:

@@ -9,13 +9,16 @@ from common.adaptive import paths_of
 from common.cli import main
 from common.clip import CLIP
 from common.data.embedded import module as embedded
+from common.data.lookup import source
 from common.evaluate import tasks
+from common.evaluate.accuracy import zero_shot
 from common.evaluate.points import Point, completed, images_at, mean_macs
 from common.flops import count_macs
 from common.models import load_model
 from common.reducer_registry import named, setting_for
 from common.reduction import ReducedTower
 from common.tiles import TiledTower
+from common.zeroshot import embed_prompts, fill
 from patchrank.reducers import DivPrune
 from tests.common.fresh import answers
 from tests.readme import ROOT
@@ -129,6 +132,28 @@ def test_one_reducer_in_all_three_tasks(model, tmp_path, capsys):
     assert len(results(out)) == 4, "the whole model is another result"
 
 
+TEXT_GUIDED = ["--reducer", "recoverable-compression"]
+
+
+@torch.no_grad()
+def test_a_reducer_reads_the_classes_that_pictures_are_scored_against(model, tmp_path):
+    """By hand: the prompts' embeddings choose the tokens; a budget counts them too."""
+    line = ["--template", "a {}", "--out", str(tmp_path / "out")]
+    assert evaluate(model, *line, *TEXT_GUIDED, "--keep", "0.5") == 0
+    (result,) = results(tmp_path / "out").values()
+    clip, test = CLIP.load(model).eval(), source("embedded", "zeroshot", "test")
+    classes = embed_prompts(clip, [fill("a {}", name) for name in test.class_names])
+    tower = clip.image_tower
+    entry = named("recoverable-compression")
+    reduced = ReducedTower(tower, entry.reducers(setting_for(tower, 0.5, 0, texts=classes)))
+    expected = zero_shot(reduced, test.loader(clip.preprocess, 64, 0), classes)
+    macs = count_macs(reduced, torch.zeros(1, 3, 24, 24))
+    assert (result["metrics"]["top1"], result["metrics"]["top5"]) == (expected.top1, expected.top5)
+    assert result["metrics"]["gmacs"] == macs.gmacs
+    assert evaluate(model, *line, *TEXT_GUIDED, "--gmacs", f"{macs.gmacs}") == 0
+    assert [result["metrics"]["gmacs"] for result in results(tmp_path / "out").values()] == [macs.gmacs] * 2
+
+
 @torch.no_grad()
 def test_larger_pictures_are_seen_in_tiles(model, tmp_path):
     """Whole, or with a budget; the cost is that of the tiles, built by hand."""
@@ -194,6 +219,11 @@ def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
         (["--reducer", "tome"], "--reducer tome needs --keep, the share of tokens that stay, or --gmacs"),
         (["--reducer", "tom", "--keep", "0.5"], "no reducer 'tom'; there are atc"),
         (["--reducer", "tome", "--keep", "0.5", "--gmacs", "1"], "are three ways to say one thing; give one of them"),
+        (
+            [*TEXT_GUIDED, "--keep", "0.5", "--tasks", "zeroshot,retrieval"],
+            "recoverable-compression chooses tokens by the classes' texts, so a picture has no embedding of its own; ",
+        ),
+        ([*TEXT_GUIDED, "--keep", "0.5", "--tasks", "linear-probe"], "so a picture has no embedding of its own; "),
         (["--keep", "0.5"], "random prunes no tokens by itself; name a reducer"),
         (["--place", "1"], "--place 1 is the block of a reducer; name it with --reducer"),
         (["--gmacs", "1"], "random has no keep rate that this could set; name a --reducer"),

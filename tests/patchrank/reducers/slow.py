@@ -1,5 +1,7 @@
 """What the tests of reducers share: a small tower in double precision, and its blocks one picture at a time."""
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -30,6 +32,19 @@ def plain(x):
 
 def cosine(a, b):
     return float(torch.cosine_similarity(a, b, dim=0))
+
+
+def slow_density_peaks(picture, count):
+    """The groups of places around the density peaks of tokens [K,F], in the order of their centres."""
+    places = range(len(picture))
+    away = [[float((a - b).norm()) / picture.shape[1] ** 0.5 for b in picture] for a in picture]
+    density = [math.exp(-sum(d**2 for d in sorted(line)[:5]) / min(5, len(picture))) for line in away]
+    apart = [min((away[i][j] for j in places if density[j] > density[i]), default=max(away[i])) for i in places]
+    centres = sorted(sorted(places, key=lambda i: -density[i] * apart[i])[:count])
+    groups = {c: [c] for c in centres}
+    for i in set(places) - set(centres):
+        groups[min(centres, key=lambda c: away[i][c])].append(i)
+    return [groups[c] for c in centres]
 
 
 def slow_attention(block, x, sizes=None):

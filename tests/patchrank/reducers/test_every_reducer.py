@@ -15,6 +15,7 @@ from waveclip.reduced import ReducedWaveTower
 
 TOWER = {"image_size": 8, "patch_size": 2, "width": 16, "layers": 3, "heads": 2, "embed_dim": 8}
 PATCHES, GRID, LAYER = 16, 4, 1
+TEXTS = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 each = pytest.mark.parametrize("name", sorted(REDUCERS))
 
 
@@ -46,7 +47,7 @@ def trained(name, tower):
 def reducers(name, tower, keep=None):
     keep = rate_of(name) if keep is None else keep
     blocks = len(tower.transformer.resblocks)
-    setting = Setting(keep, LAYER, PATCHES, blocks, GRID, tower, trained(name, tower))
+    setting = Setting(keep, LAYER, PATCHES, blocks, GRID, tower, trained(name, tower), texts=TEXTS)
     return REDUCERS[name].reducers(setting)
 
 
@@ -154,10 +155,9 @@ def test_it_works_in_a_level_of_a_waveclip_beside_its_cache(name, tower):
     torch.manual_seed(0)
     wave = WaveTower.from_image_tower(tower, 1).eval()
     entry, patches = REDUCERS[name], wave.tokens_in(1) - 1
-    read = None if "readout" in entry.needs else tower
-    setting = Setting(rate_of(name), LAYER, patches, TOWER["layers"], 0, read, trained(name, tower))
+    setting = Setting(rate_of(name), LAYER, patches, TOWER["layers"], 0, wave, trained(name, tower), texts=TEXTS)
     if "levels" in entry.exceptions:
-        reasons = "needs every patch of a square grid|reads (where patches stand|the pixels|the tower's output)"
+        reasons = "needs every patch of a square grid|reads (where patches stand|the pixels)"
         with pytest.raises(ValueError, match=reasons):
             entry.reducers(setting)
         return
@@ -175,6 +175,13 @@ def test_every_entry_says_what_its_reader_needs_to_know():
 def test_a_trained_reducer_is_refused_without_its_modules(tower):
     with pytest.raises(ValueError, match="dynamicvit is trained, and a plain tower has not learned it; open a model"):
         named("dynamicvit").reducers(Setting(0.5, LAYER, PATCHES, TOWER["layers"], GRID, tower))
+
+
+def test_a_reducer_is_refused_without_what_it_reads(tower):
+    with pytest.raises(ValueError, match="zoo-prune reads the tower's output; give the tower"):
+        named("zoo-prune").reducers(Setting(0.5, LAYER, PATCHES, TOWER["layers"], GRID))
+    with pytest.raises(ValueError, match="by the classes' texts, so a picture has no embedding of its own; classify"):
+        named("recoverable-compression").reducers(Setting(0.5, LAYER, PATCHES, TOWER["layers"], GRID, tower))
 
 
 def test_a_name_that_is_not_there_lists_those_that_are():

@@ -21,6 +21,7 @@ from tests.patchrank.reducers.slow import (
     cosine,
     plain,
     slow_attention,
+    slow_density_peaks,
     small_tower,
     tokens,
 )
@@ -242,19 +243,9 @@ def test_density_peaks_are_those_of_the_formula():
     x = tokens(3)
     result, context = DPCKNN(6 / 16)(x, plain(x))
     for row, picture in enumerate(x[:, 1:]):
-        away = [[float((a - b).norm()) / 6**0.5 for b in picture] for a in picture]
-        density = [math.exp(-sum(d**2 for d in sorted(line)[:5]) / 5) for line in away]
-        apart = [
-            min((away[i][j] for j in range(PATCHES) if density[j] > density[i]), default=max(away[i]))
-            for i in range(PATCHES)
-        ]
-        centres = sorted(ranked([d * a for d, a in zip(density, apart, strict=True)])[:6])
-        groups = {c: [c] for c in centres}
-        for i in set(range(PATCHES)) - set(centres):
-            groups[min(centres, key=lambda c, i=i: away[i][c])].append(i)
-        expected = torch.stack([mean(picture[i] for i in groups[c]) for c in centres])
-        torch.testing.assert_close(result[row, 1:], expected)
-        assert context.sizes[row].tolist() == [len(groups[c]) for c in centres]
+        groups = slow_density_peaks(picture, 6)
+        torch.testing.assert_close(result[row, 1:], torch.stack([picture[group].mean(0) for group in groups]))
+        assert context.sizes[row].tolist() == [len(group) for group in groups]
 
 
 @torch.no_grad()

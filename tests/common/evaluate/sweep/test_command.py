@@ -14,6 +14,7 @@ from common.evaluate.sweep import pictures as shown
 from common.evaluate.sweep import scoring
 from common.flops import count_macs
 from common.models import load_model
+from common.reducer_registry import named, setting_for
 from common.reduction import ReducedTower
 from common.tiles import TiledTower
 from common.zeroshot import embed_prompts
@@ -59,6 +60,24 @@ def test_rows_are_the_reducers_own_accuracy_and_cost(model, data, sweep, tmp_pat
         if places:
             assert row["difference"] == pytest.approx(float(correct.double().mean() - whole.double().mean()))
             assert row["of_whole"] == macs.gmacs / count_macs(tower, image).gmacs
+
+
+@torch.no_grad()
+def test_a_reducer_reads_the_classes_of_the_sweep(model, data, sweep, tmp_path):
+    """Also where a budget, which no other setting is within, is checked before a picture is read."""
+    clip = load_model(model).images
+    tower, image = clip.image_tower, torch.zeros(1, 3, 32, 32)
+    classes = embed_prompts(clip, [f"a {name}" for name in source(data, "zeroshot", "test").class_names])
+    places = named("recoverable-compression").reducers(setting_for(tower, 0.5, 0, texts=classes))
+    reduced = ReducedTower(tower, places)
+    macs = count_macs(reduced, image)
+    line = ["--reducers", "recoverable-compression", "--keep", "0.5", "--budget", f"{macs.gmacs}"]
+    assert macs.gmacs < count_macs(tower, image).gmacs and sweep(model, *line) == 0
+    row = result(tmp_path / "out")["rows"][1]
+    assert row["gmacs"] == macs.gmacs
+    journal = [json.loads(line) for line in (tmp_path / "out" / "points.jsonl").read_text().splitlines()[1:]]
+    (on_test,) = (record for record in journal if record["split"] == "test" and record["point"]["reducer"])
+    assert on_test["top1"] == answers(model, reduced, data).double().mean()
 
 
 def test_larger_pictures_are_compared_with_all_of_their_tiles(model, data, sweep, tmp_path):

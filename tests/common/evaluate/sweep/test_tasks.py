@@ -96,6 +96,13 @@ def test_captions_are_embedded_once(miniature, tmp_path, monkeypatch):
     assert len(calls) == 1 and {row["samples"] for row in table(tmp_path / "out")} == {"5"}
 
 
+@pytest.mark.parametrize("task", ["retrieval", "linear-probe"])
+def test_a_reducer_that_reads_classes_says_that_there_are_none(miniature, tmp_path, task):
+    assert sweep(miniature, task, tmp_path / "out", "--reducers", "recoverable-compression") == 0
+    whole, refused = table(tmp_path / "out")
+    assert not whole["reason"] and "so a picture has no embedding of its own; classify" in refused["reason"]
+
+
 @pytest.mark.parametrize(
     ("task", "others", "message"),
     [
