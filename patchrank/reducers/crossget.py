@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
 from common.tower import Block
-from patchrank.reducers.base import Call, Removing, in_order, spread, without_autocast, wide
+from patchrank.reducers.base import Call, Removing, in_order, spread, wide, without_autocast
 from patchrank.reducers.groups import merge_groups, numbered
 
 
