@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +14,18 @@ from PIL import Image
 from common import directory
 from common.cli import main
 from common.clip import CLIP
+from common.deploy import graphs, predict
 from common.deploy.calibration import Calibration
 from common.deploy.model import load
+from common.deploy.runtime import EarlyExit
 from tests.common.towers import NAMES, tiny_directory
 
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules |= dict.fromkeys(["torch", "torchvision", "open_clip", "common"])
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 HOW = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
 """How the first model's pictures are prepared: in all ways otherwise than CLIP's."""
 
@@ -120,3 +130,84 @@ def test_two_models_that_make_no_cascade_are_refused_by_name(pair, photos, tmp_p
         assert main(["classify", str(photos), *words]) == 1
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def folder(pair, tmp_path_factory):
+    """The cascade's export as ONNX."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
+        out = tmp_path_factory.mktemp("export") / "onnx"
+        assert main(["export", pair[0], "--first", pair[1], "--format", "onnx", "--out", str(out)]) == 0
+    return out
+
+
+def test_predict_answers_as_classify_where_there_is_no_torch(pair, photos, folder, tmp_path):
+    big, small = pair
+    threshold, out = between(alone(small, [photos])[1]), tmp_path / "rows.csv"
+    line = [folder / "predict.py", photos, "--threshold", repr(threshold), "--out", out, "--batch-size", "7"]
+    run = subprocess.run([sys.executable, "-I", "-c", WITHOUT_TORCH, *map(str, line)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    rows = list(csv.DictReader(out.open()))
+    answers = load(big, first=small, device="cpu").classify(photos, threshold=threshold)
+    assert [row["picture"] for row in rows] == [answer.picture for answer in answers]
+    assert [(row["label"], int(row["level"])) for row in rows] == [(a.label, a.level) for a in answers]
+    assert {row["level"] for row in rows} == {"0", "1"}
+    for row, answer in zip(rows, answers, strict=True):
+        assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-5)
+        assert float(row["gmacs"]) == pytest.approx(answer.gmacs, rel=1e-5)
+
+
+def test_a_folder_holds_what_belongs_to_each_model(pair, folder):
+    about = json.loads((folder / "export.json").read_text())
+    files = "classes_0.npy classes_1.npy export.json level_0.onnx level_1.onnx predict.py text_0.bin text_0.onnx "
+    files += "text_1.bin text_1.onnx tokenizer.json weights.bin"
+    assert sorted(path.name for path in folder.iterdir()) == files.split()
+    assert about["version"] == 2 and [stage["member"] for stage in about["stages"]] == [0, 1]
+    sizes = [(member["preprocess"]["size"], member["embed_dim"]) for member in about["members"]]
+    assert sizes == [(16, 24), (32, 32)]
+    costs = [load(model, device="cpu").costs[0] for model in reversed(pair)]
+    assert about["gmacs"] == pytest.approx([costs[0], sum(costs)])
+    speeds = about["images_per_second"]
+    assert [speeds[level]["1"] for level in ("level_0", "level_1")] == [[2, 2], [1, 1]], "half a second each"
+
+
+def test_other_classes_are_embedded_by_each_model(pair, photos, folder):
+    runtime, names = EarlyExit(folder), ["red dog", "green bird"]
+    runtime.name_classes(names)
+    found = [answer.label for answer, _ in runtime.classify(sorted(photos.rglob("*.png")), threshold=0.05)]
+    answers = load(pair[0], first=pair[1], device="cpu").classify(photos, names, threshold=0.05)
+    assert found == [answer.label for answer in answers]
+
+
+def test_a_calibration_goes_along(pair, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    big, small = pair
+    line, file = ["--model", big, "--first", small, "--data", str(photos)], str(tmp_path / "mine.json")
+    assert main(["calibrate", *line, "--accuracy", "0.05", "--calibration", file, "--workers", "0"]) == 0
+    words = [big, "--first", small, "--format", "onnx", "--no-text", "--calibration", file]
+    assert main(["export", *words, "--out", str(tmp_path / "onnx")]) == 0
+    about, point = json.loads((tmp_path / "onnx" / "export.json").read_text()), Calibration.read(tmp_path / "mine.json")
+    assert about["gate"]["threshold"] == point.point.setting and about["calibrated_on_these_classes"]
+    assert about["calibration"]["weights"] == point.weights
+    assert EarlyExit(tmp_path / "onnx").threshold_for(sum(about["gmacs"]) / 2) is not None
+
+
+def test_what_a_cascade_has_not_is_said(pair, photos, folder, tmp_path, capsys):
+    big, small = pair
+    line = ["export", big, "--first", small, "--out", str(tmp_path / "out")]
+    for words, message in (
+        (["--format", "open-clip"], "a cascade is exported as graphs in fp32; export the models alone"),
+        (["--format", "onnx", "--dtype", "int8", "--data", str(photos)], "a cascade is exported as graphs in fp32"),
+        (["--format", "onnx", "--keep", "0.5"], "--keep: small then big has no keep rate to choose"),
+    ):
+        assert main([*line, *words]) == 1
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert predict.main([str(photos), "--folder", str(folder), "--embeddings", str(tmp_path / "z.npy")]) == 1
+    assert "those of a cascade's two models lie in two spaces" in capsys.readouterr().err
+    about = json.loads((folder / "export.json").read_text())
+    del about["members"][1]["logit_scale"]
+    (tmp_path / "export.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"is damaged \(without logit_scale\); export it anew"):
+        EarlyExit(tmp_path)
