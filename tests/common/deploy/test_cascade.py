@@ -18,14 +18,9 @@ from common.deploy import graphs, predict
 from common.deploy.calibration import Calibration
 from common.deploy.model import load
 from common.deploy.runtime import EarlyExit
+from tests.common.fresh import WITHOUT_TORCH
 from tests.common.towers import NAMES, tiny_directory
 
-WITHOUT_TORCH = """
-import runpy, sys
-sys.modules |= dict.fromkeys(["torch", "torchvision", "open_clip", "common"])
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 HOW = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
 """How the first model's pictures are prepared: in all ways otherwise than CLIP's."""
 
