@@ -38,15 +38,26 @@ def add_model(command: argparse.ArgumentParser, default: str | None = None, posi
     add("--text-model", help="whose text tower to use, for a model that is an image tower alone")
 
 
+def add_first(command: argparse.ArgumentParser, remark: str = "") -> None:
+    """Add the argument that names the first model of a cascade. remark: the end of its help."""
+    command.add_argument(
+        "--first",
+        metavar="MODEL",
+        help="a smaller model, a directory or weights file: it answers where its margin reaches the threshold, the "
+        f"model elsewhere{remark}",
+    )
+
+
 def model_arguments(args: argparse.Namespace) -> dict[str, str | bool | None]:
     """The arguments of ``load_model`` and ``load``, from those that ``add_model`` added.
 
-    ValueError: --model is a path where nothing is; said here, before torch is imported.
+    ValueError: --model, or --first, is a path where nothing is; said here, before torch is imported.
     """
-    path = Path(args.model or "")
-    named = not str(args.model).startswith(PREFIXES) and ("/" in str(args.model) or path.suffix in SUFFIXES)
-    if args.model is not None and named and not path.exists():
-        raise ValueError(f"no weights at {path.absolute()}")
+    for name in filter(None, (args.model, getattr(args, "first", None))):
+        path = Path(name)
+        named = not name.startswith(PREFIXES) and ("/" in name or path.suffix in SUFFIXES)
+        if named and not path.exists():
+            raise ValueError(f"no weights at {path.absolute()}")
     quick_gelu = None if args.quick_gelu is None else args.quick_gelu == "yes"
     others = {name: getattr(args, name) for name in ("model", "weights", "text_model", "preprocess")}
     return {**others, "quick_gelu": quick_gelu}

@@ -1,21 +1,23 @@
 """A cascade of two models that share nothing: the first answers, and the second where the first is not sure.
 
-Shapes: B images, S image size of the second model, s that of the first, E joint dim.
+Shapes: B images, S image size of the second model, s that of the first, C classes, E joint dim.
 
-Images come as the second model's pictures; the first one sees them made smaller, so a file is read once. Alone, the
-first model would read pictures that are rounded to 8 bits after resizing, or, of the embedded benchmark, drawn at its
-size.
+``common.deploy`` prepares a picture for each model (``cascaded``). To evaluate one (``Cascade``), images come as the
+second model's pictures; the first one sees them made smaller, so a file is read once. Alone, the first model would read
+pictures that are rounded to 8 bits after resizing, or, of the embedded benchmark, drawn at its size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.adaptive import paths_of
+from common.adaptive import Run, paths_of
+from common.early_exit import margin
 from common.models import Model
 from common.preprocess import Preprocess
 from common.stages import EncodeImage, Stage
@@ -74,17 +76,38 @@ class _First(nn.Module):
         return *self.encode(self.resized(images)), images
 
 
+def cascaded(first: Run, second: Run, threshold: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The first model's answers, and the second's for the images where the first's margin is below the threshold.
+
+    The result maps images [B,3,s,s] and the same ones [B,3,S,S] to class probabilities [B,C] and the path: long [B].
+    """
+
+    def run(small: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        scores, _ = first(small)
+        path = (margin(scores) < threshold).long()
+        unsure = path.nonzero().squeeze(1)
+        if len(unsure):
+            scores[unsure] = second(images[unsure])[0]
+        return scores, path
+
+    return run
+
+
+def check_members(first: Model, second: Model) -> None:
+    """ValueError: the second model has a setting of its own, or the first one has no text tower."""
+    own = paths_of(second.images).setting_name
+    if own is not None:
+        raise ValueError(f"--first: {second.name} has a {own} of its own; a cascade ends in a model without one")
+    if first.texts is None:
+        raise ValueError(f"--first: {first.name} (type {first.type}) has no text tower; name a model that has one")
+
+
 def led_by(model: Model, first: Model) -> Model:
     """The model behind a ``first`` one, which answers where it is sure; see ``common.evaluate.points``.
 
-    ValueError: the model has a setting of its own, or the first one has no text tower, reads larger pictures or crops
-    them otherwise.
+    ValueError: see ``check_members``, or the first one reads larger pictures or crops them otherwise.
     """
-    own = paths_of(model.images).setting_name
-    if own is not None:
-        raise ValueError(f"--first: {model.name} has a {own} of its own; a cascade ends in a model without one")
-    if first.texts is None:
-        raise ValueError(f"--first: {first.name} (type {first.type}) has no text tower; name a model that has one")
+    check_members(first, model)
     if first.image_size > model.image_size:
         raise ValueError(
             f"--first: {first.name} reads pictures of {first.image_size} px, {model.name} of {model.image_size}; name "

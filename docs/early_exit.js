@@ -33,6 +33,7 @@ function softmax(logits) {
 
 async function classify(folder, values, threshold) {
   const about = JSON.parse(fs.readFileSync(path.join(folder, "export.json"), "utf8"));
+  if (about.version !== 1) throw new Error("export.json is not of version 1; a cascade needs pictures for each model");
   const classes = matrix(path.join(folder, "classes.npy"));
   const size = about.preprocess.size;
   threshold ??= about.gate?.threshold ?? Infinity;

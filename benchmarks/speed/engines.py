@@ -122,7 +122,7 @@ def _graph_engines(ours: CLIP, size: int, dtype: torch.dtype) -> dict[str, Engin
         return engines
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image.onnx"
-        (graph,) = export_stages(stages_of(ours), size, "onnx", [file])
+        (graph,) = export_stages([(stages_of(ours), size)], "onnx", [file])
         if dtype == torch.float32:
             engines["ONNX Runtime"] = _first_output(graph)
         if installed("openvino"):

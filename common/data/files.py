@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """name: path or number.  pixels: uint8 [H,W,3], or None with the reason in ``error``."""
+    """name: path or number.  pixels: uint8 [H,W,3], or a list of such where the transform gives one for each model; or
+    None with the reason in ``error``.
+    """
 
     name: str
-    pixels: np.ndarray | None
+    pixels: np.ndarray | list[np.ndarray] | None
     error: str | None = None
 
 

@@ -29,6 +29,14 @@ def eval_transform(preprocess: Preprocess) -> Transform:
     return partial(_prepare, preprocess=preprocess)
 
 
+def views_transform(preprocesses: Sequence[Preprocess]) -> Callable[[Image.Image, Random], list[np.ndarray]]:
+    """The evaluation transform for several models, of which each has its preprocessing in the list.
+
+    The transform maps (image, rng) to one uint8 [H,W,3] for each model; models that prepare alike get one array.
+    """
+    return partial(_views, preprocesses=tuple(preprocesses))
+
+
 def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), flip: bool = False) -> Transform:
     """open_clip's training transform: resize a random box with ``scale`` of the area to a square (bicubic).
 
@@ -45,6 +53,11 @@ def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), fl
 def _prepare(image: Image.Image, rng: Random, preprocess: Preprocess) -> np.ndarray:
     how = preprocess
     return resized(image, how.size, how.interpolation, how.resize_mode, how.fill_color)
+
+
+def _views(image: Image.Image, rng: Random, preprocesses: Sequence[Preprocess]) -> list[np.ndarray]:
+    made = {how: _prepare(image, rng, how) for how in set(preprocesses)}
+    return [made[how] for how in preprocesses]
 
 
 def _crop_and_resize(

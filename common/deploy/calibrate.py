@@ -13,7 +13,7 @@ from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from common.arguments import add_model, model_arguments, read_templates
+from common.arguments import add_first, add_model, model_arguments, read_templates
 
 if TYPE_CHECKING:
     from common.data.lookup import Labelled
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     wish.add_argument("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds of the image tower")
     wish.add_argument("--accuracy", type=float, help="the top-1 accuracy to reach, as 0.60, at the least cost")
     add_model(command, default="the packaged model")
+    add_first(command)
     add("--split", help="default: val")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--class-names", help="text file with one name a line, for a folder or table of your own")
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.split is None and split == "test":
         raise ValueError(f"{args.data} has no val, and a test split is for reporting; name what to use with --split")
     data = source(args.data, "zeroshot", split, Place(args.root, None, args.class_names))
-    deployed = load(**named, device=args.device)
+    deployed = load(**named, device=args.device, first=args.first)
     settings = Settings(args.batch_size, args.workers, deployed.device, limit=args.limit)
     calibration = calibrate(deployed, data, args.data, wish, templates, settings)
     file = deployed.calibration_file if args.calibration is None else calibration_file(args.calibration)
@@ -96,15 +97,18 @@ def calibrate(
     from common.evaluate.tasks import Settings
 
     settings = settings or Settings(device=deployed.device)
-    own = tuple(deployed.model.templates or (() if data.templates else deployed.templates))
+    tuned = any(member.model.templates for member in deployed.members)
+    own = deployed.templates if tuned or not data.templates else ()
     templates = tuple(templates or own or data.templates)
     if deployed.setting_name is None:
         raise ValueError(
-            f"{deployed.model.name} has one cost, {deployed.costs[0]:.4g} GMACs a picture, and nothing to calibrate; "
-            "a model with levels or keep rates has"
+            f"{deployed.name} has one cost, {deployed.costs[0]:.4g} GMACs a picture, and nothing to calibrate; a model "
+            "with levels or keep rates has, and so has a cascade (--first)"
         )
     at_start = conditions(data.scale, data=name, split=data.split, data_version=data.version, limit=settings.limit)
     at_start["preprocess"] = asdict(deployed.model.preprocess)
+    if deployed.first is not None:
+        at_start["first_preprocess"] = asdict(deployed.first.model.preprocess)
     outcomes = observe(deployed, data, templates, settings)
     return Calibration(
         deployed.setting_name,
@@ -113,7 +117,7 @@ def calibrate(
         thinned(outcomes),
         len(outcomes.correct),
         deployed.costs,
-        deployed.model.weights,
+        deployed.weights,
         deployed.prompts_hash(data.class_names, templates),
         at_start | {"classes": len(data.class_names), "templates": len(templates), "own_templates": templates == own},
     )
@@ -125,26 +129,26 @@ def observe(deployed: Deployed, data: Labelled, templates: Sequence[str], settin
     import torch
 
     from common.deploy.calibration import Outcomes
-    from common.evaluate.tasks import first
+    from common.evaluate.tasks import pictures_of
     from common.progress import bar
 
-    classes, paths = deployed.classes(data.class_names, templates), deployed.paths
-    batches = iter(first(data.loader(deployed.model.preprocess, settings.batch_size, settings.workers), settings.limit))
+    observed = deployed.observer(data.class_names, templates)
+    batches = zip(*(pictures_of(member.model, data, settings) for member in deployed.members), strict=True)
     start = next(batches, None)
     if start is None:
         raise ValueError("the data has no picture; check the path and the split")
     correct, confidence = [], []
     for batch in bar(chain([start], batches), "observing"):
-        images = batch["image"].to(deployed.device)
-        scores, certainty = paths.probabilities_of_all_paths(images, classes, deployed.scale)
-        correct.append((scores.argmax(-1).cpu() == batch["label"]).T)
+        assert all(part["key"] == batch[0]["key"] for part in batch), "loaders of one split differ in their order"
+        scores, certainty = observed(*(part["image"].to(deployed.device) for part in batch))
+        correct.append((scores.argmax(-1).cpu() == batch[0]["label"]).T)
         confidence += [] if certainty is None else [certainty.T.cpu()]
     costs, right = np.asarray(deployed.costs), torch.cat(correct).numpy()
     if confidence:
         return Outcomes(costs, right, torch.cat(confidence).double().numpy())
     # Ranking tokens costs too, so a rate near 1 may cost more than keeping all of them. Such rates are left out.
     worth = [path for path, cost in enumerate(costs) if (cost < costs[path + 1 :]).all()]
-    return Outcomes(costs[worth], right[:, worth], None, [paths.rates[path] for path in worth])
+    return Outcomes(costs[worth], right[:, worth], None, [deployed.paths.rates[path] for path in worth])
 
 
 def lines(calibration: Calibration) -> list[str]:

@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import add_model, model_arguments, read_labels, read_templates
+from common.arguments import add_first, add_model, model_arguments, read_labels, read_templates
 from common.deploy.rows import row_writer
 from common.paths import written_whole
 
 if TYPE_CHECKING:
-    from common.deploy.model import Answer, Classification
+    from common.deploy.classification import Answer, Classification
 
 _SUFFIXES = (".csv", ".jsonl")
 _SIGPIPE_EXIT_CODE = 128 + 13
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         help="a prompt with {} for the label and {a} for its article, or a .txt file of such; default: the model's own",
     )
     add_model(command, default="the packaged model")
+    add_first(command)
     add("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds; needs `effclip calibrate` once")
     add("--threshold", type=float, help="stop at the first level whose margin is at least this, in [0, 1]")
     add(
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     labels = read_labels(args.labels, args.labels_file)
     templates = None if args.template is None else read_templates(args.template)
-    _check_outputs(args)
+    _check(args)
     from common.data.files import find_pictures
     from common.packaged import default_model
     from common.progress import bar
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named = model_arguments(args)
     from common.deploy.model import load
 
-    options = {"device": args.device, "dtype": args.dtype, "calibration": args.calibration}
+    options = {"device": args.device, "dtype": args.dtype, "calibration": args.calibration, "first": args.first}
     deployed = load(**named, **options)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
@@ -122,8 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if args.strict and tally.damaged else 0
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """ValueError: two arguments about what is written do not fit together, or a file has another suffix."""
+def _check(args: argparse.Namespace) -> None:
+    """ValueError: arguments do not go together, or a file has another suffix."""
     if args.out is not None and args.out.suffix not in _SUFFIXES:
         raise ValueError(f"--out {args.out}: rows are written as {' or '.join(_SUFFIXES)}")
     if args.out is not None and args.format not in (None, args.out.suffix[1:]):
@@ -133,6 +134,10 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for file in (args.out, args.stats):
         if file is not None and file.is_dir():
             raise ValueError(f"{file} is a folder; name a file")
+    if args.first is not None and (args.threshold, args.gmacs, args.calibration) == (None, None, None):
+        raise ValueError(
+            f"--first {args.first} needs --threshold, --gmacs or --calibration, which say when its answer stands"
+        )
     if args.calibration is not None and args.threshold is not None:
         raise ValueError("--calibration and --threshold both choose a threshold; give one of them")
 

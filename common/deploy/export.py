@@ -11,12 +11,13 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import add_model, model_arguments, read_labels, read_templates
+from common.arguments import add_first, add_model, model_arguments, read_labels, read_templates
 from common.deploy.standalone import standalone
 from common.paths import written_whole
 
@@ -30,7 +31,7 @@ FORMATS = {"onnx": ".onnx", "torch-export": ".pt2", "open-clip": ".safetensors"}
 DTYPES = ("fp32", "fp16", "bf16", "int8", "int8-static")
 TOLERANCE = 1e-4
 """The greatest allowed difference between the outputs of an exported graph and of the model."""
-PROGRAM, EXPORT_VERSION = "predict.py", 1
+PROGRAM = "predict.py"
 _CHECKED, _TIMED = (1, 3), (1, 32)
 """Batch sizes for the check and for the timing; graphs are exported with another one."""
 
@@ -39,11 +40,17 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="effclip export", description=__doc__.splitlines()[0])
     add_model(command, positional=True)
+    add_first(command)
     add = command.add_argument
     add("--format", required=True, choices=FORMATS, help="open-clip: weights that open_clip loads, of a plain CLIP")
     add("--out", type=Path, help="a new folder (default: one of the format's name in the model directory)")
     add("--labels-file", help="classes whose embeddings go along, one a line; default: the model's own, if it has some")
     add("--template", help="a prompt with {} for the class name, or a .txt file of such; default: the model's own")
+    add(
+        "--calibration",
+        metavar="NAME|FILE",
+        help="what `effclip calibrate` stored, which the folder follows; default: that of a model directory",
+    )
     add("--no-text", action="store_true", help="of onnx: leave the text tower out, which other class names need")
     add(
         "--keep",
@@ -95,6 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--dtype {args.dtype} with --data {args.data}: graphs in fewer bits are of --format onnx, and need "
             "labelled pictures on which they are compared with the model; fp32 needs none"
         )
+    if args.first is not None and (args.format == "open-clip" or args.dtype != "fp32"):
+        raise ValueError(
+            f"--first with --format {args.format} and --dtype {args.dtype}: a cascade is exported as graphs in fp32; "
+            "export the models alone"
+        )
     if args.keep and (args.format != "onnx" or args.dtype != "fp32"):
         raise ValueError(
             f"--keep with --format {args.format} and --dtype {args.dtype}: several keep rates in one folder are of "
@@ -106,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError("--labels-file and --template go with graphs; open_clip has the text tower itself")
     from common.deploy.model import load
 
-    deployed = load(**model_arguments(args), device="cpu")
+    named = model_arguments(args)
+    deployed = load(**named, device="cpu", calibration=args.calibration, first=args.first)
     if args.format == "open-clip":
         try:
             write_open_clip(deployed, folder)
@@ -157,30 +170,32 @@ def write_graphs(
 ) -> dict[str, Any]:
     """Write a folder whole: graphs, class embeddings and export.json, whose content is returned.
 
-    For ONNX also predict.py and, with ``texts``, the text tower.
+    For ONNX also predict.py and, with ``texts``, the text tower. A cascade has two of what belongs to a model.
     form: "onnx" or "torch-export".  names, templates: of the classes; None: the model's defaults.
     reduction: fewer bits than fp32, of ONNX.  keep: rates of further graphs, of a model with a keep rate, in fp32.
     ValueError: the format lacks an operation, a graph's output differs from the model's, fewer bits change more labels
         than the reduction allows, or the model has no such keep rate.
     """
     from common.conditions import conditions
-    from common.deploy.graphs import export_stages, onnx_graph, parity, rates
+    from common.deploy.export_entries import classification_entries, keep_rate_entries, model_entries
+    from common.deploy.graphs import export_stages, onnx_graph, parity
 
     names, templates = names or deployed.class_names, templates or deployed.templates
-    size, setting = deployed.model.image_size, deployed.setting()
-    stages, others = deployed.paths.stages(setting), _at_rates(deployed, keep)
+    setting, others = deployed.setting(), _at_rates(deployed, keep)
+    own = _own_chains(deployed, setting)
+    chains = [*own, *(([stage], deployed.model.image_size) for stage in others.values())]
+    stages = [stage for chain, _ in own for stage in chain]
     at_start = {name: value for name, value in conditions("paper").items() if name != "scale"}
     with written_whole(folder) as part:
         part.mkdir()
-        answers = _classification(deployed, setting, names, templates, part)  # first: an unknown word is said at once
-        files = [part / f"{stage.name}{FORMATS[form]}" for stage in (*stages, *others.values())]
-        graphs = export_stages(stages, size, form, files, list(others.values()))
-        chains = _chains(stages, others, graphs)
-        difference = max(parity(*chain, size, _CHECKED) for chain in chains)
+        # Classes first: an unknown word is said at once.
+        answers = classification_entries(deployed, setting, names, templates, part)
+        files = [part / f"{stage.name}{FORMATS[form]}" for chain, _ in chains for stage in chain]
+        run = _with_graphs(chains, export_stages(chains, form, files))
+        difference = max(parity(*chain, _CHECKED) for chain in run)
         extra = {"difference": difference, "left_out": _left_out(len(stages), bool(names))}
         if form == "onnx":
-            (part / PROGRAM).write_text(standalone("common.deploy.predict"), encoding="utf-8")
-            extra |= _write_texts(deployed, part, texts, extra["difference"])
+            extra = _write_beside(deployed, part, texts, answers, difference)
         if extra["difference"] > TOLERANCE:
             raise ValueError(
                 f"the graphs differ from the model by {extra['difference']:.1e}, more than {TOLERANCE:g}; "
@@ -188,8 +203,8 @@ def write_graphs(
             )
         extra["bytes"] = {"fp32": _bytes(part)}
         report = {
-            **_model(deployed, form, stages, files[: len(stages)]),
-            "keep_rates": _keep_rates(deployed, stages, others, files),
+            **model_entries(deployed, form, stages, files[: len(stages)]),
+            "keep_rates": keep_rate_entries(deployed, stages, others, files),
             **answers,
             **extra,
             "conditions": at_start,
@@ -197,18 +212,32 @@ def write_graphs(
         _write_json(report, part)
         if reduction is not None:
             report |= _reduce(deployed, reduction, files, report)
-            chains = _chains(stages, others, [onnx_graph(file) for file in files])
-        report["images_per_second"] = {
-            path: speed for chain in chains for path, speed in rates(*chain, size, _TIMED).items()
-        }
+            run = _with_graphs(chains, [onnx_graph(file) for file in files])
+        report["images_per_second"] = _speeds(deployed, run)
         _write_json(report, part)
     return report
+
+
+def _write_beside(
+    deployed: Deployed, folder: Path, texts: bool, answers: dict[str, Any], difference: float
+) -> dict[str, Any]:
+    """Write predict.py and the text towers, which each model's entries in ``answers`` then name.
+
+    The greatest difference of any graph, and why a text tower was left out.
+    """
+    from common.deploy.text_export import write_texts
+
+    (folder / PROGRAM).write_text(standalone("common.deploy.predict"), encoding="utf-8")
+    entries, left_out, text_difference = write_texts(deployed.members, folder, texts)
+    for member, entry in zip(answers.get("members", [answers]), entries, strict=True):
+        member["text"] = entry
+    return {"difference": max(difference, text_difference), "left_out": left_out}
 
 
 def _at_rates(deployed: Deployed, rates: Sequence[float]) -> dict[float, Stage]:
     """The one stage of each keep rate other than the model's setting, named by its rate."""
     if rates and deployed.setting_name != "keep":
-        raise ValueError(f"--keep: {deployed.model.name} has no keep rate to choose; leave it out")
+        raise ValueError(f"--keep: {deployed.name} has no keep rate to choose; leave it out")
     for rate in rates:
         if not 0 < rate <= 1:
             raise ValueError(f"--keep {rate:g} must be a share of the tokens in (0, 1], such as 0.5")
@@ -216,26 +245,41 @@ def _at_rates(deployed: Deployed, rates: Sequence[float]) -> dict[float, Stage]:
     return {rate: replace(deployed.paths.stages(rate)[0], name=f"keep_{rate:g}") for rate in others}
 
 
-def _chains(
-    stages: Sequence[Stage], others: Mapping[float, Stage], graphs: Sequence[Graph]
-) -> list[tuple[Sequence[Stage], Sequence[Graph]]]:
-    """Stages with their graphs: the model's own, then each further keep rate's."""
-    beside = zip(others.values(), graphs[len(stages) :], strict=True)
-    return [(stages, graphs[: len(stages)]), *(([stage], [graph]) for stage, graph in beside)]
+def _own_chains(deployed: Deployed, setting: float | None) -> list[tuple[Sequence[Stage], int]]:
+    """The model's stages with its image size; of a cascade each model's one stage, which begins with its pictures."""
+    from common.stages import EncodeImage, Stage
 
-
-def _keep_rates(
-    deployed: Deployed, stages: Sequence[Stage], others: Mapping[float, Stage], files: Sequence[Path]
-) -> list[dict[str, Any]]:
-    """File and GMACs of every keep rate, ascending; empty where there is one graph alone."""
-    if not others:
-        return []
-    by_rate = {deployed.setting(): stages[0], **others}
-    entries = [
-        {"keep": rate, "file": file.name, "gmacs": _costs([stage], deployed.model.image_size)}
-        for (rate, stage), file in zip(by_rate.items(), files, strict=True)
+    if deployed.first is None:
+        return [(deployed.paths.stages(setting), deployed.model.image_size)]
+    models = [member.model for member in deployed.members]
+    return [
+        ([Stage(f"level_{place}", EncodeImage(model.images), ("images",), ("embedding",))], model.image_size)
+        for place, model in enumerate(models)
     ]
-    return sorted(entries, key=lambda entry: entry["keep"])
+
+
+def _with_graphs(
+    chains: Sequence[tuple[Sequence[Stage], int]], graphs: Sequence[Graph]
+) -> list[tuple[Sequence[Stage], Sequence[Graph], int]]:
+    """Each chain's stages, graphs and image size."""
+    left = iter(graphs)
+    return [(stages, list(islice(left, len(stages))), size) for stages, size in chains]
+
+
+def _speeds(
+    deployed: Deployed, run: Sequence[tuple[Sequence[Stage], Sequence[Graph], int]]
+) -> dict[str, dict[int, tuple[float, float]]]:
+    """``rates`` of every path; one through a cascade takes the time of both models."""
+    from common.deploy.graphs import rates
+
+    found = {path: speeds for chain in run for path, speeds in rates(*chain, _TIMED).items()}
+    if deployed.first is not None:
+        first, second = found.values()
+        found["level_1"] = {
+            batch: tuple(1 / (1 / a + 1 / b) for a, b in zip(first[batch], second[batch], strict=True))
+            for batch in _TIMED
+        }
+    return found
 
 
 def _write_json(report: dict[str, Any], folder: Path) -> None:
@@ -245,12 +289,13 @@ def _write_json(report: dict[str, Any], folder: Path) -> None:
 
 def _bytes(folder: Path) -> int:
     """The size of the image tower's graphs and weights."""
-    texts = ("text.", "tokenizer.", PROGRAM, "classes.", "export.")
+    texts = ("text", "tokenizer.", PROGRAM, "classes", "export.")
     return sum(path.stat().st_size for path in folder.iterdir() if not path.name.startswith(texts))
 
 
 def _reduce(deployed: Deployed, reduction: Reduction, files: Sequence[Path], report: dict[str, Any]) -> dict[str, Any]:
     """Write the graphs in fewer bits, and return the entries of export.json that change."""
+    from common.deploy.export_entries import gate
     from common.deploy.reduced import STATIC, compare, draw, recalibrated, reduce_graphs
 
     folder = files[0].parent
@@ -270,93 +315,8 @@ def _reduce(deployed: Deployed, reduction: Reduction, files: Sequence[Path], rep
         changed |= {"calibration": asdict(calibration), "calibrated_on_these_classes": True}
         if deployed.follows_calibration:  # else all levels run, as in fp32
             setting = calibration.point.setting
-            changed |= {"setting": {calibration.knob: setting}, "gate": _gate(setting)}
+            changed |= {"setting": {calibration.knob: setting}, "gate": gate(setting)}
     return changed
-
-
-def _model(deployed: Deployed, form: str, stages: Sequence[Stage], files: Sequence[Path]) -> dict[str, Any]:
-    """What the graphs are, and what pictures they take."""
-    from common.data.images import ORIENTATION
-
-    return {
-        "version": EXPORT_VERSION,
-        "model": deployed.model.name,
-        "type": deployed.model.type,
-        "format": form,
-        "dtype": "fp32",
-        "preprocess": {**asdict(deployed.model.preprocess), "orientation": ORIENTATION},
-        "stages": [
-            {"file": file.name, "inputs": stage.inputs, "outputs": stage.outputs}
-            for stage, file in zip(stages, files, strict=True)
-        ],
-        "gmacs": _costs(stages, deployed.model.image_size),
-    }
-
-
-def _classification(
-    deployed: Deployed, setting: float | None, names: Sequence[str], templates: Sequence[str], folder: Path
-) -> dict[str, Any]:
-    """How embeddings become answers: classes, whose embeddings are written, scale, gate and calibration."""
-    import numpy as np
-
-    has_levels = deployed.setting_name == "threshold"
-    calibration = deployed.calibration if deployed.setting_name else None
-    if names:
-        classes = deployed.classes(names, templates).float().cpu().numpy()
-        np.save(folder / "classes.npy", classes, allow_pickle=False)
-    return {
-        "setting": {deployed.setting_name: setting} if deployed.setting_name else {},
-        "embed_dim": _embed_dim(deployed),
-        "logit_scale": deployed.scale.item(),
-        "class_names": list(names),
-        "templates": list(templates),
-        "gate": _gate(setting) if has_levels else None,
-        "calibration": None if calibration is None else asdict(calibration),
-        "calibrated_on_these_classes": bool(
-            calibration and names and calibration.prompts == deployed.prompts_hash(names, templates)
-        ),
-    }
-
-
-def _gate(threshold: float | None) -> dict[str, Any]:
-    """A threshold that no margin reaches is None: every picture goes through all levels."""
-    return {"confidence": "margin", "threshold": None if threshold is None or threshold > 1 else threshold}
-
-
-def _embed_dim(deployed: Deployed) -> int:
-    import torch
-
-    size = deployed.model.image_size
-    with torch.no_grad():
-        return deployed.model.images.encode_image(torch.zeros(1, 3, size, size)).shape[-1]
-
-
-def _write_texts(deployed: Deployed, folder: Path, wanted: bool, difference: float) -> dict[str, Any]:
-    """The entries of the text tower: itself, the greatest difference of any graph, and why it was left out."""
-    from common.deploy.text_export import export_texts, words_of
-
-    texts, rest = deployed.model.text_encoder(), "the classes stay those of classes.npy"
-    if not wanted:
-        return {"text": None, "left_out": [f"the text tower, by --no-text: {rest}"]}
-    if words_of(texts) is None:
-        return {"text": None, "left_out": [f"the text tower, whose tokenizer is not CLIP's: {rest}"]}
-    try:
-        entry, text_difference = export_texts(texts, folder)
-    except ValueError as error:  # the image tower is worth having without it
-        for path in folder.glob("text.*"):
-            path.unlink()
-        return {"text": None, "left_out": [f"{error}; {rest}"]}
-    return {"text": entry, "left_out": [], "difference": max(difference, text_difference)}
-
-
-def _costs(stages: Sequence[Stage], image_size: int) -> list[float] | None:
-    """GMACs of one picture that exits after each stage; None where an operation has no known cost."""
-    from common.adaptive import path_costs
-
-    try:
-        return [macs.gmacs for macs in path_costs(stages, image_size)]
-    except ValueError:
-        return None
 
 
 def _left_out(stages: int, classes: bool) -> list[str]:

@@ -37,24 +37,22 @@ WEIGHTS = "weights.bin"
 
 
 @torch.no_grad()
-def export_stages(
-    stages: Sequence[Stage],
-    image_size: int,
-    form: str,
-    files: Sequence[Path],
-    others: Sequence[Stage] = (),
-) -> list[Graph]:
+def export_stages(chains: Sequence[tuple[Sequence[Stage], int]], form: str, files: Sequence[Path]) -> list[Graph]:
     """Write each stage's graph, for any batch size, to its file and read it back.
 
+    chains: stages that run one after another, with the size of the images that the first of them reads; files and
+        graphs follow in their order.
     form: "onnx" or "torch-export". ONNX graphs share one file of weights in the folder of the first.
-    others: single stages beside the chain, which read the images too; their files and graphs follow those of the chain.
     ValueError: a package is missing, or a stage cannot be exported, with the reason.
     """
     if form == "onnx":
         need_onnx()
-    images = torch.randn(_EXAMPLE, 3, image_size, image_size)
-    inputs = [*inputs_of(stages, images), *[(images,)] * len(others)]
-    for stage, given, file in bar(list(zip([*stages, *others], inputs, files, strict=True)), "exporting"):
+    jobs = [
+        (stage, given)
+        for stages, size in chains
+        for stage, given in zip(stages, inputs_of(stages, torch.randn(_EXAMPLE, 3, size, size)), strict=True)
+    ]
+    for (stage, given), file in bar(list(zip(jobs, files, strict=True)), "exporting"):
         try:
             _export(stage, given, form, file)
         except Exception as error:  # exporters raise their own types, RuntimeError, KeyError, ...

@@ -5,14 +5,11 @@ Shapes: B images of a batch, C classes, E joint dim, P paths of a model, cheapes
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from hashlib import sha256
-from itertools import chain, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.adaptive import OnePath, paths_of
+from common.adaptive import OnePath, Run, path_costs, paths_of
 from common.arguments import checked_labels
-from common.data.files import Picture, find_pictures, read_ahead
-from common.data.transforms import eval_transform, to_batch
+from common.cascade import cascaded, check_members
+from common.data.files import find_pictures
 from common.deploy.calibration import Calibration, calibration_file
+from common.deploy.classification import Answer, Classification
 from common.directory import CALIBRATION, read
-from common.early_exit import NEVER
+from common.early_exit import NEVER, margin
 from common.inference import DTYPES, chosen_device, optimize_for_inference
 from common.models import OPEN_CLIP, Model, load_model
-from common.packaged import default_model, packaged_model
+from common.packaged import PackagedModel, default_model, packaged_model
 from common.zeroshot import PHOTO, class_embeddings, fill
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The classification of one picture.
-
-    picture: its path, or its number.  label, probability: the most probable class.
-    level: the level at which the picture exited, for a model with levels.
-    gmacs: the cost in the image tower; None where it cannot be counted.  error: the reason why there is no label.
-    top: the most probable classes with their probabilities, as many as were asked for.
-    """
-
-    picture: str
-    label: str | None = None
-    probability: float | None = None
-    level: int | None = None
-    gmacs: float | None = None
-    error: str | None = None
-    top: tuple[tuple[str, float], ...] = ()
 
 
 class Deployed:
@@ -58,6 +37,9 @@ class Deployed:
     device: where it runs.  class_names, templates: the defaults of a call.
     dtype: the image tower's, "float32", "bfloat16" or "float16" (by autocast); cosines stay in float32.
     calibration: the name or .json file of a calibration to follow; see ``calibration_file``.
+    first: a model that answers before this one where it is sure (``common.cascade``). Each sees the picture prepared
+        for it, and has class embeddings and a scale of its own.
+    ValueError: an unknown dtype, no such calibration, or two models that make no cascade.
     """
 
     def __init__(
@@ -68,10 +50,11 @@ class Deployed:
         device: str = "cpu",
         dtype: str = "float32",
         calibration: str | Path | None = None,
+        first: Deployed | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r} is none of {list(DTYPES)}")
-        self.model, self.device, self.dtype = model, device, dtype
+        self.model, self.device, self.dtype, self.first = model, device, dtype, first
         self._named = None if calibration is None else calibration_file(str(calibration))
         if self._named is not None and not self._named.is_file():
             raise ValueError(
@@ -79,36 +62,62 @@ class Deployed:
             )
         self.class_names, self.templates = list(class_names), tuple(templates)
         self.paths: OnePath = paths_of(model.images)
-        if self._named is not None and self.paths.setting_name is None:
+        if self._named is not None and self.setting_name is None:
             raise ValueError(f"calibration {calibration}: {model.name} has one cost; leave it out")
         towers = model.images.to(device), model.text_encoder().to(device)
         if model.type != OPEN_CLIP:
             for tower in towers:
                 optimize_for_inference(tower)
+        if first is not None:
+            self._check_costs()
+
+    @property
+    def members(self) -> list[Deployed]:
+        """The models that see a picture: this one, and in a cascade the first one before it."""
+        return [self] if self.first is None else [self.first, self]
+
+    @property
+    def name(self) -> str:
+        """The model's name, or "SMALL then BIG" of a cascade."""
+        return " then ".join(member.model.name for member in self.members)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """The hashes of the model's weights; those of a cascade's first model are "first/image" and "first/text"."""
+        first = {} if self.first is None else self.first.model.weights
+        return self.model.weights | {f"first/{side}": value for side, value in first.items()}
 
     @property
     def setting_name(self) -> str | None:
-        """The name of the setting: "threshold" (a model with levels), "keep" (keep rates), or None."""
-        return self.paths.setting_name
+        """The name of the setting: "threshold" (a model with levels, a cascade), "keep" (keep rates), or None."""
+        return self.paths.setting_name if self.first is None else "threshold"
 
     @cached_property
     def costs(self) -> list[float]:
-        """GMACs of the image tower for one picture on every path [P]. ValueError: an operation of unknown cost."""
-        return self.paths.costs(self.model.image_size)
+        """GMACs of the image towers for one picture on every path [P]. ValueError: an operation of unknown cost."""
+        if self.first is None:
+            return self.paths.costs(self.model.image_size)
+        each = [path_costs(member.paths.stages(None), member.model.image_size)[-1].gmacs for member in self.members]
+        return list(accumulate(each))
 
     @property
     def calibration_file(self) -> Path:
         """The calibration's file: the named one, else in the model directory, else stored by the weights' hash."""
         if self._named is not None:
             return self._named
-        if self.model.folder is not None:
-            return self.model.folder / CALIBRATION
-        return calibration_file("-".join(self.model.weights[side] for side in ("image", "text")))
+        if self._folder is not None:
+            return self._folder / CALIBRATION
+        return calibration_file("-".join(self.weights[side] for side in sorted(self.weights)))
+
+    @property
+    def _folder(self) -> Path | None:
+        """The model directory; a cascade lies in none."""
+        return self.model.folder if self.first is None else None
 
     @property
     def follows_calibration(self) -> bool:
         """Whether a call without a budget uses the calibration: where it was named, or lies in the model directory."""
-        return self._named is not None or (self.model.folder is not None and self.calibration is not None)
+        return self._named is not None or (self._folder is not None and self.calibration is not None)
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -116,9 +125,20 @@ class Deployed:
         if not self.calibration_file.is_file():
             return None
         calibration = Calibration.read(self.calibration_file)
-        if calibration.weights != self.model.weights:
+        if calibration.weights != self.weights:
             raise ValueError(f"{self.calibration_file} was made for other weights; run `effclip calibrate` again")
         return calibration
+
+    def _check_costs(self) -> None:
+        try:
+            alone, both = self.costs
+        except ValueError:  # of an architecture whose cost is not known
+            return
+        if 2 * alone > both:
+            raise ValueError(
+                f"--first: {self.first.model.name} costs {alone:.4g} GMACs a picture, more than {self.model.name} with "
+                f"{both - alone:.4g}; name the cheaper one with --first, the other one with --model"
+            )
 
     def setting(self, gmacs: float | None = None, threshold: float | None = None) -> float | None:
         """The setting for a budget or a threshold; without either that of ``follows_calibration``, or the default.
@@ -130,14 +150,16 @@ class Deployed:
             raise ValueError(f"gmacs {gmacs:g} and threshold {threshold:g} are two ways to say one thing; give one")
         if threshold is not None:
             if self.setting_name != "threshold":
-                raise ValueError(f"threshold {threshold:g}: {self.model.name} has no levels to stop at; leave it out")
+                raise ValueError(f"threshold {threshold:g}: {self.name} has no levels to stop at; leave it out")
             if not 0 <= threshold <= 1:
                 raise ValueError(f"threshold {threshold:g}: confidence lies in [0, 1]; give a number from there")
             return threshold
         if gmacs is not None:
             return self._within(gmacs)
         used = self._used_calibration(gmacs, threshold)
-        return self.paths.default_setting if used is None else used.point.setting
+        if used is not None:
+            return used.point.setting
+        return self.paths.default_setting if self.first is None else NEVER
 
     def _used_calibration(self, gmacs: float | None, threshold: float | None) -> Calibration | None:
         """The calibration from which ``setting`` takes its answer; None: it needs none."""
@@ -168,15 +190,38 @@ class Deployed:
         return sha256("\n".join(texts).encode()).hexdigest()[:16]
 
     def classes(self, labels: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Class embeddings [C,E]. ValueError: a label has a word outside the model's vocabulary."""
+        """Class embeddings [C,E] of this model. ValueError: a label has a word outside the model's vocabulary."""
         texts = self.model.texts
         tokenizer = partial(texts.tokenizer, longest=True)
         return class_embeddings(texts.encode_text, tokenizer, labels, templates, device=self.device)
 
     @property
     def scale(self) -> Tensor:
-        """The multiplier of the cosines."""
+        """The multiplier of this model's cosines."""
         return self.model.texts.logit_scale.detach().exp()
+
+    def runner(self, setting: float | None, labels: Sequence[str], templates: Sequence[str]) -> Callable[..., Any]:
+        """Classification at a setting: see ``Run``, with images [B,3,S,S] for each of ``members``."""
+        if self.first is None:
+            return self.paths.runner(setting, self.classes(labels, templates), self.scale)
+        return cascaded(*self._alone(labels, templates), NEVER if setting is None else setting)
+
+    def observer(self, labels: Sequence[str], templates: Sequence[str]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """``OnePath.probabilities_of_all_paths`` as a function of images [B,3,S,S] for each of ``members``."""
+        if self.first is None:
+            fixed = {"classes": self.classes(labels, templates), "scale": self.scale}
+            return partial(self.paths.probabilities_of_all_paths, **fixed)
+        runs = self._alone(labels, templates)
+
+        def observe(*images: Tensor) -> tuple[Tensor, Tensor]:
+            scores = torch.stack([run(x)[0] for run, x in zip(runs, images, strict=True)])
+            return scores, margin(scores[0])[None]
+
+        return observe
+
+    def _alone(self, labels: Sequence[str], templates: Sequence[str]) -> list[Run]:
+        """Each member of a cascade by its default path."""
+        return [m.paths.runner(None, m.classes(labels, templates), m.scale) for m in self.members]
 
     def classify(
         self,
@@ -217,7 +262,7 @@ class Deployed:
         ValueError: no labels, a word outside the vocabulary, or a request that the model cannot meet.
         """
         if labels is None and not self.class_names:
-            raise ValueError(f"{self.model.name} has no class names of its own; give labels")
+            raise ValueError(f"{self.name} has no class names of its own; give labels")
         labels = self.class_names if labels is None else checked_labels(list(labels))
         templates = self.templates if templates is None else tuple(templates)
         if topk < 1:
@@ -232,84 +277,6 @@ class Deployed:
         return classification
 
 
-class Classification:
-    """Zero-shot classification among fixed labels at a fixed setting; made by ``Deployed.prepare``.
-
-    calibration: the one from which the setting was taken, if any.
-    """
-
-    def __init__(
-        self,
-        deployed: Deployed,
-        labels: Sequence[str],
-        templates: Sequence[str],
-        setting: float | None,
-        topk: int = 1,
-        calibration: Calibration | None = None,
-    ) -> None:
-        self.deployed, self.labels, self.templates, self.setting = deployed, labels, templates, setting
-        self.topk, self.calibration = topk, calibration
-        self._run = deployed.paths.runner(setting, deployed.classes(labels, templates), deployed.scale)
-
-    @property
-    def calibrated_on_these(self) -> bool:
-        """Whether the model's calibration was made with these labels and templates."""
-        calibration = self.deployed.calibration
-        return calibration is not None and calibration.prompts == self.deployed.prompts_hash(
-            self.labels, self.templates
-        )
-
-    def stream(
-        self, sources: Iterable[Path | Image.Image], batch_size: int = 64, workers: int | None = None
-    ) -> Iterator[Answer]:
-        """One answer for each picture, in order. Threads read the pictures, two batches ahead.
-
-        workers: the number of threads; None: one for each core, at most eight.
-        The answer for a damaged picture has an error and no label.
-        ValueError, at once: batch_size or workers is below 1.
-        """
-        workers = min(8, os.cpu_count() or 1) if workers is None else workers
-        for name, value in (("batch_size", batch_size), ("workers", workers)):
-            if value < 1:
-                raise ValueError(f"{name} {value} must be at least 1")
-        decoded = read_ahead(sources, eval_transform(self.deployed.model.preprocess), workers, 2 * batch_size)
-        groups = iter(lambda: list(islice(decoded, batch_size)), [])
-        return chain.from_iterable(map(self._answers, groups))
-
-    def _answers(self, pictures: Sequence[Picture]) -> Iterator[Answer]:
-        pixels = [picture.pixels for picture in pictures if picture.error is None]
-        results = iter(self._results(to_batch(pixels, self.deployed.model.preprocess)) if pixels else ())
-        for picture in pictures:
-            error = picture.error
-            yield Answer(picture.name, error=error) if error is not None else Answer(picture.name, **next(results))
-
-    @torch.no_grad()
-    def _results(self, images: Tensor) -> Iterator[dict[str, Any]]:
-        """images [B,3,S,S] -> what ``Answer`` says of each image."""
-        device, dtype = torch.device(self.deployed.device), getattr(torch, self.deployed.dtype)
-        with nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype):
-            scores, path = self._run(images.to(device))
-        best, costs = scores.float().topk(self.topk, dim=-1), self._costs
-        for labels, probabilities, index in zip(
-            best.indices.tolist(), best.values.tolist(), path.tolist(), strict=True
-        ):
-            names = [self.labels[label] for label in labels]
-            yield {
-                "label": names[0],
-                "probability": probabilities[0],
-                "level": index if self.deployed.setting_name == "threshold" else None,
-                "gmacs": None if costs is None else costs[index],
-                "top": tuple(zip(names, probabilities, strict=True)),
-            }
-
-    @cached_property
-    def _costs(self) -> list[float] | None:
-        try:
-            return self.deployed.costs
-        except ValueError:
-            return None  # a foreign architecture may have an operation whose cost is not known
-
-
 def load(
     model: str | Path | None = None,
     weights: str | None = None,
@@ -319,6 +286,7 @@ def load(
     preprocess: str | None = None,
     dtype: str = "float32",
     calibration: str | Path | None = None,
+    first: str | Path | None = None,
 ) -> Deployed:
     """Load a model to classify with. The other arguments are those of ``common.models.load_model``.
 
@@ -326,16 +294,41 @@ def load(
         (``common.packaged``), which may know only a few words.
     device: None: a GPU where there is one.
     dtype, calibration: see ``Deployed``.
-    ValueError: ``load_model`` refuses the model, it has no text tower, or other arguments come without a model.
+    first: a smaller model, which makes a cascade of both; see ``Deployed``.
+    ValueError: ``load_model`` refuses a model, it has no text tower, other arguments come without a model, or two
+        models make no cascade.
     """
-    if model is None and (weights, quick_gelu, text_model, preprocess) != (None, None, None, None):
-        raise ValueError("--weights, --quick-gelu, --preprocess and --text-model belong to a --model; name one")
+    if model is None and any(value is not None for value in (weights, quick_gelu, text_model, preprocess, first)):
+        raise ValueError(
+            "--first, --weights, --quick-gelu, --preprocess and --text-model belong to a --model; name one"
+        )
     device = chosen_device(device)
     packaged = default_model() if model is None else packaged_model(model)
     loaded = load_model(str(model or packaged.weights), weights, quick_gelu, text_model, preprocess)
-    names: Sequence[str] = ()
-    if loaded.folder is not None:
-        names = read(loaded.folder).class_names
-    elif packaged is not None:
-        names = packaged.class_names
-    return Deployed(loaded, names, loaded.own_templates or PHOTO, device, dtype, calibration)
+    names = _class_names(loaded, packaged)
+    if first is None:
+        return Deployed(loaded, names, _templates(loaded), device, dtype, calibration)
+    front = load_model(str(first))
+    check_members(front, loaded)  # before a missing text tower is said of --model
+    names, templates = names or _class_names(front, packaged_model(first)), _templates(loaded, front)
+    return Deployed(
+        loaded, names, templates, device, dtype, calibration, Deployed(front, names, templates, device, dtype)
+    )
+
+
+def _class_names(model: Model, packaged: PackagedModel | None) -> Sequence[str]:
+    if model.folder is not None:
+        return read(model.folder).class_names
+    return () if packaged is None else packaged.class_names
+
+
+def _templates(*models: Model) -> Sequence[str]:
+    """Those that a model's texts were tuned for, else those of the data that one was trained on, else PHOTO.
+
+    ValueError: texts of two models were tuned for different ones.
+    """
+    tuned = {model.templates for model in models if model.templates}
+    if len(tuned) > 1:
+        names = " and ".join(model.name for model in models)
+        raise ValueError(f"--first: the texts of {names} were tuned for different templates, so no prompt suits both")
+    return next((own for own in (*tuned, *(model.own_templates for model in models)) if own), PHOTO)

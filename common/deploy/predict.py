@@ -87,6 +87,8 @@ def _run(args: argparse.Namespace) -> int:
         model = EarlyExit(args.folder, args.provider, args.threads, args.keep)
     if labels or templates:
         model.name_classes(labels or model.names, templates)
+    if args.embeddings is not None and len(model.members) > 1:
+        raise ValueError("--embeddings: those of a cascade's two models lie in two spaces; export the models alone")
     if model.classes is None and args.embeddings is None:
         raise ValueError("this folder names no classes; give --labels, or --embeddings for embeddings alone")
     if model.classes is None and (args.threshold, args.gmacs) != (None, None):
@@ -99,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
         sources, threshold, args.batch_size, args.workers, lambda source: model.pixels(_opened(source, args.allow_urls))
     )
     jsonl = args.jsonl if args.out is None else args.out.suffix == ".jsonl"
-    with row_writer(args.out, jsonl) as write, _embeddings(args.embeddings, model.about["embed_dim"]) as keep:
+    with row_writer(args.out, jsonl) as write, _embeddings(args.embeddings, model.embed_dim) as keep:
         for answer, embedding in answers:
             write(asdict(answer))
             keep(embedding)

@@ -1,22 +1,21 @@
 """An exported model without torch: Python's standard library, numpy, Pillow and ONNX Runtime.
 
 ``EarlyExit(FOLDER).classify(pictures)`` runs a folder of `effclip export --format onnx`. A picture stops at the first
-level whose margin reaches the threshold, and only the others go on. export.json holds everything that is not in the
-graphs. The folder's predict.py is this code with a command line (``common.deploy.predict``).
+level whose margin reaches the threshold, and only the others go on. A level refines what the one before it kept of
+them, or, of a cascade, is another model that starts anew from the picture as it sees it. export.json holds everything
+that is not in the graphs. The folder's predict.py is this code with a command line (``common.deploy.predict``).
 
 Shapes: B pictures, S pixels, C classes, E joint dim.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -27,13 +26,15 @@ import onnxruntime
 from PIL import Image
 
 from common.arguments import checked_labels
-from common.article import filled
 from common.data.ahead import read_in_order
-from common.data.prepared import open_upright, resized
+from common.data.prepared import open_upright
+from common.deploy.member import Member, views_of
 from common.deploy.sessions import session_options
 
 EXPORT_VERSION = 1
-"""The version of export.json that this code reads."""
+"""The version of export.json that one model has."""
+CASCADE_VERSION = 2
+"""The version that a cascade has, so that code which knows none refuses it."""
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -43,8 +44,6 @@ PROVIDERS = {
 """What can run the graphs, and ONNX Runtime's name of it."""
 ALL_LEVELS = 2.0
 """A threshold that no margin reaches."""
-_TEXTS = 256  # prompts in a batch
-
 Source = str | Path | BytesIO | Image.Image
 
 
@@ -62,7 +61,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Exits:
-    """embeddings [B,E] and class probabilities [B,C] of the level [B] at which each picture stopped."""
+    """embeddings [B,E] and class probabilities [B,C] of the level [B] at which each picture stopped.
+
+    Embeddings of a cascade are [B,0]: those of two models lie in two spaces.
+    """
 
     embeddings: np.ndarray
     probabilities: np.ndarray
@@ -90,8 +92,9 @@ class EarlyExit:
             self.about |= _at_rate(self.about, keep)
         self.names: list[str] = self.about["class_names"]
         self.templates: list[str] = self.about["templates"]
-        self.classes = _classes(self.folder, (len(self.names), self.about["embed_dim"])) if self.names else None
-        """The class embeddings [C,E]; None: the folder names no classes."""
+        parts = self.about.get("members", [self.about])
+        self.members = [Member(self.folder, about, len(self.names), self._session) for about in parts]
+        """The models, one alone unless it is a cascade."""
         self.threshold: float | None = (self.about["gate"] or {}).get("threshold")
         """The threshold of calls that give none; None: every picture goes through all levels."""
         self._providers = self._available(PROVIDERS[provider])
@@ -120,6 +123,16 @@ class EarlyExit:
         return self._sessions[file]
 
     @property
+    def classes(self) -> np.ndarray | None:
+        """The class embeddings [C,E] of the last level; None: the folder names no classes."""
+        return self.members[-1].classes
+
+    @property
+    def embed_dim(self) -> int:
+        """E of ``Exits.embeddings``; 0 of a cascade."""
+        return self.members[0].about["embed_dim"] if len(self.members) == 1 else 0
+
+    @property
     def levels(self) -> int:
         """How many levels the model has; 1 where every picture takes the whole way."""
         return len(self.about["stages"])
@@ -128,34 +141,14 @@ class EarlyExit:
         """Classify among other classes from now on. templates: prompts with {}; None: the folder's.
 
         ValueError: fewer than two names, one twice, a template without {}, no text tower in the folder, or a word
-        that is not in the model's vocabulary.
+        that is not in a model's vocabulary.
         """
         names, templates = checked_labels(names), list(templates or self.templates)
         if not templates or any("{}" not in template for template in templates):
             raise ValueError(f"templates {templates} must be texts with {{}} for the class name")
-        prompts = [filled(template, name) for name in names for template in templates]
-        z = self._texts(prompts).reshape(len(names), len(templates), -1)
-        self.classes, self.names, self.templates = _unit(z.mean(1)), names, templates
-
-    def _texts(self, texts: Sequence[str]) -> np.ndarray:
-        """The unit embeddings [B,E] of texts."""
-        rows = [self._words.ids(text) for text in texts]
-        session, parts = self._session(self.about["text"]["file"]), []
-        for start in range(0, len(rows), _TEXTS):
-            some = rows[start : start + _TEXTS]
-            ids = np.zeros((len(some), self.about["text"]["tokens"] or max(map(len, some))), np.int64)
-            for row, values in zip(ids, some, strict=True):
-                row[: len(values)] = values
-            parts += session.run(None, {session.get_inputs()[0].name: ids})
-        return _unit(np.concatenate(parts))
-
-    @cached_property
-    def _words(self) -> Words:
-        if self.about["text"] is None:
-            raise ValueError(
-                f"{self.folder} has no text tower, so its classes are those of classes.npy; export it anew"
-            )
-        return Words(self.folder / self.about["text"]["tokenizer"], **self.about["text"]["words"])
+        for member, classes in [(member, member.embedded(names, templates)) for member in self.members]:
+            member.classes = classes
+        self.names, self.templates = names, templates
 
     def threshold_for(self, gmacs: float) -> float | None:
         """The calibrated threshold for a mean budget of a picture. ValueError: it cannot be met, or is not known."""
@@ -174,25 +167,19 @@ class EarlyExit:
         points = [*calibration["curve"], [point["setting"], point["gmacs"], point["accuracy"]]]
         return max((cost, setting) for setting, cost, _ in points if cost <= gmacs * (1 + 1e-9))[1]
 
-    def pixels(self, source: Source) -> np.ndarray:
-        """A picture as the model sees it, before normalisation: uint8 [S,S,3]. ValueError: a damaged one."""
-        how = self.about["preprocess"]
-        return resized(open_upright(source), how["size"], how["interpolation"], how["resize_mode"], how["fill_color"])
+    def pixels(self, source: Source) -> list[np.ndarray]:
+        """A picture as each of ``members`` sees it, before normalisation: uint8 [S,S,3]. ValueError: a damaged one."""
+        return views_of(open_upright(source), self.members)
 
-    def normalised(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """uint8 [S,S,3] each -> float32 [B,3,S,S], normalised by mean and deviation."""
-        how, pixels = self.about["preprocess"], np.stack(pictures).transpose(0, 3, 1, 2)
-        mean, std = (np.asarray(how[name], np.float32).reshape(3, 1, 1) for name in ("mean", "std"))
-        return (pixels.astype(np.float32, order="C") / np.float32(255) - mean) / std
+    def normalised(self, pictures: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """What ``pixels`` gives of each picture -> float32 [B,3,S,S] for each of ``members``."""
+        by_member = zip(*pictures, strict=True)
+        return [member.normalised(views) for member, views in zip(self.members, by_member, strict=True)]
 
-    def probabilities(self, z: np.ndarray) -> np.ndarray:
-        """Unit embeddings [B,E] -> class probabilities [B,C], the softmax of the scaled cosines."""
-        logits = np.float32(self.about["logit_scale"]) * (z @ self.classes.T)
-        odds = np.exp(logits - logits.max(1, keepdims=True))
-        return odds / odds.sum(1, keepdims=True)
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray], threshold: float | None = None) -> Exits:
+        """Run normalised images [B,3,S,S], of a cascade for each of ``members``.
 
-    def __call__(self, images: np.ndarray, threshold: float | None = None) -> Exits:
-        """Run normalised images [B,3,S,S]. Each level computes the pictures that go on, and no others.
+        Each level computes the pictures that go on, and no others.
 
         threshold: the margin, largest less second largest probability, at which a picture stops; above 1: all levels.
         None: the folder's. Without classes every picture goes through all levels, and probabilities are [B,0].
@@ -201,12 +188,13 @@ class EarlyExit:
         threshold = self.threshold if threshold is None else threshold
         if threshold is not None and not threshold >= 0:
             raise ValueError(f"threshold {threshold:g} must be a margin in [0, 1], or {ALL_LEVELS:g} for all levels")
-        live, inputs = np.arange(len(images)), [images]
-        for step, stage in enumerate(self.about["stages"]):
-            z, *state = self._run(stage, inputs)
-            p = z[:, :0] if self.classes is None else self.probabilities(z)
+        images = [images] if isinstance(images, np.ndarray) else images
+        live, state = np.arange(len(images[0])), []
+        for step in range(self.levels):
+            z, *state = self._run(step, state, images, live)
+            p, z = self.probabilities(z, step), z[:, : self.embed_dim]
             if step == 0:
-                found = Exits(z.copy(), p.copy(), np.zeros(len(images), int))
+                found = Exits(z.copy(), p.copy(), np.zeros(len(live), int))
             # Every live picture is answered now; later levels overwrite the answers of those that go on.
             found.embeddings[live], found.probabilities[live], found.levels[live] = z, p, step
             if step == self.levels - 1:
@@ -217,19 +205,33 @@ class EarlyExit:
             rows = np.flatnonzero(~stops)
             if not len(rows):
                 break
-            live, inputs = live[rows], [tensor[rows] for tensor in state]
+            live, state = live[rows], [tensor[rows] for tensor in state]
         return found
 
-    def all_levels(self, images: np.ndarray) -> list[np.ndarray]:
-        """Normalised images [B,3,S,S] -> the unit embeddings [B,E] of every level."""
-        levels, state = [], [images]
-        for stage in self.about["stages"]:
-            z, *state = self._run(stage, state)
+    def all_levels(self, images: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Normalised images, as of ``__call__`` -> the unit embeddings [B,E] of every level."""
+        images = [images] if isinstance(images, np.ndarray) else images
+        levels, state, live = [], [], np.arange(len(images[0]))
+        for step in range(self.levels):
+            z, *state = self._run(step, state, images, live)
             levels.append(z)
         return levels
 
-    def _run(self, stage: dict[str, Any], inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return self._session(stage["file"]).run(None, dict(zip(stage["inputs"], inputs, strict=True)))
+    def probabilities(self, z: np.ndarray, level: int = 0) -> np.ndarray:
+        """Unit embeddings [B,E] of a level -> class probabilities [B,C]; see ``Member.probabilities``."""
+        return self.members[self._member(level)].probabilities(z)
+
+    def _member(self, level: int) -> int:
+        return self.about["stages"][level].get("member", 0)
+
+    def _run(
+        self, level: int, state: Sequence[np.ndarray], images: Sequence[np.ndarray], live: np.ndarray
+    ) -> list[np.ndarray]:
+        """The outputs of a level for the rows ``live`` of the images, whose state the level before it kept."""
+        stage, member = self.about["stages"][level], self._member(level)
+        if level == 0 or member != self._member(level - 1):  # a model begins with its pictures
+            state = [images[member] if len(live) == len(images[member]) else images[member][live]]
+        return self._session(stage["file"]).run(None, dict(zip(stage["inputs"], state, strict=True)))
 
     def classify(
         self,
@@ -237,7 +239,7 @@ class EarlyExit:
         threshold: float | None = None,
         batch_size: int = 64,
         workers: int | None = None,
-        read: Callable[[Source], np.ndarray] | None = None,
+        read: Callable[[Source], list[np.ndarray]] | None = None,
     ) -> Iterator[tuple[Answer, np.ndarray]]:
         """An answer and an embedding [E] for each picture, in order; a damaged picture has an error, and NaN.
 
@@ -257,13 +259,13 @@ class EarlyExit:
         return (answer for batch in batches for answer in self._answers(batch, threshold))
 
     def _answers(
-        self, batch: Sequence[tuple[str, np.ndarray | str]], threshold: float | None
+        self, batch: Sequence[tuple[str, list[np.ndarray] | str]], threshold: float | None
     ) -> Iterator[tuple[Answer, np.ndarray]]:
         sound = [pixels for _, pixels in batch if not isinstance(pixels, str)]
         found, row = self(self.normalised(sound), threshold) if sound else None, 0
         for name, pixels in batch:
             if isinstance(pixels, str):
-                yield Answer(name, error=pixels), np.full(self.about["embed_dim"], np.nan, np.float32)
+                yield Answer(name, error=pixels), np.full(self.embed_dim, np.nan, np.float32)
             else:
                 yield self._answer(name, found, row), found.embeddings[row]
                 row += 1
@@ -281,66 +283,16 @@ class EarlyExit:
         )
 
 
-class Words:
-    """CLIP's tokenizer, from tokenizer.json.
-
-    context: the most tokens of a text.  vocabulary: the ids that the model knows, ascending, each of which becomes its
-    place in the list; None: all.
-    """
-
-    def __init__(self, file: Path, context: int, vocabulary: Sequence[int] | None = None) -> None:
-        try:
-            from tokenizers import Tokenizer
-        except ModuleNotFoundError as error:
-            raise ValueError("other class names need the package tokenizers: pip install tokenizers") from error
-        try:
-            self._tokenizer, self._context = Tokenizer.from_file(str(file)), context
-        except Exception as error:  # the library raises no type of its own
-            raise ValueError(f"{file} cannot be read ({error}); export it anew") from error
-        self._places = None if vocabulary is None else {old: new for new, old in enumerate(vocabulary)}
-
-    def ids(self, text: str) -> list[int]:
-        """The ids of a text between its marks of start and end. ValueError: empty, too long, or unknown words."""
-        cleaned = _clean(text)
-        if not any(letter.isprintable() and not letter.isspace() for letter in cleaned):
-            raise ValueError(f"the text {text!r} has no words")
-        if "<start_of_text>" in cleaned or "<end_of_text>" in cleaned:
-            raise ValueError(f"{text!r} spells a mark of the tokenizer's own; write it in other words")
-        encoding = self._tokenizer.encode(cleaned)
-        if len(encoding.ids) > self._context:
-            raise ValueError(f"{len(encoding.ids)} tokens are more than {self._context}: {text!r}; shorten the text")
-        if self._places is None:
-            return encoding.ids
-        pairs = zip(encoding.ids, encoding.tokens, strict=True)
-        missing = [token.removesuffix("</w>") for id, token in pairs if id not in self._places]
-        if missing:
-            raise ValueError(f"{missing} in {text!r} is not in this model's vocabulary of {len(self._places)} ids")
-        return [self._places[id] for id in encoding.ids]
-
-
-def _clean(text: str) -> str:
-    """CLIP's cleaning: broken encodings and entities mended, single spaces, small letters."""
-    if not (text.isascii() and text.isprintable()) or re.search(r"&[#\w]", text):
-        try:
-            import ftfy
-        except ModuleNotFoundError as error:
-            raise ValueError(f"the text {text!r} needs the package ftfy: pip install ftfy") from error
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-
-
 def margins(probabilities: np.ndarray) -> np.ndarray:
     """probabilities [B,C] -> largest less second largest [B]."""
     second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
     return first - second
 
 
-_ENTRIES = ("class_names", "embed_dim", "gate", "gmacs", "logit_scale", "preprocess", "setting", "stages", "text")
+_ENTRIES = ("class_names", "gate", "gmacs", "setting", "stages")
 """What every run reads in export.json."""
+_OF_A_MODEL = ("embed_dim", "logit_scale", "preprocess", "text")
+"""What it reads of each model: in export.json itself, or of a cascade in each of its "members"."""
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -353,10 +305,15 @@ def _description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged ({error}); export it anew") from error
     if not isinstance(about, dict):
         raise ValueError(f"{file} is damaged (no object); export it anew")
-    if about.get("version") != EXPORT_VERSION or about.get("format") != "onnx":
-        found = f"format {about.get('format')} in version {about.get('version')}"
-        raise ValueError(f"{file} is of {found}, and this code reads onnx in version {EXPORT_VERSION}; export it anew")
+    version = about.get("version")
+    if version not in (EXPORT_VERSION, CASCADE_VERSION) or about.get("format") != "onnx":
+        raise ValueError(
+            f"{file} is of format {about.get('format')} in version {version}, and this code reads onnx in version "
+            f"{EXPORT_VERSION} or {CASCADE_VERSION}; export it anew"
+        )
     lacking = [name for name in _ENTRIES if name not in about]
+    parts = [about] if version == EXPORT_VERSION else about.get("members") or [{}]
+    lacking += [name for name in _OF_A_MODEL if any(name not in part for part in parts)]
     if lacking:
         raise ValueError(f"{file} is damaged (without {', '.join(lacking)}); export it anew")
     return about
@@ -375,22 +332,13 @@ def _at_rate(about: dict[str, Any], keep: float) -> dict[str, Any]:
     return {"stages": [stage], "gmacs": entry["gmacs"], "setting": {"keep": keep}}
 
 
-def _classes(folder: Path, shape: tuple[int, int]) -> np.ndarray:
-    file = folder / "classes.npy"
-    try:
-        classes = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{file} is damaged ({error}); export it anew") from error
-    if classes.shape != shape:
-        raise ValueError(f"{file} holds {classes.shape}, and export.json names {shape}; export it anew")
-    return classes
-
-
 def _fall_back(provider: str, reason: str) -> None:
     warnings.warn(f"{provider} does not run here ({reason}): the CPU runs instead", stacklevel=3)
 
 
-def _pixels_or_error(name: str, source: Source, read: Callable[[Source], np.ndarray]) -> tuple[str, np.ndarray | str]:
+def _pixels_or_error(
+    name: str, source: Source, read: Callable[[Source], list[np.ndarray]]
+) -> tuple[str, list[np.ndarray] | str]:
     try:
         return name, read(source)
     except ValueError as error:

@@ -5,9 +5,10 @@ Shapes: B texts, T text tokens, E joint dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,11 @@ from common.models import OpenClip
 from common.stages import Stage
 from common.tokenizer import Tokenizer
 
-GRAPH, WEIGHTS, TOKENIZER = "text.onnx", "text.bin", "tokenizer.json"
+if TYPE_CHECKING:
+    from common.deploy.model import Deployed
+
+TOKENIZER = "tokenizer.json"
+_REST = "the classes stay those of classes.npy"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 """What CLIP encodes piece by piece: English endings, letters, single digits, other marks."""
 
@@ -53,14 +58,43 @@ def _open_clips() -> Any:
     return SimpleTokenizer()
 
 
+def write_texts(
+    members: Sequence[Deployed], folder: Path, wanted: bool
+) -> tuple[list[dict[str, Any] | None], list[str], float]:
+    """Write the text tower of each model, as text.onnx, or text_0.onnx and so on where there are several.
+
+    -> their entries in export.json, why one was left out, and the greatest difference of any graph.
+    """
+    if not wanted:
+        return [None] * len(members), [f"the text tower, by --no-text: {_REST}"], 0.0
+    entries, left_out, differences = [], [], [0.0]
+    for place, member in enumerate(members):
+        name, entry, reason = "text" if len(members) == 1 else f"text_{place}", None, None
+        texts = member.model.text_encoder()
+        if words_of(texts) is None:
+            reason = f"the text tower, whose tokenizer is not CLIP's: {_REST}"
+        else:
+            try:
+                entry, difference = export_texts(texts, folder, name)
+                differences.append(difference)
+            except ValueError as error:  # the image tower is worth having without it
+                for path in folder.glob(f"{name}.*"):
+                    path.unlink()
+                reason = f"{error}; {_REST}"
+        entries.append(entry)
+        left_out += [] if reason is None else [reason]
+    return entries, list(dict.fromkeys(left_out)), max(differences)
+
+
 @torch.no_grad()
-def export_texts(texts: nn.Module, folder: Path) -> tuple[dict[str, Any], float]:
+def export_texts(texts: nn.Module, folder: Path, name: str = "text") -> tuple[dict[str, Any], float]:
     """Write a text tower and its tokenizer -> their entry in export.json, and the greatest difference from the model.
 
-    texts: has ``encode_text`` and CLIP's tokenizer.
+    texts: has ``encode_text`` and CLIP's tokenizer.  name: of the graph and its weights, without the suffix.
     ValueError: the tower cannot be exported; with the reason.
     """
     need_onnx("tokenizers")
+    file = folder / f"{name}.onnx"
     words = words_of(texts)
     own = not isinstance(texts, OpenClip)  # open_clip's towers take texts of the full length alone
     last = len(words["vocabulary"]) - 1 if words["vocabulary"] else END
@@ -70,15 +104,15 @@ def export_texts(texts: nn.Module, folder: Path) -> tuple[dict[str, Any], float]
     shapes = {0: torch.export.Dim("texts")} | ({1: torch.export.Dim("tokens", max=words["context"])} if own else {})
     stage = Stage("text", _EncodeText(texts), ("ids",), ("text_embedding",))
     try:
-        write_onnx(stage, (ids,), (shapes,), folder / GRAPH)
+        write_onnx(stage, (ids,), (shapes,), file)
     except Exception as error:
         raise ValueError(f"the text tower cannot be exported as onnx: {reason(error)}") from error
-    share_weights([folder / GRAPH], folder / WEIGHTS)
+    share_weights([file], folder / f"{name}.bin")
     write_tokenizer(folder / TOKENIZER)
-    graph = onnx_graph(folder / GRAPH)
+    graph = onnx_graph(file)
     shorter = [ids, ids[:1], ids[:2, :4] if own else ids[:2]]
     difference = max((graph(some)[0] - texts.encode_text(some)).abs().max().item() for some in shorter)
-    entry = {"file": GRAPH, "tokenizer": TOKENIZER, "tokens": None if own else words["context"], "words": words}
+    entry = {"file": file.name, "tokenizer": TOKENIZER, "tokens": None if own else words["context"], "words": words}
     return entry, difference
 
 

@@ -17,9 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import add_model, model_arguments
+from common.arguments import add_first, add_model, model_arguments
 from common.evaluate.points import (
-    add_first,
     add_image_size,
     add_point,
     at_size,
@@ -77,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
     add("--out", type=Path, help="folder of the result files (default evaluations in $EFFCLIP_RUNS)")
     add_image_size(command)
-    add_first(command)
+    add_first(command, " (zeroshot alone)")
     add_point(command)
     return command
 

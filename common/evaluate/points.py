@@ -72,16 +72,6 @@ def add_image_size(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_first(command: argparse.ArgumentParser) -> None:
-    """Add the argument of ``behind``."""
-    command.add_argument(
-        "--first",
-        metavar="MODEL",
-        help="a smaller model, a directory or weights file: it answers where its margin reaches the threshold, --model "
-        "elsewhere (zeroshot alone)",
-    )
-
-
 def behind(model: Model, first: str | None) -> Model:
     """The model behind the one that --first names; None: as it is. ValueError: see ``common.cascade.led_by``."""
     if first is None:

@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.adaptive import Run, paths_of
-from common.cascade import Cascade
+from common.cascade import Cascade, cascaded
 from common.data.lookup import Captioned, Labelled
 from common.data.sources import few_shot
-from common.early_exit import margin
 from common.evaluate.accuracy import Accuracy, accuracy, wilson_interval
 from common.evaluate.class_cache import cached_class_embeddings
 from common.evaluate.probe import fit_best
@@ -118,23 +117,18 @@ def runner(model: Model, class_names: Sequence[str], templates: Sequence[Templat
 def _cascaded(cascade: Cascade, class_names: Sequence[str], templates: Sequence[Template], settings: Settings) -> Run:
     """The first model's probabilities, and the second's for the images where the first's margin is too small."""
 
-    def probabilities(member: Model) -> Callable[[Tensor], Tensor]:
+    def alone(member: Model) -> Run:
         scores = scorer(member, class_names, templates, settings)
         scale = member.text_encoder().logit_scale.detach().exp()
-        return lambda images: (scale * scores(images)).softmax(-1)
+        return lambda images: ((scale * scores(images)).softmax(-1), torch.zeros(len(images), dtype=torch.long))
 
-    first, second = map(probabilities, cascade.members)
+    answers = cascaded(*map(alone, cascade.members), settings.threshold)
     resized = cascade.resized.to(settings.device)
 
     @torch.no_grad()
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(settings.device)
-        scores = first(resized(images))
-        path = (margin(scores) < settings.threshold).long()
-        unsure = path.nonzero().squeeze(1)
-        if len(unsure):
-            scores[unsure] = second(images[unsure])
-        return scores, path
+        return answers(resized(images), images)
 
     return run
 

@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules |= dict.fromkeys(["torch", "torchvision", "open_clip", "common"])
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A program that runs another one, with its arguments, where neither torch nor this suite can be imported."""
 
 
 class Answer(NamedTuple):

@@ -14,11 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import add_model, model_arguments
+from common.arguments import add_first, add_model, model_arguments
 from common.evaluate.command import EVALUATIONS
 from common.evaluate.points import (
     Point,
-    add_first,
     add_image_size,
     at_size,
     behind,
@@ -76,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "several times, one after another. Default: after a quarter of the blocks",
     )
     add_image_size(command)
-    add_first(command)
+    add_first(command, " (zeroshot alone)")
     add("--threshold", default="0.1..0.9", help="of a model with levels, or of --first (default %(default)s)")
     add(
         "--budget",

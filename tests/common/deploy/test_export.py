@@ -118,7 +118,7 @@ def test_graphs_that_differ_are_refused(tmp_path, monkeypatch):
 def test_a_missing_runtime_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"needs onnxruntime: pip install '\.\[export\]' in the checkout, or take"):
-        graphs.export_stages([], 32, "onnx", [])
+        graphs.export_stages([], "onnx", [])
 
 
 def test_mistakes(tmp_path, capsys):

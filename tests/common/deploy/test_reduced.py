@@ -26,7 +26,7 @@ from tests.common.towers import NAMES, pictures, tiny_directory
 def exported(folder, monkeypatch):
     """Exports of the same model take their graphs in fp32 from ``folder``: making them anew takes most of the time."""
 
-    def copied(stages, size, form, files, others):
+    def copied(chains, form, files):
         for file in (*files, files[0].parent / graphs.WEIGHTS):
             shutil.copy(folder / file.name, file)
         return [graphs.onnx_graph(file) for file in files]

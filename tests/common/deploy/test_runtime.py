@@ -20,19 +20,14 @@ from common.data.images import open_picture
 from common.data.transforms import eval_transform, to_batch
 from common.deploy import predict
 from common.deploy.graphs import onnx_graph
-from common.deploy.runtime import EarlyExit, Words
+from common.deploy.runtime import EarlyExit
 from common.deploy.standalone import standalone
 from common.deploy.text_export import write_tokenizer
+from common.deploy.words import Words
 from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
+from tests.common.fresh import WITHOUT_TORCH
 from tests.common.towers import NAMES
-
-WITHOUT_TORCH = """
-import runpy, sys
-sys.modules |= dict.fromkeys(["torch", "torchvision", "open_clip", "common"])
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +281,7 @@ def test_mistakes_are_one_sentence(folder, photos, tmp_path, capsys):
         EarlyExit(tmp_path / "torn")
     with pytest.raises(ValueError, match="threshold nan must be a margin"):
         EarlyExit(folder)(np.zeros((1, 3, 32, 32), np.float32), float("nan"))
-    with pytest.raises(ValueError, match="version 99, and this code reads onnx in version 1; export it anew"):
+    with pytest.raises(ValueError, match="version 99, and this code reads onnx in version 1 or 2; export it anew"):
         EarlyExit(edited(folder, tmp_path / "newer", version=99))
 
 

@@ -1,0 +1,208 @@
+"""A cascade of two models, classified, calibrated and exported, against what each of the two answers alone."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import directory
+from common.cli import main
+from common.clip import CLIP
+from common.deploy import graphs, predict
+from common.deploy.calibration import Calibration
+from common.deploy.model import load
+from common.deploy.runtime import EarlyExit
+from tests.common.fresh import WITHOUT_TORCH
+from tests.common.towers import NAMES, tiny_directory
+
+HOW = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+"""How the first model's pictures are prepared: in all ways otherwise than CLIP's."""
+
+
+def small_directory(folder, seed=1, templates=("{a} {}",), **architecture):
+    """A model directory of a CLIP of one block, for pictures of 16 px, in a joint space of its own."""
+    tiny = CLIP.tiny().architecture
+    vision = {**tiny["vision_cfg"], "image_size": 16, "layers": 1}
+    torch.manual_seed(seed)
+    clip = CLIP({**tiny, "embed_dim": 24, "vision_cfg": vision, "preprocess_cfg": HOW, **architecture}).eval()
+    directory.write(folder, clip, None, NAMES, list(templates))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The big and the small model's directories."""
+    place = tmp_path_factory.mktemp("pair")
+    return str(tiny_directory(place / "big", levels=0)), small_directory(place / "small")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """30 pictures of many shapes in one folder a class."""
+    place, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(30):
+        height, width = random.integers(20, 90, 2)
+        colours = random.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        file = place / NAMES[number % 3] / f"{number:02}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(colours).resize((int(width), int(height)), Image.Resampling.BICUBIC).save(file)
+    return place
+
+
+def alone(model, pictures):
+    """A model's own answers, and their margins (NaN for a damaged picture)."""
+    answers = load(model, device="cpu").classify(pictures, topk=2)
+    return answers, np.array([a.top[0][1] - a.top[1][1] if a.top else np.nan for a in answers])
+
+
+def between(margins):
+    """A threshold that some of the margins reach."""
+    low, high = np.sort(margins[~np.isnan(margins)])[14:16]
+    return float((low + high) / 2)
+
+
+def test_each_model_sees_the_picture_as_it_does_alone(pair, photos, tmp_path):
+    (big, small), pictures = pair, [photos, tmp_path / "broken.png"]
+    pictures[1].write_bytes(b"no picture")
+    (early, margins), (late, _) = alone(small, pictures), alone(big, pictures)
+    threshold = between(margins)
+    for chosen in (0.0, threshold, 1.0):
+        found = load(big, first=small, device="cpu").classify(pictures, threshold=chosen, batch_size=7)
+        for answer, first, second, margin in zip(found, early, late, margins, strict=True):
+            expected = first if margin >= chosen else second
+            assert (answer.picture, answer.label, answer.error) == (first.picture, expected.label, expected.error)
+            if answer.error:
+                continue
+            assert answer.level == (0 if margin >= chosen else 1)
+            assert answer.probability == pytest.approx(expected.probability, abs=1e-5)
+            assert answer.gmacs == pytest.approx(first.gmacs + (0 if margin >= chosen else second.gmacs))
+        assert len({answer.level for answer in found if answer.label}) == (2 if chosen == threshold else 1)
+
+
+def test_a_budget_from_calibration_to_classification(pair, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    big, small = pair
+    line, small_costs = ["--model", big, "--first", small, "--device", "cpu"], load(small, device="cpu").costs
+    budget = ["--gmacs", f"{small_costs[0] + load(big, device='cpu').costs[0] / 2:.9f}"]
+    assert main(["calibrate", "--data", str(photos), *line, *budget, "--workers", "0"]) == 0
+    (file,) = (tmp_path / "calibrations").iterdir()
+    written = json.loads(file.read_text())
+    weights = {model: load(model, device="cpu").model.weights for model in pair}
+    first = {f"first/{side}": weights[small][side] for side in ("image", "text")}
+    assert written["weights"] == weights[big] | first and written["knob"] == "threshold"
+    prepared = [written["conditions"][name] for name in ("preprocess", "first_preprocess")]
+    assert [(how["size"], how["resize_mode"]) for how in prepared] == [(32, "shortest"), (16, "squash")]
+    assert main(["classify", str(photos), *line, *budget]) == 0
+    said = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(said.out[said.out.index("picture,") :])))
+    assert np.mean([float(row["gmacs"]) for row in rows]) == pytest.approx(written["point"]["gmacs"], rel=1e-4)
+    right = np.mean([row["label"] == row["picture"].split("/")[-2] for row in rows])
+    assert right == pytest.approx(written["point"]["accuracy"])
+    assert {row["level"] for row in rows} == {"0", "1"} and "calibrated: " in said.err and "note:" not in said.err
+    Calibration.read(file).write(tmp_path / "mine.json")
+    other = small_directory(tmp_path / "other", seed=2)
+    line = ["classify", str(photos), "--model", big, "--first", other, "--calibration", str(tmp_path / "mine.json")]
+    assert main(line) == 1
+    assert "mine.json was made for other weights" in capsys.readouterr().err
+
+
+def test_two_models_that_make_no_cascade_are_refused_by_name(pair, photos, tmp_path, capsys):
+    big, small = pair
+    wave, none = str(tiny_directory(tmp_path / "wave")), str(tmp_path / "none.safetensors")
+    for words, message in (
+        (["--model", big, "--first", small], "needs --threshold, --gmacs or --calibration, which say when its answer"),
+        (["--model", small, "--first", big, "--threshold", "0.5"], "--first: big costs"),
+        (["--model", wave, "--first", small, "--threshold", "0.5"], "--first: wave has a threshold of its own"),
+        (["--model", big, "--first", none, "--threshold", "0.5"], "no weights at"),
+        (["--first", small, "--threshold", "0.5"], "--first, --weights"),
+    ):
+        assert main(["classify", str(photos), *words]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def folder(pair, tmp_path_factory):
+    """The cascade's export as ONNX."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
+        out = tmp_path_factory.mktemp("export") / "onnx"
+        assert main(["export", pair[0], "--first", pair[1], "--format", "onnx", "--out", str(out)]) == 0
+    return out
+
+
+def test_predict_answers_as_classify_where_there_is_no_torch(pair, photos, folder, tmp_path):
+    big, small = pair
+    threshold, out = between(alone(small, [photos])[1]), tmp_path / "rows.csv"
+    line = [folder / "predict.py", photos, "--threshold", repr(threshold), "--out", out, "--batch-size", "7"]
+    run = subprocess.run([sys.executable, "-I", "-c", WITHOUT_TORCH, *map(str, line)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    rows = list(csv.DictReader(out.open()))
+    answers = load(big, first=small, device="cpu").classify(photos, threshold=threshold)
+    assert [row["picture"] for row in rows] == [answer.picture for answer in answers]
+    assert [(row["label"], int(row["level"])) for row in rows] == [(a.label, a.level) for a in answers]
+    assert {row["level"] for row in rows} == {"0", "1"}
+    for row, answer in zip(rows, answers, strict=True):
+        assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-5)
+        assert float(row["gmacs"]) == pytest.approx(answer.gmacs, rel=1e-5)
+
+
+def test_a_folder_holds_what_belongs_to_each_model(pair, folder):
+    about = json.loads((folder / "export.json").read_text())
+    files = "classes_0.npy classes_1.npy export.json level_0.onnx level_1.onnx predict.py text_0.bin text_0.onnx "
+    files += "text_1.bin text_1.onnx tokenizer.json weights.bin"
+    assert sorted(path.name for path in folder.iterdir()) == files.split()
+    assert about["version"] == 2 and [stage["member"] for stage in about["stages"]] == [0, 1]
+    sizes = [(member["preprocess"]["size"], member["embed_dim"]) for member in about["members"]]
+    assert sizes == [(16, 24), (32, 32)]
+    costs = [load(model, device="cpu").costs[0] for model in reversed(pair)]
+    assert about["gmacs"] == pytest.approx([costs[0], sum(costs)])
+    speeds = about["images_per_second"]
+    assert [speeds[level]["1"] for level in ("level_0", "level_1")] == [[2, 2], [1, 1]], "half a second each"
+
+
+def test_other_classes_are_embedded_by_each_model(pair, photos, folder):
+    runtime, names = EarlyExit(folder), ["red dog", "green bird"]
+    runtime.name_classes(names)
+    found = [answer.label for answer, _ in runtime.classify(sorted(photos.rglob("*.png")), threshold=0.05)]
+    answers = load(pair[0], first=pair[1], device="cpu").classify(photos, names, threshold=0.05)
+    assert found == [answer.label for answer in answers]
+
+
+def test_a_calibration_goes_along(pair, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    big, small = pair
+    line, file = ["--model", big, "--first", small, "--data", str(photos)], str(tmp_path / "mine.json")
+    assert main(["calibrate", *line, "--accuracy", "0.05", "--calibration", file, "--workers", "0"]) == 0
+    words = [big, "--first", small, "--format", "onnx", "--no-text", "--calibration", file]
+    assert main(["export", *words, "--out", str(tmp_path / "onnx")]) == 0
+    about, point = json.loads((tmp_path / "onnx" / "export.json").read_text()), Calibration.read(tmp_path / "mine.json")
+    assert about["gate"]["threshold"] == point.point.setting and about["calibrated_on_these_classes"]
+    assert about["calibration"]["weights"] == point.weights
+    assert EarlyExit(tmp_path / "onnx").threshold_for(sum(about["gmacs"]) / 2) is not None
+
+
+def test_what_a_cascade_has_not_is_said(pair, photos, folder, tmp_path, capsys):
+    big, small = pair
+    line = ["export", big, "--first", small, "--out", str(tmp_path / "out")]
+    for words, message in (
+        (["--format", "open-clip"], "a cascade is exported as graphs in fp32; export the models alone"),
+        (["--format", "onnx", "--dtype", "int8", "--data", str(photos)], "a cascade is exported as graphs in fp32"),
+        (["--format", "onnx", "--keep", "0.5"], "--keep: small then big has no keep rate to choose"),
+    ):
+        assert main([*line, *words]) == 1
+        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert predict.main([str(photos), "--folder", str(folder), "--embeddings", str(tmp_path / "z.npy")]) == 1
+    assert "those of a cascade's two models lie in two spaces" in capsys.readouterr().err
+    about = json.loads((folder / "export.json").read_text())
+    del about["members"][1]["logit_scale"]
+    (tmp_path / "export.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"is damaged \(without logit_scale\); export it anew"):
+        EarlyExit(tmp_path)
