@@ -23,7 +23,6 @@ from common.data.transforms import to_batch, views_transform
 
 if TYPE_CHECKING:
     from common.deploy.calibration import Calibration
-    from common.deploy.model import Deployed
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,13 @@ class Answer:
 class Classification:
     """Zero-shot classification among fixed labels at a fixed setting; made by ``Deployed.prepare``.
 
+    deployed: the ``Deployed`` that made it, whose module imports this one.
     calibration: the one from which the setting was taken, if any.
     """
 
     def __init__(
         self,
-        deployed: Deployed,
+        deployed: Any,
         labels: Sequence[str],
         templates: Sequence[str],
         setting: float | None,
