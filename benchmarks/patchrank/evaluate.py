@@ -245,6 +245,10 @@ def _losses(kind: str, task: Task, seed: int) -> dict[str, list[float]]:
 
 
 def recipe_losses(kind: str) -> list[float]:
-    """The losses of a recipe's first steps, on one shot of each name."""
+    """The losses of a recipe's first steps, on one shot of each name, in the recipe's own precision.
+
+    The first loss of prompts is 4 % less in fp32 than in bf16.
+    """
     arguments = read_recipe(RECIPES[kind])["data"]["init_args"]
-    return first_losses(RECIPES[kind], data=ClassificationDataModule(**arguments | {"shots": 1, "num_workers": 0}))
+    data = ClassificationDataModule(**arguments | {"shots": 1, "num_workers": 0})
+    return first_losses(RECIPES[kind], data=data, emulated=True)

@@ -51,10 +51,12 @@ def first_losses(
     steps: int = STEPS,
     data: LightningDataModule | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    emulated: bool = False,
 ) -> list[float]:
     """The losses of the first steps of a recipe, a YAML file's path from the checkout's root.
 
     data: takes the place of the recipe's; None: the embedded small split.  settings: see ``built``.
+    emulated: keep the recipe's precision on every processor; else as ``precision_here`` says.
     """
     config = read_recipe(recipe)
     seed_everything(config["seed_everything"])
@@ -64,7 +66,7 @@ def first_losses(
     trainer = Trainer(
         accelerator="cpu",
         max_steps=config["trainer"]["max_steps"],
-        precision=precision_here(config["trainer"]),
+        precision=config["trainer"].get("precision") if emulated else precision_here(config["trainer"]),
         gradient_clip_val=config["trainer"].get("gradient_clip_val"),
         max_epochs=-1,
         limit_val_batches=0,
