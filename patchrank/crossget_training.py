@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from common import optim
 from common.clip import CLIP
 from patchrank.crossget import CrossGETTower, alignment_loss, text_cross
-from patchrank.frozen_clip import FrozenCLIPTraining
+from patchrank.frozen_clip import ReducedTowerTraining
 from patchrank.reducers.crossget import cross_tokens
 
 
-class CrossGETTraining(FrozenCLIPTraining):
+class CrossGETTraining(ReducedTowerTraining):
     """Train cross tokens and a copy of the tower to reproduce a frozen CLIP's image embeddings with merged patches.
 
     The paper's loss is the mean of InfoNCE and of the alignment of the cross tokens of both modalities. Here the cosine
@@ -64,11 +63,6 @@ class CrossGETTraining(FrozenCLIPTraining):
         text = self.clip.text_tower
         self.text_tokens = cross_tokens(text.text_projection.shape[0], len(text.transformer.resblocks))
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.validation_cosine = MeanMetric()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images [B,3,S,S] -> z [B,E], not normalised."""
-        return self.model(images)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The cosine distance and the alignment of one batch, each logged. ValueError: it has no texts."""
@@ -83,17 +77,3 @@ class CrossGETTraining(FrozenCLIPTraining):
         self.log_dict({"train_cosine": cosine, "train_alignment": alignment})
         self.log("train_loss", loss, prog_bar=True)
         return loss
-
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Mean cosine distance of the merging tower from the whole one."""
-        distance = 1 - F.cosine_similarity(self(batch["image"]), self.clip.image_tower(batch["image"]), dim=-1)
-        self.validation_cosine.update(distance)
-        self.log("val_cosine", self.validation_cosine, prog_bar=True)
-
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """The keys of a batch and the normalised embeddings [B,E] of its images."""
-        return {"key": batch["key"], "embedding": self.model.encode_image(batch["image"])}
-
-    def deployable(self) -> tuple[CrossGETTower, CLIP]:
-        """The tower that merges, and the CLIP whose text tower goes with it."""
-        return self.model, self.clip

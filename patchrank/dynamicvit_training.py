@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from common import optim
 from common.clip import CLIP
 from patchrank.dynamicvit import DynamicViTTower, ratio_loss, token_loss
-from patchrank.frozen_clip import FrozenCLIPTraining
+from patchrank.frozen_clip import ReducedTowerTraining
 
 
-class DynamicViTTraining(FrozenCLIPTraining):
+class DynamicViTTraining(ReducedTowerTraining):
     """Train prediction modules and a copy of the tower to reproduce a frozen CLIP's image embeddings and tokens.
 
     The paper's loss is that of its labels, plus 0.5 times the KL divergence of the classes' probabilities from an
@@ -71,11 +70,6 @@ class DynamicViTTraining(FrozenCLIPTraining):
         self.term_weights = {"tokens": token_weight, "ratio": ratio_weight}
         self.predictor_factor = predictor_factor
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.validation_cosine = MeanMetric()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images [B,3,S,S] -> z [B,E], not normalised, with the highest scores kept."""
-        return self.model(images)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The cosine distance of the masked pass, the error of its kept tokens and its ratio loss, each logged."""
@@ -94,20 +88,6 @@ class DynamicViTTraining(FrozenCLIPTraining):
         self.log_dict({f"train_{name}": value for name, value in terms.items()})
         self.log("train_loss", loss, prog_bar=True)
         return loss
-
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Mean cosine distance of the pruned tower from the whole one."""
-        distance = 1 - F.cosine_similarity(self(batch["image"]), self.clip.image_tower(batch["image"]), dim=-1)
-        self.validation_cosine.update(distance)
-        self.log("val_cosine", self.validation_cosine, prog_bar=True)
-
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """The keys of a batch and the normalised embeddings [B,E] of its images."""
-        return {"key": batch["key"], "embedding": self.model.encode_image(batch["image"])}
-
-    def deployable(self) -> tuple[DynamicViTTower, CLIP]:
-        """The tower that prunes, and the CLIP whose text tower goes with it."""
-        return self.model, self.clip
 
     def configure_optimizers(self) -> dict:
         """AdamW with a higher rate for the prediction modules, per-step warm-up and cosine over the whole run."""

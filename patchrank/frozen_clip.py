@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from common import optim
+from common.clip import CLIP
 from common.preprocess import Preprocess, prepare_data
 
 
@@ -47,6 +51,38 @@ class FrozenCLIPTraining(LightningModule):
         """AdamW, per-step warm-up and cosine over the trainer's whole run."""
         groups = optim.parameter_groups(self, self.learning_rate, self.weight_decay)
         return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches, final=self.final)
+
+
+class ReducedTowerTraining(FrozenCLIPTraining):
+    """A training of a tower with fewer tokens to reproduce a frozen CLIP's image embeddings.
+
+    Shapes: B images, S image size, E joint dim. A subclass sets ``clip`` and ``model``, the tower.
+    """
+
+    clip: CLIP
+    model: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.validation_cosine = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B,3,S,S] -> z [B,E], not normalised."""
+        return self.model(images)
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Mean cosine distance of the reduced tower from the whole one."""
+        distance = 1 - F.cosine_similarity(self(batch["image"]), self.clip.image_tower(batch["image"]), dim=-1)
+        self.validation_cosine.update(distance)
+        self.log("val_cosine", self.validation_cosine, prog_bar=True)
+
+    def predict_step(self, batch: dict, batch_idx: int) -> dict:
+        """The keys of a batch and the normalised embeddings [B,E] of its images."""
+        return {"key": batch["key"], "embedding": self.model.encode_image(batch["image"])}
+
+    def deployable(self) -> tuple[nn.Module, CLIP]:
+        """The reduced tower, and the CLIP whose text tower goes with it."""
+        return self.model, self.clip
 
 
 def class_prompts(trainer: Trainer) -> Sequence[str]:
