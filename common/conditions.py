@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.inference import BF16_PRODUCTS
+
 _ROOT = Path(__file__).parent.parent
 _OUTPUTS = (":!*/results/*", ":!*/weights/*")
 
@@ -20,6 +22,7 @@ def conditions(scale: str, **others: Any) -> dict[str, Any]:
     """The conditions of a run that starts now.
 
     scale: "paper" or "embedded".  others: seeds, dtype, batch, and everything else that the run depends on.
+    "device" is a GPU's name, or a CPU's kind with the vector instructions that its times and rounding depend on.
     "revision" is None outside a git checkout. "clean" means that no tracked file differs from the revision, except
     for results and weights, which a run writes itself.
     """
@@ -30,10 +33,16 @@ def conditions(scale: str, **others: Any) -> dict[str, Any]:
         "revision": _git("rev-parse", "HEAD"),
         "clean": None if changes is None else not changes,
         "torch": str(torch.__version__),  # plain: checkpoints hold it too
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
         "threads": torch.get_num_threads(),
         **others,
     }
+
+
+def _cpu() -> str:
+    """Such as "x86_64 CPU (AVX512, bf16 products)"."""
+    instructions = torch.backends.cpu.get_cpu_capability() + ", bf16 products" * BF16_PRODUCTS
+    return f"{platform.machine()} CPU ({instructions})"
 
 
 def digest(path: str | Path) -> str:

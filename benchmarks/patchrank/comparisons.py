@@ -16,6 +16,7 @@ from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.rows import ROWS, Known, at_equal_cost, correct
 from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import TASKS, Task
+from benchmarks.patchrank.trained_rivals import TRAINED_RIVALS
 from benchmarks.statistics import difference, holm
 
 EQUAL_KEEP, EQUAL_COST = "equal keep", "equal GMACs"
@@ -33,7 +34,7 @@ def rivals(known: Known) -> list[dict[str, Any]]:
         if not entries:
             continue
         ours = correct(entries).float()
-        for name in (DENSE, *RIVALS, "A-ViT"):
+        for name in (DENSE, *RIVALS, "A-ViT", *TRAINED_RIVALS):
             for basis, theirs in _answers(name, task, known, entries[0]["gmacs"]).items():
                 found = difference(ours, theirs, paired_seeds=len(theirs) == len(ours) > 1)
                 row = {"task": task.name, "rival": name, "basis": basis, "lead": found.ends, "p": found.p}
@@ -49,7 +50,8 @@ def rivals(known: Known) -> list[dict[str, Any]]:
 def _answers(name: str, task: Task, known: Known, budget: float) -> dict[str, Tensor]:
     """A rival's answers [S,M] by basis, those that there are."""
     entries = ROWS[name].entries_of(task, known)
-    found = {EQUAL_KEEP: correct(entries).float() if entries else None}
+    basis = EQUAL_COST if name in TRAINED_RIVALS else EQUAL_KEEP
+    found = {basis: correct(entries).float() if entries else None}
     if name in RIVALS:
         found[EQUAL_COST] = at_equal_cost(name, task, known, budget)
     return {basis: values for basis, values in found.items() if values is not None}
@@ -76,7 +78,8 @@ def rivals_table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{OURS} with each task's own predictor, untuned, less the method of the line, in points, 95 % intervals over "
         "seeds and pictures. Better or worse: p below .05 after Holm's correction over the comparisons of equal keep, "
         "and over those of equal GMACs. At equal GMACs the method keeps more patches, as many as the predictor's cost "
-        "buys; its answers are interpolated between two numbers of patches."
+        "buys; its answers are interpolated between two numbers of patches. CrossGET and DynamicViT are trained at that "
+        "cost, the tower with them, and are compared at it alone."
     )
     return f"{table([f'{OURS} less', *(', '.join(column) for column in columns)], lines)}\n\n{note}"
 

@@ -16,6 +16,7 @@ from benchmarks.patchrank.evaluate import FEWER, MORE, RIVALS
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.runs import KINDS
 from benchmarks.patchrank.tasks import KEEP, SEEDS, Task, restored
+from benchmarks.patchrank.trained_rivals import REDUCED, TRAINED_RIVALS
 
 Known = Mapping[str, Mapping[str, Any]]
 """Results by name, see ``benchmarks.patchrank.runs.results``."""
@@ -64,7 +65,11 @@ TRAINING_FREE = {
     "random": Source("{task}-baselines", tuple(f"random {draw}" for draw in SEEDS)),
     **{name: Source("{task}-baselines", (name,)) for name in RIVALS[1:]},
 }
-BASELINES = {**TRAINING_FREE, "A-ViT": Source("{task}-avit-seed{seed}", ("halting",))}
+BASELINES = {
+    **TRAINING_FREE,
+    "A-ViT": Source("{task}-avit-seed{seed}", ("halting",)),
+    **{name: Source(f"{{task}}-{name.lower()}-seed{{seed}}", (REDUCED,)) for name in TRAINED_RIVALS},
+}
 ROWS = {
     DENSE: Source("{task}-baselines", (DENSE,)),
     **BASELINES,

@@ -2,7 +2,7 @@
 
 The baselines and the golden oracle come first, since they need no training. Then every task has a predictor for each
 seed, and scenes of shape one that prunes before the first block; then prompts of two kinds, tuned without pruning and
-at keep .6; then A-ViT. A series that stops early leaves whole rows. What is finished is skipped, and --only PATTERN
+at keep .6; then the rivals that are trained: A-ViT, CrossGET and DynamicViT. A series that stops early leaves whole rows. What is finished is skipped, and --only PATTERN
 takes the runs of these names alone.
 """
 
@@ -43,6 +43,7 @@ from benchmarks.patchrank.tasks import (
     pruned_depth,
     search,
 )
+from benchmarks.patchrank.trained_rivals import RATES, TRAINED_RIVALS, evaluate_trained
 from benchmarks.training.run import RECIPES as MINUTES
 from benchmarks.training.run import STORED, Run, work
 from common.clip import load_architecture
@@ -92,6 +93,11 @@ def items(tasks: Sequence[Task] = TASKS, seeds: Sequence[int] = SEEDS) -> Iterat
             yield Item(_prompts(task, kind, keep, seed), task, evaluate)
     for task, seed in pairs:
         yield Item(_on_pictures(task, "avit", "avit", seed), task, partial(evaluate_avit, task=task))
+    for name, rival in TRAINED_RIVALS.items():
+        what = name.lower()
+        for task, seed in pairs:
+            run = _on_pictures(task, what, what, seed, keep=RATES[name][task])
+            yield Item(run, task, partial(evaluate_trained, rival=rival, task=task))
 
 
 def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any], data: Mapping[str, Any]) -> Run:
@@ -106,12 +112,12 @@ def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any]
 
 
 def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) -> Run:
-    """A training that reads a task's pictures and no labels."""
+    """A training that reads a task's pictures; CrossGET's reads their classes' prompts too, the others no labels."""
     vision = load_architecture(task.architecture)["vision_cfg"]
     tokens = (vision["image_size"] // vision["patch_size"]) ** 2
     if recipe == "predictor":
         model |= search(tokens)
-    else:
+    elif recipe == "avit":
         model["depth"] = pruned_depth(tokens, vision["layers"])
     return _run(task, what, recipe, seed, model, {"shots": task.shots})
 

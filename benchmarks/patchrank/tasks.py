@@ -35,7 +35,7 @@ SEARCHED = 250
 PRUNE_LAYER = 1
 """Block 1 of a tower of 4 is a quarter of the depth, as block 3 of 12 is; of Fashion-MNIST's 3, a third."""
 SEEDS = (0, 1, 2)
-RECIPES = {kind: f"patchrank/embedded_{kind}.yaml" for kind in ("predictor", "avit", "prompts")}
+RECIPES = {kind: f"patchrank/embedded_{kind}.yaml" for kind in ("predictor", "avit", "crossget", "dynamicvit", "prompts")}
 COMMITTED = WEIGHTS / "patchrank"
 """The folder of committed predictors and prompts."""
 CIFAR_10_ATTRIBUTION = "Trained on the training pictures of CIFAR-10 (A. Krizhevsky, 2009)."
@@ -65,7 +65,7 @@ class Task:
     name: as tables show it.  data: the data set's name in ``common.data.lookup``.
     architecture, weights: those of the CLIP.
     logged: the data's name in the log of reads of test.
-    shots: pictures of each class for the predictor and A-ViT, which read no labels; prompts always have 16.
+    shots: pictures of each class for predictors and the trained rivals; prompts always have 16.
     held_out: training pictures used for validation, where the data set has no val split.
     variable: the environment variable that says where the pictures are; None: the suite draws them.
     folder: whether the variable names the pictures' own folder, of classes in folders; else that of all data sets.

@@ -56,6 +56,8 @@ RECIPES = {
     "mlip/textures.yaml": 5,
     "patchrank/embedded_predictor.yaml": 1,
     "patchrank/embedded_avit.yaml": 1,
+    "patchrank/embedded_crossget.yaml": 1,
+    "patchrank/embedded_dynamicvit.yaml": 8,
     "patchrank/embedded_prompts.yaml": 1,
 }
 """Minutes of each recipe's whole length on 2 cores."""
