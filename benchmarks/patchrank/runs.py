@@ -2,8 +2,8 @@
 
 The baselines and the golden oracle come first, since they need no training. Then every task has a predictor for each
 seed, and scenes of shape one that prunes before the first block; then prompts of two kinds, tuned without pruning and
-at keep .6; then the rivals that are trained: A-ViT, CrossGET and DynamicViT. A series that stops early leaves whole rows. What is finished is skipped, and --only PATTERN
-takes the runs of these names alone.
+at keep .6; then the rivals that are trained: A-ViT, CrossGET and DynamicViT. A series that stops early leaves whole
+rows. What is finished is skipped, and --only PATTERN takes the runs of these names alone.
 """
 
 from __future__ import annotations
