@@ -78,8 +78,8 @@ def rivals_table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{OURS} with each task's own predictor, untuned, less the method of the line, in points, 95 % intervals over "
         "seeds and pictures. Better or worse: p below .05 after Holm's correction over the comparisons of equal keep, "
         "and over those of equal GMACs. At equal GMACs the method keeps more patches, as many as the predictor's cost "
-        "buys; its answers are interpolated between two numbers of patches. CrossGET and DynamicViT are trained at "
-        "that cost, the tower with them, and are compared at it alone."
+        "buys; its answers are interpolated between two numbers of patches. CrossGET, ToMe with a trained "
+        "tower and DynamicViT are trained at that cost, the tower with them, and are compared at it alone."
     )
     return f"{table([f'{OURS} less', *(', '.join(column) for column in columns)], lines)}\n\n{note}"
 

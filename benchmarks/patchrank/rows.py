@@ -68,7 +68,7 @@ TRAINING_FREE = {
 BASELINES = {
     **TRAINING_FREE,
     "A-ViT": Source("{task}-avit-seed{seed}", ("halting",)),
-    **{name: Source(f"{{task}}-{name.lower()}-seed{{seed}}", (REDUCED,)) for name in TRAINED_RIVALS},
+    **{name: Source(f"{{task}}-{rival.recipe}-seed{{seed}}", (REDUCED,)) for name, rival in TRAINED_RIVALS.items()},
 }
 ROWS = {
     DENSE: Source("{task}-baselines", (DENSE,)),

@@ -2,8 +2,8 @@
 
 The baselines and the golden oracle come first, since they need no training. Then every task has a predictor for each
 seed, and scenes of shape one that prunes before the first block; then prompts of two kinds, tuned without pruning and
-at keep .6; then the rivals that are trained: A-ViT, CrossGET and DynamicViT. A series that stops early leaves whole
-rows. What is finished is skipped, and --only PATTERN takes the runs of these names alone.
+at keep .6; then the rivals that are trained: A-ViT, CrossGET with its control, and DynamicViT. A series that stops
+early leaves whole rows. What is finished is skipped, and --only PATTERN takes the runs of these names alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from benchmarks.patchrank.tasks import (
     pruned_depth,
     search,
 )
-from benchmarks.patchrank.trained_rivals import RATES, TRAINED_RIVALS, evaluate_trained
+from benchmarks.patchrank.trained_rivals import TRAINED_RIVALS
 from benchmarks.training.run import RECIPES as MINUTES
 from benchmarks.training.run import STORED, Run, work
 from common.clip import load_architecture
@@ -93,11 +93,10 @@ def items(tasks: Sequence[Task] = TASKS, seeds: Sequence[int] = SEEDS) -> Iterat
             yield Item(_prompts(task, kind, keep, seed), task, evaluate)
     for task, seed in pairs:
         yield Item(_on_pictures(task, "avit", "avit", seed), task, partial(evaluate_avit, task=task))
-    for name, rival in TRAINED_RIVALS.items():
-        what = name.lower()
+    for rival in TRAINED_RIVALS.values():
         for task, seed in pairs:
-            run = _on_pictures(task, what, what, seed, keep=RATES[name][task])
-            yield Item(run, task, partial(evaluate_trained, rival=rival, task=task))
+            run = _on_pictures(task, rival.recipe, rival.recipe, seed, keep=rival.rates[task])
+            yield Item(run, task, partial(rival.evaluate, task=task))
 
 
 def _run(task: Task, what: str, recipe: str, seed: int, model: Mapping[str, Any], data: Mapping[str, Any]) -> Run:

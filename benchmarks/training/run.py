@@ -57,6 +57,7 @@ RECIPES = {
     "patchrank/embedded_predictor.yaml": 1,
     "patchrank/embedded_avit.yaml": 1,
     "patchrank/embedded_crossget.yaml": 1,
+    "patchrank/embedded_reducer_tuning.yaml": 1,
     "patchrank/embedded_dynamicvit.yaml": 8,
     "patchrank/embedded_prompts.yaml": 1,
 }

@@ -1,0 +1,77 @@
+"""Tuning a CLIP's image tower to a reducer that needs no training: it learns to keep its embeddings with fewer tokens.
+
+Shapes: B images, S image size.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common import optim
+from common.clip import CLIP
+from common.reducer_registry import installed_reducers, named, schedule
+from common.reduction import ReducedTower
+from patchrank.frozen_clip import ReducedTowerTraining
+
+
+class ReducerTuning(ReducedTowerTraining):
+    """Train a copy of the image tower to reproduce a frozen CLIP's image embeddings under a reducer.
+
+    It is the control of trained reducers such as CrossGET: what the tower's own training brings with a reducer that
+    learns nothing. The loss is theirs, the cosine distance to the full embedding. The result is a plain CLIP, which
+    ``effclip evaluate --reducer`` reduces at this rate or another.
+
+    Args:
+        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
+        weights: null (random), an open_clip tag, or a local file.
+        quick_gelu: the activation of a local weights file that does not record it.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
+        reducer: one of docs/reducers.md that needs neither training nor texts.
+        keep: its keep rate.
+        place: the block at which it begins.
+        learning_rate: peak rate of AdamW.
+        weight_decay: of matrices.
+        warmup_steps: steps of linear warm-up before the cosine.
+    """
+
+    def __init__(
+        self,
+        architecture: str = "ViT-B-16-quickgelu",
+        weights: str | None = None,
+        quick_gelu: bool | None = None,
+        preprocess: str | dict[str, Any] | None = None,
+        reducer: str = "tome",
+        keep: float = 0.6,
+        place: int = 0,
+        learning_rate: float = 1e-5,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
+        self.save_hyperparameters()
+        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
+        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
+        self.tuned = copy.deepcopy(self.clip)
+        tower = self.tuned.image_tower.requires_grad_(True)
+        installed_reducers()
+        self.model = ReducedTower(tower, schedule(named(reducer), tower, keep, [place]))
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """The mean cosine distance of one batch."""
+        with torch.no_grad():
+            target = self.clip.image_tower(batch["image"])
+        loss = (1 - F.cosine_similarity(self(batch["image"]).float(), target.float(), dim=-1)).mean()
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def deployable(self) -> tuple[CLIP, None]:
+        """The CLIP with the tuned tower."""
+        return self.tuned, None
