@@ -171,6 +171,12 @@ LINES = (
         "photos-cifar10",
         saved_beside_a_cascade,
     ),
+    Line(
+        "WaveCLIP",
+        "saved on Fashion-MNIST, and more than by a cascade of two CLIPs",
+        "fashion-mnist",
+        saved_beside_a_cascade,
+    ),
     Line("WaveCLIP", "coarse level alone against its teacher, Fashion-MNIST", "fashion-mnist", coarse_on_fashion_mnist),
     Line("MLIP", "multiply-adds saved by the image side of ViT-B/16", "mlip-table9", saved_by_mlip),
     Line("MLIP", "zero-shot accuracy against CLIP trained alike", "mlip-table3", mlip_against_clip),
