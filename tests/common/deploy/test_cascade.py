@@ -201,8 +201,20 @@ def test_what_a_cascade_has_not_is_said(pair, photos, folder, tmp_path, capsys):
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert predict.main([str(photos), "--folder", str(folder), "--embeddings", str(tmp_path / "z.npy")]) == 1
     assert "those of a cascade's two models lie in two spaces" in capsys.readouterr().err
+
+
+def test_an_incomplete_folder_is_refused(folder, tmp_path):
     about = json.loads((folder / "export.json").read_text())
-    del about["members"][1]["logit_scale"]
+    members, stages = about["members"], about["stages"]
+    without_scale = [members[0], {name: value for name, value in members[1].items() if name != "logit_scale"}]
+    for changed, lacking in (
+        ({"members": without_scale}, "logit_scale"),
+        ({"members": members[:1]}, "a stage for each of its models"),
+        ({"stages": stages[:1]}, "a stage for each of its models"),
+    ):
+        (tmp_path / "export.json").write_text(json.dumps(about | changed))
+        with pytest.raises(ValueError, match=rf"is damaged \(without {lacking}\); export it anew"):
+            EarlyExit(tmp_path)
     (tmp_path / "export.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"is damaged \(without logit_scale\); export it anew"):
+    with pytest.raises(ValueError, match=r"classes_0.npy cannot be read \(.*No such file.*\); export it anew"):
         EarlyExit(tmp_path)
