@@ -51,16 +51,29 @@ def add_first(command: argparse.ArgumentParser, remark: str = "") -> None:
 def model_arguments(args: argparse.Namespace) -> dict[str, str | bool | None]:
     """The arguments of ``load_model`` and ``load``, from those that ``add_model`` added.
 
-    ValueError: --model, or --first, is a path where nothing is; said here, before torch is imported.
+    ValueError: --model, or --first, is empty or a path where nothing is; said here, before torch is imported.
     """
-    for name in filter(None, (args.model, getattr(args, "first", None))):
-        path = Path(name)
-        named = not name.startswith(PREFIXES) and ("/" in name or path.suffix in SUFFIXES)
-        if named and not path.exists():
-            raise ValueError(f"no weights at {path.absolute()}")
+    first = getattr(args, "first", None)
+    if "" in (args.model, first):
+        raise ValueError("the name of a model is empty, as of a variable that is not set; name a model")
+    if first is not None:
+        check_first(first)
+    if args.model is not None and ("/" in args.model or Path(args.model).suffix in SUFFIXES):
+        _check_there(args.model)
     quick_gelu = None if args.quick_gelu is None else args.quick_gelu == "yes"
     others = {name: getattr(args, name) for name in ("model", "weights", "text_model", "preprocess")}
     return {**others, "quick_gelu": quick_gelu}
+
+
+def check_first(name: str) -> None:
+    """ValueError: the first model of a cascade is no path, as of an open_clip name, to which no --weights belong."""
+    _check_there(name, "; --first is a model directory, a weights file or hf-hub:ORG/NAME")
+
+
+def _check_there(name: str, mend: str = "") -> None:
+    """ValueError: nothing is at a path. mend: the end of the message."""
+    if not name.startswith(PREFIXES) and not Path(name).exists():
+        raise ValueError(f"no weights at {Path(name).absolute()}{mend}")
 
 
 def read_templates(value: str, others: str = "") -> tuple[str, ...]:
@@ -103,11 +116,14 @@ def _lines(file: str, what: str) -> list[str]:
 
 
 def checked_labels(names: Sequence[str]) -> list[str]:
-    """The names. ValueError: fewer than two, or one twice (ImageNet's 1,000 apart)."""
+    """The names. ValueError: one text, fewer than two names, or one twice (ImageNet's 1,000 apart)."""
+    if isinstance(names, str):
+        raise ValueError(f"labels {names!r} are one text; give a list of names")
+    names = list(names)
     twice = [name for name, times in Counter(names).items() if times > 1]
     if len(names) == 1000:  # ImageNet's, of which two are called missile
         twice = []
     if len(names) < 2 or twice:
         wrong = f"{twice[0]!r} twice" if twice else f"{len(names)} of them"
         raise ValueError(f"labels must be at least two different names, not {wrong}")
-    return list(names)
+    return names

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adaptive import Run, paths_of
+from common.arguments import check_first
 from common.early_exit import margin
-from common.models import Model
+from common.models import Model, load_model
 from common.preprocess import Preprocess
 from common.stages import EncodeImage, Stage
 
@@ -93,8 +94,19 @@ def cascaded(first: Run, second: Run, threshold: float) -> Callable[[Tensor, Ten
     return run
 
 
+def load_first(name: str) -> Model:
+    """The first model of a cascade. ValueError: nothing is there, or no model that stands in one file or folder."""
+    check_first(name)
+    try:
+        return load_model(name)
+    except ValueError as error:
+        raise ValueError(f"--first: {error}") from error
+
+
 def check_members(first: Model, second: Model) -> None:
-    """ValueError: the second model has a setting of its own, or the first one has no text tower."""
+    """ValueError: both are one model, the second has a setting of its own, or the first has no text tower."""
+    if first.weights["image"] == second.weights["image"]:
+        raise ValueError(f"--first: {first.name} is the model itself, which then runs twice; name a smaller one")
     own = paths_of(second.images).setting_name
     if own is not None:
         raise ValueError(f"--first: {second.name} has a {own} of its own; a cascade ends in a model without one")

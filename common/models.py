@@ -159,7 +159,9 @@ def _weights_path(model: str) -> Path | Folder | None:
         if folder is not None:  # ``CLIP.save_pretrained`` records in the file what the folder's format lacks
             return folder.weights if "architecture" in read_record(folder.weights) else folder
         files = sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
+        if not files:
+            raise ValueError(f"{path.absolute()} holds no model; name a model directory or a weights file")
+        if len(files) > 1:
             raise ValueError(f"{path.absolute()} has {len(files)} safetensors files; name one of them")
         return files[0]
     return path if path.is_file() or path.suffix in SUFFIXES or "/" in model else None

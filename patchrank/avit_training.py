@@ -15,10 +15,10 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from patchrank.avit import AViTTower, Halting, distribution_loss, ponder_loss
-from patchrank.frozen_clip import FrozenCLIPTraining
+from patchrank.frozen_clip import ReducedTowerTraining
 
 
-class AViTTraining(FrozenCLIPTraining):
+class AViTTraining(ReducedTowerTraining):
     """Train an A-ViT to reproduce a frozen CLIP's image embeddings with fewer tokens in deep blocks.
 
     The paper trains with a classification loss. Here the cosine distance to the full embedding replaces it. Feature
@@ -70,11 +70,7 @@ class AViTTraining(FrozenCLIPTraining):
         self.model = AViTTower(self.clip.image_tower, scale, shift).requires_grad_(True)
         self.term_weights = {"distribution": distribution_weight, "ponder": ponder_weight}
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.validation_cosine, self.validation_depth = MeanMetric(), MeanMetric()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images [B,3,S,S] -> z [B,E], not normalised."""
-        return self.model(images)
+        self.validation_depth = MeanMetric()
 
     def _distances(self, images: Tensor) -> tuple[Tensor, Halting]:
         """1 - cos to the full embedding [B], and the halting."""
@@ -102,11 +98,3 @@ class AViTTraining(FrozenCLIPTraining):
         ):
             metric.update(values)
             self.log(name, metric, prog_bar=True)
-
-    def predict_step(self, batch: dict, batch_idx: int) -> dict:
-        """The keys of a batch and the normalised embeddings [B,E] of its images."""
-        return {"key": batch["key"], "embedding": self.model.encode_image(batch["image"])}
-
-    def deployable(self) -> tuple[AViTTower, CLIP]:
-        """The tower whose tokens halt, and the CLIP whose text tower goes with it."""
-        return self.model, self.clip

@@ -175,6 +175,15 @@ class Calibration:
     prompts: str
     conditions: dict[str, Any]
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether its values are of the kinds that a classification computes with; a file may be edited by hand."""
+        point, entries = self.point, (self.wish, self.weights, self.conditions)
+        numbers = [point.setting, point.gmacs, point.accuracy, self.pictures]
+        for values in (point.gmacs_interval, point.accuracy_interval, self.costs, *self.curve):
+            numbers += values
+        return all(isinstance(number, int | float) for number in numbers) and all(isinstance(e, dict) for e in entries)
+
     def within(self, gmacs: float) -> float:
         """The setting with the greatest mean cost within ``gmacs``. ValueError: the cheapest path costs more."""
         points = [*self.curve, [self.point.setting, self.point.gmacs, self.point.accuracy]]
@@ -194,7 +203,10 @@ class Calibration:
         try:
             fields = json.loads(file.read_text())
             point = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.pop("point").items()}
-            return cls(point=Point(**point), **fields)
+            read = cls(point=Point(**point), **fields)
+            if not read.is_sound:
+                raise ValueError("a value is of another kind")
+            return read
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is no calibration ({error}); `effclip calibrate` writes one") from error
 
@@ -203,8 +215,10 @@ def calibration_file(name: str) -> Path:
     """The file of ``--calibration NAME|FILE``: a path that ends in .json, or a name among the stored ones.
 
     They are stored in $EFFCLIP_RUNS, or in the user's data folder where that is not set. The working directory is no
-    place for them: what a classification costs would depend on it.
+    place for them: what a classification costs would depend on it. ValueError: the name is empty.
     """
+    if not name:
+        raise ValueError("--calibration is empty, as of a variable that is not set; give a name or a .json file")
     if name.endswith(".json"):
         return Path(name).expanduser()
     data = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()

@@ -60,7 +60,10 @@ class Member:
     def embedded(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
         """The unit embeddings [C,E] of other classes. ValueError: no text tower, or a word that it does not know."""
         prompts = [filled(template, name) for name in names for template in templates]
-        return _unit(self._texts(prompts).reshape(len(names), len(templates), -1).mean(1))
+        try:
+            return _unit(self._texts(prompts).reshape(len(names), len(templates), -1).mean(1))
+        except ValueError as error:  # of a cascade's two vocabularies, say whose
+            raise ValueError(f"{self.about['model']}: {error}") from error
 
     def _texts(self, texts: Sequence[str]) -> np.ndarray:
         """The unit embeddings [B,E] of texts."""
@@ -78,7 +81,7 @@ class Member:
     def _words(self) -> Words:
         if self.about["text"] is None:
             raise ValueError(
-                f"{self.folder} has no text tower, so its classes are those of classes.npy; export it anew"
+                f"{self.folder} has no text tower, which other classes need; export it anew, without --no-text"
             )
         return Words(self.folder / self.about["text"]["tokenizer"], **self.about["text"]["words"])
 
@@ -96,8 +99,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 def _classes(file: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
         classes = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{file} is damaged ({error}); export it anew") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); export it anew") from error
     if classes.shape != shape:
         raise ValueError(f"{file} holds {classes.shape}, and export.json names {shape}; export it anew")
     return classes

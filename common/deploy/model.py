@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.adaptive import OnePath, Run, path_costs, paths_of
 from common.arguments import checked_labels
-from common.cascade import cascaded, check_members
+from common.cascade import cascaded, check_members, load_first
 from common.data.files import find_pictures
 from common.deploy.calibration import Calibration, calibration_file
 from common.deploy.classification import Answer, Classification
@@ -193,7 +193,10 @@ class Deployed:
         """Class embeddings [C,E] of this model. ValueError: a label has a word outside the model's vocabulary."""
         texts = self.model.texts
         tokenizer = partial(texts.tokenizer, longest=True)
-        return class_embeddings(texts.encode_text, tokenizer, labels, templates, device=self.device)
+        try:
+            return class_embeddings(texts.encode_text, tokenizer, labels, templates, device=self.device)
+        except ValueError as error:  # of a cascade's two vocabularies, say whose
+            raise ValueError(f"{self.model.name}: {error}") from error
 
     @property
     def scale(self) -> Tensor:
@@ -259,15 +262,22 @@ class Deployed:
         labels: class names.  templates: prompts with {}.  None: the model's defaults.
         gmacs, threshold: see ``setting``.
         topk: how many classes ``Answer.top`` holds; more than there are gives all of them.
-        ValueError: no labels, a word outside the vocabulary, or a request that the model cannot meet.
+        ValueError: no labels, a word outside the vocabulary, a request that the model cannot meet, or a cascade
+            without one.
         """
         if labels is None and not self.class_names:
             raise ValueError(f"{self.name} has no class names of its own; give labels")
-        labels = self.class_names if labels is None else checked_labels(list(labels))
+        labels = self.class_names if labels is None else checked_labels(labels)
+        if isinstance(templates, str):
+            raise ValueError(f"templates {templates!r} are one text; give a list of prompts")
         templates = self.templates if templates is None else tuple(templates)
         if topk < 1:
             raise ValueError(f"topk {topk} must be at least 1")
         setting, used = self.setting(gmacs, threshold), self._used_calibration(gmacs, threshold)
+        if self.first is not None and (gmacs, threshold, used) == (None, None, None):
+            raise ValueError(
+                f"{self.name}: give a threshold, gmacs or a calibration, which say when the first model's answer stands"
+            )
         classification = Classification(self, labels, templates, setting, min(topk, len(labels)), used)
         if used is not None and self.setting_name == "threshold" and not classification.calibrated_on_these:
             warnings.warn(
@@ -308,7 +318,7 @@ def load(
     names = _class_names(loaded, packaged)
     if first is None:
         return Deployed(loaded, names, _templates(loaded), device, dtype, calibration)
-    front = load_model(str(first))
+    front = load_first(str(first))
     check_members(front, loaded)  # before a missing text tower is said of --model
     names, templates = names or _class_names(front, packaged_model(first)), _templates(loaded, front)
     return Deployed(

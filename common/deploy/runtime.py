@@ -291,7 +291,7 @@ def margins(probabilities: np.ndarray) -> np.ndarray:
 
 _ENTRIES = ("class_names", "gate", "gmacs", "setting", "stages")
 """What every run reads in export.json."""
-_OF_A_MODEL = ("embed_dim", "logit_scale", "preprocess", "text")
+_OF_A_MODEL = ("embed_dim", "logit_scale", "model", "preprocess", "text")
 """What it reads of each model: in export.json itself, or of a cascade in each of its "members"."""
 
 
@@ -314,6 +314,9 @@ def _description(folder: Path) -> dict[str, Any]:
     lacking = [name for name in _ENTRIES if name not in about]
     parts = [about] if version == EXPORT_VERSION else about.get("members") or [{}]
     lacking += [name for name in _OF_A_MODEL if any(name not in part for part in parts)]
+    if not lacking and version == CASCADE_VERSION:
+        whose = {stage.get("member") for stage in about["stages"]}
+        lacking = [] if whose == set(range(len(parts))) else ["a stage for each of its models"]
     if lacking:
         raise ValueError(f"{file} is damaged (without {', '.join(lacking)}); export it anew")
     return about

@@ -41,7 +41,10 @@ class Words:
         pairs = zip(encoding.ids, encoding.tokens, strict=True)
         missing = [token.removesuffix("</w>") for id, token in pairs if id not in self._places]
         if missing:
-            raise ValueError(f"{missing} in {text!r} is not in this model's vocabulary of {len(self._places)} ids")
+            raise ValueError(
+                f"{missing} in {text!r} is not in this model's vocabulary of {len(self._places)} ids; use words that "
+                "it was trained with"
+            )
         return [self._places[id] for id in encoding.ids]
 
 

@@ -73,13 +73,15 @@ def add_image_size(command: argparse.ArgumentParser) -> None:
 
 
 def behind(model: Model, first: str | None) -> Model:
-    """The model behind the one that --first names; None: as it is. ValueError: see ``common.cascade.led_by``."""
+    """The model behind the one that --first names; None: as it is.
+
+    ValueError: see ``load_first`` and ``led_by`` of ``common.cascade``.
+    """
     if first is None:
         return model
-    from common.cascade import led_by
-    from common.models import load_model
+    from common.cascade import led_by, load_first
 
-    return led_by(model, load_model(first))
+    return led_by(model, load_first(first))
 
 
 def setting_of(model: Model) -> str | None:

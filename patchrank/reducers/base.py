@@ -131,9 +131,9 @@ def spread(make: Callable[[int, Setting, int], Reducer]) -> Callable[[Setting], 
 
 
 def readout_of(setting: Setting, name: str) -> Callable[[Tensor], Tensor]:
-    """A tower's last norm and projection, tokens [B,K,D] -> [B,K,E].  name: of the reducer that reads them.
+    """A tower's last norm and projection, tokens [B,K,D] -> [B,K,E], in the tower's own precision under autocast too.
 
-    ValueError: the tower of another library.
+    name: of the reducer that reads them. ValueError: the tower of another library.
     """
     tower = setting.tower
     if isinstance(tower, AdaptedTower):
@@ -141,7 +141,12 @@ def readout_of(setting: Setting, name: str) -> Callable[[Tensor], Tensor]:
             f"{name} reads ln_post and proj, which a tower of another library has under other names; take a tower of "
             "this suite, or divprune"
         )
-    return lambda tokens: tower.ln_post(tokens) @ tower.proj
+
+    def readout(tokens: Tensor) -> Tensor:
+        with without_autocast(tokens):
+            return tower.ln_post(tokens.to(tower.proj.dtype)) @ tower.proj
+
+    return readout
 
 
 def wide(x: Tensor) -> Tensor:

@@ -50,6 +50,9 @@ def test_a_file_or_a_folder_of_this_suite(clip, tmp_path):
     ours.save(tmp_path / "other.safetensors", torch.float16)
     with pytest.raises(ValueError, match="has 2 safetensors files"):
         load_model(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no model; name a model directory or a weights file"):
+        load_model(str(tmp_path / "empty"))
     assert load_model(str(tmp_path / "other.safetensors")).weights != found.weights
 
 

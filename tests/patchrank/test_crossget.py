@@ -27,9 +27,19 @@ def learned(tokens):
     return tokens
 
 
+@torch.no_grad()
+def told_apart(*norms):
+    """Give norms weights and biases of their own, so that one does not pass for another."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in (parameter for norm in norms for parameter in norm.parameters()):
+        parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / 4)
+
+
 @pytest.fixture
 def tower():
-    return small_tower()
+    tower = small_tower()
+    told_apart(tower.ln_pre, tower.ln_post)
+    return tower
 
 
 @pytest.fixture
@@ -140,6 +150,7 @@ def test_a_texts_cross_token_is_as_if_it_stood_behind_the_text():
     torch.manual_seed(0)
     clip = CLIP.tiny()
     text, ids = clip.text_tower, clip.tokenizer(TINY_CAPTIONS)
+    told_apart(text.ln_final)
     width, blocks = text.text_projection.shape[0], text.transformer.resblocks
     tokens = learned(cross_tokens(width, len(blocks)))
     cross, z = text_cross(text, tokens, ids), text(ids)
@@ -187,6 +198,7 @@ def test_alignment_teaches_the_cross_tokens_and_the_embedding_the_tower(crossget
 @torch.no_grad()
 def test_at_keep_one_it_equals_the_tower(crossget, tower):
     whole = crossget.at(1.0)
+    assert not whole.training, "as the tower that it was made of"
     torch.testing.assert_close(whole(images()), tower(images()), atol=0, rtol=0)
     torch.testing.assert_close(whole.at(0.4)(images()), crossget(images()), atol=0, rtol=0)
     assert count_macs(whole, images(1)).gmacs == count_macs(tower, images(1)).gmacs

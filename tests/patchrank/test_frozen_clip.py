@@ -3,8 +3,11 @@
 import lightning
 import pytest
 import torch
+from torch.nn import functional as F
 
 from patchrank import RankPredictorTraining
+from patchrank.avit_training import AViTTraining
+from patchrank.crossget_training import CrossGETTraining
 from tests.patchrank.short_runs import QUIET, Pictures, fit, moved
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,3 +36,19 @@ def test_random_frozen_weights_stay_in_a_checkpoint_since_nothing_else_knows_the
     again = RankPredictorTraining.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     with torch.no_grad():
         assert torch.equal(again(Pictures().images()), module(Pictures().images()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("training", "options"), [(CrossGETTraining, {"keep": 0.9}), (AViTTraining, {"depth": 2})])
+def test_validation_and_test_measure_small_distances_in_mixed_precision_too(training, options, start):
+    """Rounded to bf16, a cosine near 1 has steps of 0.004."""
+    module, data = training(**start, **options).eval(), Pictures()
+    trainer = lightning.Trainer(precision="bf16-mixed", enable_checkpointing=False, **QUIET)
+    measured = [run(module, data, verbose=False)[0]["val_cosine"] for run in (trainer.validate, trainer.test)]
+    distances = []
+    for batch in data.val_dataloader():
+        with torch.autocast("cpu", torch.bfloat16):
+            z, whole = module(batch["image"]), module.clip.image_tower(batch["image"])
+        distances.append(1 - F.cosine_similarity(z.double(), whole.double(), dim=-1))
+    expected = torch.cat(distances).mean().item()
+    assert expected < 0.05 and measured == pytest.approx([expected, expected], abs=1e-5)

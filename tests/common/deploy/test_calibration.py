@@ -130,7 +130,10 @@ def test_a_calibration_on_disk(tmp_path):
     assert read.within(99.0) == NEVER
     with pytest.raises(ValueError, match="the cheapest path costs"):
         read.within(of.costs[0] / 2)
-    for text in ("{}", "[1]", "no json", json.dumps({"point": {"x": 1}})):
+    written = json.loads((tmp_path / "folder" / "calibration.json").read_text())
+    by_hand = [{"point": {**written["point"], "setting": "0.3"}}, {"conditions": None}, {"curve": [["0.3", 1.0, 0.5]]}]
+    by_hand = [json.dumps(written | change) for change in by_hand]
+    for text in ("{}", "[1]", "no json", json.dumps({"point": {"x": 1}}), *by_hand):
         (tmp_path / "wrong.json").write_text(text)
         with pytest.raises(ValueError, match=r"wrong\.json is no calibration"):
             Calibration.read(tmp_path / "wrong.json")

@@ -120,11 +120,26 @@ def test_two_models_that_make_no_cascade_are_refused_by_name(pair, photos, tmp_p
         (["--model", small, "--first", big, "--threshold", "0.5"], "--first: big costs"),
         (["--model", wave, "--first", small, "--threshold", "0.5"], "--first: wave has a threshold of its own"),
         (["--model", big, "--first", none, "--threshold", "0.5"], "no weights at"),
+        (["--model", big, "--first", "ViT-B-32", "--threshold", "0.5"], "--first is a model directory, a weights file"),
+        (["--model", big, "--first", "", "--threshold", "0.5"], "the name of a model is empty"),
+        (["--model", big, "--first", str(photos), "--threshold", "0.5"], "photos0 holds no model; name a model"),
+        (["--model", big, "--first", big, "--threshold", "0.5"], "--first: big is the model itself"),
+        (["--model", big, "--first", small, "--calibration", ""], "--calibration is empty"),
+        (["--model", big, "--first", small, "--threshold", "1", "--labels", "cat,zebra"], "small: ['zebra'] in 'a zeb"),
         (["--first", small, "--threshold", "0.5"], "--first, --weights"),
     ):
         assert main(["classify", str(photos), *words]) == 1
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_in_python_too_a_cascade_needs_to_know_when_the_first_answer_stands(pair, photos):
+    cascade = load(pair[0], first=pair[1], device="cpu")
+    with pytest.raises(ValueError, match="small then big: give a threshold, gmacs or a calibration"):
+        cascade.classify(photos)
+    assert {answer.level for answer in cascade.classify(photos, gmacs=1.0)} == {1}
+    with pytest.raises(ValueError, match=r"no weights at .*ViT-B-32; --first is a model directory"):
+        load(pair[0], first="ViT-B-32")
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +216,20 @@ def test_what_a_cascade_has_not_is_said(pair, photos, folder, tmp_path, capsys):
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert predict.main([str(photos), "--folder", str(folder), "--embeddings", str(tmp_path / "z.npy")]) == 1
     assert "those of a cascade's two models lie in two spaces" in capsys.readouterr().err
+
+
+def test_an_incomplete_folder_is_refused(folder, tmp_path):
     about = json.loads((folder / "export.json").read_text())
-    del about["members"][1]["logit_scale"]
+    members, stages = about["members"], about["stages"]
+    without_scale = [members[0], {name: value for name, value in members[1].items() if name != "logit_scale"}]
+    for changed, lacking in (
+        ({"members": without_scale}, "logit_scale"),
+        ({"members": members[:1]}, "a stage for each of its models"),
+        ({"stages": stages[:1]}, "a stage for each of its models"),
+    ):
+        (tmp_path / "export.json").write_text(json.dumps(about | changed))
+        with pytest.raises(ValueError, match=rf"is damaged \(without {lacking}\); export it anew"):
+            EarlyExit(tmp_path)
     (tmp_path / "export.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"is damaged \(without logit_scale\); export it anew"):
+    with pytest.raises(ValueError, match=r"classes_0.npy cannot be read \(.*No such file.*\); export it anew"):
         EarlyExit(tmp_path)

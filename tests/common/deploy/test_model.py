@@ -84,10 +84,13 @@ def test_labels_are_checked(model, folder):
     for labels, message in (
         (["cat"], "at least two different names, not 1 of them"),
         (["cat", "dog", "cat"], "not 'cat' twice"),
+        ("cat,dog", "labels 'cat,dog' are one text; give a list of names"),
         (["cat", "zebra"], r"\['zebra'\] in 'a zebra' is not in this model's vocabulary of \d+ ids; use words that it"),
     ):
         with pytest.raises(ValueError, match=message):
             model.classify(folder, labels)
+    with pytest.raises(ValueError, match="are one text; give a list of prompts"):
+        model.classify(folder, ["cat", "dog"], templates="a {}")
     with pytest.raises(ValueError, match="no picture and no folder"):
         model.classify(folder / "nowhere")
 

@@ -9,6 +9,7 @@ import torch
 from common.reducer_registry import named, setting_for
 from common.reduction import ReducedTower
 from patchrank.reducers import RecoverableCompression
+from patchrank.reducers.base import readout_of
 from tests.patchrank.reducers.slow import (
     PATCHES,
     TOWER,
@@ -74,6 +75,13 @@ def test_the_highest_outliers_stay_where_there_are_too_many():
     assert positions[0].tolist() == [*sorted(chosen), -1]
 
 
+def test_deviations_are_those_of_the_patches_themselves():
+    """v is 3, 0, 0, 0, so the first patch lies 1.73 deviations above the mean; as of a sample it would be 1.5."""
+    reducer = RecoverableCompression(0.5, readout, torch.tensor([[0.0, 1.0]]), threshold=1.6)
+    patches = torch.tensor([[[3.0, -1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])
+    assert reducer.ranked(torch.tensor([[1.0, 0.0]]), patches)[0].tolist() == [0, 1, 2, 3]
+
+
 @torch.no_grad()
 def test_other_classes_give_a_picture_another_embedding():
     """The texts' lengths say nothing, and a class that is listed twice says nothing new."""
@@ -99,6 +107,16 @@ def test_similarities_are_precise_under_autocast():
     expected = reducer(x, plain(x))[1].positions
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(reducer(x, plain(x))[1].positions, expected)
+
+
+@torch.no_grad()
+def test_autocast_does_not_round_what_the_tower_reads_out():
+    tower = small_tower().float()
+    x = torch.randn(2, PATCHES, TOWER["width"], generator=torch.Generator().manual_seed(8))
+    expected = tower.ln_post(x) @ tower.proj
+    with torch.autocast("cpu", torch.bfloat16):
+        read = readout_of(setting_for(tower, 0.5, 1), "recoverable-compression")(x)
+    torch.testing.assert_close(read, expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
