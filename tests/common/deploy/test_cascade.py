@@ -9,31 +9,15 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from common import directory
 from common.cli import main
-from common.clip import CLIP
 from common.deploy import graphs, predict
 from common.deploy.calibration import Calibration
 from common.deploy.model import load
 from common.deploy.runtime import EarlyExit
 from tests.common.fresh import WITHOUT_TORCH
-from tests.common.towers import NAMES, tiny_directory
-
-HOW = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
-"""How the first model's pictures are prepared: in all ways otherwise than CLIP's."""
-
-
-def small_directory(folder, seed=1, templates=("{a} {}",), **architecture):
-    """A model directory of a CLIP of one block, for pictures of 16 px, in a joint space of its own."""
-    tiny = CLIP.tiny().architecture
-    vision = {**tiny["vision_cfg"], "image_size": 16, "layers": 1}
-    torch.manual_seed(seed)
-    clip = CLIP({**tiny, "embed_dim": 24, "vision_cfg": vision, "preprocess_cfg": HOW, **architecture}).eval()
-    directory.write(folder, clip, None, NAMES, list(templates))
-    return str(folder)
+from tests.common.towers import NAMES, small_directory, tiny_directory
 
 
 @pytest.fixture(scope="module")
