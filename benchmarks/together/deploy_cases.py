@@ -196,11 +196,17 @@ def _limit(smoke: bool) -> int | None:
 
 
 def _of_data(options: Mapping[str, Options], val: Labelled, test: Labelled, folder: Path, limit: int | None) -> Case:
-    """Models on labelled pictures. ValueError: DENSE and WAVE prepare pictures differently."""
+    """Models on labelled pictures.
+
+    ValueError: DENSE and WAVE prepare pictures differently, or the first model of CASCADE has levels of its own.
+    """
     loaded = {side: load(**some, device="cpu") for side, some in options.items()}
     hows = {side: deployed.model.preprocess for side, deployed in loaded.items()}
     if hows[DENSE] != hows[WAVE]:
         raise ValueError(f"the models prepare pictures differently, so one reading cannot serve both: {hows}")
+    early = loaded[CASCADE].first if CASCADE in loaded else None
+    if early is not None and early.setting_name == "threshold":
+        raise ValueError(f"FIRST: {early.name} has a threshold of its own; name a model without one")
     # Drawn at random, because the pictures of a class may follow one another, and some classes leave early.
     whole, settings = loaded.get(CASCADE, loaded[DENSE]), Settings(workers=WORKERS, limit=limit)
     ranges, timed = (

@@ -257,7 +257,7 @@ def compare(
             "--min-agreement"
         )
     was_correct, correct = before == labels[:, None], after == labels[:, None]
-    levels = [
+    compared = [
         {
             "agreement": agreement,
             "accuracy": [right.double().mean().item() for right in (was, now)],
@@ -267,7 +267,7 @@ def compare(
     ]
     certain = np.concatenate(confidence).astype(np.float64) if confidence else None
     costs = np.asarray(runtime.about["gmacs"] or [0.0] * runtime.levels)
-    return {"pictures": len(labels), "levels": levels}, Outcomes(costs, correct.numpy(), certain)
+    return {"pictures": len(labels), "levels": compared}, Outcomes(costs, correct.numpy(), certain)
 
 
 def _guesses(deployed: Deployed, classes: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:

@@ -12,10 +12,12 @@ from benchmarks.together.deploy_cases import CASCADE, DENSE, FIRST, WAVE, named
 from benchmarks.together.deploy_engines import Prepared
 from benchmarks.together.photos import stand_in
 from benchmarks.training.shapes import HALF, STUDENT, TEACHER
+from common import directory
 from common.clip import CLIP
 from common.data.classification import own_split
 from common.data.embedded.module import EmbeddedDataModule, sample
 from common.deploy.model import load
+from tests.common.towers import NAMES, tiny_directory
 
 
 def nothing_exported(deployed, options, labels, folder, images):
@@ -84,6 +86,16 @@ def test_a_cascade_sees_the_same_pictures_at_both_sizes_and_ends_in_the_dense_mo
     assert (halves[0] - halves[1]).abs().mean() < 0.1 * halves[1].std(), "one picture in both places"
     seen = case.seen(["small", "large"])
     assert seen == {DENSE: ["large"], WAVE: ["large"], CASCADE: ["small", "large"]}
+
+
+def test_a_first_model_with_levels_of_its_own_is_refused(tmp_path):
+    tiny = CLIP.tiny().architecture
+    large = CLIP({**tiny, "vision_cfg": {**tiny["vision_cfg"], "layers": 8}}).eval()
+    directory.write(tmp_path / "large", large, None, NAMES, ["{a} {}"])
+    dense, wave = str(tmp_path / "large"), str(tiny_directory(tmp_path / "wave"))
+    options = {DENSE: {"model": dense}, WAVE: {"model": wave}, CASCADE: {"model": dense, "first": wave}}
+    with pytest.raises(ValueError, match="FIRST: wave has a threshold of its own; name a model without one"):
+        deploy_cases._of_data(options, None, None, tmp_path, None)
 
 
 def test_the_training_of_committed_weights_is_that_of_their_records(tmp_path):
