@@ -25,7 +25,7 @@ help: ## explain every target and variable
 ## = EFFCLIP_DATA=DIR folder of the catalogue's data sets: reproduce-fashion-mnist, effclip evaluate
 ## = DOWNLOAD=1       reproduce-fashion-mnist fetches its data into EFFCLIP_DATA
 ## = PHOTOS=DIR       reproduce-photos: pictures, one folder a class; OUT=DIR takes its results (docs/photos.md)
-## = DENSE=DIR WAVECLIP=DIR DATA=NAME EVERY=N  reproduce-deploy measures these too (docs/deploy.md)
+## = DENSE=DIR WAVECLIP=DIR FIRST=DIR DATA=NAME EVERY=N  reproduce-deploy measures these too (docs/deploy.md)
 ## = CLIP=DIR MLIP=DIR DATA=NAME  reproduce-mlip-fig2, -fig5, -fig6, -fig7 show these model directories (docs/mlip.md)
 ## = SEEDS=N          training seeds of reproduce-photos and reproduce-fashion-mnist (default 1)
 ## = COMPILE=1        speed and reproduce-deploy also measure torch.compile, which needs a C++ compiler and minutes

@@ -138,9 +138,7 @@ def costs(result: dict[str, Any]) -> str:
     """The tables of what models cost as Markdown, or a line that they were not measured."""
     if "costs" not in result:
         return "Not run: `python -m benchmarks deploy`.\n"
-    run = result["conditions"]
-    machine = f"{run['device']}, {run['threads']} threads, torch {run['torch']}."
-    return "\n\n".join([*deploy_tables.parts(result["costs"]), machine]) + "\n"
+    return "\n\n".join(deploy_tables.parts(result["costs"], result["conditions"])) + "\n"
 
 
 def missing(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks import ROOT
 from benchmarks.speed.engines import installed, openvino_graph, openvino_settings
-from common.deploy.export import write_graphs
+from common.deploy.export import own_chains, write_graphs
 from common.deploy.graphs import WEIGHTS, Graph, onnx_graph
 from common.deploy.model import Deployed, load
 from common.deploy.reduced import STATIC, reduce_graphs
@@ -41,40 +42,63 @@ class Prepared:
     """A loaded model with its exported folders, one for each of FOLDERS. Another process loads its pickle anew.
 
     options: arguments of ``load`` that give it again.  labels: two class names that its text tower can spell.
+    names: of its graphs in the folders; None: those of its stages.
     """
 
     deployed: Deployed
     options: dict[str, Any]
     labels: Sequence[str]
     folder: Path
+    names: Sequence[str] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Prepared], tuple[Any, ...]]:
-        return _prepared_again, (self.options, self.labels, self.folder)
+        return _prepared_again, (self.options, self.labels, self.folder, self.names)
 
     @property
     def stages(self) -> list[Stage]:
-        """Its stages, at the setting that it is exported at."""
-        return self.deployed.paths.stages(self.deployed.setting())
+        """Its stages, at the setting that it is exported at; of a cascade those of both models."""
+        return [stage for stages, _ in self._chains for stage in stages]
 
     def files(self, dtype: str) -> list[Path]:
         """The graphs of one exported folder."""
-        return [self.folder / dtype / f"{stage.name}.onnx" for stage in self.stages]
+        names = self.names or [stage.name for stage in self.stages]
+        return [self.folder / dtype / f"{name}.onnx" for name in names]
+
+    def chains(self, dtype: str) -> list[tuple[list[Path], int]]:
+        """The graphs of each model, which run one after another, with the size of its images."""
+        files = iter(self.files(dtype))
+        return [(list(islice(files, len(stages))), size) for stages, size in self._chains]
+
+    @property
+    def first(self) -> Prepared:
+        """The first model of a cascade by itself; its graph is in the cascade's folders."""
+        names = [self.stages[0].name]
+        return Prepared(self.deployed.first, {"model": self.options["first"]}, self.labels, self.folder, names)
+
+    @property
+    def _chains(self) -> list[tuple[Sequence[Stage], int]]:
+        return own_chains(self.deployed, self.deployed.setting())
 
 
-def _prepared_again(options: dict[str, Any], labels: Sequence[str], folder: Path) -> Prepared:
-    return Prepared(load(**options, device="cpu"), options, labels, folder)
+def _prepared_again(
+    options: dict[str, Any], labels: Sequence[str], folder: Path, names: Sequence[str] | None
+) -> Prepared:
+    return Prepared(load(**options, device="cpu"), options, labels, folder, names)
 
 
 def prepare(
-    deployed: Deployed, options: dict[str, Any], labels: Sequence[str], folder: Path, images: Sequence[Tensor]
+    deployed: Deployed, options: dict[str, Any], labels: Sequence[str], folder: Path, images: Sequence[Sequence[Tensor]]
 ) -> Prepared:
-    """Export a model to ``folder`` in every dtype of FOLDERS. images: [3,S,S] each, for the ranges of int8-static."""
+    """Export a model to ``folder`` in every dtype of FOLDERS.
+
+    images: for each of its ``members``, [3,S,S] each, which choose the ranges of int8-static.
+    """
     folder.mkdir(parents=True)
     prepared = Prepared(deployed, options, labels, folder)
     write_graphs(deployed, "onnx", folder / "fp32", labels, PROMPT, texts=False)
     for dtype in FOLDERS[1:]:
         shutil.copytree(folder / "fp32", folder / dtype)
-        reduce_graphs(prepared.files(dtype), dtype, images)
+        reduce_graphs([files for files, _ in prepared.chains(dtype)], dtype, images)
     return prepared
 
 
@@ -138,10 +162,10 @@ def _torch(
     """
 
     def size(prepared: Prepared) -> int:
-        images = prepared.deployed.model.images
-        images = getattr(images, "image_tower", images)
-        total = dtype.itemsize * sum(parameter.numel() for parameter in images.parameters())
-        linear = sum(module.weight.numel() for module in images.modules() if isinstance(module, nn.Linear))
+        models = [member.model.images for member in prepared.deployed.members]
+        towers = nn.ModuleList([getattr(images, "image_tower", images) for images in models])
+        total = dtype.itemsize * sum(parameter.numel() for parameter in towers.parameters())
+        linear = sum(module.weight.numel() for module in towers.modules() if isinstance(module, nn.Linear))
         return total if bytes_of_linear is None else total - (dtype.itemsize - bytes_of_linear) * linear
 
     return Engine(
@@ -221,13 +245,15 @@ def _onnx_program(dtype: str) -> Callable[[Prepared, str], str]:
 
 
 def _openvino_program(prepared: Prepared, folder: str, dtype: torch.dtype) -> str:
-    size = prepared.deployed.model.image_size
+    chains = [([str(file) for file in files], size) for files, size in prepared.chains(folder)]
     return (
         "import numpy, openvino\n"
-        f"core, tensors = openvino.Core(), [numpy.zeros((32, 3, {size}, {size}), numpy.float32)]\n"
-        f"for file in {[str(file) for file in prepared.files(folder)]!r}:\n"
-        f"    request = core.compile_model(file, 'CPU', {openvino_settings(dtype)!r}).create_infer_request()\n"
-        "    _, *tensors = request.infer(tensors).values()\n"
+        "core = openvino.Core()\n"
+        f"for files, size in {chains!r}:\n"
+        "    tensors = [numpy.zeros((32, 3, size, size), numpy.float32)]\n"
+        "    for file in files:\n"
+        f"        request = core.compile_model(file, 'CPU', {openvino_settings(dtype)!r}).create_infer_request()\n"
+        "        _, *tensors = request.infer(tensors).values()\n"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.cells import accuracy, points, table
 from benchmarks.statistics import median_interval
-from benchmarks.together.deploy_costs import BATCHES, DENSE, WAVE
+from benchmarks.together.deploy_cases import BATCHES, CASCADE, DENSE, FIRST, WAVE
 from benchmarks.together.deploy_engines import REFERENCE, REFERENCE_INT8
 
 
@@ -24,13 +24,19 @@ class Goal(NamedTuple):
     against: str
     ratios: str
 
+    def __str__(self) -> str:
+        return f"{self.times:g} × dense {self.dense} within {100 * self.within:g} point"
+
 
 GOALS = Goal(5, 0.01, REFERENCE, "against", "ratios"), Goal(1.5, 0.005, REFERENCE_INT8, "against_int8", "ratios_int8")
 GOAL_BATCHES = ("1", "8")
 
 
-def parts(result: dict[str, Any]) -> list[str]:
-    """The tables as Markdown: speed and accuracy, then needs, of each case; and what was not measured."""
+def parts(result: dict[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """The tables as Markdown: speed and accuracy, then needs, of each case; and what was not measured.
+
+    run: the conditions of a table that has none of its own.
+    """
     texts = []
     for name, found in result["tables"].items():
         tested = bool(found["pictures"])
@@ -53,13 +59,32 @@ def parts(result: dict[str, Any]) -> list[str]:
         texts += [
             f"{about} Brackets behind images/s: × dense PyTorch fp32, and × dense ONNX Runtime int8, medians of "
             f"{found['rounds']} rounds in which all rows take turns, on {found['timed']} pictures drawn at random. "
-            "Every engine runs in a process of its own and sleeps between its turns.",
+            "Every engine runs in a process of its own and sleeps between its turns. "
+            + _machine(found.get("conditions", run)),
+            *_training(found.get("steps", {})),
             table(head, lines, left=(0, 1)),
             _needs(found["needs"]),
         ]
         texts += _not_measured(found["missing"])
         texts += goals(found["rows"]) if tested else []
     return texts + _not_measured(result["missing"])
+
+
+def _machine(run: Mapping[str, Any]) -> str:
+    return f"{run['device']}, {run['threads']} threads, torch {run['torch']}."
+
+
+def _training(steps: Mapping[str, int]) -> list[str]:
+    """How long every model was trained, where that is known."""
+    if not steps.keys() >= {DENSE, WAVE}:
+        return []
+    dense, wave, first = steps[DENSE], steps[WAVE], steps.get(FIRST)
+    text = f"Training steps: dense {dense:,}; WaveCLIP {wave:,} after those of dense, its teacher: {dense + wave:,}."
+    if first:
+        text += (
+            f" The cascade's first model has {first:,} at half the resolution, its second is dense: {dense + first:,}."
+        )
+    return [text]
 
 
 def _not_measured(missing: Mapping[str, str]) -> list[str]:
@@ -79,7 +104,8 @@ def _speed_cell(speed: dict[str, Any]) -> str:
 
 
 def _needs(needs: Sequence[dict[str, Any]]) -> str:
-    """Size, start-up and memory of every engine, either model in one line."""
+    """Size, start-up and memory of every engine, all models in one line."""
+    sides = dict.fromkeys(need["model"] for need in needs)
     cells: dict[str, list[str]] = {}
     for need in needs:
         first = need["first"] or {}
@@ -90,7 +116,7 @@ def _needs(needs: Sequence[dict[str, Any]]) -> str:
                 f"{first['peak_bytes'] / 1e6:.0f}" if first else "–",
             ]
         )
-    head = [f"{side}: {what}" for side in (DENSE, WAVE) for what in ("MB", "s to 32 answers", "peak MB")]
+    head = [f"{side}: {what}" for side in sides for what in ("MB", "s to 32 answers", "peak MB")]
     rows = [[name, *values] for name, values in cells.items()]
     return table(["engine", *head], rows) + (
         "\n\nMB: weights of the image tower. Seconds run from the start of a process to its answers for 32 pictures by "
@@ -99,27 +125,32 @@ def _needs(needs: Sequence[dict[str, Any]]) -> str:
 
 
 def goals(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each goal and batch: whether a WaveCLIP reaches it, which one, and its numbers."""
-    waves = [row for row in rows if row["side"] == WAVE]
-    lines = [_goal(goal, batch, waves) for goal in GOALS for batch in GOAL_BATCHES]
+    """A line for each goal and batch: whether a WaveCLIP reaches it, which one, and its numbers.
+
+    A line for each goal says the same of the cascade, its control.
+    """
+    waves, cascades = ([row for row in rows if row["side"] == side] for side in (WAVE, CASCADE))
+    lines = [f"- batch {batch}, {goal}: {_outcome(goal, batch, waves)}" for goal in GOALS for batch in GOAL_BATCHES]
+    for goal in GOALS if cascades else ():
+        outcomes = [f"Batch {batch}: {_outcome(goal, batch, cascades)}" for batch in GOAL_BATCHES]
+        lines.append(f"- its control, the {CASCADE}, {goal}. {' '.join(outcomes)}")
     return ["Goals, each by the lower ends of the intervals of speed and accuracy:\n\n" + "\n".join(lines)]
 
 
-def _goal(goal: Goal, batch: str, waves: Sequence[dict[str, Any]]) -> str:
-    """The fastest of the rows that are near enough in accuracy; where none is, the most accurate row."""
-    near = [row for row in waves if row[goal.against][1] >= -goal.within]
+def _outcome(goal: Goal, batch: str, rows: Sequence[dict[str, Any]]) -> str:
+    """What the fastest of the rows that are near enough in accuracy reaches; where none is, the most accurate row."""
+    near = [row for row in rows if row[goal.against][1] >= -goal.within]
     if near:
         best = max(near, key=lambda row: _times(row, batch, goal)[1])
         which = f"the fastest of {len(near)} near enough"
     else:
-        best = max(waves, key=lambda row: row[goal.against][1])
-        which = f"the most accurate of {len(waves)}; none is near enough"
+        best = max(rows, key=lambda row: row[goal.against][1])
+        which = f"the most accurate of {len(rows)}; none is near enough"
     middle, low, high = _times(best, batch, goal)
     outcome = "reached" if near and low >= goal.times else "NOT reached"
     return (
-        f"- batch {batch}, {goal.times:g} × dense {goal.dense} within {100 * goal.within:g} point: {outcome}. "
-        f"×{middle:.2f} [{low:.2f}, {high:.2f}] at {points(best[goal.against])} points by WaveCLIP {best['point']}, "
-        f"{best['engine']} ({which})."
+        f"{outcome}. ×{middle:.2f} [{low:.2f}, {high:.2f}] at {points(best[goal.against])} points by {best['side']} "
+        f"{best['point']}, {best['engine']} ({which})."
     )
 
 

@@ -1,6 +1,6 @@
 """Every engine in a process of its own, which answers pictures and times passes over them when its turn comes.
 
-Shapes: B images, S pixels, M images to be timed, L levels of a model, C classes, E joint dim.
+Shapes: B images, S pixels, M images to be timed, L levels of a model or cascade, C classes, E joint dim.
 
 So an engine that crashes takes no other with it, and their compilers and thread pools do not meet.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.together.deploy_engines import REFERENCE, REFERENCE_INT8, Engine, Prepared, ending
+from common.cascade import cascaded
 from common.deploy.graphs import Graph, reason
 from common.stages import run_chain
 from common.timing import Timed, timed
@@ -60,52 +62,86 @@ class Levels:
         return z.float(), (step + 1, tuple(tensors))
 
 
-@dataclass(frozen=True)
-class Work:
-    """What every engine works on: models and unit class embeddings [C,E] by name, and images [M,3,S,S] to be timed."""
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A model, its unit class embeddings [C,E], and the images [M,3,S,S] that it sees when it is timed."""
 
-    models: Mapping[str, Prepared]
-    classes: Mapping[str, Tensor]
+    prepared: Prepared
+    classes: Tensor
     images: Tensor
+
+
+Work = Mapping[str, Sequence[Part]]
+"""What every engine runs, by its name: one model, or the two of a cascade. One model may stand in two of them."""
+
+
+class Loaded:
+    """A model's graphs, ready to answer in this process."""
+
+    def __init__(self, graphs: Sequence[Graph], part: Part) -> None:
+        self._graphs, self.images = graphs, part.images
+        self._classes, self._scale = part.classes, part.prepared.deployed.scale
+        self._probabilities = self.classifier(0.0).probabilities
+
+    def classifier(self, threshold: float) -> ProgressiveClassifier:
+        """Early exit among its own levels."""
+        gate = MarginGate(threshold)
+        return ProgressiveClassifier(Levels(self._graphs), self._classes, self._scale, gate).eval()
+
+    def levels(self, images: Tensor) -> Tensor:
+        """Images [B,3,S,S] -> class probabilities [L,B,C] of every level."""
+        return torch.stack([self._probabilities(z.float()) for z, *_ in run_chain(self._graphs, images)])
+
+    def run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """A ``Run`` of all levels, for a member of a cascade."""
+        return self.levels(images)[-1], torch.zeros(len(images)).long()
 
 
 class Runner:
     """One engine at work in this process. graphs, own_threads: as of ``Engine``."""
 
     def __init__(self, graphs: Callable[[Prepared], list[Graph]], work: Work, own_threads: bool = False) -> None:
-        self._graphs = {side: graphs(prepared) for side, prepared in work.models.items()}
+        parts = dict.fromkeys(chain.from_iterable(work.values()))  # a model that stands in two is loaded once
+        loaded = {part: Loaded(graphs(part.prepared), part) for part in parts}
         if own_threads:  # torch's, which compare margins here, would take the cores from the engine's
             torch.set_num_threads(1)
-        self._scales = {side: prepared.deployed.scale for side, prepared in work.models.items()}
-        self._classes, self._images = work.classes, work.images
+        self._models = {side: [loaded[part] for part in parts] for side, parts in work.items()}
 
     @torch.no_grad()
-    def answer(self, side: str, images: Tensor | None = None, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images [B,3,S,S] -> margins [L-1,B] of all levels but the last, and whether each level is right, bool [L,B].
+    def answer(
+        self, side: str, images: Sequence[Tensor] | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Margins [L-1,B] of all levels but the last, and whether each level is right, bool [L,B].
 
-        images: None: those to be timed.  labels: long [B]; None: the last level is taken to be right.
+        images: [B,3,S,S] for each model of the side; None: those to be timed.
+        labels: long [B]; None: the last level is taken to be right.
         """
-        classify = self._classifier(side, 0.0)
-        outputs = run_chain(self._graphs[side], self._images if images is None else images)
-        levels = torch.stack([classify.probabilities(z.float()) for z, *_ in outputs])
+        models = self._models[side]
+        images = [model.images for model in models] if images is None else images
+        levels = torch.cat([model.levels(x) for model, x in zip(models, images, strict=True)])
         guesses = levels.argmax(-1)
-        return classify.gate.confidence(levels[:-1]), guesses == (guesses[-1] if labels is None else labels)
+        return MarginGate(0.0).confidence(levels[:-1]), guesses == (guesses[-1] if labels is None else labels)
 
     @torch.no_grad()
     def time(self, side: str, threshold: float, batch: int) -> Timed:
         """A pass over the images to be timed, ``batch`` at once, with early exit at a threshold; returns when idle."""
-        spent = timed(partial(_all, self._classifier(side, threshold), self._images.split(batch)))
+        models = self._models[side]
+        batches = list(zip(*(model.images.split(batch) for model in models), strict=True))
+        spent = timed(partial(_all, self._early_exit(side, threshold), batches))
         _settle()
         return spent
 
-    def _classifier(self, side: str, threshold: float) -> ProgressiveClassifier:
-        levels, gate = Levels(self._graphs[side]), MarginGate(threshold)
-        return ProgressiveClassifier(levels, self._classes[side], self._scales[side], gate).eval()
+    def _early_exit(self, side: str, threshold: float) -> Callable[..., Any]:
+        """What a deployed model or cascade does with images [B,3,S,S] for each of its models."""
+        if len(self._models[side]) == 1:
+            return self._models[side][0].classifier(threshold)
+        first, second = self._models[side]
+        return cascaded(first.run, second.run, threshold)
 
 
-def _all(classify: ProgressiveClassifier, parts: Sequence[Tensor]) -> None:
-    for part in parts:
-        classify(part)
+def _all(classify: Callable[..., Any], batches: Sequence[Sequence[Tensor]]) -> None:
+    for images in batches:
+        classify(*images)
 
 
 def _settle() -> None:

@@ -129,19 +129,18 @@ def observe(deployed: Deployed, data: Labelled, templates: Sequence[str], settin
     import torch
 
     from common.deploy.calibration import Outcomes
-    from common.evaluate.tasks import pictures_of
+    from common.evaluate.tasks import pictures_of_each
     from common.progress import bar
 
-    observed = deployed.observer(data.class_names, templates)
-    batches = zip(*(pictures_of(member.model, data, settings) for member in deployed.members), strict=True)
+    observed = deployed.observer(deployed.classes_of_all(data.class_names, templates))
+    batches = pictures_of_each(deployed.preprocesses, data, settings)
     start = next(batches, None)
     if start is None:
         raise ValueError("the data has no picture; check the path and the split")
     correct, confidence = [], []
-    for batch in bar(chain([start], batches), "observing"):
-        assert all(part["key"] == batch[0]["key"] for part in batch), "loaders of one split differ in their order"
-        scores, certainty = observed(*(part["image"].to(deployed.device) for part in batch))
-        correct.append((scores.argmax(-1).cpu() == batch[0]["label"]).T)
+    for images, labels in bar(chain([start], batches), "observing"):
+        scores, certainty = observed(*(x.to(deployed.device) for x in images))
+        correct.append((scores.argmax(-1).cpu() == labels).T)
         confidence += [] if certainty is None else [certainty.T.cpu()]
     costs, right = np.asarray(deployed.costs), torch.cat(correct).numpy()
     if confidence:

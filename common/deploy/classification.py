@@ -62,8 +62,7 @@ class Classification:
     ) -> None:
         self.deployed, self.labels, self.templates, self.setting = deployed, labels, templates, setting
         self.topk, self.calibration = topk, calibration
-        self._run = deployed.runner(setting, labels, templates)
-        self._preprocesses = [member.model.preprocess for member in deployed.members]
+        self._run = deployed.runner(setting, deployed.classes_of_all(labels, templates))
 
     @property
     def calibrated_on_these(self) -> bool:
@@ -86,13 +85,13 @@ class Classification:
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
-        decoded = read_ahead(sources, views_transform(self._preprocesses), workers, 2 * batch_size)
+        decoded = read_ahead(sources, views_transform(self.deployed.preprocesses), workers, 2 * batch_size)
         groups = iter(lambda: list(islice(decoded, batch_size)), [])
         return chain.from_iterable(map(self._answers, groups))
 
     def _answers(self, pictures: Sequence[Picture]) -> Iterator[Answer]:
         sound = [picture.pixels for picture in pictures if picture.error is None]
-        batches = list(map(to_batch, zip(*sound, strict=True), self._preprocesses))  # none where none is sound
+        batches = list(map(to_batch, zip(*sound, strict=True), self.deployed.preprocesses))  # none where none is sound
         results = iter(self._results(batches) if sound else ())
         for picture in pictures:
             error = picture.error

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.arguments import add_first, add_model, model_arguments, read_labels, read_templates
 from common.deploy.standalone import standalone
@@ -32,6 +32,7 @@ DTYPES = ("fp32", "fp16", "bf16", "int8", "int8-static")
 TOLERANCE = 1e-4
 """The greatest allowed difference between the outputs of an exported graph and of the model."""
 PROGRAM = "predict.py"
+_Item = TypeVar("_Item")
 _CHECKED, _TIMED = (1, 3), (1, 32)
 """Batch sizes for the check and for the timing; graphs are exported with another one."""
 
@@ -71,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     add("--split", default="val", help="(default %(default)s)")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
     add("--limit", type=int, help="the first so many pictures")
-    add("--min-agreement", type=float, default=0.95, help="least share of equal labels (default %(default)s)")
+    add(
+        "--min-agreement", type=float, default=0.95, help="least share of equal labels at a level (default %(default)s)"
+    )
     return command
 
 
@@ -102,11 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--dtype {args.dtype} with --data {args.data}: graphs in fewer bits are of --format onnx, and need "
             "labelled pictures on which they are compared with the model; fp32 needs none"
         )
-    if args.first is not None and (args.format == "open-clip" or args.dtype != "fp32"):
-        raise ValueError(
-            f"--first with --format {args.format} and --dtype {args.dtype}: a cascade is exported as graphs in fp32; "
-            "export the models alone"
-        )
+    if args.first is not None and args.format == "open-clip":
+        raise ValueError("--first with --format open-clip: a cascade is exported as graphs; export the models alone")
     if args.keep and (args.format != "onnx" or args.dtype != "fp32"):
         raise ValueError(
             f"--keep with --format {args.format} and --dtype {args.dtype}: several keep rates in one folder are of "
@@ -182,7 +182,7 @@ def write_graphs(
 
     names, templates = names or deployed.class_names, templates or deployed.templates
     setting, others = deployed.setting(), _at_rates(deployed, keep)
-    own = _own_chains(deployed, setting)
+    own = own_chains(deployed, setting)
     chains = [*own, *(([stage], deployed.model.image_size) for stage in others.values())]
     stages = [stage for chain, _ in own for stage in chain]
     at_start = {name: value for name, value in conditions("paper").items() if name != "scale"}
@@ -211,7 +211,7 @@ def write_graphs(
         }
         _write_json(report, part)
         if reduction is not None:
-            report |= _reduce(deployed, reduction, files, report)
+            report |= _reduce(deployed, reduction, [graphs for _, graphs, _ in _with_graphs(own, files)], report)
             run = _with_graphs(chains, [onnx_graph(file) for file in files])
         report["images_per_second"] = _speeds(deployed, run)
         _write_json(report, part)
@@ -245,7 +245,7 @@ def _at_rates(deployed: Deployed, rates: Sequence[float]) -> dict[float, Stage]:
     return {rate: replace(deployed.paths.stages(rate)[0], name=f"keep_{rate:g}") for rate in others}
 
 
-def _own_chains(deployed: Deployed, setting: float | None) -> list[tuple[Sequence[Stage], int]]:
+def own_chains(deployed: Deployed, setting: float | None) -> list[tuple[Sequence[Stage], int]]:
     """The model's stages with its image size; of a cascade each model's one stage, which begins with its pictures."""
     from common.stages import EncodeImage, Stage
 
@@ -259,9 +259,9 @@ def _own_chains(deployed: Deployed, setting: float | None) -> list[tuple[Sequenc
 
 
 def _with_graphs(
-    chains: Sequence[tuple[Sequence[Stage], int]], graphs: Sequence[Graph]
-) -> list[tuple[Sequence[Stage], Sequence[Graph], int]]:
-    """Each chain's stages, graphs and image size."""
+    chains: Sequence[tuple[Sequence[Stage], int]], graphs: Sequence[_Item]
+) -> list[tuple[Sequence[Stage], Sequence[_Item], int]]:
+    """Each chain's stages, their graphs or files, and the image size."""
     left = iter(graphs)
     return [(stages, list(islice(left, len(stages))), size) for stages, size in chains]
 
@@ -293,14 +293,19 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if not path.name.startswith(texts))
 
 
-def _reduce(deployed: Deployed, reduction: Reduction, files: Sequence[Path], report: dict[str, Any]) -> dict[str, Any]:
-    """Write the graphs in fewer bits, and return the entries of export.json that change."""
+def _reduce(
+    deployed: Deployed, reduction: Reduction, chains: Sequence[Sequence[Path]], report: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the graphs in fewer bits, and return the entries of export.json that change.
+
+    chains: the files of the graphs of each of ``members``.
+    """
     from common.deploy.export_entries import gate
     from common.deploy.reduced import STATIC, compare, draw, recalibrated, reduce_graphs
 
-    folder = files[0].parent
+    folder = chains[0][0].parent
     drawn = draw(deployed, reduction) if reduction.dtype == STATIC else {}
-    reduce_graphs(files, reduction.dtype, list(drawn.values()))
+    reduce_graphs(chains, reduction.dtype, list(zip(*drawn.values(), strict=True)))
     result, outcomes = compare(deployed, folder, reduction, drawn.keys())
     if drawn:
         result["range_pictures"] = len(drawn)
@@ -330,6 +335,17 @@ def _left_out(stages: int, classes: bool) -> list[str]:
     return reasons
 
 
+def _compared(level: dict[str, Any]) -> str:
+    """What fewer bits change of a level's answers."""
+    (before, after), (difference, low, high) = (
+        [100 * value for value in level[name]] for name in ("accuracy", "difference")
+    )
+    return (
+        f"{100 * level['agreement']:.2f} % of the labels are those of the model; accuracy {before:.2f} % to "
+        f"{after:.2f} %: {difference:+.2f} [{low:+.2f}, {high:+.2f}] points (95 %)"
+    )
+
+
 def lines(report: dict[str, Any]) -> list[str]:
     """The result in words: the graphs, their accuracy and their speed."""
     many = max(len(report["stages"]), len(report["keep_rates"]))
@@ -337,14 +353,15 @@ def lines(report: dict[str, Any]) -> list[str]:
     text = [f"{many} graph(s), any batch; greatest difference from {of} {report['difference']:.1e}"]
     if "compared" in report:
         found, dtype = report["compared"], report["dtype"]
-        (before, after), (difference, low, high) = (
-            [100 * value for value in found[name]] for name in ("accuracy", "difference")
-        )
         sizes = " to ".join(f"{report['bytes'][name] / 1e6:.3g} MB" for name in ("fp32", dtype))
+        ranges = found.get("range_pictures")
         text += [
-            f"{dtype}: of {found['pictures']:,} labels {100 * found['agreement']:.2f} % are those of the model"
-            + (f"; {found['range_pictures']:,} other pictures chose the ranges" if "range_pictures" in found else ""),
-            f"accuracy {before:.2f} % to {after:.2f} %: {difference:+.2f} [{low:+.2f}, {high:+.2f}] points (95 %)",
+            f"{dtype}, compared on {found['pictures']:,} pictures"
+            + (f"; {ranges:,} other pictures chose the ranges" if ranges else ""),
+            *(
+                f"to {Path(stage['file']).stem}: {_compared(level)}"
+                for stage, level in zip(report["stages"], found["levels"], strict=True)
+            ),
             f"graphs and weights {sizes}",
         ]
     text.append(f"{'images/s':<16}{'batch':>6}{'model':>10}{report['format']:>14}")

@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -28,6 +27,7 @@ from common.early_exit import NEVER, margin
 from common.inference import DTYPES, chosen_device, optimize_for_inference
 from common.models import OPEN_CLIP, Model, load_model
 from common.packaged import PackagedModel, default_model, packaged_model
+from common.preprocess import Preprocess
 from common.zeroshot import PHOTO, class_embeddings, fill
 
 
@@ -75,6 +75,11 @@ class Deployed:
     def members(self) -> list[Deployed]:
         """The models that see a picture: this one, and in a cascade the first one before it."""
         return [self] if self.first is None else [self.first, self]
+
+    @property
+    def preprocesses(self) -> list[Preprocess]:
+        """How a picture is prepared for each of ``members``."""
+        return [member.model.preprocess for member in self.members]
 
     @property
     def name(self) -> str:
@@ -198,23 +203,32 @@ class Deployed:
         except ValueError as error:  # of a cascade's two vocabularies, say whose
             raise ValueError(f"{self.model.name}: {error}") from error
 
+    def classes_of_all(self, labels: Sequence[str], templates: Sequence[str]) -> list[Tensor]:
+        """Class embeddings [C,E] of each of ``members``."""
+        return [member.classes(labels, templates) for member in self.members]
+
     @property
     def scale(self) -> Tensor:
         """The multiplier of this model's cosines."""
         return self.model.texts.logit_scale.detach().exp()
 
-    def runner(self, setting: float | None, labels: Sequence[str], templates: Sequence[str]) -> Callable[..., Any]:
-        """Classification at a setting: see ``Run``, with images [B,3,S,S] for each of ``members``."""
-        if self.first is None:
-            return self.paths.runner(setting, self.classes(labels, templates), self.scale)
-        return cascaded(*self._alone(labels, templates), NEVER if setting is None else setting)
+    def runner(self, setting: float | None, classes: Sequence[Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Classification at a setting: see ``Run``, with images [B,3,S,S] for each of ``members``.
 
-    def observer(self, labels: Sequence[str], templates: Sequence[str]) -> Callable[..., tuple[Tensor, Tensor | None]]:
-        """``OnePath.probabilities_of_all_paths`` as a function of images [B,3,S,S] for each of ``members``."""
+        classes: class embeddings [C,E] of each of ``members``.
+        """
         if self.first is None:
-            fixed = {"classes": self.classes(labels, templates), "scale": self.scale}
-            return partial(self.paths.probabilities_of_all_paths, **fixed)
-        runs = self._alone(labels, templates)
+            return self.paths.runner(setting, *classes, self.scale)
+        return cascaded(*self._alone(classes), NEVER if setting is None else setting)
+
+    def observer(self, classes: Sequence[Tensor]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """``OnePath.probabilities_of_all_paths`` as a function of images [B,3,S,S] for each of ``members``.
+
+        classes: class embeddings [C,E] of each of ``members``.
+        """
+        if self.first is None:
+            return partial(self.paths.probabilities_of_all_paths, classes=classes[0], scale=self.scale)
+        runs = self._alone(classes)
 
         def observe(*images: Tensor) -> tuple[Tensor, Tensor]:
             scores = torch.stack([run(x)[0] for run, x in zip(runs, images, strict=True)])
@@ -222,9 +236,9 @@ class Deployed:
 
         return observe
 
-    def _alone(self, labels: Sequence[str], templates: Sequence[str]) -> list[Run]:
+    def _alone(self, classes: Sequence[Tensor]) -> list[Run]:
         """Each member of a cascade by its default path."""
-        return [m.paths.runner(None, m.classes(labels, templates), m.scale) for m in self.members]
+        return [m.paths.runner(None, own, m.scale) for m, own in zip(self.members, classes, strict=True)]
 
     def classify(
         self,

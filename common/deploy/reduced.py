@@ -6,8 +6,9 @@ Shapes: B images of a batch, M images in all, P levels.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from common.deploy.graphs import WEIGHTS, Graph, onnx_graph, quiet
 from common.deploy.runtime import EarlyExit, margins
 from common.deploy.shared_weights import share_weights
 from common.evaluate.accuracy import paired_difference
-from common.evaluate.tasks import Settings, first
+from common.evaluate.tasks import Settings, pictures_of_each
 from common.progress import bar
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Reduction:
         activations, chosen as it comes; attention, norms and the patch embedding stay in fp32.
         "int8-static": the same products, with activations' ranges fixed beforehand, on pictures drawn from ``data``.
         "fp16", "bf16": weights are stored in 16 bits, and everything is computed in fp32.
-    data: of the classes of the export.  min_agreement: the least share of equal labels.
+    data: of the classes of the export.  min_agreement: the least share of equal labels, at each level.
     """
 
     dtype: str
@@ -51,27 +52,41 @@ class Reduction:
     settings: Settings
 
 
-def reduce_graphs(files: Sequence[Path], dtype: str, images: Sequence[Tensor] = ()) -> None:
-    """Rewrite ONNX graphs and their shared weights in fewer bits; dtype: see ``Reduction``.
+def reduce_graphs(chains: Sequence[Sequence[Path]], dtype: str, images: Sequence[Sequence[Tensor]] = ()) -> None:
+    """Rewrite the ONNX graphs of a folder and their shared weights in fewer bits; dtype: see ``Reduction``.
 
-    images: float [3,S,S] each, which choose the ranges of int8-static; each graph sees what the ones before it make
-        of them in fp32.
+    chains: graphs that run one after another; those of each model.
+    images: for each chain, float [3,S,S] each, which choose the ranges of int8-static; a graph sees what the ones
+        before it in its chain make of them in fp32.
     """
-    folder = files[0].parent
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        written = [Path(place) / file.name for file in files]
-        graphs = [onnx_graph(file) for file in files] if dtype == STATIC else []
-        for step, (file, target) in enumerate(zip(files, written, strict=True)):
-            with quiet():
-                if dtype == STATIC:
-                    _write_static(file, target, _inputs(graphs[:step], images))
-                elif dtype == "int8":
-                    _write_dynamic(file, target)
-                else:
-                    _write_stored(file, target, dtype)
-        share_weights(written, Path(place) / WEIGHTS)
-        for path in (*written, Path(place) / WEIGHTS):
+    folder = chains[0][0].parent
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        place = Path(temporary)
+        with quiet():
+            if dtype == STATIC:
+                for files, own in zip(chains, images, strict=True):
+                    _write_all_static(files, place, own)
+            else:
+                for file in chain.from_iterable(chains):
+                    _write(file, place / file.name, dtype)
+        written = [place / file.name for file in chain.from_iterable(chains)]
+        share_weights(written, place / WEIGHTS)
+        for path in (*written, place / WEIGHTS):
             path.replace(folder / path.name)
+
+
+def _write_all_static(files: Sequence[Path], place: Path, images: Sequence[Tensor]) -> None:
+    """Write the graphs of a chain to the folder ``place``, each with the ranges of what it sees."""
+    graphs = [onnx_graph(file) for file in files]
+    for step, file in enumerate(files):
+        _write_static(file, place / file.name, _inputs(graphs[:step], images))
+
+
+def _write(file: Path, target: Path, dtype: str) -> None:
+    if dtype == "int8":
+        _write_dynamic(file, target)
+    else:
+        _write_stored(file, target, dtype)
 
 
 _PRODUCTS = ["MatMul", "Gemm"]
@@ -174,17 +189,18 @@ def _store(graph: GraphProto, dtype: str) -> None:
     graph.node.extend(nodes)
 
 
-def draw(deployed: Deployed, reduction: Reduction) -> dict[int, Tensor]:
-    """Pictures that choose the ranges of int8-static, evenly at random: place in the data -> image [3,S,S].
+def draw(deployed: Deployed, reduction: Reduction) -> dict[int, list[Tensor]]:
+    """Pictures that choose the ranges of int8-static, evenly at random, by their places in the data.
 
-    At most half of the data, since the others are what ``compare`` is for. ValueError: fewer than two pictures.
+    A picture is an image [3,S,S] for each of the model's ``members``. At most half of the data is drawn, since the
+    others are what ``compare`` is for. ValueError: fewer than two pictures.
     """
     random, kept, seen = np.random.default_rng(0), {}, 0
     for images, _ in _pictures(deployed, reduction, "drawing"):
-        for image in images:  # after n pictures each of them is kept with the same chance
+        for views in zip(*images, strict=True):  # after n pictures each of them is kept with the same chance
             slot = seen if seen < _RANGE_PICTURES else int(random.integers(seen + 1))
             if slot < _RANGE_PICTURES:
-                kept[slot] = seen, image.clone()
+                kept[slot] = seen, [image.clone() for image in views]
             seen += 1
     if seen < 2:
         raise ValueError(f"the data has {seen} picture(s), and {STATIC} needs two: for ranges, and for the comparison")
@@ -193,25 +209,26 @@ def draw(deployed: Deployed, reduction: Reduction) -> dict[int, Tensor]:
 
 def _pictures(
     deployed: Deployed, reduction: Reduction, what: str, left_out: Collection[int] = ()
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images [B,3,S,S] and labels [B] of the data, without the places ``left_out``."""
-    settings, start = reduction.settings, 0
-    loader = reduction.data.loader(deployed.model.preprocess, settings.batch_size, settings.workers)
-    for batch in bar(first(loader, settings.limit), what):
-        end = start + len(batch["label"])
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Images [B,3,S,S] for each of ``members`` and labels [B] of the data, without the places ``left_out``."""
+    start = 0
+    for images, labels in bar(pictures_of_each(deployed.preprocesses, reduction.data, reduction.settings), what):
+        end = start + len(labels)
         rows = [place - start for place in range(start, end) if place not in left_out]
         start = end
         if rows:
-            yield batch["image"][rows], batch["label"][rows]
+            yield [x[rows] for x in images], labels[rows]
 
 
 def compare(
     deployed: Deployed, folder: Path, reduction: Reduction, left_out: Collection[int] = ()
 ) -> tuple[dict[str, Any], Outcomes]:
-    """The answers of the model and of an exported folder on the same pictures, by all levels; the folder's outcomes.
+    """The answers of the model and of an exported folder on the same pictures at every level; the folder's outcomes.
 
+    The levels of a cascade are its two models, so neither may change its answers behind the other one.
     left_out: places of pictures in the data that chose the ranges.
-    ValueError: fewer labels agree than the reduction asks for, or the data has other classes than the folder.
+    ValueError: fewer labels of a level agree than the reduction asks for, or the data has other classes than the
+        folder.
     """
     runtime, data = EarlyExit(folder), reduction.data
     if list(data.class_names) != runtime.names:
@@ -219,33 +236,50 @@ def compare(
             f"the data has {len(data.class_names)} classes, and the export {len(runtime.names)}, or others; export "
             "those of the data, one a line in --labels-file"
         )
-    keep = None if deployed.setting_name == "threshold" else deployed.setting()
-    run = deployed.paths.runner(keep, torch.from_numpy(runtime.classes), deployed.scale)
+    guess = _guesses(deployed, [torch.from_numpy(member.classes) for member in runtime.members])
     before, after, confidence, labels = [], [], [], []
     for images, truth in _pictures(deployed, reduction, "comparing", left_out):
-        levels = [runtime.probabilities(z) for z in runtime.all_levels(images.numpy())]
-        before.append(run(images)[0].argmax(-1))
+        embedded = runtime.all_levels([x.numpy() for x in images])
+        levels = [runtime.probabilities(z, level) for level, z in enumerate(embedded)]
+        before.append(guess(images))
         after.append(torch.from_numpy(np.stack([level.argmax(-1) for level in levels], axis=1)))
         confidence += [np.stack([margins(level) for level in levels[:-1]], axis=1)] if len(levels) > 1 else []
         labels.append(truth)
     if not labels:
         raise ValueError("the data has no picture; check the path and the split")
     before, after, labels = torch.cat(before), torch.cat(after), torch.cat(labels)
-    agreement = (before == after[:, -1]).double().mean().item()
-    if agreement < reduction.min_agreement:
+    agreements = (before == after).double().mean(0).tolist()
+    if min(agreements) < reduction.min_agreement:
+        level = f" at level {agreements.index(min(agreements))}" if len(agreements) > 1 else ""
         raise ValueError(
-            f"in {reduction.dtype} {100 * agreement:.2f} % of {len(labels):,} labels are those of the model, fewer "
-            f"than {100 * reduction.min_agreement:g} %; take another --dtype, or accept that by --min-agreement"
+            f"in {reduction.dtype} {100 * min(agreements):.2f} % of {len(labels):,} labels{level} are those of the "
+            f"model, fewer than {100 * reduction.min_agreement:g} %; take another --dtype, or accept that by "
+            "--min-agreement"
         )
-    correct = after == labels[:, None]
-    result = {
-        "pictures": len(labels),
-        "agreement": agreement,
-        "accuracy": [right.double().mean().item() for right in (before == labels, correct[:, -1])],
-        "difference": paired_difference(correct[:, -1], before == labels),
-    }
+    was_correct, correct = before == labels[:, None], after == labels[:, None]
+    compared = [
+        {
+            "agreement": agreement,
+            "accuracy": [right.double().mean().item() for right in (was, now)],
+            "difference": paired_difference(now, was),
+        }
+        for agreement, was, now in zip(agreements, was_correct.T, correct.T, strict=True)
+    ]
     certain = np.concatenate(confidence).astype(np.float64) if confidence else None
-    return result, Outcomes(np.asarray(runtime.about["gmacs"] or [0.0] * runtime.levels), correct.numpy(), certain)
+    costs = np.asarray(runtime.about["gmacs"] or [0.0] * runtime.levels)
+    return {"pictures": len(labels), "levels": compared}, Outcomes(costs, correct.numpy(), certain)
+
+
+def _guesses(deployed: Deployed, classes: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """The model's answers at every level of its export, long [B,P], as a function of images for each of ``members``.
+
+    classes: class embeddings [C,E] of each of ``members``.
+    """
+    if deployed.setting_name == "threshold":
+        observe = deployed.observer(classes)
+        return lambda images: observe(*images)[0].argmax(-1).T
+    run = deployed.runner(deployed.setting(), classes)
+    return lambda images: run(*images)[0].argmax(-1)[:, None]
 
 
 def recalibrated(calibration: Calibration, outcomes: Outcomes, prompts: str) -> Calibration:

@@ -25,6 +25,7 @@ from common.evaluate.class_cache import cached_class_embeddings
 from common.evaluate.probe import fit_best
 from common.inference import DTYPES, optimize_for_inference
 from common.models import OPEN_CLIP, Model
+from common.preprocess import Preprocess
 from common.progress import bar
 from common.retrieval import ranks, recall
 from common.zeroshot import Template, embed_prompts, fill
@@ -267,6 +268,18 @@ def pictures_of(model: Model, source: Labelled | Captioned, settings: Settings) 
     """The images of a split, prepared for a model, up to the settings' limit."""
     loader = source.loader(model.preprocess, settings.batch_size, settings.workers)
     return loader if settings.limit is None else first(loader, settings.limit)
+
+
+def pictures_of_each(
+    preprocesses: Sequence[Preprocess], source: Labelled, settings: Settings
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Images [B,3,S,S] prepared in each of several ways, and their labels [B], up to the settings' limit."""
+    ways = list(dict.fromkeys(preprocesses))  # each is read once
+    loaders = (source.loader(how, settings.batch_size, settings.workers) for how in ways)
+    for batches in zip(*(first(loader, settings.limit) for loader in loaders), strict=True):
+        assert all(batch["key"] == batches[0]["key"] for batch in batches), "loaders of one split differ in their order"
+        images = dict(zip(ways, (batch["image"] for batch in batches), strict=True))
+        yield [images[how] for how in preprocesses], batches[0]["label"]
 
 
 def encoder(model: Model, settings: Settings, features: Feature = "embedding") -> Callable[[Tensor], Tensor]:

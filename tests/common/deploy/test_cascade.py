@@ -3,36 +3,21 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from common import directory
 from common.cli import main
-from common.clip import CLIP
 from common.deploy import graphs, predict
 from common.deploy.calibration import Calibration
 from common.deploy.model import load
 from common.deploy.runtime import EarlyExit
 from tests.common.fresh import WITHOUT_TORCH
-from tests.common.towers import NAMES, tiny_directory
-
-HOW = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
-"""How the first model's pictures are prepared: in all ways otherwise than CLIP's."""
-
-
-def small_directory(folder, seed=1, templates=("{a} {}",), **architecture):
-    """A model directory of a CLIP of one block, for pictures of 16 px, in a joint space of its own."""
-    tiny = CLIP.tiny().architecture
-    vision = {**tiny["vision_cfg"], "image_size": 16, "layers": 1}
-    torch.manual_seed(seed)
-    clip = CLIP({**tiny, "embed_dim": 24, "vision_cfg": vision, "preprocess_cfg": HOW, **architecture}).eval()
-    directory.write(folder, clip, None, NAMES, list(templates))
-    return str(folder)
+from tests.common.towers import NAMES, small_directory, tiny_directory
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +167,52 @@ def test_a_folder_holds_what_belongs_to_each_model(pair, folder):
     assert [speeds[level]["1"] for level in ("level_0", "level_1")] == [[2, 2], [1, 1]], "half a second each"
 
 
+@pytest.fixture
+def copied(folder, monkeypatch):
+    """The cascade's graphs in fp32 are taken from ``folder``: making them anew takes most of the time."""
+
+    def copies(chains, form, files):
+        for file in (*files, files[0].parent / graphs.WEIGHTS):
+            shutil.copy(folder / file.name, file)
+        return [graphs.onnx_graph(file) for file in files]
+
+    monkeypatch.setattr(graphs, "export_stages", copies)
+    monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8", "int8-static"])
+def test_fewer_bits_are_held_to_each_models_own_answers(dtype, pair, photos, copied, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    (big, small), file, out = pair, str(tmp_path / "mine.json"), tmp_path / "onnx"
+    (tmp_path / "labels.txt").write_text("\n".join(names := sorted(NAMES)))  # as the folders are ordered
+    line = ["--model", big, "--first", small, "--data", str(photos), "--calibration", file, "--workers", "0"]
+    budget = load(small, device="cpu").costs[0] + load(big, device="cpu").costs[0] / 2
+    assert main(["calibrate", *line, "--gmacs", f"{budget:.9f}"]) == 0
+    words = [big, "--first", small, "--format", "onnx", "--no-text", "--calibration", file, "--out", str(out)]
+    words += ["--labels-file", str(tmp_path / "labels.txt"), "--dtype", dtype, "--min-agreement", "0.5"]
+    words += ["--data", str(photos), "--split", "all"]
+    assert main(["export", *words]) == 0
+    about = json.loads((out / "export.json").read_text())
+    compared, found = about["compared"], EarlyExit(out)
+    assert compared["pictures"] == (15 if dtype == "int8-static" else 30) and about["version"] == 2
+    files = sorted(photos.rglob("*.png"))
+    images = found.normalised([found.pixels(file) for file in files])
+    truth = np.array([names.index(file.parent.name) for file in files])
+    for level, (model, z) in enumerate(zip((small, big), found.all_levels(images), strict=True)):
+        expected = [names.index(answer.label) for answer in alone(model, [photos])[0]]
+        now, listed = found.probabilities(z, level).argmax(1), compared["levels"][level]
+        if dtype != "int8-static":  # half of the pictures chose the ranges
+            assert listed["agreement"] == pytest.approx((now == expected).mean())
+            assert listed["accuracy"] == pytest.approx([(expected == truth).mean(), (now == truth).mean()])
+        assert listed["agreement"] >= 0.5 and len(listed["difference"]) == 3
+    assert about["bytes"][dtype] < 0.75 * about["bytes"]["fp32"]
+    anew = about["calibration"]
+    assert anew["pictures"] == compared["pictures"] and about["gate"]["threshold"] == anew["point"]["setting"]
+    assert anew["point"]["gmacs"] <= budget * (1 + 1e-6) and about["calibrated_on_these_classes"]
+    said = capsys.readouterr().out
+    assert f"{dtype}, compared on" in said and "to level_0: " in said and "to level_1: " in said
+
+
 def test_other_classes_are_embedded_by_each_model(pair, photos, folder):
     runtime, names = EarlyExit(folder), ["red dog", "green bird"]
     runtime.name_classes(names)
@@ -190,8 +221,7 @@ def test_other_classes_are_embedded_by_each_model(pair, photos, folder):
     assert found == [answer.label for answer in answers]
 
 
-def test_a_calibration_goes_along(pair, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(graphs, "_seconds", lambda chain, images: 0.5)
+def test_a_calibration_goes_along(pair, photos, copied, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     big, small = pair
     line, file = ["--model", big, "--first", small, "--data", str(photos)], str(tmp_path / "mine.json")
@@ -208,8 +238,7 @@ def test_what_a_cascade_has_not_is_said(pair, photos, folder, tmp_path, capsys):
     big, small = pair
     line = ["export", big, "--first", small, "--out", str(tmp_path / "out")]
     for words, message in (
-        (["--format", "open-clip"], "a cascade is exported as graphs in fp32; export the models alone"),
-        (["--format", "onnx", "--dtype", "int8", "--data", str(photos)], "a cascade is exported as graphs in fp32"),
+        (["--format", "open-clip"], "a cascade is exported as graphs; export the models alone"),
         (["--format", "onnx", "--keep", "0.5"], "--keep: small then big has no keep rate to choose"),
     ):
         assert main([*line, *words]) == 1

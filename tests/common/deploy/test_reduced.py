@@ -17,6 +17,7 @@ from common.deploy.calibration import Calibration, Point
 from common.deploy.export import lines, write_graphs
 from common.deploy.model import load
 from common.deploy.reduced import STATIC, Reduction, compare, draw, reduce_graphs
+from common.deploy.runtime import EarlyExit
 from common.deploy.shared_weights import share_weights
 from common.evaluate.tasks import Settings
 from tests.common.towers import NAMES, pictures, tiny_directory
@@ -79,7 +80,7 @@ def test_what_two_graphs_hold_stands_in_the_file_once(products, tmp_path):
 @pytest.mark.parametrize(("dtype", "size", "error"), [("int8", 1, 0.03), ("fp16", 2, 1e-3), ("bf16", 2, 0.01)])
 def test_fewer_bits_are_fewer_bytes_and_nearly_the_same(products, tmp_path, dtype, size, error):
     files, x, expected = products
-    reduce_graphs(files, dtype)
+    reduce_graphs([files], dtype)
     assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", "b.onnx", "weights.bin"}
     assert (tmp_path / "weights.bin").stat().st_size < 2 * 64 * 64 * size + 1024
     for file, wanted in zip(files, expected, strict=True):
@@ -94,7 +95,7 @@ def test_a_stack_of_weights_stays_in_fp32(tmp_path, dtype):
     x = random.normal(size=(5, 64)).astype(np.float32)
     product(file, [matrix, stack], (1, "batch", 64))
     share_weights([file], tmp_path / "weights.bin")
-    reduce_graphs([file], dtype, list(torch.from_numpy(x)))
+    reduce_graphs([[file]], dtype, [list(torch.from_numpy(x))])
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(file).graph.initializer}
     assert kinds["w1"] == TensorProto.FLOAT and "w0" not in kinds
     wanted = x @ matrix.astype(float) @ stack
@@ -103,7 +104,7 @@ def test_a_stack_of_weights_stays_in_fp32(tmp_path, dtype):
 
 def test_static_ranges_are_those_of_the_pictures(products, tmp_path):
     (file, _), x, (wanted, _) = products
-    reduce_graphs([file], STATIC, list(torch.from_numpy(x)))
+    reduce_graphs([[file]], STATIC, [list(torch.from_numpy(x))])
     assert np.abs(result(file, x) - wanted).max() < 0.03 * np.abs(wanted).max()
     within = np.clip(10 * x, x.min(), x.max())
     np.testing.assert_allclose(result(file, 10 * x), result(file, within), atol=1e-3)
@@ -124,7 +125,7 @@ def test_a_later_graph_sees_what_the_ones_before_it_make(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), first)
     product(second, [weight])
     share_weights([first, second], tmp_path / "weights.bin")
-    reduce_graphs([first, second], STATIC, list(torch.from_numpy(x)))
+    reduce_graphs([[first, second]], STATIC, [list(torch.from_numpy(x))])
     wanted = 100 * x @ weight.astype(float)
     assert np.abs(result(second, 100 * x) - wanted).max() < 0.03 * np.abs(wanted).max()
 
@@ -132,7 +133,8 @@ def test_a_later_graph_sees_what_the_ones_before_it_make(tmp_path):
 def labelled(images, names=NAMES):
     """Pictures in two batches; a picture's label is its place modulo 3."""
     labels = torch.arange(len(images)) % 3
-    batches = [{"image": images[rows], "label": labels[rows]} for rows in (slice(8), slice(8, None))]
+    keys = [f"{place}.png" for place in range(len(images))]
+    batches = [{"image": images[x], "label": labels[x], "key": keys[x]} for x in (slice(8), slice(8, None))]
     return Labelled("val", names, ["a {}"], "accuracy", lambda *_: iter(batches))
 
 
@@ -141,7 +143,7 @@ def test_pictures_that_chose_ranges_are_not_compared(model, folder):
     reduction = Reduction(STATIC, labelled(images), 0.9, Settings())
     drawn = draw(model, reduction)
     assert len(drawn) == 10 and max(drawn) >= 10, "half of them, from anywhere"
-    assert all((image == images[place]).all() for place, image in drawn.items())
+    assert all((image == images[place]).all() for place, (image,) in drawn.items())
     result, outcomes = compare(model, folder, reduction, drawn.keys())
     assert result["pictures"] == 10 == len(outcomes.correct)
     with pytest.raises(ValueError, match=r"the data has 1 picture\(s\), and int8-static needs two"):
@@ -152,15 +154,33 @@ def test_answers_are_compared_on_labelled_pictures(model, folder):
     images, labels = pictures(12), torch.arange(12) % 3
     data = labelled(images)
     found, outcomes = compare(model, folder, Reduction("int8", data, 0.9, Settings()))
-    assert found["agreement"] == 1 and found["pictures"] == 12 and found["difference"] == (0.0, 0.0, 0.0)
+    assert found["pictures"] == 12 and len(found["levels"]) == 2
+    assert all(level["agreement"] == 1 and level["difference"] == (0.0, 0.0, 0.0) for level in found["levels"])
     scores, margin = model.paths.probabilities_of_all_paths(images, model.classes(NAMES, model.templates), model.scale)
     assert (outcomes.correct == (scores.argmax(-1) == labels).T.numpy()).all()
     np.testing.assert_allclose(outcomes.confidence, margin.T, atol=1e-5)
     others = labelled(images, ["cat", "dog"])
     with pytest.raises(ValueError, match="the data has 2 classes, and the export 3, or others"):
         compare(model, folder, Reduction("int8", others, 0.9, Settings()))
-    with pytest.raises(ValueError, match=r"in int8 100.00 % of 12 labels are those of the model, fewer than 110 %"):
+    with pytest.raises(ValueError, match=r"100.00 % of 12 labels at level 0 are those of the model, fewer than 110 %"):
         compare(model, folder, Reduction("int8", data, 1.1, Settings()))
+
+
+def test_an_early_level_is_held_to_the_models_answers_too(model, folder, monkeypatch):
+    """All pictures reach the last level, which would hide what an early one says."""
+    whole = EarlyExit.all_levels
+    monkeypatch.setattr(EarlyExit, "all_levels", lambda self, images: [-whole(self, images)[0], whole(self, images)[1]])
+    with pytest.raises(ValueError, match=r"in int8 .* of 20 labels at level 0 are those of the model, fewer than 90 %"):
+        compare(model, folder, Reduction("int8", labelled(pictures(20)), 0.9, Settings()))
+
+
+def test_each_model_of_a_folder_has_ranges_of_its_own_pictures(products, tmp_path):
+    """The second graph follows on nothing: it sees other pictures, which are 100 times as large."""
+    files, x, (first, second) = products
+    reduce_graphs([[file] for file in files], STATIC, [list(torch.from_numpy(x)), list(torch.from_numpy(100 * x))])
+    assert np.abs(result(files[0], x) - first).max() < 0.03 * np.abs(first).max()
+    assert np.abs(result(files[1], 100 * x) - 100 * second).max() < 0.03 * np.abs(100 * second).max()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", "b.onnx", "weights.bin"}
 
 
 def test_an_export_in_static_int8_says_what_it_was_compared_on_and_chooses_its_threshold(exported, tmp_path):
@@ -174,7 +194,7 @@ def test_an_export_in_static_int8_says_what_it_was_compared_on_and_chooses_its_t
     assert report["compared"]["pictures"] == report["compared"]["range_pictures"] == 10
     assert report["bytes"][STATIC] < report["bytes"]["fp32"]
     printed = "\n".join(lines(report))
-    assert f"{STATIC}: of 10 labels" in printed and "10 other pictures chose the ranges" in printed
+    assert f"{STATIC}, compared on 10 pictures; 10 other pictures chose the ranges\nto level_0: " in printed
     anew = json.loads((out / "export.json").read_text())["calibration"]
     assert anew["wish"] == wish and anew["pictures"] == 10 and anew["point"]["gmacs"] == pytest.approx(budget)
     assert report["gate"]["threshold"] == anew["point"]["setting"] != 0.3 and report["calibrated_on_these_classes"]
