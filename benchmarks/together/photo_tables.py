@@ -115,7 +115,8 @@ def _draw(result: dict[str, Any]) -> Figure:
             (x,), (y, low, high) = _millions([row["gmacs"]]), _percent([row["accuracy"], *row["interval"]])
             axes.vlines(x, low, high, color="black")
             axes.plot(x, y, "o", color="black", markersize=4)
-            axes.annotate(row["method"], (x, y), xytext=(6, -3), textcoords="offset points", fontsize=8)
+            beside = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 8, "zorder": 3}  # over the lines
+            axes.annotate(row["method"], (x, y), bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3}, **beside)
     reducers = [row for row in result["reducers"] if " + " in row["method"] and not row["composed"]]
     xs, ys = _millions([row["gmacs"] for row in reducers]), _percent([row["accuracy"] for row in reducers])
     axes.plot(xs, ys, "x", color="#009e73", markersize=5, label="teacher with a token reducer, seed 0")
