@@ -127,7 +127,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     if axes_of:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", fontsize=7)
-    figure.suptitle(result["title"])
+    figure.suptitle(result["title"], x=0.01, ha="left")  # the legend is at the right
     return figure
 
 
