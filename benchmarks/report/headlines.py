@@ -194,8 +194,8 @@ def table() -> str:
     lines = cells.table(head, [line.cells() for line in LINES], left=range(4))
     note = (
         "Embedded scale, but for the image side of ViT-B/16 and the speeds, which are those of real sizes. WaveCLIP's "
-        "first four lines and Patch Ranking's are of revision 2, scenes of shape, Patch Ranking's of CIFAR-10 and Fashion-MNIST too. The "
-        "accuracies of MLIP are still of revision 1, which measures colours, as are those whose cell says so. Each "
-        "command prints the whole table with its conditions."
+        "first four lines and Patch Ranking's are of revision 2, scenes of shape, Patch Ranking's of CIFAR-10 and "
+        "Fashion-MNIST too. The accuracies of MLIP are still of revision 1, which measures colours, as are those whose "
+        "cell says so. Each command prints the whole table with its conditions."
     )
     return f"{lines}\n\n{note}\n"
