@@ -34,6 +34,7 @@ from patchrank.crossget_training import CrossGETTraining
 from patchrank.dynamicvit import DynamicViTTower
 from patchrank.dynamicvit_training import DynamicViTTraining
 from patchrank.flip import FLIPPretraining
+from patchrank.reducer_tuning import ReducerTuning
 from tests.common.towers import NAMES, pictures
 from waveclip import WaveCLIPDistillation, WaveTower
 
@@ -184,6 +185,7 @@ TRAININGS = {
     "AViTTraining": lambda files: AViTTraining(files["architecture"], files["clip"], depth=2.0),
     "DynamicViTTraining": lambda files: DynamicViTTraining(files["architecture"], files["clip"]),
     "CrossGETTraining": lambda files: CrossGETTraining(files["architecture"], files["clip"]),
+    "ReducerTuning": lambda files: ReducerTuning(files["architecture"], files["clip"]),
     "FLIPPretraining": lambda files: FLIPPretraining(files["architecture"], files["clip"]),
     "ACLIPPretraining": lambda files: ACLIPPretraining(
         files["architecture"], files["clip"], hidden_width=8, projection_width=4

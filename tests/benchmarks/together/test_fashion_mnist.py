@@ -121,4 +121,4 @@ def test_recipes_start_with_the_stored_losses(tmp_path):
 
 def test_the_committed_result_still_has_its_table():
     text = render(json.loads((RESULTS / "fashion-mnist.json").read_text()))["md"]
-    assert "| teacher (dense) | – | 86.4" in text and "One training seed." in text
+    assert "| teacher (dense) | – | 86.4" in text and "3 training seeds." in text

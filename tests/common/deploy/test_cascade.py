@@ -107,7 +107,7 @@ def test_two_models_that_make_no_cascade_are_refused_by_name(pair, photos, tmp_p
         (["--model", big, "--first", none, "--threshold", "0.5"], "no weights at"),
         (["--model", big, "--first", "ViT-B-32", "--threshold", "0.5"], "--first is a model directory, a weights file"),
         (["--model", big, "--first", "", "--threshold", "0.5"], "the name of a model is empty"),
-        (["--model", big, "--first", str(photos), "--threshold", "0.5"], "photos0 holds no model; name a model"),
+        (["--model", big, "--first", str(photos), "--threshold", "0.5"], f"{photos} holds no model; name a model"),
         (["--model", big, "--first", big, "--threshold", "0.5"], "--first: big is the model itself"),
         (["--model", big, "--first", small, "--calibration", ""], "--calibration is empty"),
         (["--model", big, "--first", small, "--threshold", "1", "--labels", "cat,zebra"], "small: ['zebra'] in 'a zeb"),
