@@ -1,4 +1,4 @@
-"""Patch Ranking's differences from the methods that need no training, and what the golden oracle reaches.
+"""How Patch Ranking differs from other methods, what training adds to merging, and what the golden oracle reaches.
 
 Shapes: S seeds, M pictures.
 """
@@ -21,44 +21,67 @@ from benchmarks.statistics import difference, holm
 
 EQUAL_KEEP, EQUAL_COST = "equal keep", "equal GMACs"
 LEVEL = 0.05
+CONTROL = "ToMe, tower trained"
+LEARNED = (("CrossGET", CONTROL), (CONTROL, "ToMe"))
+"""What CrossGET's cross tokens add to a tower that is trained alike for ToMe, and what that training adds to ToMe."""
 
 
 def rivals(known: Known) -> list[dict[str, Any]]:
-    """Patch Ranking's accuracy less each rival's, by task: at equal keep and at equal GMACs, where both were run.
+    """Patch Ranking's accuracy less each rival's, see ``differences``."""
+    return differences(known, [(OURS, name) for name in (DENSE, *RIVALS, "A-ViT", *TRAINED_RIVALS)])
 
-    p is adjusted by Holm over all rivals and tasks, at equal keep and at equal GMACs apart.
+
+def learned(known: Known) -> list[dict[str, Any]]:
+    """The differences of LEARNED, see ``differences``."""
+    return differences(known, LEARNED)
+
+
+def differences(known: Known, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The accuracy of each pair's first method less its second's, by task: at equal keep and at equal GMACs.
+
+    A pair stands where both were run. Equal GMACs are Patch Ranking's at ``KEEP``. p is adjusted by Holm over all pairs
+    and tasks, at equal keep and at equal GMACs apart.
     """
     rows = []
     for task in TASKS:
         entries = ROWS[OURS].entries_of(task, known)
         if not entries:
             continue
-        ours = correct(entries).float()
-        for name in (DENSE, *RIVALS, "A-ViT", *TRAINED_RIVALS):
-            for basis, theirs in _answers(name, task, known, entries[0]["gmacs"]).items():
+        answers = {name: _answers(name, task, known, entries[0]["gmacs"]) for pair in pairs for name in pair}
+        for first, second in pairs:
+            for basis, ours in answers[first].items():
+                theirs = answers[second].get(basis)
+                if theirs is None:
+                    continue
                 found = difference(ours, theirs, paired_seeds=len(theirs) == len(ours) > 1)
-                row = {"task": task.name, "rival": name, "basis": basis, "lead": found.ends, "p": found.p}
+                row = {
+                    "task": task.name,
+                    "of": first,
+                    "rival": second,
+                    "basis": basis,
+                    "lead": found.ends,
+                    "p": found.p,
+                }
                 rows.append(row | {"seeds": len(ours)})
     for basis in (EQUAL_KEEP, EQUAL_COST):
-        those = [row for row in rows if row["basis"] == basis]
-        adjusted = holm({f"{row['task']}/{row['rival']}": row["p"] for row in those})
-        for row in those:
-            row["adjusted"] = adjusted[f"{row['task']}/{row['rival']}"]
+        those = {f"{row['task']}/{row['of']}/{row['rival']}": row for row in rows if row["basis"] == basis}
+        for name, adjusted in holm({name: row["p"] for name, row in those.items()}).items():
+            those[name]["adjusted"] = adjusted
     return rows
 
 
 def _answers(name: str, task: Task, known: Known, budget: float) -> dict[str, Tensor]:
-    """A rival's answers [S,M] by basis, those that there are."""
+    """A method's answers [S,M] by basis, those that there are."""
     entries = ROWS[name].entries_of(task, known)
-    basis = EQUAL_COST if name in TRAINED_RIVALS else EQUAL_KEEP
-    found = {basis: correct(entries).float() if entries else None}
+    bases = {OURS: (EQUAL_KEEP, EQUAL_COST), **dict.fromkeys(TRAINED_RIVALS, (EQUAL_COST,))}.get(name, (EQUAL_KEEP,))
+    found = {basis: correct(entries).float() if entries else None for basis in bases}
     if name in RIVALS:
         found[EQUAL_COST] = at_equal_cost(name, task, known, budget)
     return {basis: values for basis, values in found.items() if values is not None}
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """Whether Patch Ranking is better or worse than a rival: "better", "worse", or "not shown"."""
+    """Whether a pair's first method is better or worse than its second: "better", "worse", or "not shown"."""
     if row["seeds"] < 2 or row["adjusted"] >= LEVEL:
         return "not shown"
     return "better" if row["lead"][0] > 0 else "worse"
@@ -82,6 +105,24 @@ def rivals_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "tower and DynamicViT are trained at that cost, the tower with them, and are compared at it alone."
     )
     return f"{table([f'{OURS} less', *(', '.join(column) for column in columns)], lines)}\n\n{note}"
+
+
+def learned_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What training adds as a table, a pair a line."""
+    if not rows:
+        return f"What training adds to merging: not run (`{COMMAND}`)."
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    cells = {(row["of"], row["rival"], row["task"]): f"{points(row['lead'])} {verdict(row)}" for row in rows}
+    lines = [
+        [f"{first} less {second}", *(cells.get((first, second, task), "–") for task in tasks)]
+        for first, second in LEARNED
+    ]
+    note = (
+        f"What training adds to merging, in points at equal GMACs: {CONTROL} learns as CrossGET does, without the "
+        "cross tokens. Intervals and verdicts as above, Holm's correction over this table. The trained ToMe was added "
+        "after CrossGET's first seed on test had been read."
+    )
+    return f"{table(['', *tasks], lines)}\n\n{note}"
 
 
 def oracle(known: Known) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "conditions": setting,
         "rows": [_row(known, name) for name in ROWS],
         "rivals": comparisons.rivals(known),
+        "learned": comparisons.learned(known),
         "oracle": comparisons.oracle(known),
         "headline": headline(known),
     }
@@ -105,6 +106,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         table(head, [_cells(row, dense) for row in result["rows"]]),
         _headline(result["headline"]),
         comparisons.rivals_table(result["rivals"]),
+        comparisons.learned_table(result["learned"]),
         comparisons.oracle_table(result["oracle"]),
         _paper_table(),
         _reading(result),

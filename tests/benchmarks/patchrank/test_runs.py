@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.patchrank import evaluate as patchrank_evaluate
 from benchmarks.patchrank import runs as patchrank_runs
-from benchmarks.patchrank.comparisons import rivals, verdict
+from benchmarks.patchrank.comparisons import learned, rivals, verdict
 from benchmarks.patchrank.evaluate import (
     FEWER,
     MORE,
@@ -310,6 +310,16 @@ def test_rivals_are_compared_at_equal_keep_and_at_equal_cost(with_results):
     assert {row["basis"] for row in found if row["rival"] == "A-ViT"} == {"equal keep"}
     assert {row["basis"] for row in found if row["rival"] == "CrossGET"} == {"equal GMACs"}
     assert all(row["adjusted"] >= row["p"] for row in found)
+
+
+def test_what_a_trained_reducer_learns_is_measured_against_a_tower_that_was_trained_alike(with_results):
+    """A row of the made-up results names 2 points more than the row before it, and CrossGET's control follows it."""
+    found = {(row["task"], row["of"], row["rival"]): row for row in learned(known_results())}
+    row = found["shapes", "CrossGET", "ToMe, tower trained"]
+    assert row["lead"][0] == pytest.approx(-0.02, abs=0.03) and row["seeds"] == 3
+    assert ("shapes", "ToMe, tower trained", "ToMe") in found
+    with_results({})
+    assert "What training adds to merging: not run" in rendered("patchrank-table1")["md"]
 
 
 @pytest.mark.parametrize(
