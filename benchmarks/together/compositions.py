@@ -21,17 +21,20 @@ from benchmarks.patchrank.tasks import COMMITTED, PRUNE_LAYER
 from benchmarks.training import shapes
 from benchmarks.waveclip.controls import CASCADE, HALF, LATER_WAVE, TRAINED_ON, WAVE
 from common.clip import CLIP
-from common.reducer_registry import Setting, named
-from common.reduction import Place, ReducedTower, Reducer
+from common.reducer_registry import Entry, Setting, installed_reducers, named, setting_for
+from common.reduction import ReducedTower
 from mlip.model import MLIP
 from patchrank.predictor import load_predictor
-from patchrank.reducers import ClassAttention, EViT, RandomKeep
 from patchrank.tower import PatchRankTower
 from waveclip import WaveTower
 from waveclip.reduced import ReducedWaveTower
 
 LAYER = 1
 """The first of 4 blocks that sees fewer tokens; for EViT and merging the last whose attention sees all of them."""
+FEW = ("random", "class-attention", "evit", "tome", "mlip-merging")
+"""The reducers that are measured where time is short, on photographs of a user's."""
+RANDOM = "random"
+"""The reducer that every composition must beat, so that it is composed whether it is good or not."""
 KEEPS = (0.25, 0.45, 0.65, 0.85)
 FINE_KEEPS = (0.25, 0.5, 0.75)
 """Shares of the patch tokens that stay: of the teacher's 36, and of the fine level's 27."""
@@ -61,6 +64,7 @@ class Family:
     models: by keep rate (None: no setting), a model for each of ``seeds``. Each has ``encode_image``; one with early
         exit is a WaveTower or a ReducedWaveTower.
     clips: for each of ``seeds`` the CLIP whose text tower and logit scale go with its models.
+    reducer: the name of the reducer that needs no training and thins the tokens of its models; empty: there is none.
     cascade: two families without settings, the second of which answers where the first is unsure. It has no models of
         its own.
     """
@@ -70,6 +74,7 @@ class Family:
     clips: Sequence[CLIP]
     seeds: Sequence[int] = (0,)
     composed: bool = False
+    reducer: str = ""
     cascade: tuple[Family, Family] | None = None
 
 
@@ -85,45 +90,49 @@ class HalfResolution(nn.Module):
         return self.tower.encode_image(F.avg_pool2d(images, 2))
 
 
-def reducers(keep: float, patches: int, blocks: int) -> dict[str, dict[Place, Reducer]]:
-    """Each training-free method's reducers at a keep rate of at least 0.25, for a tower or a level of a tower."""
-    setting = Setting(keep, LAYER, patches, blocks)
-    return {
-        "random": {LAYER: RandomKeep(keep)},
-        "class attention": {LAYER: ClassAttention(keep)},
-        "EViT": {(LAYER, "middle"): EViT(keep)},
-        "ToMe": named("tome").reducers(setting),
-        "MLIP's merging": named("mlip-merging").reducers(setting),
-    }
+def training_free() -> list[str]:
+    """The names of all reducers that a tower can have untrained, and for all names alike, at any keep rate."""
+    entries = installed_reducers().values()
+    return [e.name for e in entries if not {"training", "texts"} & {*e.needs} and e.name != "half-resolution"]
 
 
-def families(teacher: CLIP, waves: Mapping[int, WaveTower], smoke: bool = False, embedded: bool = True) -> list[Family]:
-    """Every method and composition whose weights exist, the dense teacher first.
+def families(
+    teacher: CLIP, waves: Mapping[int, WaveTower], reducers: Sequence[str], smoke: bool = False, embedded: bool = True
+) -> list[Family]:
+    """Every method alone whose weights exist, the dense teacher first.
 
-    waves: of one level, by training seed; the teacher is that of all.  smoke: one keep rate.  embedded: whether the
-    methods trained for the embedded teacher, and the controls, are among them.
+    waves: of one level, by training seed; the teacher is that of all.  reducers: names.  smoke: one keep rate.
+    embedded: whether the methods trained for the embedded teacher, and the controls, are among them.
     """
-    tower = teacher.image_tower
-    wave, seeds, clips = next(iter(waves.values())), tuple(waves), [teacher] * len(waves)
-    blocks, fine = len(tower.transformer.resblocks), wave.steps - 1
+    tower, keeps = teacher.image_tower, KEEPS[1:2] if smoke else KEEPS
     methods = [Family(DENSE, {None: [ReducedTower(tower, {})]}, [teacher])]
-    whole = {keep: reducers(keep, tower.grid**2, blocks) for keep in (KEEPS[1:2] if smoke else KEEPS)}
-    within = {
-        keep: reducers(keep, wave.tokens_in(fine) - 1, blocks) for keep in (FINE_KEEPS[1:2] if smoke else FINE_KEEPS)
-    }
-    names = list(next(iter(whole.values())))
-    for name in names:
-        models = {keep: [ReducedTower(tower, by_name[name])] for keep, by_name in whole.items()}
-        methods.append(Family(f"teacher + {name}", models, [teacher]))
-    methods += [*trained(teacher, list(whole)), *controls()] if embedded else []
-    methods.append(Family(WAVE, {None: list(waves.values())}, clips, seeds))
-    for name in names:
-        models = {
-            keep: [ReducedWaveTower(wave, {fine: by_name[name]}) for wave in waves.values()]
-            for keep, by_name in within.items()
-        }
-        methods.append(Family(f"{WAVE} + {name}", models, clips, seeds, composed=True))
+    for entry in map(named, reducers):
+        models = {keep: [ReducedTower(tower, entry.reducers(setting_for(tower, keep, LAYER)))] for keep in keeps}
+        methods.append(Family(f"teacher + {entry.title}", models, [teacher], reducer=entry.name))
+    methods += [*trained(teacher, keeps), *controls()] if embedded else []
+    return [*methods, Family(WAVE, {None: list(waves.values())}, [teacher] * len(waves), tuple(waves))]
+
+
+def compose(
+    reducers: Sequence[str], teacher: CLIP, waves: Mapping[int, WaveTower], smoke: bool = False
+) -> list[Family]:
+    """WaveCLIPs whose fine level has fewer tokens, for each of ``reducers`` that works in a level.
+
+    teacher, waves, smoke: see ``families``.
+    """
+    methods, keeps = [], FINE_KEEPS[1:2] if smoke else FINE_KEEPS
+    for entry in (entry for entry in map(named, reducers) if "levels" not in entry.exceptions):
+        models = {keep: [_fine(wave, entry, keep) for wave in waves.values()] for keep in keeps}
+        clips, seeds = [teacher] * len(waves), tuple(waves)
+        methods.append(Family(f"{WAVE} + {entry.title}", models, clips, seeds, composed=True, reducer=entry.name))
     return methods
+
+
+def _fine(wave: WaveTower, entry: Entry, keep: float) -> ReducedWaveTower:
+    """A WaveCLIP whose last level has a reducer."""
+    level, blocks = wave.steps - 1, len(wave.transformer.resblocks)
+    setting = Setting(keep, LAYER, wave.tokens_in(level) - 1, blocks, tower=wave)
+    return ReducedWaveTower(wave, {level: entry.reducers(setting)})
 
 
 def trained(teacher: CLIP, keeps: Sequence[float]) -> list[Family]:

@@ -18,12 +18,25 @@ from benchmarks import read_log
 from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, batches, models, prompts
 from benchmarks.patchrank.methods import REVISION as REDUCERS
 from benchmarks.together import compositions
-from benchmarks.together.compositions import DENSE, SEEDED, TRAINED, WAVE, Family, families, weights_of
+from benchmarks.together.compositions import (
+    DENSE,
+    FEW,
+    RANDOM,
+    SEEDED,
+    TRAINED,
+    WAVE,
+    Family,
+    compose,
+    families,
+    training_free,
+    weights_of,
+)
 from benchmarks.together.frontier_tables import missing, render
 from benchmarks.together.operating_points import (
     BySeed,
-    Costs,
     Key,
+    Setting,
+    best_within,
     mark_dominated,
     operating_points,
     outcome,
@@ -46,7 +59,7 @@ __all__ = ["measure", "missing", "render", "run"]
 BUDGETS = (0.4, 0.6, 0.8, 1.0)
 """Shares of the dense teacher's multiply-adds."""
 PICTURES = {"val": 2000, "test": 4000}
-"""How many of the first images of each split: more would take longer than six minutes."""
+"""How many of the first images of each split: more would take longer than half an hour."""
 TIMED, BATCH, ROUNDS = 256, 64, 3
 Texts = Mapping[CLIP, tuple[Tensor, Tensor]]
 """Class embeddings [C,E] and the multiplier of the cosines, of each CLIP."""
@@ -57,11 +70,12 @@ Classify = Callable[[Tensor], Any]
 def run(smoke: bool = False) -> dict[str, Any]:
     """Every method's operating points with accuracy, GMACs and time, and what each composition adds.
 
-    smoke: one keep rate, two budgets, 250 pictures. ValueError: no weights of teacher or WaveCLIP.
+    smoke: few reducers, one keep rate, two budgets, 250 pictures. ValueError: no weights of teacher or WaveCLIP.
     """
     teacher, wave = models()
     trained = {seed: WaveTower.load(path).eval() for seed, path in weights_of(WAVE).items() if seed}
-    methods = families(teacher, {0: wave} | trained, smoke)
+    waves = {0: wave} | trained
+    methods = families(teacher, waves, FEW if smoke else training_free(), smoke)
     weights = {*MODELS[REVISION], *(path for path, _ in TRAINED.values() if path.is_file())}
     weights = sorted(weights.union(*(weights_of(name).values() for name in SEEDED)))
     if not smoke:
@@ -78,7 +92,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
     )
     timed = torch.cat([batch["image"] for batch in batches("test", PART)])[: BATCH if smoke else TIMED]
     splits = [batches(split, pictures[split]) for split in ("val", "test")]
-    rows = measure(methods, *splits, prompts(), budgets, timed, rounds)
+    composing = partial(compose, teacher=teacher, waves=waves, smoke=smoke)
+    rows = measure(methods, composing, *splits, prompts(), budgets, timed, rounds)
     return {
         "name": "frontier",
         "conditions": run_conditions,
@@ -90,7 +105,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 
 def measure(
-    methods: Sequence[Family],
+    alone: Sequence[Family],
+    compose: Callable[[Sequence[str]], list[Family]],
     val: Iterable[Mapping[str, Any]],
     test: Iterable[Mapping[str, Any]],
     prompts: list[str],
@@ -100,20 +116,29 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for every method's best setting on ``val`` within each budget, with its numbers on ``test`` and its time.
 
-    methods: the dense teacher first.  prompts: one a class.  timed: the images that are timed [M,3,S,S].
+    alone: the dense teacher first.  compose: names of reducers -> compositions with them.  prompts: one a class.
+    timed: the images that are timed [M,3,S,S].
     """
-    costs = costs_of(methods, timed.shape[-1])
-    # 1. On val, the best setting of each method within each budget.
-    on_val = observe(methods, val, prompts)
-    known = {method.name: settings(method, on_val, costs) for method in methods}
+    costs = costs_of(alone, timed.shape[-1])
     limits = [costs[DENSE, None][0] * share for share in budgets]
+    # 1. On val, every setting of each method alone, and of the compositions with the reducers that are best alone.
+    on_val = observe(alone, val, prompts)
+    known = {method.name: settings(method, on_val, costs) for method in alone}
+    best = best_reducers(alone, known, limits)
+    joined = compose(best)
+    costs |= costs_of(joined, timed.shape[-1])
+    on_val |= observe([alone[0], *joined], val, prompts)
+    known |= {method.name: settings(method, on_val, costs) for method in joined}
+    # 2. The best of them within each budget, and on test the numbers of those alone.
+    methods = [*alone, *joined]
     chosen = [(method, point) for method in methods for point in operating_points(known[method.name], limits)]
-    # 2. On test, the numbers of those settings alone.
     on_test = observe(methods, test, prompts, {point.key for _, point in chosen})
     rows = [
         table_row(method, point, outcome(on_val[point.key], on_test[point.key], costs[point.key], point.share))
         for method, point in chosen
     ]
+    for row, (method, _) in zip(rows, chosen, strict=True):
+        row["named"] = method.composed or not method.reducer or method.reducer in best
     # 3. WaveCLIP and each composition against the best other method alone, then all rows by the clock.
     set_against_rivals(rows, methods, known, on_val, on_test, costs)
     texts = class_texts(methods, prompts)
@@ -123,7 +148,20 @@ def measure(
     return rows
 
 
-def costs_of(methods: Sequence[Family], image_size: int) -> Costs:
+def best_reducers(
+    methods: Sequence[Family], known: Mapping[str, Sequence[Setting]], budgets: Sequence[float]
+) -> list[str]:
+    """The reducers that are the best on ``val`` within a budget of GMACs, and random as their control; in list order.
+
+    methods, known: those alone, and their settings by name.
+    """
+    by_name = {method.name: method.reducer for method in methods if method.reducer}
+    candidates = [setting for name in by_name for setting in known[name]]
+    best = {by_name[setting.method] for budget in budgets if (setting := best_within(candidates, budget))}
+    return [name for name in by_name.values() if name in best | {RANDOM}]
+
+
+def costs_of(methods: Sequence[Family], image_size: int) -> dict[Key, Sequence[float]]:
     """GMACs of one image that leaves each model at each step [L]; a cascade pays both of its models."""
     costs = {
         (method.name, keep): path_gmacs(of_seed[0], image_size)

@@ -46,10 +46,16 @@ def draw(rows: Sequence[Row]) -> Figure:
 def _draw_against(axes: Axes, rows: Sequence[Row], cost: str, floor: float) -> None:
     """A line a method: one colour a reducer, black or grey without one, dashed if composed, hollow where dominated.
 
-    A point below ``floor`` %, where the axes end, is named there with its accuracy.
+    The reducers that are the best within no budget are grey points, under all others. A point below
+    ``floor`` %, where the axes end, is named there with its accuracy.
     """
     colours: dict[str, str] = {}
     below: list[tuple[float, str, str]] = []
+    others = [row for row in rows if not row.get("named", True) and 100 * row["accuracy"] >= floor]
+    if others:
+        xs, ys = [1000 * row[cost] for row in others], [100 * row["accuracy"] for row in others]
+        axes.plot(xs, ys, ".", color="0.75", markersize=4, label="other reducers", zorder=1)
+    rows = [row for row in rows if row.get("named", True)]
     for name in dict.fromkeys(row["method"] for row in rows):
         line = sorted((row for row in rows if row["method"] == name), key=lambda row: row[cost])
         xs, ys = [1000 * row[cost] for row in line], [100 * row["accuracy"] for row in line]

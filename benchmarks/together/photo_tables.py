@@ -58,7 +58,8 @@ def _ladder(result: dict[str, Any]) -> list[str]:
 
 
 def _reducers(result: dict[str, Any]) -> list[str]:
-    return [f"Token reducers, seed 0:\n\n{rows_table(result['reducers'])}", *verdicts(result["reducers"])]
+    rows = result["reducers"]
+    return [f"Token reducers, seed 0:\n\n{rows_table(rows, rows[0])}", *verdicts(rows)]
 
 
 def _trainings(result: dict[str, Any]) -> list[str]:

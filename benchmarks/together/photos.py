@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +28,7 @@ from benchmarks.cells import accuracy_of
 from benchmarks.embedded import PART
 from benchmarks.statistics import RESAMPLES
 from benchmarks.together import frontier, reference_ladder
-from benchmarks.together.compositions import families
+from benchmarks.together.compositions import FEW, compose, families
 from benchmarks.together.photo_models import CLIP as TEACHER
 from benchmarks.together.photo_models import (
     HALF,
@@ -263,9 +264,11 @@ def _reducers(
         spread = part.subset([index * len(part) // count for index in range(count)])  # classes follow one another
         batches[split] = loader(spread, data.preprocess, frontier.BATCH)
     timed = torch.cat([batch["image"] for batch in batches["test"]])[: frontier.BATCH if smoke else frontier.TIMED]
-    methods = families(teacher, {0: wave}, smoke, embedded=False)
+    methods = families(teacher, {0: wave}, FEW, smoke, embedded=False)
+    composing = partial(compose, teacher=teacher, waves={0: wave}, smoke=smoke)
     budgets, rounds = (frontier.BUDGETS[1:3], 1) if smoke else (frontier.BUDGETS, frontier.ROUNDS)
-    return frontier.measure(methods, batches["val"], batches["test"], data.class_prompts, budgets, timed, rounds)
+    splits = batches["val"], batches["test"]
+    return frontier.measure(methods, composing, *splits, data.class_prompts, budgets, timed, rounds)
 
 
 def stand_in(root: Path) -> Path:

@@ -1,6 +1,7 @@
 """The frontier on a tiny CLIP and noise: what is observed, what it costs, and what a whole run says."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,15 +14,19 @@ from benchmarks.mlip.shapes_runs import MLIP_ROW
 from benchmarks.together import compositions, frontier
 from benchmarks.together.compositions import (
     DENSE,
+    FEW,
     FINE_KEEPS,
     KEEPS,
     RANKED,
     SEEDED,
     TRAINED,
+    Family,
+    compose,
     families,
-    reducers,
+    training_free,
 )
 from benchmarks.together.frontier import (
+    best_reducers,
     cascade,
     class_texts,
     classifier,
@@ -31,10 +36,12 @@ from benchmarks.together.frontier import (
     render,
     seconds_per_image,
 )
+from benchmarks.together.operating_points import Setting
 from benchmarks.training import shapes
 from benchmarks.waveclip.controls import CASCADE, HALF, LATER_WAVE, TRAINED_ON, WAVE
 from common.clip import CLIP
 from common.flops import count_macs
+from common.reducer_registry import named
 from common.testing import TINY_CAPTIONS
 from mlip.model import MLIP
 from patchrank.predictor import RankPredictor, save_predictor
@@ -73,7 +80,7 @@ def four_blocks(image_size=32):
 @pytest.fixture(scope="module")
 def methods(tiny):
     clip, wave = tiny
-    return families(clip, {0: wave})
+    return [*families(clip, {0: wave}, FEW), *compose(FEW, clip, {0: wave})]
 
 
 @pytest.fixture
@@ -87,7 +94,7 @@ def controlled(tiny, untrained):
         paths[-1].parent.mkdir(parents=True)
         CLIP(four_blocks(size)).save(paths[-1])
     clip, wave = tiny
-    yield families(clip, {0: wave, 1: WaveTower.from_image_tower(clip.image_tower).eval()})
+    yield families(clip, {0: wave, 1: WaveTower.from_image_tower(clip.image_tower).eval()}, FEW)
     for path in paths:
         path.unlink(), path.parent.rmdir()
 
@@ -104,11 +111,37 @@ def noise(split="val", pictures=16, image_size=None):
 
 
 def test_every_method_stands_alone_and_training_free_ones_in_the_fine_level(methods):
-    names = list(reducers(0.5, 16, 4))
-    alone = [DENSE, *(f"teacher + {name}" for name in names), WAVE]
+    titles = [named(name).title for name in FEW]
+    alone = [DENSE, *(f"teacher + {title}" for title in titles), WAVE]
     assert [method.name for method in methods if not method.composed] == alone
-    assert [method.name for method in methods if method.composed] == [f"{WAVE} + {name}" for name in names]
+    assert [method.name for method in methods if method.composed] == [f"{WAVE} + {title}" for title in titles]
     assert all(list(method.models) == list(FINE_KEEPS) for method in methods if method.composed)
+
+
+@torch.no_grad()
+def test_every_reducer_that_needs_no_training_stands_on_the_frontier():
+    clip = CLIP(four_blocks(48)).eval()
+    wave = WaveTower.from_image_tower(clip.image_tower).eval()
+    names = training_free()
+    assert {"divprune", "atc", "diffrate", "gtp", "zoo-prune"} <= set(names)
+    assert not {"crossget", "dynamicvit", "recoverable-compression"} & set(names)
+    alone = [method for method in families(clip, {0: wave}, names) if method.reducer]
+    joined = compose(names, clip, {0: wave})
+    assert [method.reducer for method in alone] == names
+    assert {method.reducer for method in joined} == {name for name in names if "levels" not in named(name).exceptions}
+    pictures = torch.randn(2, 3, 48, 48)
+    for method in (*alone, *joined):
+        assert method.models[min(method.models)][0].encode_image(pictures).isfinite().all(), method.name
+
+
+def test_the_reducers_that_are_best_within_a_budget_are_composed_and_random_beside_them():
+    methods = [Family(f"teacher + {name}", {0.5: ()}, (), reducer=name) for name in ("random", "tome", "evit", "atc")]
+    accuracies = {"random": (0.4, 1.0), "tome": (0.6, 2.0), "evit": (0.5, 1.0), "atc": (0.55, 2.0)}
+    known = {
+        f"teacher + {name}": [Setting(f"teacher + {name}", 0.5, None, *found)] for name, found in accuracies.items()
+    }
+    assert best_reducers(methods, known, [1.0, 2.0, 3.0]) == ["random", "tome", "evit"]
+    assert best_reducers(methods, known, [0.5]) == ["random"]
 
 
 def test_a_composition_pays_for_the_whole_coarse_level_and_less_for_the_fine_one(methods):
@@ -218,7 +251,11 @@ def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
     assert all(row["val"]["gmacs"] <= max(budgets) * (1 + 1e-6) for row in rows[1:])
     rendered = render(result)
     table = [line for line in rendered["md"].splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(rows) and len({line.count("|") for line in table}) == 1
+    assert len(table) == 2 * 2 + len(rows) and len({line.count("|") for line in table}) == 1
+    (hidden,) = re.findall("<details>(.*)</details>", rendered["md"], re.DOTALL)
+    named_rows = {row["method"] for row in rows if row["named"]}
+    assert all((f"| {row['method']} |" in hidden) != (row["method"] in named_rows) for row in rows)
+    assert {row["method"].removeprefix(f"{WAVE} + ") for row in rows if row["composed"]} >= {named("random").title}
     assert f"| {DENSE} | one seed | – | – | {rows[0]['gmacs']:.4f} | 100 % |" in rendered["md"]
     assert all(f"{name}: not run; `{command}`" in rendered["md"] for name, (_, command) in TRAINED.items())
     assert [axes.get_xlabel() for axes in rendered["figures"]["frontier"].axes] == [
@@ -247,7 +284,7 @@ def test_trained_methods_are_there_when_their_weights_are(tiny, untrained):
     save_predictor(predictor, paths[RANKED], 1, torch.float32)
     mlip.save(paths["MLIP"])
     try:
-        by_name = {method.name: method for method in families(clip, {0: wave})}
+        by_name = {method.name: method for method in families(clip, {0: wave}, FEW)}
     finally:
         paths[RANKED].unlink(), paths["MLIP"].unlink()
     assert by_name.keys() & TRAINED.keys() == {RANKED, "MLIP"}

@@ -49,7 +49,8 @@ def test_a_composition_that_refines_nothing_is_no_composition():
 
 
 def test_a_row_says_how_many_seeds_it_has():
-    lines = rows_table([row(DENSE, seeds=1), row(WAVE)]).splitlines()[2:]
+    dense = row(DENSE, seeds=1)
+    lines = rows_table([dense, row(WAVE)], dense).splitlines()[2:]
     assert [line.split(" | ")[1] for line in lines] == ["one seed", "3"]
 
 
