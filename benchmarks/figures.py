@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 from cycler import cycler
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -47,6 +48,15 @@ def save(figures: Mapping[str, Figure], folder: Path = RESULTS) -> list[Path]:
             figure.savefig(paths[-2], dpi=DPI, metadata={"Software": None})
             figure.savefig(paths[-1], metadata={"Date": None, "Creator": None})
     return paths
+
+
+def legend_entries(figure: Figure) -> dict[str, Artist]:
+    """One legend for all panels: what is drawn in any of them, by its label, in the order of the panels."""
+    entries: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    return entries
 
 
 def name_lines(axes: Axes, room: float = 0.4) -> None:

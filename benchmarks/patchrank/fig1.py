@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Result, missing_runs, percent, saved, table
+from benchmarks.figures import legend_entries
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.rows import ROWS, Known, Source, attended, planned, pruned, tuned
 from benchmarks.patchrank.runs import COMMAND, KINDS, results
@@ -108,22 +109,26 @@ def _costs(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 def _draw(result: dict[str, Any]) -> Figure:
     tasks = list(dict.fromkeys(row["task"] for row in result["rows"])) or [task.name for task in TASKS[:1]]
+    curves = list(dict.fromkeys(row["curve"] for row in result["rows"]))
     figure = Figure(figsize=(3.4 * len(tasks), 3.6), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         for row in (row for row in result["rows"] if row["task"] == task):
             points = sorted(row["points"], key=lambda point: point["gmacs"])
             means = [100 * fmean(point["accuracy"]) for point in points]
             xs, spread = [point["gmacs"] for point in points], [100 * _spread(point["accuracy"]) for point in points]
-            marker = "osD^v"[len(axes.containers)]  # lines that coincide keep their own marks
-            axes.errorbar(xs, means, spread, fmt=f"{marker}-", markersize=4, capsize=2, label=row["curve"])
+            # A curve has one look in all panels, and lines that coincide keep their own marks.
+            number = curves.index(row["curve"])
+            style = {"color": f"C{number}", "marker": "osD^v"[number], "markersize": 4, "capsize": 2}
+            axes.errorbar(xs, means, spread, label=row["curve"], **style)
         top1 = next(100 * row["unpruned"] for row in result["rows"] if row["task"] == task) if result["rows"] else None
         if top1 is not None:
             axes.axhline(top1, color="0.5", linewidth=1, linestyle=":", label="unpruned, untuned")
         axes.set(title=task, xlabel="GMACs a picture", ylabel="top-1, %")
         axes.locator_params(axis="x", nbins=4)
     if result["rows"]:
-        handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 2 * len(tasks)))
+        entries = legend_entries(figure)
+        columns = min(len(entries), 2 * len(tasks))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
     return figure
 
 

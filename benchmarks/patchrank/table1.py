@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import read_log
 from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, saved, table
-from benchmarks.figures import COLOURS
+from benchmarks.figures import COLOURS, legend_entries
 from benchmarks.patchrank import comparisons
 from benchmarks.patchrank.methods import DENSE, REVISION, remark
 from benchmarks.patchrank.rows import ROWS, Known, correct, name_of_tuned, planned, tuned
@@ -204,13 +204,14 @@ def _draw(result: dict[str, Any]) -> Figure:
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         for number, row in enumerate(result["rows"]):
             if task in row["accuracy"]:
-                # Every row has its own pair of colour and mark, on all panels the same.
+                # Every row has its own pair of colour and mark, on all panels the same, hollow where two coincide.
                 style = {"color": COLOURS[number % len(COLOURS)], "marker": "osD"[number // len(COLOURS)]}
                 top1 = 100 * fmean(row["accuracy"][task])
-                axes.plot(row["gmacs"][task], top1, linestyle="none", label=row["row"], **style)
+                axes.plot(row["gmacs"][task], top1, linestyle="none", fillstyle="none", label=row["row"], **style)
                 if row["row"] == DENSE:
                     axes.axhline(top1, color="0.7", linewidth=1, zorder=0)
         axes.set(title=f"{task}, keep {KEEP}", xlabel="GMACs a picture", ylabel="top-1, %")
-    if axes.lines:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.locator_params(axis="x", nbins=4)
+    if entries := legend_entries(figure):
+        figure.legend(entries.values(), entries.keys(), loc="outside right center")
     return figure

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.registry import benchmark_of
-from benchmarks.report import headlines, reducers
+from benchmarks.report import headlines, reducers, sweeps
 from benchmarks.report.page import build
 from benchmarks.together import deploy, frontier_tables
 from benchmarks.training import retrain
@@ -29,6 +29,7 @@ OTHERS: dict[str, Callable[[], str]] = {
     "frontier-summary": lambda: _stored("frontier", frontier_tables.summary),
     "headlines": headlines.table,
     "reducers": reducers.overview,
+    "reducers-at-equal-cost": sweeps.at_equal_cost,
     "reducers-in-tiles": reducers.in_tiles,
     "reducers-one-by-one": reducers.descriptions,
     "retrain": retrain.table,

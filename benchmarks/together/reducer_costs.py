@@ -35,14 +35,16 @@ WHOLE = "whole tower"
 def reduced(tower: ImageTower, keep: float, layer: int) -> tuple[dict[str, ReducedTower], dict[str, str]]:
     """A tower for each installed reducer, by name; and for those that cannot work in this tower, why.
 
-    Half resolution keeps a quarter, whatever ``keep`` is.
+    Half resolution keeps a quarter, whatever ``keep`` is. A trained reducer has untrained modules: they cost the same.
     """
     texts = torch.randn(CLASSES, tower.embed_dim, generator=torch.Generator().manual_seed(0))
     towers, reasons = {}, {}
     for name, entry in sorted(installed_reducers().items()):
         rate = 0.25 if name == "half-resolution" else keep
+        modules = entry.untrained(tower.width, len(tower.transformer.resblocks)) if entry.untrained else None
+        setting = setting_for(tower, rate, layer, texts=texts)._replace(trained=modules)
         try:
-            towers[name] = ReducedTower(tower, entry.reducers(setting_for(tower, rate, layer, texts=texts))).eval()
+            towers[name] = ReducedTower(tower, entry.reducers(setting)).eval()
         except ValueError as error:
             reasons[name] = str(error)
     return towers, reasons
@@ -113,7 +115,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     cells += [[f"`{name}`", *["–"] * (len(head) - 1)] for name in result["reasons"]]
     note = (
         f"Image tower of {result['model']}; {100 * result['keep']:.0f} % of the patches from block {result['layer']} "
-        f"on, half resolution a quarter; {setting['dtype']}, {setting['device']}, {setting['threads']} threads. In "
+        "on, half resolution a quarter; what is trained has random weights; "
+        f"{setting['dtype']}, {setting['device']}, {setting['threads']} threads. In "
         f"each of {setting['rounds']} rounds all towers ran in turn; speeds are medians, “faster” is the median of the "
         "rounds' ratios to the whole tower, with its bootstrap interval."
     )

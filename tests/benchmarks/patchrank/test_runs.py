@@ -297,8 +297,22 @@ def test_every_row_has_a_mark_of_its_own_beside_a_line_of_the_unpruned_model(wit
         marks = [(line.get_color(), line.get_marker()) for line in axes.lines if line.get_linestyle() == "None"]
         assert len(set(marks)) == len(marks) == len(ROWS)
         assert len(axes.lines) == len(ROWS) + 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(ROWS)
     (curves,) = rendered("patchrank-fig1")["figures"].values()
     assert all("unpruned, untuned" in axes.get_legend_handles_labels()[1] for axes in curves.axes)
+
+
+def test_one_legend_names_what_any_panel_shows_and_a_curve_has_one_look(with_results):
+    known = known_results()
+    last = TASKS[-1].key
+    with_results({name: run for name, run in known.items() if not name.startswith((f"{last}-text", f"{last}-coupled"))})
+    (table,), (curves,) = (rendered(name)["figures"].values() for name in ("patchrank-table1", "patchrank-fig1"))
+    assert {text.get_text() for text in table.legends[0].get_texts()} == set(ROWS)
+    looks = {}
+    for axes in curves.axes:
+        for line in axes.containers:
+            looks.setdefault(line.get_label(), set()).add(line.lines[0].get_color())
+    assert len(looks) > len(curves.axes[-1].containers) and all(len(colours) == 1 for colours in looks.values())
 
 
 def test_rivals_are_compared_at_equal_keep_and_at_equal_cost(with_results):

@@ -20,7 +20,7 @@ def test_every_reducer_has_a_row_or_a_reason(result):
     whole, *rows = result["rows"]
     assert whole["reducer"] == reducer_costs.WHOLE
     assert {row["reducer"] for row in rows} | result["reasons"].keys() == set(installed_reducers())
-    assert all("is trained" in result["reasons"][name] for name in ("crossget", "dynamicvit"))
+    assert {"crossget", "dynamicvit"} <= {row["reducer"] for row in rows}  # with untrained modules, which cost the same
     tower, image = CLIP.tiny().image_tower, torch.zeros(1, 3, 32, 32)
     (row,) = (row for row in rows if row["reducer"] == "divprune")
     assert row["gmacs"] == count_macs(ReducedTower(tower, {0: DivPrune(0.6)}), image).gmacs
