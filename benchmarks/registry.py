@@ -193,6 +193,7 @@ BENCHMARKS = (
         "every token reducer at ViT-B/16: multiply-adds, and speed beside the whole tower",
         "together.reducer_costs",
     ),
+    Benchmark("fewer-patches", "FLIP and A-CLIP: pretraining on a part of each picture", "patchrank.pretraining"),
     Benchmark("models", "what works on each of open_clip's architectures", "together.architectures"),
     Benchmark(
         "photos",

@@ -103,7 +103,7 @@ def table() -> str:
         level = result.get("test", {}).get("top1")  # a Guide has none
         accuracy = cells.accuracy(level["accuracy"], level["interval"]) if level else "–"
         rows.append([run.name, f"{result['minutes']:.0f}", "–", accuracy, f"`{shlex.join(command(run))}`"])
-    for name, runs in shapes.FAMILIES:
+    for name, runs in (*shapes.FAMILIES, *shapes.FEWER_PATCHES):
         finished = [run.name for run in runs if run.name in known]
         rows.append(_family(name, finished, [known[run]["minutes"] for run in finished]))
     head = ["run", "minutes", "coarse, test [95 %]", "fine, test [95 %]", "command"]

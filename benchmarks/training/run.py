@@ -60,6 +60,8 @@ RECIPES = {
     "patchrank/embedded_reducer_tuning.yaml": 1,
     "patchrank/embedded_dynamicvit.yaml": 8,
     "patchrank/embedded_prompts.yaml": 1,
+    "patchrank/embedded_flip.yaml": 30,
+    "patchrank/embedded_aclip.yaml": 60,
 }
 """Minutes of each recipe's whole length on 2 cores."""
 Evaluation = Callable[[Path, str], dict[str, Any]]

@@ -66,12 +66,30 @@ FAMILIES = (
     _family("waveclip96", _WAVE_96, 35, STUDENT_96),
 )
 """The runs of one training with other seeds, in the order in which they stand on each other."""
-RUNS = tuple(run for _, runs in FAMILIES for run in runs)
+FEWER_PATCHES = (
+    _family("flip", "patchrank/embedded_flip.yaml", 30),
+    _family("captions", _CLIP, 45, settings={"model": {"class_weight": 0}}),
+    _family("aclip", "patchrank/embedded_aclip.yaml", 60),
+)
+"""Pretrainings that see a part of each picture, and a CLIP that learns from captions alone, as A-CLIP does."""
+RUNS = tuple(run for _, runs in (*FAMILIES, *FEWER_PATCHES) for run in runs)
+Known = dict[str, dict[str, dict[int, Answers]]]
+"""Answers by family ("shapes-teacher"), split, and training seed, ascending."""
 
 
 def file(name: str) -> Path:
     """Where a run's answers lie."""
     return STORED / f"{name}.npz"
+
+
+def finished(families: Sequence[tuple[str, Sequence[Run]]] = FAMILIES) -> Known:
+    """The answers of every finished run of these families."""
+    known: Known = {}
+    for name, runs in families:
+        parts = {run.seed: answers.read(file(run.name)) for run in runs if file(run.name).is_file()}
+        if parts:
+            known[name] = {split: {seed: part[split] for seed, part in parts.items()} for split in SPLITS}
+    return known
 
 
 def evaluate(

@@ -18,8 +18,8 @@ from benchmarks.cells import Result, points, table
 from benchmarks.statistics import RESAMPLES, difference, holm, mean_interval
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.training import shapes as trained
-from benchmarks.waveclip import answers, controls
-from benchmarks.waveclip.answers import Answers
+from benchmarks.training.shapes import Known
+from benchmarks.waveclip import controls
 from benchmarks.waveclip.controls import SeedAnswers
 from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from benchmarks.waveclip.saving import ALLOWANCE, saving
@@ -35,8 +35,6 @@ FROM_LONGER = "shapes-waveclip-longer"
 """The family of WaveCLIPs whose teacher is the one trained on, of seed 0."""
 BEYOND = ("unseen", "retrieval")
 """Splits of held-out names, and of pictures among whose captions their own is to be found."""
-Known = dict[str, dict[str, dict[int, Answers]]]
-"""Answers by family ("shapes-teacher"), split, and training seed, ascending."""
 _ARCHITECTURE = "common/shapes_clip.json"
 
 
@@ -74,16 +72,6 @@ LINES = (
 )
 
 
-def known() -> Known:
-    """The answers of every finished run."""
-    families: Known = {}
-    for name, runs in trained.FAMILIES:
-        parts = {run.seed: answers.read(file) for run in runs if (file := trained.file(run.name)).is_file()}
-        if parts:
-            families[name] = {split: {seed: part[split] for seed, part in parts.items()} for split in trained.SPLITS}
-    return families
-
-
 def costs() -> dict[str, Cost]:
     """The image tower's cost of one picture: teacher, half-resolution tower, and both exits of a WaveCLIP."""
     architecture = load_architecture(_ARCHITECTURE)
@@ -97,7 +85,7 @@ def costs() -> dict[str, Cost]:
 def run(smoke: bool = False) -> dict[str, Any]:
     """All rows whose trainings are finished, and the savings once all controls are. smoke: few resamples."""
     resamples = 20 if smoke else RESAMPLES
-    families, priced = known(), costs()
+    families, priced = trained.finished(), costs()
     result = {
         "name": "waveclip-shapes",
         "conditions": conditions("embedded", seeds=len(trained.SEEDS), chosen_on="val", reported_on="test"),

@@ -13,7 +13,9 @@ from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
 from common.cli import main as lightning
 
-CHANGED = [runs[1] for _, runs in shapes.FAMILIES]  # a recipe as it stands: tests/test_configs.py
+CHANGED = [
+    runs[1] for _, runs in (*shapes.FAMILIES, *shapes.FEWER_PATCHES)
+]  # a recipe as it stands: tests/test_configs.py
 
 
 @pytest.mark.parametrize("run", CHANGED, ids=lambda run: run.name)
@@ -56,7 +58,7 @@ def test_table_says_what_was_not_run(monkeypatch, tmp_path):
     made = {"minutes": 24.2, "test": {"top1": {"accuracy": 0.55, "interval": [0.54, 0.56]}}}
     (tmp_path / "teacher.json").write_text(json.dumps(made))
     text = retrain.table()
-    assert text.count("not run |") == 2 * (len(FIRST) - 1 + len(shapes.FAMILIES))
+    assert text.count("not run |") == 2 * (len(FIRST) - 1 + len(CHANGED))
     assert "| teacher | 24 | – | 55.0 [54.0, 56.0] |" in text
 
 

@@ -88,7 +88,7 @@ def test_a_wave_clip_of_the_longer_training_is_compared_with_its_own_teacher(fam
 
 
 def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(families, monkeypatch):
-    monkeypatch.setattr(shapes, "known", lambda: families)
+    monkeypatch.setattr(shapes.trained, "finished", lambda: families)
     page = shapes.render(shapes.run(smoke=True))
     assert "**Headline** (3 training seeds)" in page["md"] and set(page["figures"]) == {"waveclip-shapes"}
     del families["shapes-longer"], families["shapes-waveclip-longer"]
@@ -100,5 +100,5 @@ def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(famili
 
 
 def test_without_any_training_the_page_says_so(monkeypatch):
-    monkeypatch.setattr(shapes, "known", dict)
+    monkeypatch.setattr(shapes.trained, "finished", dict)
     assert "No training of revision 2 is finished" in shapes.render(shapes.run(smoke=True))["md"]
