@@ -91,7 +91,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         **{"dtype": "float32", "batch": BATCH, "rounds": rounds, "reducers": REDUCERS, "names": len(prompts())},
     )
     timed = torch.cat([batch["image"] for batch in batches("test", PART)])[: BATCH if smoke else TIMED]
-    splits = [batches(split, pictures[split]) for split in ("val", "test")]
+    splits = [list(batches(split, pictures[split])) for split in ("val", "test")]
     composing = partial(compose, teacher=teacher, waves=waves, smoke=smoke)
     rows = measure(methods, composing, *splits, prompts(), budgets, timed, rounds)
     return {
@@ -116,8 +116,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for every method's best setting on ``val`` within each budget, with its numbers on ``test`` and its time.
 
-    alone: the dense teacher first.  compose: names of reducers -> compositions with them.  prompts: one a class.
-    timed: the images that are timed [M,3,S,S].
+    alone: the dense teacher first.  compose: names of reducers -> compositions with them.  val: batches, which are
+    read twice.  prompts: one a class.  timed: the images that are timed [M,3,S,S].
     """
     costs = costs_of(alone, timed.shape[-1])
     limits = [costs[DENSE, None][0] * share for share in budgets]

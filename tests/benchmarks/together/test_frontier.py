@@ -240,7 +240,7 @@ def test_a_cascade_lacks_what_its_parts_lack(methods):
 
 def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
     monkeypatch.setattr(frontier, "models", lambda: tiny)
-    monkeypatch.setattr(frontier, "batches", lambda split, pictures: noise(split))
+    monkeypatch.setattr(frontier, "batches", lambda split, pictures: iter(noise(split)))
     monkeypatch.setattr(frontier, "prompts", lambda: PROMPTS)
     result = json.loads(json.dumps(frontier.run(smoke=True)))
     rows = result["rows"]
