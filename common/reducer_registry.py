@@ -8,8 +8,8 @@ Shapes: C classes, E joint dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -69,7 +69,7 @@ class Entry:
     """A reducer of the list.
 
     name: as commands take it.  title: as tables print it.
-    cls: its class, whose docstring describes it.
+    cls: its class, whose docstring describes it; several entries may share one.
     place: "before", "middle" or "after" a block, where it stands.
     build: ``Setting`` -> reducers by their places.  tiled: the same for a picture in tiles, which they join in one
         sequence; None: it works in one picture alone.
@@ -79,6 +79,7 @@ class Entry:
         answer does not depend on its batch), "identity" (keep 1 changes nothing), "levels" (works in WaveCLIP's
         levels).
     untrained: (width D, blocks L) -> the modules with which its training begins; None: it is not trained.
+    options: arguments of ``cls`` beside the keep rate, where it has another form than the class by itself.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Entry:
     exceptions: dict[str, str]
     untrained: Callable[[int, int], nn.Module] | None = None
     tiled: Callable[[Setting], dict[Place, Reducer]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def reducers(self, setting: Setting) -> dict[Place, Reducer]:
         """The reducers of one setting, by their places. ValueError: a setting that lacks what this reducer needs."""
@@ -191,14 +193,18 @@ def reducer(
     exceptions: dict[str, str] | None = None,
     untrained: Callable[[int, int], nn.Module] | None = None,
     tiled: Callable[[Setting], dict[Place, Reducer]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Callable[[type], type]:
-    """Put a class on the list; see ``Entry``. build: None is one reducer, ``cls(keep)``, at ``place`` of ``layer``."""
+    """Put a class on the list; see ``Entry``. A class may join more than once, under another name and in another form.
+
+    build: None is one reducer, ``cls(keep, **options)``, at ``place`` of ``layer``.
+    """
     assert set(needs) <= set(NEEDS) and name not in REDUCERS and ("training" in needs) == bool(untrained), name
 
     def register(cls: type) -> type:
-        builder = build or (lambda setting: {at(setting.layer, place): cls(setting.keep)})
+        builder = build or (lambda setting: {at(setting.layer, place): cls(setting.keep, **(options or {}))})
         stated = (name, title, cls, place, builder, needs, source, licence, differs)
-        REDUCERS[name] = Entry(*stated, exceptions or {}, untrained, tiled)
+        REDUCERS[name] = Entry(*stated, exceptions or {}, untrained, tiled, options or {})
         return cls
 
     return register

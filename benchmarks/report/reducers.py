@@ -109,14 +109,23 @@ def in_tiles() -> str:
 
 
 def descriptions() -> str:
-    """A section for each reducer: its docstring, where it comes from, and what differs from the released code."""
+    """A section for each reducer: its docstring, where it comes from, and what differs from the released code.
+
+    A class that is on the list twice is described once, under its first name.
+    """
     return "\n\n".join(_section(entry) for _, entry in sorted(REDUCERS.items())) + "\n"
 
 
 def _section(entry: Entry) -> str:
     origin = f"Source: {entry.source}. Licence: {entry.licence}."
-    lines = [f"### {entry.title}", f"`{entry.name}` is `{entry.cls.__name__}`. {origin}"]
-    lines.append(_markdown(inspect.getdoc(entry.cls)))
+    form = "".join(f", {name}={value!r}" for name, value in entry.options.items())
+    call = f"{entry.cls.__name__}(keep{form})" if form else entry.cls.__name__
+    lines = [f"### {entry.title}", f"`{entry.name}` is `{call}`. {origin}"]
+    first = next(other for other in REDUCERS.values() if other.cls is entry.cls)
+    if entry is first:
+        lines.append(_markdown(inspect.getdoc(entry.cls)))
+    else:
+        lines.append(f"Described under [{first.title}](#{first.title.lower().replace(' ', '-')}).")
     if entry.differs:
         lines.append(f"Differs: {entry.differs}")
     lines += [f"{EXCEPTIONS[kind]}: {reason}." for kind, reason in entry.exceptions.items()]

@@ -18,7 +18,7 @@ from common.reducer_registry import named, setting_for
 from common.reduction import ReducedTower
 from common.tiles import TiledTower
 from common.zeroshot import embed_prompts
-from patchrank.reducers import DivPrune, EViT
+from patchrank.reducers import ClassAttention, DivPrune, EViT
 from tests.common.towers import NAMES, tiny_directory
 
 KEEP = ["--keep", "0.75,0.5"]
@@ -38,12 +38,10 @@ def answers(model, tower, data):
 
 
 def test_rows_are_the_reducers_own_accuracy_and_cost(model, data, sweep, tmp_path):
-    assert sweep(model, "--reducers", "divprune,evit", *KEEP, "--place", "1") == 0
+    names = ["divprune", "evit", "evit-averaged", "class-attention-after"]
+    assert sweep(model, "--reducers", ",".join(names), *KEEP, "--place", "1") == 0
     rows = {(row["reducer"], row["keep"]): row for row in result(tmp_path / "out")["rows"]}
-    assert list(rows) == [
-        ("whole model", None),
-        *[(name, keep) for name in ("divprune", "evit") for keep in (0.75, 0.5)],
-    ]
+    assert list(rows) == [("whole model", None), *[(name, keep) for name in names for keep in (0.75, 0.5)]]
     tower = load_model(model).images.image_tower
     whole = answers(model, tower, data)
     image = torch.zeros(1, 3, 32, 32)
@@ -51,6 +49,8 @@ def test_rows_are_the_reducers_own_accuracy_and_cost(model, data, sweep, tmp_pat
         ("whole model", None): {},
         ("divprune", 0.5): {1: DivPrune(0.5)},
         ("evit", 0.75): {(1, "middle"): EViT(0.75)},
+        ("evit-averaged", 0.75): {(1, "middle"): EViT(0.75, "averaged")},
+        ("class-attention-after", 0.5): {(1, "after"): ClassAttention(0.5)},
     }.items():
         reduced, row = ReducedTower(tower, places), rows[name, keep]
         correct = answers(model, reduced, data)
