@@ -58,10 +58,10 @@ def tower_macs(places: Mapping[Place, TokenReducer], tiles: int = 1) -> tuple[in
 
 
 def _at_the_setting(entry: Entry) -> dict[Place, TokenReducer]:
-    keep = 0.25 if entry.name == "half-resolution" else KEEP
     with torch.device("meta"):
         modules, texts = entry.untrained and entry.untrained(WIDTH, BLOCKS), torch.empty(CLASSES, EMBED)
-    return entry.reducers(Setting(keep, LAYER, GRID**2, BLOCKS, GRID, tower=object(), trained=modules, texts=texts))
+    rate = entry.rate(KEEP)
+    return entry.reducers(Setting(rate, LAYER, GRID**2, BLOCKS, GRID, tower=object(), trained=modules, texts=texts))
 
 
 def overview() -> str:

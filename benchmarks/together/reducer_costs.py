@@ -40,9 +40,9 @@ def reduced(tower: ImageTower, keep: float, layer: int) -> tuple[dict[str, Reduc
     texts = torch.randn(CLASSES, tower.embed_dim, generator=torch.Generator().manual_seed(0))
     towers, reasons = {}, {}
     for name, entry in sorted(installed_reducers().items()):
-        rate = 0.25 if name == "half-resolution" else keep
+        setting = setting_for(tower, entry.rate(keep), layer, texts=texts)
         try:
-            towers[name] = ReducedTower(tower, entry.reducers(setting_for(tower, rate, layer, texts=texts))).eval()
+            towers[name] = ReducedTower(tower, entry.reducers(setting)).eval()
         except ValueError as error:
             reasons[name] = str(error)
     return towers, reasons

@@ -123,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"{model.name} stops at a level by the classes of zeroshot; take --task zeroshot")
     choice, scorings = _scorings(model, sources, place, settings, args)
     asked = points(model, args)
+    _say_fixed_rates(asked, args.keeps)
     folder = args.out or runs_directory() / "sweeps" / _name(model, args)
     journal = Journal(folder / JOURNAL, _identity(model, choice, settings, args))
     sweep(Measure(model, settings.device, args.batches), asked, scorings, journal, args.budget)
@@ -177,9 +178,20 @@ def points(model: Model, args: argparse.Namespace) -> list[Point]:
             values = args.thresholds if own == "threshold" else args.keeps
             chosen += [Point(**{own: value}) for value in values]
         else:
-            named(name)
-            chosen += [Point(name, keep, places) for places in schedules for keep in args.keeps]
+            rates = named(name).rates or args.keeps
+            chosen += [Point(name, keep, places) for places in schedules for keep in rates]
     return chosen
+
+
+def _say_fixed_rates(asked: Sequence[Point], keeps: Sequence[float]) -> None:
+    """Print a line for each reducer that cannot have the keep rates that were asked for."""
+    from common.reducer_registry import named
+
+    for name in dict.fromkeys(point.reducer for point in asked if point.reducer is not None):
+        rates = named(name).rates
+        if rates and set(rates) != set(keeps):
+            only = ", ".join(map(str, rates))
+            print(f"{name} keeps {only} of the patches whatever --keep says; it is measured there")
 
 
 def _schedules(model: Model, given: list[tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -92,24 +92,32 @@ def test_larger_pictures_are_compared_with_all_of_their_tiles(model, data, sweep
 
 
 def test_every_file_is_written_and_opens(model, sweep, tmp_path, capsys):
-    assert sweep(model, "--reducers", "tome,centre-crop,half-resolution", *KEEP, timed="1,8") == 0
+    assert sweep(model, "--reducers", "tome,centre-crop,dynamicvit", *KEEP, timed="1,8") == 0
     out = tmp_path / "out"
     assert "tome" in capsys.readouterr().out
     with open(out / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["reducer"] for row in rows] == ["whole model", "tome", "tome", *["centre-crop"] * 2, "half-resolution"]
+    assert [row["reducer"] for row in rows] == ["whole model", "tome", "tome", *["centre-crop"] * 2, "dynamicvit"]
     for row in rows[:-1]:
         for column in ("images_per_second_batch_1", "images_per_second_batch_8", "faster_batch_8", "memory_mb"):
             assert float(row[column]) > 0
     assert rows[0]["faster_batch_8"] == "1.0"
-    assert rows[-1]["keep"] == "0.75 0.5" and rows[-1]["reason"].startswith("half-resolution keeps a quarter")
+    assert rows[-1]["keep"] == "0.75 0.5" and rows[-1]["reason"].startswith("dynamicvit is trained")
     with Image.open(out / "sweep.png") as image:
         image.load()
     assert "<svg" in (out / "sweep.svg").read_text()
-    assert "- `half-resolution` (keep 0.75, 0.5; place 0): half-resolution keeps" in (out / "sweep.md").read_text()
+    assert "- `dynamicvit` (keep 0.75, 0.5; place 0): dynamicvit is trained" in (out / "sweep.md").read_text()
     page = (out / "sweep.html").read_text()
     stored = json.loads(re.search(r'id="sweep-data">(.*?)</script>', page, re.S)[1])
     assert stored["rows"] == result(out)["rows"] and "<!--" not in page
+
+
+def test_a_reducer_of_one_keep_rate_is_measured_there_once(model, sweep, tmp_path, capsys):
+    assert sweep(model, "--reducers", "half-resolution,random", *KEEP, "--place", "1") == 0
+    rows = [(row["reducer"], row["keep"]) for row in result(tmp_path / "out")["rows"][1:]]
+    assert rows == [("half-resolution", 0.25), ("random", 0.75), ("random", 0.5)]
+    said = "half-resolution keeps 0.25 of the patches whatever --keep says; it is measured there\n"
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_an_interrupted_sweep_goes_on_to_the_same_result(model, sweep, tmp_path, monkeypatch, capsys):

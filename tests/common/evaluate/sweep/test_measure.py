@@ -18,7 +18,7 @@ from common.flops import count_macs
 from common.memory import working_memory
 from common.models import OPEN_CLIP, Model
 from common.preprocess import Preprocess
-from common.reducer_registry import installed_reducers
+from common.reducer_registry import installed_reducers, named
 from common.reduction import ReducedTower
 from patchrank import PatchRankTower, RankPredictor
 from patchrank.reducers import DivPrune
@@ -76,8 +76,7 @@ def records(model, points):
 def test_every_reducer_runs_on_a_siglip_or_says_why_not():
     model = model_of(SigLIPShaped(), 16)
     names = sorted(installed_reducers())
-    rate = {"half-resolution": 0.25}
-    points = [WHOLE, *[completed(model, Point(name, rate.get(name, 0.5))) for name in names]]
+    points = [WHOLE, *[completed(model, Point(name, named(name).rate(0.5))) for name in names]]
     measured = records(model, points)
     for point, record in measured.items():
         if point != WHOLE and "reason" not in record:
