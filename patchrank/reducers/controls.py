@@ -25,7 +25,7 @@ def _crop(setting: Setting) -> dict[Place, Reducer]:
 @reducer(
     "centre-crop",
     "centre crop",
-    needs=("grid",),
+    needs=("places",),
     source="a control; with other radii in Haurum et al., 2023 (Which Tokens to Use?)",
     licence="none is needed",
     build=_crop,
