@@ -23,6 +23,7 @@ from common.evaluate.points import (
     add_point,
     at_size,
     behind,
+    check_reducers,
     completed,
     mean_macs,
     model_at,
@@ -93,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"--threshold {args.threshold:g} stops by the classes of zeroshot; take --tasks zeroshot")
     if args.first is not None and args.threshold is None:
         raise ValueError(f"--first {args.first} needs --threshold, the margin at which its answer stands")
+    if args.reducer is not None:
+        check_reducers([args.reducer])
     import torch
 
     from common.data.lookup import Place, source

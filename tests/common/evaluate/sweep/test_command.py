@@ -19,6 +19,7 @@ from common.reduction import ReducedTower
 from common.tiles import TiledTower
 from common.zeroshot import embed_prompts
 from patchrank.reducers import ClassAttention, DivPrune, EViT
+from tests.common.fresh import answers as fresh_answers
 from tests.common.towers import NAMES, tiny_directory
 
 KEEP = ["--keep", "0.75,0.5"]
@@ -217,13 +218,45 @@ def test_levels_are_swept_by_their_threshold(sweep, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
+        (["--keep", "0.5"], "keep 0.5: wave prunes no tokens by itself; give a threshold"),
+        (["--place", "1"], "--place 1 is the block of a reducer; name it with --reducers"),
+        (
+            ["--reducers", "tome", "--threshold", "0.5"],
+            "--threshold 0.5: it is wave's own; add own to --reducers tome",
+        ),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(sweep, tmp_path, others, message, capsys):
+    assert sweep(str(tiny_directory(tmp_path / "wave")), *others) == 1
+    assert capsys.readouterr().err == f"effclip sweep: error: {message}\n"
+
+
+def test_a_grid_or_place_that_makes_no_sense_needs_no_torch(tmp_path):
+    line = ["sweep", "--model", str(tmp_path), "--data", "embedded"]
+    wrong = {("--keep", "0.9-0.3"): "no number and no range", ("--place", "6,3"): "give 3,6", ("--timed", "0"): "1,8"}
+    found = fresh_answers([[*line, *others] for others in wrong])
+    for (others, said), answer in zip(wrong.items(), found, strict=True):
+        assert answer.code == 1 and said in answer.printed and "torch" not in answer.imported, others
+
+
+def test_a_misspelt_reducer_is_answered_before_the_model_and_the_data_are_opened(model, sweep, monkeypatch, capsys):
+    for opened in ("common.models.load_model", "common.data.lookup.source"):
+        monkeypatch.setattr(opened, lambda *arguments, **named: pytest.fail("opened before the names were checked"))
+    assert sweep(model, "--reducers", "tome,divprun") == 1
+    assert "no reducer 'divprun'; there are atc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
         (["--keep", "0.9-0.3"], "--keep 0.9-0.3: '0.9-0.3' is no number and no range; write 0.7, 0.7,0.5 or 0.9..0.3"),
         (["--reducers", "diffrate", "--keep", "0.5,0"], "--keep 0: the share of the tokens that stay lies in (0, 1]"),
         (["--threshold", "0.5,7"], "--threshold 7: confidence lies in [0, 1]"),
         (["--place", "0,7"], "places [0, 7]: the blocks of this tower are 0 to 1; give some of those"),
-        (["--place", "1,0"], "places [1, 0] must be numbers of blocks in ascending order"),
+        (["--place", "1,0"], "--place 1,0: blocks stand in ascending order, each of them once; give 0,1"),
         (["--place", "third"], "--place third: 'third' is no number of a block"),
         (["--reducers", "divprun"], "no reducer 'divprun'; there are atc, ats, centre-crop"),
+        (["--threshold", "0.5"], "threshold 0.5: model has no levels to stop at; leave it out"),
         (["--reducers", "own"], "--reducers own: model has neither levels nor a keep rate"),
         (["--timed", "0"], "--timed 0: '0' is no number of pictures; give such as 1,8, or no"),
         (["--budget", "-1"], "--budget -1 must be a number of GMACs above 0"),
