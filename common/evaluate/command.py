@@ -197,6 +197,7 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
 def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings) -> None:
     """Run one task, print its numbers and write its file. A task whose file exists is only reported."""
     from common.conditions import conditions
+    from common.data.lookup import scale_of
 
     what = f"{plan.task} on {args.data} {plan.data.split}"
     what += "" if args.point is None else f" at {args.point.name}"
@@ -206,7 +207,7 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
         print(f"{what}: done before, {file} (delete it to run again)")
         return
     at_start = conditions(
-        plan.data.scale,
+        scale_of(args.data, model.image_size),
         **plan.depends,
         batch=settings.batch_size,
         workers=settings.workers,

@@ -104,6 +104,7 @@ def test_every_file_is_written_and_opens(model, sweep, tmp_path, capsys):
             assert float(row[column]) > 0
     assert rows[0]["faster_batch_8"] == "1.0"
     assert rows[-1]["keep"] == "0.75 0.5" and rows[-1]["reason"].startswith("dynamicvit is trained")
+    assert result(out)["conditions"]["scale"] == "own data"
     with Image.open(out / "sweep.png") as image:
         image.load()
     assert "<svg" in (out / "sweep.svg").read_text()
