@@ -21,7 +21,7 @@ _OUTPUTS = (":!*/results/*", ":!*/weights/*")
 def conditions(scale: str, **others: Any) -> dict[str, Any]:
     """The conditions of a run that starts now.
 
-    scale: "paper" or "embedded".  others: seeds, dtype, batch, and everything else that the run depends on.
+    scale: "paper", "embedded" or "own data".  others: seeds, dtype, batch, and everything else that the run depends on.
     "device" is a GPU's name, or a CPU's kind with the vector instructions that its times and rounding depend on.
     "revision" is None outside a git checkout. "clean" means that no tracked file differs from the revision, except
     for results and weights, which a run writes itself.

@@ -8,9 +8,10 @@ Shapes: C classes, E joint dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from math import isclose
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class Entry:
     """A reducer of the list.
 
     name: as commands take it.  title: as tables print it.
-    cls: its class, whose docstring describes it.
+    cls: its class, whose docstring describes it; several entries may share one.
     place: "before", "middle" or "after" a block, where it stands.
     build: ``Setting`` -> reducers by their places.  tiled: the same for a picture in tiles, which they join in one
         sequence; None: it works in one picture alone.
@@ -79,6 +80,8 @@ class Entry:
         answer does not depend on its batch), "identity" (keep 1 changes nothing), "levels" (works in WaveCLIP's
         levels).
     untrained: (width D, blocks L) -> the modules with which its training begins; None: it is not trained.
+    options: arguments of ``cls`` beside the keep rate, where it has another form than the class by itself.
+    rates: the only keep rates that it can have; none: it can have any.
     """
 
     name: str
@@ -93,9 +96,18 @@ class Entry:
     exceptions: dict[str, str]
     untrained: Callable[[int, int], nn.Module] | None = None
     tiled: Callable[[Setting], dict[Place, Reducer]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rates: tuple[float, ...] = ()
+
+    def rate(self, keep: float) -> float:
+        """The keep rate at which it works where ``keep`` is asked for: ``keep``, or the nearest of ``rates``."""
+        return min(self.rates, key=lambda rate: abs(rate - keep), default=keep)
 
     def reducers(self, setting: Setting) -> dict[Place, Reducer]:
         """The reducers of one setting, by their places. ValueError: a setting that lacks what this reducer needs."""
+        if not isclose(setting.keep, self.rate(setting.keep)):
+            only = " or ".join(f"{rate:g}" for rate in self.rates)
+            raise ValueError(f"{self.name} keeps {only} of the patches, never {setting.keep:g}; give keep {only}")
         if setting.tiles > 1 and self.tiled is None:
             able = ", ".join(sorted(name for name, entry in REDUCERS.items() if entry.tiled))
             raise ValueError(f"{self.name} has no budget over the tiles of a picture; take one of {able}")
@@ -191,14 +203,19 @@ def reducer(
     exceptions: dict[str, str] | None = None,
     untrained: Callable[[int, int], nn.Module] | None = None,
     tiled: Callable[[Setting], dict[Place, Reducer]] | None = None,
+    options: Mapping[str, Any] | None = None,
+    rates: tuple[float, ...] = (),
 ) -> Callable[[type], type]:
-    """Put a class on the list; see ``Entry``. build: None is one reducer, ``cls(keep)``, at ``place`` of ``layer``."""
+    """Put a class on the list; see ``Entry``. A class may join more than once, under another name and in another form.
+
+    build: None is one reducer, ``cls(keep, **options)``, at ``place`` of ``layer``.
+    """
     assert set(needs) <= set(NEEDS) and name not in REDUCERS and ("training" in needs) == bool(untrained), name
 
     def register(cls: type) -> type:
-        builder = build or (lambda setting: {at(setting.layer, place): cls(setting.keep)})
+        builder = build or (lambda setting: {at(setting.layer, place): cls(setting.keep, **(options or {}))})
         stated = (name, title, cls, place, builder, needs, source, licence, differs)
-        REDUCERS[name] = Entry(*stated, exceptions or {}, untrained, tiled)
+        REDUCERS[name] = Entry(*stated, exceptions or {}, untrained, tiled, options or {}, rates)
         return cls
 
     return register

@@ -58,10 +58,10 @@ def tower_macs(places: Mapping[Place, TokenReducer], tiles: int = 1) -> tuple[in
 
 
 def _at_the_setting(entry: Entry) -> dict[Place, TokenReducer]:
-    keep = 0.25 if entry.name == "half-resolution" else KEEP
     with torch.device("meta"):
         modules, texts = entry.untrained and entry.untrained(WIDTH, BLOCKS), torch.empty(CLASSES, EMBED)
-    return entry.reducers(Setting(keep, LAYER, GRID**2, BLOCKS, GRID, tower=object(), trained=modules, texts=texts))
+    rate = entry.rate(KEEP)
+    return entry.reducers(Setting(rate, LAYER, GRID**2, BLOCKS, GRID, tower=object(), trained=modules, texts=texts))
 
 
 def overview() -> str:
@@ -109,14 +109,23 @@ def in_tiles() -> str:
 
 
 def descriptions() -> str:
-    """A section for each reducer: its docstring, where it comes from, and what differs from the released code."""
+    """A section for each reducer: its docstring, where it comes from, and what differs from the released code.
+
+    A class that is on the list twice is described once, under its first name.
+    """
     return "\n\n".join(_section(entry) for _, entry in sorted(REDUCERS.items())) + "\n"
 
 
 def _section(entry: Entry) -> str:
     origin = f"Source: {entry.source}. Licence: {entry.licence}."
-    lines = [f"### {entry.title}", f"`{entry.name}` is `{entry.cls.__name__}`. {origin}"]
-    lines.append(_markdown(inspect.getdoc(entry.cls)))
+    form = "".join(f", {name}={value!r}" for name, value in entry.options.items())
+    call = f"{entry.cls.__name__}(keep{form})" if form else entry.cls.__name__
+    lines = [f"### {entry.title}", f"`{entry.name}` is `{call}`. {origin}"]
+    first = next(other for other in REDUCERS.values() if other.cls is entry.cls)
+    if entry is first:
+        lines.append(_markdown(inspect.getdoc(entry.cls)))
+    else:
+        lines.append(f"Described under [{first.title}](#{first.title.lower().replace(' ', '-')}).")
     if entry.differs:
         lines.append(f"Differs: {entry.differs}")
     lines += [f"{EXCEPTIONS[kind]}: {reason}." for kind, reason in entry.exceptions.items()]

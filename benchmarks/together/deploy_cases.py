@@ -141,7 +141,7 @@ def _scenes(split: str, count: int | None) -> Labelled:
     shown, labels = first_pictures(split, count or SPLITS[_REVISION][split][0], _REVISION)
     data = ClassificationSet(Samples(shown, labels.tolist(), names), SHAPES, names, TEMPLATES)
     version = recipe_hash(revision=_REVISION)
-    return Labelled(split, names, TEMPLATES, "accuracy", partial(loader, data), "embedded", version)
+    return Labelled(split, names, TEMPLATES, "accuracy", partial(loader, data), version)
 
 
 def of_user(given: Mapping[str, str], folder: Path, smoke: bool) -> Case:

@@ -21,7 +21,7 @@ from common.clip import load_architecture
 from common.data.classification import ClassificationSet
 from common.data.embedded.tasks import drawing
 from common.data.loader import position
-from common.data.lookup import EMBEDDED_TASKS, Place, labelled_set, splits_of
+from common.data.lookup import EMBEDDED_TASKS, Place, labelled_set, scale_of, splits_of
 from common.data.pictures import loader
 from common.data.reader import caption_id, collate
 from common.data.sources import few_shot
@@ -182,7 +182,7 @@ class ClassificationDataModule(LightningDataModule):
             self.training = self.training.subset(few_shot(self.training.labels, shots, seed))
         tokenizer = Tokenizer(text["context_length"], text.get("vocabulary")) if captions else None
         self.view = TrainingView(self.training, self._training_transform(), seed, tokenizer)
-        self.scale = "embedded" if name in EMBEDDED_TASKS else "paper"
+        self.scale = scale_of(name, self.image_size)
         self.attribution = drawing(EMBEDDED_TASKS[name]).ATTRIBUTION if name in EMBEDDED_TASKS else None
 
     @property

@@ -51,6 +51,9 @@ EMBEDDED: dict[str, tuple[str, ...]] = {
 EMBEDDED_TASKS = {f"embedded-{task}": task for task in TASKS}
 """The few-shot tasks of ``common.data.embedded.tasks`` by their names in this file."""
 
+PAPER_PIXELS = 224
+"""The side of the smallest pictures on which the papers report."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -71,7 +74,7 @@ class Labelled:
 
     templates: prompts for the names, see ``common.zeroshot.Template``; none for a user's own pictures.
     metric: "accuracy" or "mean_per_class", the one that papers report.
-    scale: "paper" or "embedded".  version: a hash that changes with the pictures.
+    version: a hash that changes with the pictures.
     account: of the samples; its ``delivered`` stays 0 where the loader does not count them.
     """
 
@@ -80,7 +83,6 @@ class Labelled:
     templates: Sequence[Template]
     metric: str
     loader: Loader
-    scale: str = "paper"
     version: str = ""
     account: Account = field(default_factory=Account)
 
@@ -92,7 +94,6 @@ class Captioned:
     split: str
     captions: Sequence[Sequence[str]]
     loader: Loader
-    scale: str = "paper"
     version: str = ""
     account: Account = field(default_factory=Account)
 
@@ -149,6 +150,18 @@ def _entry(name: str) -> Entry:
     return catalogue.entry(known, protocol or "mlip")
 
 
+def scale_of(name: str, image_size: int) -> str:
+    """The scale of results on a data set (see ``splits_of``) of a model for pictures of so many pixels.
+
+    "embedded": pictures that the suite draws, or a tower smaller than any paper's; "own data": a user's; "paper".
+    """
+    if name in REVISIONS or name in EMBEDDED_TASKS:
+        return "embedded"
+    if _own(name):
+        return "own data"
+    return "paper" if image_size >= PAPER_PIXELS else "embedded"
+
+
 def source(name: str, task: str, split: str | None = None, place: Place | None = None) -> Labelled | Captioned:
     """The pictures of a split (None: the default one) for a task, Captioned for "retrieval"; see ``splits_of``.
 
@@ -170,7 +183,7 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
     if task != "retrieval":
         pictures = labelled_set(name, split, place)
         if name in EMBEDDED_TASKS:
-            return replace(_labelled(split, pictures, tasks_version()), scale="embedded")
+            return _labelled(split, pictures, tasks_version())
         labelled = _labelled(split, pictures, pictures.version)
         return replace(labelled, templates=()) if _own(name) else labelled
     entry, root = _entry(name), _root(name, place)
@@ -240,7 +253,7 @@ def _embedded_classes(split: str, revision: int) -> Labelled:
         batches = _embedded_loader(split.removesuffix("-alone"), revision, preprocess, batch_size, workers)
         return ({**batch, "label": batch["label"] - first} for batch in batches) if first else batches
 
-    return Labelled(split, names, TEMPLATES, "accuracy", loader, "embedded", recipe_hash(revision=revision))
+    return Labelled(split, names, TEMPLATES, "accuracy", loader, recipe_hash(revision=revision))
 
 
 def _embedded_captions(split: str, revision: int) -> Captioned:
@@ -251,4 +264,4 @@ def _embedded_captions(split: str, revision: int) -> Captioned:
         return _embedded_loader(split, revision, preprocess, batch_size, min(workers, 1))
 
     captions = [[scene(split, index, revision)[1]] for index in indices(split, revision)]
-    return Captioned(split, captions, loader, "embedded", recipe_hash(revision=revision))
+    return Captioned(split, captions, loader, recipe_hash(revision=revision))

@@ -93,6 +93,7 @@ def calibrate(
     ValueError: the model has no setting, or no setting meets the wish.
     """
     from common.conditions import conditions
+    from common.data.lookup import scale_of
     from common.deploy.calibration import Calibration, choose, thinned
     from common.evaluate.tasks import Settings
 
@@ -105,7 +106,8 @@ def calibrate(
             f"{deployed.name} has one cost, {deployed.costs[0]:.4g} GMACs a picture, and nothing to calibrate; a model "
             "with levels or keep rates has, and so has a cascade (--first)"
         )
-    at_start = conditions(data.scale, data=name, split=data.split, data_version=data.version, limit=settings.limit)
+    scale = scale_of(name, deployed.model.image_size)
+    at_start = conditions(scale, data=name, split=data.split, data_version=data.version, limit=settings.limit)
     at_start["preprocess"] = asdict(deployed.model.preprocess)
     if deployed.first is not None:
         at_start["first_preprocess"] = asdict(deployed.first.model.preprocess)

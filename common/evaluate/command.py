@@ -23,6 +23,7 @@ from common.evaluate.points import (
     add_point,
     at_size,
     behind,
+    check_reducers,
     completed,
     mean_macs,
     model_at,
@@ -93,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"--threshold {args.threshold:g} stops by the classes of zeroshot; take --tasks zeroshot")
     if args.first is not None and args.threshold is None:
         raise ValueError(f"--first {args.first} needs --threshold, the margin at which its answer stands")
+    if args.reducer is not None:
+        check_reducers([args.reducer])
     import torch
 
     from common.data.lookup import Place, source
@@ -194,6 +197,7 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
 def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settings) -> None:
     """Run one task, print its numbers and write its file. A task whose file exists is only reported."""
     from common.conditions import conditions
+    from common.data.lookup import scale_of
 
     what = f"{plan.task} on {args.data} {plan.data.split}"
     what += "" if args.point is None else f" at {args.point.name}"
@@ -203,7 +207,7 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
         print(f"{what}: done before, {file} (delete it to run again)")
         return
     at_start = conditions(
-        plan.data.scale,
+        scale_of(args.data, model.image_size),
         **plan.depends,
         batch=settings.batch_size,
         workers=settings.workers,

@@ -8,7 +8,7 @@ Shapes: C classes, E joint dim.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
@@ -91,13 +91,36 @@ def setting_of(model: Model) -> str | None:
     return paths_of(model.images).setting_name if model.first is None else "threshold"
 
 
+def check_own(model: Model, name: str, value: str) -> None:
+    """ValueError: the model has no setting of its own of this name, "threshold" or "keep", to take a ``value``."""
+    own = setting_of(model)
+    if name == "threshold" != own:
+        raise ValueError(f"threshold {value}: {model.name} has no levels to stop at; leave it out")
+    if name == "keep" != own:
+        mend = "give a threshold" if own == "threshold" else "name a reducer"
+        raise ValueError(f"keep {value}: {model.name} prunes no tokens by itself; {mend}")
+
+
+def check_reducers(names: Iterable[str]) -> None:
+    """ValueError: a name that is not on the list of reducers. It needs torch, but neither a model nor data."""
+    from common.reducer_registry import installed_reducers, named
+
+    installed_reducers()
+    for name in names:
+        named(name)
+
+
 def read_places(text: str | None) -> tuple[int, ...]:
-    """The blocks that "3,6,9" names; none for None. ValueError: no whole numbers."""
+    """The blocks that "3,6,9" names; none for None. ValueError: no whole numbers, or not in ascending order."""
     words = [] if text is None else text.split(",")
     wrong = [word for word in words if not word.strip().isdigit()]
     if wrong:
         raise ValueError(f"--place {text}: {wrong[0]!r} is no number of a block; give one, or several such as 3,6,9")
-    return tuple(int(word) for word in words)
+    places = tuple(int(word) for word in words)
+    if list(places) != sorted(set(places)):
+        order = ",".join(map(str, sorted(set(places))))
+        raise ValueError(f"--place {text}: blocks stand in ascending order, each of them once; give {order}")
+    return places
 
 
 def read_values(text: str, option: str) -> list[float]:
@@ -208,14 +231,12 @@ def images_at(model: Model, point: Point, classes: Classes | None = None) -> nn.
             return TiledTower(tower, model.image_size, reducers).eval()
         texts = classes() if classes is not None and "texts" in entry.needs else None
         return ReducedTower(tower, schedule(entry, tower, point.keep, places, texts=texts)).eval()
-    setting = setting_of(model)
-    if point.threshold is not None and setting != "threshold":
-        raise ValueError(f"threshold {point.threshold:g}: {model.name} has no levels to stop at; leave it out")
-    if point.keep is not None and setting != "keep":
-        raise ValueError(f"keep {point.keep:g}: {model.name} prunes no tokens by itself; name a reducer")
+    for name, value in (("threshold", point.threshold), ("keep", point.keep)):
+        if value is not None:
+            check_own(model, name, f"{value:g}")
     if point.threshold is not None and model.first is not None:
         return Cascade(model.first, model)
-    if setting == "keep":
+    if setting_of(model) == "keep":
         return model.images.at(1.0 if point.keep is None else point.keep)
     return model.images
 

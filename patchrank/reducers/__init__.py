@@ -15,7 +15,7 @@ from patchrank.reducers.gtp import GTP
 from patchrank.reducers.kmedoids import KMedoids
 from patchrank.reducers.mctf import MCTF
 from patchrank.reducers.pitome import PiToMe
-from patchrank.reducers.prumerge import PruMerge
+from patchrank.reducers.prumerge import PruMerge, PruMergePlus
 from patchrank.reducers.random import RandomKeep, RandomPerPicture
 from patchrank.reducers.recoverable import RecoverableCompression
 from patchrank.reducers.tca import TokenCondensation
@@ -46,6 +46,7 @@ __all__ = [
     "KMedoids",
     "PiToMe",
     "PruMerge",
+    "PruMergePlus",
     "RandomKeep",
     "RandomPerPicture",
     "RecoverableCompression",

@@ -14,13 +14,23 @@ from patchrank.reducers.tiles import EvenTiles, HiREDTiles
 
 
 @reducer(
+    "class-attention-after",
+    "class attention, after the block",
+    place="after",
+    needs=("class token",),
+    source="Patch Ranking's Figures 1 and 5 (WACV 2025), whose baseline ranks by block 3 after running it",
+    licence="its released code (MIT) holds it in comments alone",
+    differs="The block runs whole, and its attention chooses what leaves it. `hired` on one picture is the same with "
+    "keep·K rounded down.",
+)
+@reducer(
     "class-attention",
     "class attention",
     needs=("class token",),
     source="the baseline of Patch Ranking's Figures 1 and 5 (WACV 2025)",
     licence="its released code (MIT) holds it in comments alone",
     tiled=EvenTiles.of,
-    differs="The paper's comparison ranks by block 3 after running it: place `after`, block 3.",
+    differs="The paper's comparison ranks by block 3 after running it: `class-attention-after`, block 3.",
 )
 class ClassAttention(Keeping):
     """Keep the patches to which the class token attends most: top R of a_j = mean over heads of A[class, j].

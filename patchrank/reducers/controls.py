@@ -25,7 +25,7 @@ def _crop(setting: Setting) -> dict[Place, Reducer]:
 @reducer(
     "centre-crop",
     "centre crop",
-    needs=("grid",),
+    needs=("places",),
     source="a control; with other radii in Haurum et al., 2023 (Which Tokens to Use?)",
     licence="none is needed",
     build=_crop,
@@ -56,8 +56,6 @@ class CentreCrop(Keeping):
 
 
 def _half(setting: Setting) -> dict[Place, Reducer]:
-    if abs(setting.keep - 0.25) > 1e-6:
-        raise ValueError(f"half-resolution keeps a quarter of the patches; give keep 0.25 instead of {setting.keep}")
     return {setting.layer: HalfResolution(setting.grid)}
 
 
@@ -70,6 +68,7 @@ def _half(setting: Setting) -> dict[Place, Reducer]:
     differs="Tokens are averaged, not pixels. A tower for pictures of half the side, with resized positions, is "
     "another control: `make reproduce-waveclip-shapes`.",
     build=_half,
+    rates=(0.25,),
     exceptions=_LEVELS | {"identity": "it always keeps a quarter"},
 )
 class HalfResolution(TokenReducer):

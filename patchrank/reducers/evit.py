@@ -19,15 +19,25 @@ from patchrank.scores import keep_count
 
 
 @reducer(
+    "evit-averaged",
+    "EViT, averaged",
+    place="middle",
+    needs=("class token",),
+    source="ours, after EViT",
+    licence="none is needed",
+    differs="keep·K is rounded, not rounded up, and the fused token is the attention-weighted mean of its patches, so "
+    "it has the scale of a token. Otherwise it is `evit`, which does what the released code does.",
+    options={"form": "averaged"},
+)
+@reducer(
     "evit",
     "EViT",
     place="middle",
     needs=("class token",),
     source="Liang et al., ICLR 2022 (EViT)",
     licence="released code Apache-2.0",
-    differs="It stands at three places there (blocks 3, 6, 9). After a reducer with proportional attention the fused "
-    "token counts as its patches do. "
-    "`form=averaged` is ours: rounded counts and the attention-weighted mean, which has the scale of a token.",
+    differs="This is the released form; `evit-averaged` is the other one. It stands at three places there (blocks 3, "
+    "6, 9). After a reducer with proportional attention the fused token counts as its patches do.",
 )
 class EViT(Keeping):
     """Keep the ceil(keep·K) patches to which the class token attends most, and fuse the others: x_f = Σ a_j x_j.

@@ -31,11 +31,12 @@ def _build(setting: Setting) -> dict[Place, Reducer]:
     "gtp",
     "GTP-ViT",
     place="middle",
-    needs=("attention", "grid"),
+    needs=("attention", "places"),
     source="Xu et al., WACV 2024 (GTP-ViT)",
     licence="released code Apache-2.0",
-    differs="The graph is the spatial one of its released variants, α = 0.1 its default; it removes a few tokens in "
-    "every block there. Tokens that stand for several patches have no place and pass nothing on.",
+    differs="The graph is the spatial one of its released variants, α = 0.1 its default. It removes a few tokens in "
+    "every block there, each time from the same graph, as several places do here. Tokens that stand for several "
+    "patches have no place and pass nothing on.",
     build=_build,
     exceptions={"levels": "the tokens of a level are no square grid"},
 )

@@ -1,4 +1,4 @@
-"""PruMerge: attended patches stay, and each takes in what is like it.
+"""PruMerge and PruMerge+: some patches stay, and each takes in what is like it.
 
 Shapes: B images, N tokens, K patch tokens, R kept, D width, H heads.
 """
@@ -25,7 +25,8 @@ from patchrank.reducers.groups import append_fused
     source="Shang et al., ICCV 2025 (LLaVA-PruMerge)",
     licence="released code Apache-2.0",
     differs="Released, the number of kept patches is that of outliers (above the third quartile by 1.5 interquartile "
-    "ranges) and differs from picture to picture; here it is keep·K. It reads the last block there.",
+    "ranges) and differs from picture to picture; here it is keep·K. It reads the last block there. `prumerge-plus` is "
+    "its other form.",
 )
 class PruMerge(Keeping):
     """Keep the R patches of highest a, and add to each what is like it: x_i' = x_i + Σ_j a_j x_j over 32 others.
@@ -47,6 +48,10 @@ class PruMerge(Keeping):
             return 0
         return call.class_row + call.keys + (2 * kept + 1) * call.patches * call.width
 
+    def chosen(self, attention: Tensor, count: int, context: ReductionContext) -> Tensor:
+        """The places (long [B,R], ascending) of the patches that stay, by the attention [B,K] that they got."""
+        return in_order(most(attention, count))
+
     def forward(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
         """x [B,N,D] -> x with R patch tokens in the order of their places, and one of all that go, at position -1."""
         patches = context.patches(x)
@@ -60,14 +65,43 @@ class PruMerge(Keeping):
             logits = logits + F.pad(context.bias[:, 0, 0], (logits.shape[-1] - x.shape[1], 0))
         attention = context.patches(logits.softmax(-1)[:, -x.shape[1] :])
         with torch.no_grad():
-            kept = in_order(most(attention, count))
+            kept = self.chosen(attention, count, context)
             keys = F.normalize(wide(context.patches(context.block_keys().transpose(1, 2).flatten(2))), dim=-1)
             likeness = keys.gather(1, kept[..., None].expand(-1, -1, keys.shape[-1])) @ keys.transpose(1, 2)  # [B,R,K]
             likeness = likeness.scatter(2, kept[..., None], -torch.inf)  # a token is not its own neighbour
             near = likeness.topk(min(self.neighbours, tokens - 1), dim=-1).indices
-            chosen = torch.zeros_like(likeness).scatter(2, near, 1.0)
-        weights = (chosen * attention[:, None]).to(x.dtype)
+            taken = torch.zeros_like(likeness).scatter(2, near, 1.0)
+        weights = (taken * attention[:, None]).to(x.dtype)
         gone = ~marked(attention, kept)
         short, remaining = context.select(x, kept)
         short = remaining.with_patches(short, remaining.patches(short) + weights @ patches)
         return append_fused(short, remaining, x, context, attention, gone)
+
+
+@reducer(
+    "prumerge-plus",
+    "PruMerge+",
+    place="middle",
+    needs=("class token", "keys"),
+    source="Shang et al., ICCV 2025 (LLaVA-PruMerge)",
+    licence="released code Apache-2.0",
+    differs="Released, outliers are chosen as in `prumerge`, a share r of all, and every int(int(1/r)/3)-th patch "
+    "joins them, the last patch aside. So about three patches by place come to one by attention. Here that is the "
+    "ratio at every keep rate, with steps that need not be whole, and R is keep·K in every picture. It reads the last "
+    "block there.",
+)
+class PruMergePlus(PruMerge):
+    """PruMerge with other patches that stay: three quarters of the R stand at even steps, the others get the most a.
+
+    Those at even steps are the patches of ranks ⌊i·K/S⌋ by place, i = 0 to S - 1, S = 3R/4 rounded.
+    """
+
+    spatial = 0.75
+
+    def chosen(self, attention: Tensor, count: int, context: ReductionContext) -> Tensor:
+        """The places (long [B,R], ascending) of the patches at even steps, and of the most attended others."""
+        tokens, even = attention.shape[1], round(self.spatial * int(count))
+        steps = torch.arange(even, device=attention.device) * tokens // max(even, 1)
+        spread = context.positions.argsort(dim=1, stable=True)[:, steps]
+        attended = most(attention.masked_fill(marked(attention, spread), -torch.inf), count - even)
+        return in_order(torch.cat([spread, attended], dim=1))

@@ -21,6 +21,8 @@ from common.evaluate.points import (
     add_image_size,
     at_size,
     behind,
+    check_own,
+    check_reducers,
     default_places,
     read_places,
     read_values,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 ALL, OWN = "all", "own"
 """Words of --reducers."""
+KEEPS, THRESHOLDS = "0.9..0.3", "0.1..0.9"
+"""What --keep and --threshold are where they are not given."""
 JOURNAL = "points.jsonl"
 
 
@@ -67,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"names from docs/reducers.md such as divprune,tome,evit; {ALL}: every one; {OWN}: the model's own keep "
         f"rate or threshold. Default: {OWN} for a model with levels, else {ALL} and what is the model's own",
     )
-    add("--keep", default="0.9..0.3", help="keep rates: 0.9..0.3, 0.9..0.3:0.2 or 0.7,0.5 (default %(default)s)")
+    add("--keep", help=f"keep rates: 0.9..0.3, 0.9..0.3:0.2 or 0.7,0.5 (default {KEEPS})")
     add(
         "--place",
         action="append",
@@ -76,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_image_size(command)
     add_first(command, " (zeroshot alone)")
-    add("--threshold", default="0.1..0.9", help="of a model with levels, or of --first (default %(default)s)")
+    add("--threshold", help=f"of a model with levels, or of --first (default {THRESHOLDS})")
     add(
         "--budget",
         type=float,
@@ -97,7 +101,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0. ValueError: something is missing, or two arguments do not fit together."""
     args = parser().parse_args(arguments)
-    args.keeps, args.thresholds = read_values(args.keep, "--keep"), read_values(args.threshold, "--threshold")
+    args.keeps = read_values(KEEPS if args.keep is None else args.keep, "--keep")
+    args.thresholds = read_values(THRESHOLDS if args.threshold is None else args.threshold, "--threshold")
     args.schedules = [read_places(text) for text in args.place or ()]
     args.batches = _batches(args.timed)
     if args.budget is not None and not args.budget > 0:
@@ -105,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.template is not None and args.task != EVALUATIONS[0]:
         raise ValueError(f"--template {args.template} makes prompts of zeroshot; {args.task} has none, leave it out")
     named = model_arguments(args)
+    words = [] if args.reducers is None else args.reducers.split(",")
+    check_reducers(word for word in words if word not in (ALL, OWN))
     from common.data.lookup import Place, source
     from common.evaluate.sweep.journal import Journal
     from common.evaluate.sweep.measure import Measure
@@ -121,8 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model.text_encoder()  # ValueError for a model without a text tower
     if args.task != EVALUATIONS[0] and setting_of(model) == "threshold":
         raise ValueError(f"{model.name} stops at a level by the classes of zeroshot; take --task zeroshot")
-    choice, scorings = _scorings(model, sources, place, settings, args)
     asked = points(model, args)
+    choice, scorings = _scorings(model, sources, place, settings, args)
+    _say_fixed_rates(asked, args.keeps)
     folder = args.out or runs_directory() / "sweeps" / _name(model, args)
     journal = Journal(folder / JOURNAL, _identity(model, choice, settings, args))
     sweep(Measure(model, settings.device, args.batches), asked, scorings, journal, args.budget)
@@ -158,8 +166,8 @@ def _scorings(
 def points(model: Model, args: argparse.Namespace) -> list[Point]:
     """The points of a sweep, the whole model first.
 
-    ValueError: a name that is not on the list, a block that the tower lacks, or the model's own setting where it has
-    none.
+    ValueError: a name that is not on the list, a block that the tower lacks, the model's own setting where it has none,
+    or a --threshold, --keep or --place that no point has.
     """
     from common.reducer_registry import installed_reducers, named
 
@@ -177,9 +185,32 @@ def points(model: Model, args: argparse.Namespace) -> list[Point]:
             values = args.thresholds if own == "threshold" else args.keeps
             chosen += [Point(**{own: value}) for value in values]
         else:
-            named(name)
-            chosen += [Point(name, keep, places) for places in schedules for keep in args.keeps]
+            rates = named(name).rates or args.keeps
+            chosen += [Point(name, keep, places) for places in schedules for keep in rates]
+    _check_used(chosen, model, args)
     return chosen
+
+
+def _check_used(chosen: Sequence[Point], model: Model, args: argparse.Namespace) -> None:
+    """ValueError: a --threshold, --keep or --place that changes no point."""
+    for name in ("threshold", "keep"):
+        text = getattr(args, name)
+        if text is not None and all(getattr(point, name) is None for point in chosen):
+            check_own(model, name, text)
+            raise ValueError(f"--{name} {text}: it is {model.name}'s own; add {OWN} to --reducers {args.reducers}")
+    if args.place and all(point.reducer is None for point in chosen):
+        raise ValueError(f"--place {args.place[0]} is the block of a reducer; name it with --reducers")
+
+
+def _say_fixed_rates(asked: Sequence[Point], keeps: Sequence[float]) -> None:
+    """Print a line for each reducer that cannot have the keep rates that were asked for."""
+    from common.reducer_registry import named
+
+    for name in dict.fromkeys(point.reducer for point in asked if point.reducer is not None):
+        rates = named(name).rates
+        if rates and set(rates) != set(keeps):
+            only = ", ".join(map(str, rates))
+            print(f"{name} keeps {only} of the patches whatever --keep says; it is measured there")
 
 
 def _schedules(model: Model, given: list[tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -12,6 +12,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.conditions import conditions
+from common.data.lookup import scale_of
 from common.evaluate.accuracy import paired_difference
 from common.evaluate.points import Point
 from common.evaluate.sweep.budget import best_within, check_budget
@@ -43,6 +44,7 @@ def sweep(
         best, *_ = best_within(records, budget, compared.column)
         reported = measured(measure, list(dict.fromkeys([WHOLE, best])), scorings[1], journal)
         choice = _choice(budget, records, reported, scorings)
+    scale = scale_of(journal.identity["data"], measure.model.image_size)
     result = {
         "title": f"{measure.model.name} on {journal.identity['data']}, {split}",
         "metric": {"column": compared.column, "label": compared.label, "beside": compared.beside},
@@ -50,7 +52,7 @@ def sweep(
         "note": _note(measure, compared, records[WHOLE]["samples"], choice is not None),
         "timed": list(measure.timed),
         "rows": rows(records, type(compared)),
-        "conditions": conditions(compared.pictures.data.scale, **journal.identity, budget=budget),
+        "conditions": conditions(scale, **journal.identity, budget=budget),
     }
     paths = write(journal.file.parent, result)
     console = Console(width=None if sys.stdout.isatty() else 200)

@@ -6,7 +6,7 @@ import torch
 from common.data import catalogue
 from common.data.embedded import module as embedded
 from common.data.embedded.module import EmbeddedDataModule, indices, prompt, scene, scenes_of
-from common.data.lookup import EMBEDDED, REVISIONS, Place, labelled_set, source, splits_of
+from common.data.lookup import EMBEDDED, REVISIONS, Place, labelled_set, scale_of, source, splits_of
 from common.packaged import default_model
 from common.preprocess import Preprocess
 from common.zeroshot import fill
@@ -95,7 +95,7 @@ def test_sets_of_the_catalogue_are_found_under_a_root(monkeypatch, tmp_path):
     found = source("food101", "zeroshot", place=Place(str(tmp_path)))
     batches = list(found.loader(Preprocess(16), 2, 0))
     assert [int(label) for batch in batches for label in batch["label"]] == [label for _, label in rows["test"]]
-    assert found.class_names == ["apple pie", "baby back ribs"] and found.scale == "paper"
+    assert found.class_names == ["apple pie", "baby back ribs"]
     assert found.version != source("food101", "training", place=Place(str(tmp_path))).version
     with pytest.raises(ValueError, match="Food-101: give --root or set EFFCLIP_DATA"):
         source("food101", "zeroshot")
@@ -107,6 +107,12 @@ def test_captions_of_the_catalogue_ask_for_their_file(tmp_path):
     assert splits_of("coco", "retrieval") == ("test", "val", "train")
     with pytest.raises(ValueError, match=r"MS-COCO: give --captions.*It needs train2014\.zip"):
         source("coco", "retrieval", place=Place(str(tmp_path)))
+
+
+def test_the_scale_of_results_is_that_of_the_data_and_the_tower(tmp_path):
+    assert scale_of("embedded", 224) == scale_of("embedded-sketch", 224) == "embedded"
+    assert scale_of("cifar10", 224) == "paper" and scale_of("cifar10", 32) == "embedded", "a tower for 32 px"
+    assert scale_of(str(tmp_path), 224) == scale_of(str(tmp_path), 32) == "own data"
 
 
 def test_a_folder_called_like_a_set_does_not_hide_it(monkeypatch, tmp_path):

@@ -262,6 +262,13 @@ def test_a_users_mistake_is_one_line(model, others, message, capsys):
     assert message in error
 
 
+def test_a_misspelt_reducer_is_answered_before_the_model_and_the_data_are_opened(model, monkeypatch, capsys):
+    for opened in ("common.models.load_model", "common.data.lookup.source"):
+        monkeypatch.setattr(opened, lambda *arguments, **named: pytest.fail("opened before the name was checked"))
+    assert evaluate(model, "--reducer", "tom", "--keep", "0.5") == 1
+    assert "no reducer 'tom'; there are atc" in capsys.readouterr().err
+
+
 def test_help_and_mistakes_in_the_line_need_no_torch():
     lines = (
         (["--help"], 0, "--text-model"),

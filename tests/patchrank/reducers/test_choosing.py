@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from patchrank.reducers import ATS, GTP, CentreCrop, DivPrune, HalfResolution, KMedoids, ZOOPrune
+from common.reducer_registry import named, schedule
+from common.reduction import ReducedTower
+from patchrank.reducers import ATS, CentreCrop, DivPrune, HalfResolution, KMedoids, ZOOPrune
 from patchrank.reducers.gtp import neighbour_graph
 from patchrank.reducers.kmedoids import k_medoids
 from tests.patchrank.reducers.slow import (
@@ -11,6 +13,7 @@ from tests.patchrank.reducers.slow import (
     at_middle,
     class_row,
     cosine,
+    images,
     plain,
     projections,
     slow_attention,
@@ -113,27 +116,41 @@ def test_ats_takes_the_token_whose_cumulated_significance_is_nearest(tower):
     assert repeats  # or the case is not there
 
 
+def slow_gtp(tower, picture, keep, layers):
+    """One picture through a tower with GTP in the middle of some blocks -> z [E], and the places that are left."""
+    places, x = list(range(PATCHES)), tower.embed(picture[None])[0]
+    near = {(i, j) for i in places for j in places if i != j and abs(i // 4 - j // 4) <= 1 and abs(i % 4 - j % 4) <= 1}
+    degree = [sum((i, j) in near for j in places) for i in places]
+    for layer, block in enumerate(tower.transformer.resblocks):
+        added, weights, _ = slow_attention(block, x)
+        x = x + added
+        if layer in layers:
+            score = [
+                max(float(head[i, i]) for head in weights) * max(float(head[:, i].sum()) for head in weights)
+                for i in range(1, len(x))
+            ]
+            order = sorted(range(len(places)), key=lambda i: -score[i])
+            kept, gone = order[: round(keep * len(places))], order[round(keep * len(places)) :]
+            patches = [x[1 + i].clone() for i in kept]
+            for token, i in zip(patches, kept, strict=True):
+                for j in gone:
+                    if (places[i], places[j]) in near:
+                        token += 0.1 * x[1 + j] / (degree[places[i]] * degree[places[j]]) ** 0.5
+            x, places = torch.stack([x[0], *patches]), [places[i] for i in kept]
+        x = block.feed_forward(x)
+    return tower.pool(x[None])[0], places
+
+
+@pytest.mark.parametrize("layers", [[1], [0, 2]])
 @torch.no_grad()
-def test_gtp_passes_pruned_tokens_to_their_neighbours(tower):
-    x, y, _, context = at_middle(tower, GTP(0.6, grid=4, alpha=0.3))
-    result = context.result
-    block = tower.transformer.resblocks[1]
-    degree = [sum(abs(i // 4 - j // 4) <= 1 and abs(i % 4 - j % 4) <= 1 for j in range(16)) - 1 for i in range(16)]
-    for row in range(2):
-        weights = slow_attention(block, x[row])[1]
-        score = [
-            max(float(head[1 + i, 1 + i]) for head in weights) * max(float(head[:, 1 + i].sum()) for head in weights)
-            for i in range(16)
-        ]
-        order = sorted(range(16), key=lambda i: -score[i])
-        kept, gone = order[:10], order[10:]
-        assert context.positions[row].tolist() == kept
-        for place, i in enumerate(kept):
-            expected = y[row, 1 + i].clone()
-            for j in gone:
-                if abs(i // 4 - j // 4) <= 1 and abs(i % 4 - j % 4) <= 1:
-                    expected += 0.3 * y[row, 1 + j] / (degree[i] * degree[j]) ** 0.5
-            torch.testing.assert_close(result[row, 1 + place], expected, atol=1e-6, rtol=1e-5)
+def test_gtp_passes_pruned_tokens_to_their_neighbours(tower, layers):
+    """At the second of two places to those neighbours that are still there; the graph is that of the whole grid."""
+    reduced = ReducedTower(tower, schedule(named("gtp"), tower, 0.6, layers))
+    z, positions = reduced(images()), reduced.run(images())[1].positions
+    for row, picture in enumerate(images()):
+        expected, places = slow_gtp(tower, picture, 0.6, layers)
+        assert positions[row].tolist() == places and len(places) == {1: 10, 2: 6}[len(layers)]
+        torch.testing.assert_close(z[row], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_graph_of_neighbours_is_symmetric_and_has_no_loops():
@@ -172,6 +189,12 @@ def test_the_centre_of_a_grid_of_four():
     assert sorted(context.positions[0].tolist()) == [5, 6, 9, 10]
     _, context = CentreCrop(0.75, grid=4, norm="l2")(x, plain(x))
     assert set(range(16)) - set(context.positions[0].tolist()) == {0, 3, 12, 15}
+
+
+@torch.no_grad()
+def test_the_centre_is_that_of_the_whole_grid_at_the_second_of_two_places_too(tower):
+    reduced = ReducedTower(tower, schedule(named("centre-crop"), tower, 0.5, [0, 1]))
+    assert sorted(reduced.run(images())[1].positions[0].tolist()) == [5, 6, 9, 10]
 
 
 def test_half_the_resolution_averages_two_by_two():

@@ -34,7 +34,7 @@ def images(count=3):
 
 
 def rate_of(name):
-    return 0.25 if name == "half-resolution" else 0.5
+    return REDUCERS[name].rate(0.5)
 
 
 def trained(name, tower):
@@ -182,6 +182,13 @@ def test_a_reducer_is_refused_without_what_it_reads(tower):
         named("zoo-prune").reducers(Setting(0.5, LAYER, PATCHES, TOWER["layers"], GRID))
     with pytest.raises(ValueError, match="by the classes' texts, so a picture has no embedding of its own; classify"):
         named("recoverable-compression").reducers(Setting(0.5, LAYER, PATCHES, TOWER["layers"], GRID, tower))
+
+
+def test_a_reducer_of_one_keep_rate_alone_says_which(tower):
+    half = named("half-resolution")
+    assert (half.rate(0.9), named("tome").rate(0.9)) == (0.25, 0.9)
+    with pytest.raises(ValueError, match=r"half-resolution keeps 0\.25 of the patches, never 0\.9; give keep 0\.25"):
+        half.reducers(Setting(0.9, LAYER, PATCHES, TOWER["layers"], GRID, tower))
 
 
 def test_a_name_that_is_not_there_lists_those_that_are():

@@ -9,8 +9,20 @@ from sklearn.cluster import AgglomerativeClustering
 from torch.nn import functional as F
 
 from common.reducer_registry import Setting
+from common.reduction import ReductionContext
 from mlip.merging import equal_cost
-from patchrank.reducers import ATC, DPCKNN, MCTF, DiffRate, PiToMe, PruMerge, ToFu, TokenCondensation, VisionZip
+from patchrank.reducers import (
+    ATC,
+    DPCKNN,
+    MCTF,
+    DiffRate,
+    PiToMe,
+    PruMerge,
+    PruMergePlus,
+    ToFu,
+    TokenCondensation,
+    VisionZip,
+)
 from patchrank.reducers.atc import agglomerate
 from patchrank.reducers.diffrate import schedule
 from patchrank.reducers.tca import rate_for
@@ -182,9 +194,21 @@ def test_visionzip_keeps_the_attended_and_gathers_the_rest(tower, form):
         torch.testing.assert_close(outcome.result[row, 1:], torch.stack(expected))
 
 
+def most_attended(attention):
+    """Eight of 16 places."""
+    return sorted(ranked(attention)[:8])
+
+
+def every_fourth_and_one(attention):
+    """Five of 16 places: every fourth, and of the others the one with most attention."""
+    return sorted([0, 4, 8, 12, next(place for place in ranked(attention) if place % 4)])
+
+
+@pytest.mark.parametrize(
+    ("reducer", "choice"), [(PruMerge(8 / 16), most_attended), (PruMergePlus(5 / 16), every_fourth_and_one)]
+)
 @torch.no_grad()
-def test_prumerge_adds_what_is_like_each_kept_token(tower):
-    reducer = PruMerge(0.5)
+def test_prumerge_adds_what_is_like_each_kept_token(tower, reducer, choice):
     reducer.neighbours = 4
     x, y, keys, outcome = at_middle(tower, reducer)
     block = tower.transformer.resblocks[1]
@@ -192,7 +216,7 @@ def test_prumerge_adds_what_is_like_each_kept_token(tower):
         whole = F.linear(block.ln_1(x[row]), block.attn.in_proj_weight, block.attn.in_proj_bias)
         query, key, _ = whole.chunk(3, -1)  # heads are not split
         attention = (query[0] @ key.T / 64**0.5).softmax(-1)[1:].tolist()
-        kept = sorted(ranked(attention)[:8])
+        kept = choice(attention)
         flat, picture = keys[row].transpose(0, 1).flatten(1)[1:], y[row, 1:]
         for place, i in enumerate(kept):
             near = sorted((j for j in range(16) if j != i), key=lambda j: -cosine(flat[i], flat[j]))[:4]
@@ -200,7 +224,18 @@ def test_prumerge_adds_what_is_like_each_kept_token(tower):
             torch.testing.assert_close(outcome.result[row, 1 + place], expected)
         extra = sum(attention[j] * picture[j] for j in range(16) if j not in kept)
         torch.testing.assert_close(outcome.result[row, -1], extra)
-        assert outcome.positions[row].tolist() == [*kept, -1] and outcome.sizes[row].tolist() == [1.0] * 8 + [8.0]
+        sizes = [1.0] * len(kept) + [16.0 - len(kept)]
+        assert outcome.positions[row].tolist() == [*kept, -1] and outcome.sizes[row].tolist() == sizes
+
+
+def test_prumerge_plus_keeps_what_the_released_code_keeps():
+    """Of 60 patches 5 are outliers, a twelfth: every int(12/3)-th joins them. Outliers stand at none of those here."""
+    attention = torch.rand(2, 60, generator=torch.Generator().manual_seed(0))
+    attention[:, ::4] = 0
+    context = ReductionContext(torch.arange(60).expand(2, -1))
+    kept = PruMergePlus(20 / 60).chosen(attention, 20, context)
+    for row in range(2):
+        assert kept[row].tolist() == sorted({*ranked(attention[row].tolist())[:5], *range(0, 60, 4)})
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.reducer_registry import named, setting_for
 from common.reduction import ReducedTower, ReductionContext
 from patchrank.golden import golden_ranking
 from patchrank.reducers import ClassAttention, EViT, GoldenOracle, HiRED, RandomKeep, ToMe
@@ -126,6 +127,19 @@ def test_evit_fuses_what_it_drops(tower, form, count):
         assert context.positions[row].tolist() == kept + [-1] * (form is not None)
     if form is not None:
         assert context.sizes.tolist() == [[1.0] * count + [16.0 - count]] * 2
+
+
+@torch.no_grad()
+def test_the_other_form_and_the_other_place_have_names_of_their_own(tower):
+    """So that a command reaches them: `--reducer evit-averaged`, `--reducer class-attention-after`."""
+    for name, places in {
+        "evit": {(1, "middle"): EViT(0.7, "released")},
+        "evit-averaged": {(1, "middle"): EViT(0.7, "averaged")},
+        "class-attention": {1: ClassAttention(0.7)},
+        "class-attention-after": {(1, "after"): ClassAttention(0.7)},
+    }.items():
+        listed = ReducedTower(tower, named(name).reducers(setting_for(tower, 0.7, 1)))
+        torch.testing.assert_close(listed(images()), ReducedTower(tower, places)(images()))
 
 
 @torch.no_grad()

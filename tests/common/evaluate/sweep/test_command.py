@@ -18,7 +18,8 @@ from common.reducer_registry import named, setting_for
 from common.reduction import ReducedTower
 from common.tiles import TiledTower
 from common.zeroshot import embed_prompts
-from patchrank.reducers import DivPrune, EViT
+from patchrank.reducers import ClassAttention, DivPrune, EViT
+from tests.common.fresh import answers as fresh_answers
 from tests.common.towers import NAMES, tiny_directory
 
 KEEP = ["--keep", "0.75,0.5"]
@@ -38,12 +39,10 @@ def answers(model, tower, data):
 
 
 def test_rows_are_the_reducers_own_accuracy_and_cost(model, data, sweep, tmp_path):
-    assert sweep(model, "--reducers", "divprune,evit", *KEEP, "--place", "1") == 0
+    names = ["divprune", "evit", "evit-averaged", "class-attention-after"]
+    assert sweep(model, "--reducers", ",".join(names), *KEEP, "--place", "1") == 0
     rows = {(row["reducer"], row["keep"]): row for row in result(tmp_path / "out")["rows"]}
-    assert list(rows) == [
-        ("whole model", None),
-        *[(name, keep) for name in ("divprune", "evit") for keep in (0.75, 0.5)],
-    ]
+    assert list(rows) == [("whole model", None), *[(name, keep) for name in names for keep in (0.75, 0.5)]]
     tower = load_model(model).images.image_tower
     whole = answers(model, tower, data)
     image = torch.zeros(1, 3, 32, 32)
@@ -51,6 +50,8 @@ def test_rows_are_the_reducers_own_accuracy_and_cost(model, data, sweep, tmp_pat
         ("whole model", None): {},
         ("divprune", 0.5): {1: DivPrune(0.5)},
         ("evit", 0.75): {(1, "middle"): EViT(0.75)},
+        ("evit-averaged", 0.75): {(1, "middle"): EViT(0.75, "averaged")},
+        ("class-attention-after", 0.5): {(1, "after"): ClassAttention(0.5)},
     }.items():
         reduced, row = ReducedTower(tower, places), rows[name, keep]
         correct = answers(model, reduced, data)
@@ -92,24 +93,33 @@ def test_larger_pictures_are_compared_with_all_of_their_tiles(model, data, sweep
 
 
 def test_every_file_is_written_and_opens(model, sweep, tmp_path, capsys):
-    assert sweep(model, "--reducers", "tome,centre-crop,half-resolution", *KEEP, timed="1,8") == 0
+    assert sweep(model, "--reducers", "tome,centre-crop,dynamicvit", *KEEP, timed="1,8") == 0
     out = tmp_path / "out"
     assert "tome" in capsys.readouterr().out
     with open(out / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["reducer"] for row in rows] == ["whole model", "tome", "tome", *["centre-crop"] * 2, "half-resolution"]
+    assert [row["reducer"] for row in rows] == ["whole model", "tome", "tome", *["centre-crop"] * 2, "dynamicvit"]
     for row in rows[:-1]:
         for column in ("images_per_second_batch_1", "images_per_second_batch_8", "faster_batch_8", "memory_mb"):
             assert float(row[column]) > 0
     assert rows[0]["faster_batch_8"] == "1.0"
-    assert rows[-1]["keep"] == "0.75 0.5" and rows[-1]["reason"].startswith("half-resolution keeps a quarter")
+    assert rows[-1]["keep"] == "0.75 0.5" and rows[-1]["reason"].startswith("dynamicvit is trained")
+    assert result(out)["conditions"]["scale"] == "own data"
     with Image.open(out / "sweep.png") as image:
         image.load()
     assert "<svg" in (out / "sweep.svg").read_text()
-    assert "- `half-resolution` (keep 0.75, 0.5; place 0): half-resolution keeps" in (out / "sweep.md").read_text()
+    assert "- `dynamicvit` (keep 0.75, 0.5; place 0): dynamicvit is trained" in (out / "sweep.md").read_text()
     page = (out / "sweep.html").read_text()
     stored = json.loads(re.search(r'id="sweep-data">(.*?)</script>', page, re.S)[1])
     assert stored["rows"] == result(out)["rows"] and "<!--" not in page
+
+
+def test_a_reducer_of_one_keep_rate_is_measured_there_once(model, sweep, tmp_path, capsys):
+    assert sweep(model, "--reducers", "half-resolution,random", *KEEP, "--place", "1") == 0
+    rows = [(row["reducer"], row["keep"]) for row in result(tmp_path / "out")["rows"][1:]]
+    assert rows == [("half-resolution", 0.25), ("random", 0.75), ("random", 0.5)]
+    said = "half-resolution keeps 0.25 of the patches whatever --keep says; it is measured there\n"
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_an_interrupted_sweep_goes_on_to_the_same_result(model, sweep, tmp_path, monkeypatch, capsys):
@@ -209,13 +219,45 @@ def test_levels_are_swept_by_their_threshold(sweep, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
+        (["--keep", "0.5"], "keep 0.5: wave prunes no tokens by itself; give a threshold"),
+        (["--place", "1"], "--place 1 is the block of a reducer; name it with --reducers"),
+        (
+            ["--reducers", "tome", "--threshold", "0.5"],
+            "--threshold 0.5: it is wave's own; add own to --reducers tome",
+        ),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(sweep, tmp_path, others, message, capsys):
+    assert sweep(str(tiny_directory(tmp_path / "wave")), *others) == 1
+    assert capsys.readouterr().err == f"effclip sweep: error: {message}\n"
+
+
+def test_a_grid_or_place_that_makes_no_sense_needs_no_torch(tmp_path):
+    line = ["sweep", "--model", str(tmp_path), "--data", "embedded"]
+    wrong = {("--keep", "0.9-0.3"): "no number and no range", ("--place", "6,3"): "give 3,6", ("--timed", "0"): "1,8"}
+    found = fresh_answers([[*line, *others] for others in wrong])
+    for (others, said), answer in zip(wrong.items(), found, strict=True):
+        assert answer.code == 1 and said in answer.printed and "torch" not in answer.imported, others
+
+
+def test_a_misspelt_reducer_is_answered_before_the_model_and_the_data_are_opened(model, sweep, monkeypatch, capsys):
+    for opened in ("common.models.load_model", "common.data.lookup.source"):
+        monkeypatch.setattr(opened, lambda *arguments, **named: pytest.fail("opened before the names were checked"))
+    assert sweep(model, "--reducers", "tome,divprun") == 1
+    assert "no reducer 'divprun'; there are atc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
         (["--keep", "0.9-0.3"], "--keep 0.9-0.3: '0.9-0.3' is no number and no range; write 0.7, 0.7,0.5 or 0.9..0.3"),
         (["--reducers", "diffrate", "--keep", "0.5,0"], "--keep 0: the share of the tokens that stay lies in (0, 1]"),
         (["--threshold", "0.5,7"], "--threshold 7: confidence lies in [0, 1]"),
         (["--place", "0,7"], "places [0, 7]: the blocks of this tower are 0 to 1; give some of those"),
-        (["--place", "1,0"], "places [1, 0] must be numbers of blocks in ascending order"),
+        (["--place", "1,0"], "--place 1,0: blocks stand in ascending order, each of them once; give 0,1"),
         (["--place", "third"], "--place third: 'third' is no number of a block"),
         (["--reducers", "divprun"], "no reducer 'divprun'; there are atc, ats, centre-crop"),
+        (["--threshold", "0.5"], "threshold 0.5: model has no levels to stop at; leave it out"),
         (["--reducers", "own"], "--reducers own: model has neither levels nor a keep rate"),
         (["--timed", "0"], "--timed 0: '0' is no number of pictures; give such as 1,8, or no"),
         (["--budget", "-1"], "--budget -1 must be a number of GMACs above 0"),

@@ -18,7 +18,7 @@ from common.flops import count_macs
 from common.memory import working_memory
 from common.models import OPEN_CLIP, Model
 from common.preprocess import Preprocess
-from common.reducer_registry import installed_reducers
+from common.reducer_registry import installed_reducers, named
 from common.reduction import ReducedTower
 from patchrank import PatchRankTower, RankPredictor
 from patchrank.reducers import DivPrune
@@ -76,8 +76,7 @@ def records(model, points):
 def test_every_reducer_runs_on_a_siglip_or_says_why_not():
     model = model_of(SigLIPShaped(), 16)
     names = sorted(installed_reducers())
-    rate = {"half-resolution": 0.25}
-    points = [WHOLE, *[completed(model, Point(name, rate.get(name, 0.5))) for name in names]]
+    points = [WHOLE, *[completed(model, Point(name, named(name).rate(0.5))) for name in names]]
     measured = records(model, points)
     for point, record in measured.items():
         if point != WHOLE and "reason" not in record:
@@ -99,8 +98,10 @@ def test_several_places_keep_the_share_at_each_of_them():
     torch.testing.assert_close(reduced(images), expected(images))
     with pytest.raises(ValueError, match="tome spreads over several blocks from one on"):
         images_at(model, Point("tome", 0.5, (0, 1)))
-    with pytest.raises(ValueError, match="centre-crop needs every patch of a square grid; 8 tokens"):
-        images_at(model, Point("centre-crop", 0.5, (0, 1)))
+    for name in ("gtp", "centre-crop"):  # they read where patches stand, of which some may be gone
+        assert images_at(model, Point(name, 0.5, (0, 1))).run(images)[0].shape[1] == 1 + 4
+    with pytest.raises(ValueError, match="half-resolution needs every patch of a square grid; 4 tokens"):
+        images_at(model, Point("half-resolution", 0.25, (0, 1)))
     with pytest.raises(ValueError, match="must be numbers of blocks in ascending order"):
         images_at(model, Point("divprune", 0.5, (1, 0)))
 
