@@ -193,7 +193,7 @@ def write_graphs(
         files = [part / f"{stage.name}{FORMATS[form]}" for chain, _ in chains for stage in chain]
         run = _with_graphs(chains, export_stages(chains, form, files))
         difference = max(parity(*chain, _CHECKED) for chain in run)
-        extra = {"difference": difference, "left_out": _left_out(len(stages), bool(names))}
+        extra = {"difference": difference, "left_out": _left_out(len(stages), part)}
         if form == "onnx":
             extra = _write_beside(deployed, part, texts, answers, difference)
         if extra["difference"] > TOLERANCE:
@@ -324,9 +324,12 @@ def _reduce(
     return changed
 
 
-def _left_out(stages: int, classes: bool) -> list[str]:
+def _left_out(stages: int, folder: Path) -> list[str]:
     """What the export leaves out, and why."""
-    reasons = ["the text tower: its work is done once, " + ("in classes.npy" if classes else "by labels that you name")]
+    from common.deploy.text_export import class_files
+
+    files = class_files(folder)
+    reasons = ["the text tower: its work is done once, " + (f"in {files}" if files else "by labels that you name")]
     if stages > 1:
         reasons.append(
             "the loop over levels: its batch shrinks by what the gate finds, which a graph cannot say; run the next "
