@@ -208,6 +208,8 @@ def test_help_and_mistakes_in_the_line_need_no_torch():
         (["--version"], 0, "efficient-clip "),
         (["calibrate", "--data", "embedded"], 2, "--accuracy"),
         (["convert", "nowhere.ckpt", "d"], 1, "no checkpoint at"),
+        (["convert", str(Path(__file__).parent), "d"], 1, "is a folder; name the checkpoint or weights file in it"),
+        (["convert", __file__, str(Path(__file__).parent)], 1, "is there already; name a new folder"),
         (["export", "nowhere", "--format", "pdf"], 2, "torch-export"),
         (["export", "nowhere", "--format", "onnx", "--keep", "half"], 2, "'half' must be a share of the tokens"),
         (["export", "nowhere.pt", "--format", "onnx", "--out", "new"], 1, "no weights at"),
