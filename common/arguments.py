@@ -4,13 +4,53 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 PREFIXES = ("hf-hub:", "local-dir:")
 """How models on the hub, and folders of other programs, are named."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 """Of weights files."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""What an image tower may compute in; below float32 it runs under autocast."""
+
+
+def number(what: str, holds: Callable[[Any], bool], kind: type = float) -> Callable[[str], Any]:
+    """A type for argparse: a number that fulfils a condition.
+
+    what: the numbers that do, in words, with an example.  holds: the condition, which NaN must not fulfil.
+    kind: int or float.
+    """
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {what}")
+        return value
+
+    return read
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type for argparse: a whole number of ``least`` or more."""
+    return number(f"a whole number of {least} or more", lambda value: value >= least, int)
+
+
+GMACS = number("a number of GMACs above 0, such as 0.02", lambda value: value > 0)
+"""A type for argparse: a budget for a picture."""
+CONFIDENCE = number("a confidence in [0, 1], such as 0.5", lambda value: 0 <= value <= 1)
+"""A type for argparse: a threshold of early exit."""
+
+
+def folder_for_results(text: str) -> Path:
+    """A type for argparse: a folder, which need not be there. A file is refused before hours of work end at it."""
+    if Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is a file; name a folder")
+    return Path(text)
 
 
 def add_model(command: argparse.ArgumentParser, default: str | None = None, positional: bool = False) -> None:

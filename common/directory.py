@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from common.conditions import digest
+from common.paths import refuse_existing
 from common.text_model import TextModel
 from common.weights import read_record
 
@@ -54,12 +55,6 @@ class Description:
 def is_directory(path: Path) -> bool:
     """Whether a folder is a model directory."""
     return (path / DESCRIPTION).is_file()
-
-
-def refuse_existing(folder: Path) -> None:
-    """ValueError: a folder that a new model directory would be written into holds something."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder.absolute()} is there already; name a new folder")
 
 
 def write(

@@ -19,8 +19,6 @@ from common.tower import Attention
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
-DTYPES = ("float32", "bfloat16", "float16")
-"""What an image tower may compute in; below float32 it runs under autocast."""
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 """Whether this build of PyTorch has oneDNN's linear map on packed weights."""
 BF16_PRODUCTS = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -12,6 +12,12 @@ def runs_directory() -> Path:
     return Path(os.environ.get("EFFCLIP_RUNS") or "runs")
 
 
+def refuse_existing(folder: Path) -> None:
+    """ValueError: a folder that something new would be written into holds something, or is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder.absolute()} is there already; name a new folder")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` at the end: readers see the whole file or folder, or none.

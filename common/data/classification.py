@@ -230,7 +230,10 @@ def _read_folders(path: Path) -> Samples:
 def _names_of(file: Path) -> list[str]:
     if not file.is_file():
         raise ValueError(f"there is no class-name file {file}")
-    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"the class-name file {file} names no class; write one name a line, or leave it out")
+    return names
 
 
 def _check_order(path: Path, folders: Sequence[str], names: Sequence[str]) -> None:

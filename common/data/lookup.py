@@ -107,6 +107,8 @@ def splits_of(name: str, task: str) -> tuple[str, ...]:
     a set is ``./food101``).
     ValueError: no such data, or not for this task.
     """
+    if not name:  # as a path it would be the working directory
+        raise ValueError("the name of the data is empty, as of a variable that is not set; name a set, folder or table")
     tasks = EMBEDDED if name in REVISIONS else _tasks(name)
     if task not in tasks:
         raise ValueError(f"{name} has no pictures for {task!r}; it has them for {sorted(tasks)}")
@@ -165,8 +167,8 @@ def scale_of(name: str, image_size: int) -> str:
 def source(name: str, task: str, split: str | None = None, place: Place | None = None) -> Labelled | Captioned:
     """The pictures of a split (None: the default one) for a task, Captioned for "retrieval"; see ``splits_of``.
 
-    place: where data of the catalogue lies. ValueError: no such data, task or split, with those that there are;
-    data that is missing or incomplete, and what to download.
+    place: where data of the catalogue lies. ValueError: no such data, task or split, with those that there are; one
+    class alone; data that is missing or incomplete, and what to download.
     """
     splits, place = splits_of(name, task), place or Place()
     split = split or splits[0]
@@ -182,6 +184,11 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
         )
     if task != "retrieval":
         pictures = labelled_set(name, split, place)
+        if len(pictures.class_names) < 2:
+            raise ValueError(
+                f"{name} has one class alone, {pictures.class_names[0]!r}, so every answer would be right; give two or "
+                "more, each as a folder of its own"
+            )
         if name in EMBEDDED_TASKS:
             return _labelled(split, pictures, tasks_version())
         labelled = _labelled(split, pictures, pictures.version)

@@ -13,13 +13,15 @@ from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from common.arguments import add_first, add_model, model_arguments, read_templates
+from common.arguments import GMACS, add_first, add_model, model_arguments, number, read_templates, whole_number
 
 if TYPE_CHECKING:
     from common.data.lookup import Labelled
     from common.deploy.calibration import Calibration, Outcomes, Wish
     from common.deploy.model import Deployed
     from common.evaluate.tasks import Settings
+
+_ACCURACY = number("a fraction in (0, 1), such as 0.60", lambda value: 0 < value < 1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
     add = command.add_argument
     add("--data", required=True, help="embedded, a set of the catalogue, a folder of class folders, or a table")
     wish = command.add_mutually_exclusive_group(required=True)
-    wish.add_argument("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds of the image tower")
-    wish.add_argument("--accuracy", type=float, help="the top-1 accuracy to reach, as 0.60, at the least cost")
+    wish.add_argument("--gmacs", type=GMACS, help="mean budget for a picture, 10^9 multiply-adds of the image tower")
+    wish.add_argument("--accuracy", type=_ACCURACY, help="the top-1 accuracy to reach, as 0.60, at the least cost")
     add_model(command, default="the packaged model")
     add_first(command)
     add("--split", help="default: val")
@@ -45,9 +47,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME|FILE",
         help="where the result goes: a name, or a .json file; default: with the model, where classify looks for it",
     )
-    add("--limit", type=int, help="the first so many pictures")
-    add("--batch-size", type=int, default=256, help="pictures at a time (default %(default)s)")
-    add("--workers", type=int, default=1, help="processes that read pictures (default %(default)s)")
+    add("--limit", type=whole_number(1), help="the first so many pictures")
+    add("--batch-size", type=whole_number(1), default=256, help="pictures at a time (default %(default)s)")
+    add("--workers", type=whole_number(0), default=1, help="processes that read pictures (default %(default)s)")
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
     return command
 

@@ -20,7 +20,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import add_first, add_model, model_arguments, read_labels, read_templates
+from common.arguments import (
+    CONFIDENCE,
+    DTYPES,
+    GMACS,
+    add_first,
+    add_model,
+    model_arguments,
+    read_labels,
+    read_templates,
+    whole_number,
+)
 from common.deploy.rows import row_writer
 from common.paths import written_whole
 
@@ -47,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add_model(command, default="the packaged model")
     add_first(command)
-    add("--gmacs", type=float, help="mean budget for a picture, 10^9 multiply-adds; needs `effclip calibrate` once")
-    add("--threshold", type=float, help="stop at the first level whose margin is at least this, in [0, 1]")
+    add("--gmacs", type=GMACS, help="mean budget for a picture, 10^9 multiply-adds; needs `effclip calibrate` once")
+    add("--threshold", type=CONFIDENCE, help="stop at the first level whose margin is at least this, in [0, 1]")
     add(
         "--calibration",
         metavar="NAME|FILE",
@@ -60,15 +70,15 @@ def parser() -> argparse.ArgumentParser:
     add("--format", choices=("csv", "jsonl"), help="of rows on the screen (default csv); a file's suffix says its own")
     add("--stats", type=Path, metavar="FILE", help="a .json file for the summary: pictures, seconds, cost, levels")
     add("--strict", action="store_true", help="exit with code 1 when a picture could not be read")
-    add("--batch-size", type=int, default=64, help="pictures at a time (default %(default)s)")
-    add("--workers", type=int, help="threads that read pictures (default: one a core, at most 8)")
+    add("--batch-size", type=whole_number(1), default=64, help="pictures at a time (default %(default)s)")
+    add("--workers", type=whole_number(1), help="threads that read pictures (default: one a core, at most 8)")
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
-    add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
+    add("--dtype", choices=DTYPES, default="float32", help="of the image tower (default %(default)s)")
     return command
 
 
 def _topk(text: str) -> int:
-    if text != "all" and not text.isdecimal():
+    if text != "all" and not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of classes nor all")
     return sys.maxsize if text == "all" else int(text)
 
@@ -138,6 +148,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--first {args.first} needs --threshold, --gmacs or --calibration, which say when its answer stands"
         )
+    if args.gmacs is not None and args.threshold is not None:
+        raise ValueError("--gmacs and --threshold are two ways to say one thing; give one of them")
     if args.calibration is not None and args.threshold is not None:
         raise ValueError("--calibration and --threshold both choose a threshold; give one of them")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.arguments import read_labels, read_templates
-from common.paths import written_whole
+from common.paths import refuse_existing, written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,12 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = read_labels(None, args.labels_file)
     templates = None if args.template is None else read_templates(args.template)
     source = Path(args.checkpoint)
+    if source.is_dir():
+        raise ValueError(f"{source.absolute()} is a folder; name the checkpoint or weights file in it")
     if not source.is_file():
         raise ValueError(f"no checkpoint at {source.absolute()}")
+    refuse_existing(args.folder)
     from common import directory
     from common.deploy.card import write_card
 
-    directory.refuse_existing(args.folder)
     calibration = None
     if source.suffix == ".ckpt":
         if args.text_model is not None:

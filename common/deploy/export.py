@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.arguments import add_first, add_model, model_arguments, read_labels, read_templates
+from common.arguments import add_first, add_model, model_arguments, number, read_labels, read_templates, whole_number
 from common.deploy.standalone import standalone
 from common.paths import written_whole
 
@@ -33,6 +33,7 @@ TOLERANCE = 1e-4
 """The greatest allowed difference between the outputs of an exported graph and of the model."""
 PROGRAM = "predict.py"
 _Item = TypeVar("_Item")
+_KEEP = number("a share of the tokens in (0, 1], such as 0.5", lambda value: 0 < value <= 1)
 _CHECKED, _TIMED = (1, 3), (1, 32)
 """Batch sizes for the check and for the timing; graphs are exported with another one."""
 
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", help="the pictures: embedded, a set of the catalogue, a folder of class folders, or a table")
     add("--split", default="val", help="(default %(default)s)")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
-    add("--limit", type=int, help="the first so many pictures")
+    add("--limit", type=whole_number(1), help="the first so many pictures")
     add(
         "--min-agreement", type=float, default=0.95, help="least share of equal labels at a level (default %(default)s)"
     )
@@ -79,11 +80,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def keep_rates(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them. ArgumentTypeError: something else."""
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of keep rates, such as 0.3,0.5") from None
+    """Shares of the tokens, with commas between them. ArgumentTypeError: something else."""
+    return tuple(_KEEP(word) for word in text.split(","))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,9 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"--min-agreement {args.min_agreement:g} must be a share in [0, 1], such as 0.95")
     if args.format == "open-clip" and (names or templates):
         raise ValueError("--labels-file and --template go with graphs; open_clip has the text tower itself")
+    named = model_arguments(args)
     from common.deploy.model import load
 
-    named = model_arguments(args)
     deployed = load(**named, device="cpu", calibration=args.calibration, first=args.first)
     if args.format == "open-clip":
         try:
@@ -193,7 +191,7 @@ def write_graphs(
         files = [part / f"{stage.name}{FORMATS[form]}" for chain, _ in chains for stage in chain]
         run = _with_graphs(chains, export_stages(chains, form, files))
         difference = max(parity(*chain, _CHECKED) for chain in run)
-        extra = {"difference": difference, "left_out": _left_out(len(stages), bool(names))}
+        extra = {"difference": difference, "left_out": _left_out(len(stages), part)}
         if form == "onnx":
             extra = _write_beside(deployed, part, texts, answers, difference)
         if extra["difference"] > TOLERANCE:
@@ -324,9 +322,12 @@ def _reduce(
     return changed
 
 
-def _left_out(stages: int, classes: bool) -> list[str]:
+def _left_out(stages: int, folder: Path) -> list[str]:
     """What the export leaves out, and why."""
-    reasons = ["the text tower: its work is done once, " + ("in classes.npy" if classes else "by labels that you name")]
+    from common.deploy.text_export import class_files
+
+    files = class_files(folder)
+    reasons = ["the text tower: its work is done once, " + (f"in {files}" if files else "by labels that you name")]
     if stages > 1:
         reasons.append(
             "the loop over levels: its batch shrinks by what the gate finds, which a graph cannot say; run the next "

@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from common.adaptive import OnePath, Run, path_costs, paths_of
-from common.arguments import checked_labels
+from common.arguments import DTYPES, checked_labels
 from common.cascade import cascaded, check_members, load_first
 from common.data.files import find_pictures
 from common.deploy.calibration import Calibration, calibration_file
 from common.deploy.classification import Answer, Classification
 from common.directory import CALIBRATION, read
 from common.early_exit import NEVER, margin
-from common.inference import DTYPES, chosen_device, optimize_for_inference
+from common.inference import chosen_device, optimize_for_inference
 from common.models import OPEN_CLIP, Model, load_model
 from common.packaged import PackagedModel, default_model, packaged_model
 from common.preprocess import Preprocess

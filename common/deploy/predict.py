@@ -23,7 +23,7 @@ from typing import IO
 
 import numpy as np
 
-from common.arguments import read_labels, read_templates
+from common.arguments import GMACS, number, read_labels, read_templates, whole_number
 from common.data.prepared import SUFFIXES, is_system_file
 from common.deploy.rows import row_writer
 from common.deploy.runtime import ALL_LEVELS, PROVIDERS, EarlyExit
@@ -33,6 +33,7 @@ _URL = re.compile(r"https?://", re.IGNORECASE)
 _URL_BYTES, _URL_SECONDS = 2**26, 20
 _SIGPIPE_EXIT_CODE = 128 + 13
 """The exit code that a shell gives for SIGPIPE."""
+_MARGIN = number("a margin in [0, 1], or 2 for all levels", lambda value: value >= 0)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,15 +47,15 @@ def parser() -> argparse.ArgumentParser:
     add("--labels-file", help="other classes in a text file, one a line")
     add("--template", help="a prompt with {} for the label and {a} for its article, or a .txt file of such")
     cost = command.add_mutually_exclusive_group()
-    cost.add_argument("--threshold", type=float, help="stop at the first level whose margin is at least this; 2: never")
-    cost.add_argument("--gmacs", type=float, help="mean budget for a picture, by the calibration in the folder")
+    cost.add_argument("--threshold", type=_MARGIN, help="stop at the first level whose margin reaches it; 2: never")
+    cost.add_argument("--gmacs", type=GMACS, help="mean budget for a picture, by the calibration in the folder")
     cost.add_argument("--keep", type=float, help="share of the tokens that stays, one of the folder's keep rates")
     add("--out", type=Path, help="a .csv or .jsonl file for the rows")
     add("--jsonl", action="store_true", help="rows on the screen as JSON lines")
     add("--embeddings", type=Path, help="a .npy file for the embeddings [pictures,E], in the order of the rows")
     add("--strict", action="store_true", help="exit with code 1 when a picture could not be read")
-    add("--batch-size", type=int, default=64, help="pictures at a time (default %(default)s)")
-    add("--workers", type=int, help="threads that read pictures (default: one a core, at most 8)")
+    add("--batch-size", type=whole_number(1), default=64, help="pictures at a time (default %(default)s)")
+    add("--workers", type=whole_number(1), help="threads that read pictures (default: one a core, at most 8)")
     add("--threads", type=int, help="threads of ONNX Runtime (default: its own choice)")
     add("--provider", choices=PROVIDERS, default="cpu", help="what runs the graphs (default %(default)s)")
     return command
@@ -133,8 +134,6 @@ def _threshold(model: EarlyExit, args: argparse.Namespace) -> float | None:
     if args.threshold is not None:
         if model.levels == 1:
             raise ValueError(f"--threshold {args.threshold:g}: this model has no levels to stop at; leave it out")
-        if not args.threshold >= 0:
-            raise ValueError(f"--threshold {args.threshold:g} must be a margin in [0, 1], or 2 for all levels")
         return args.threshold
     return model.threshold if args.gmacs is None else model.threshold_for(args.gmacs)
 

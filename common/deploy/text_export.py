@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from common.deploy.model import Deployed
 
 TOKENIZER = "tokenizer.json"
-_REST = "the classes stay those of classes.npy"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 """What CLIP encodes piece by piece: English endings, letters, single digits, other marks."""
 
@@ -63,16 +62,18 @@ def write_texts(
 ) -> tuple[list[dict[str, Any] | None], list[str], float]:
     """Write the text tower of each model, as text.onnx, or text_0.onnx and so on where there are several.
 
+    folder: holds the class embeddings already.
     -> their entries in export.json, why one was left out, and the greatest difference of any graph.
     """
+    rest, several = _rest(folder), len(members) > 1
     if not wanted:
-        return [None] * len(members), [f"the text tower, by --no-text: {_REST}"], 0.0
+        return [None] * len(members), [f"the text {'towers' if several else 'tower'}, by --no-text: {rest}"], 0.0
     entries, left_out, differences = [], [], [0.0]
     for place, member in enumerate(members):
-        name, entry, reason = "text" if len(members) == 1 else f"text_{place}", None, None
+        name, entry, reason = f"text_{place}" if several else "text", None, None
         texts = member.model.text_encoder()
         if words_of(texts) is None:
-            reason = f"the text tower, whose tokenizer is not CLIP's: {_REST}"
+            reason = f"the text tower, whose tokenizer is not CLIP's: {rest}"
         else:
             try:
                 entry, difference = export_texts(texts, folder, name)
@@ -80,10 +81,21 @@ def write_texts(
             except ValueError as error:  # the image tower is worth having without it
                 for path in folder.glob(f"{name}.*"):
                     path.unlink()
-                reason = f"{error}; {_REST}"
+                reason = f"{error}; {rest}"
         entries.append(entry)
         left_out += [] if reason is None else [reason]
     return entries, list(dict.fromkeys(left_out)), max(differences)
+
+
+def class_files(folder: Path) -> str:
+    """The files of class embeddings in an exported folder, in words: one for each model. Empty: there is none."""
+    return " and ".join(sorted(file.name for file in folder.glob("classes*.npy")))
+
+
+def _rest(folder: Path) -> str:
+    """The classes that a folder without a text tower knows."""
+    files = class_files(folder)
+    return f"the classes stay those of {files}" if files else "no classes were named, and none can be named later"
 
 
 @torch.no_grad()

@@ -14,10 +14,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import add_first, add_model, model_arguments
+from common.arguments import DTYPES, add_first, add_model, folder_for_results, model_arguments, whole_number
 from common.evaluate.points import (
     add_image_size,
     add_point,
@@ -70,12 +69,12 @@ def parser() -> argparse.ArgumentParser:
         "SLIP and MLIP (default %(default)s)",
     )
     add("--seeds", type=int, default=3, help="linear probe: random draws of each number of shots (default %(default)s)")
-    add("--limit", type=int, help="evaluate only the first LIMIT pictures of each split")
-    add("--batch-size", type=int, default=256, help="pictures in a batch (default %(default)s)")
-    add("--workers", type=int, default=1, help="processes that read pictures (default %(default)s)")
+    add("--limit", type=whole_number(1), help="evaluate only the first LIMIT pictures of each split")
+    add("--batch-size", type=whole_number(1), default=256, help="pictures in a batch (default %(default)s)")
+    add("--workers", type=whole_number(0), default=1, help="processes that read pictures (default %(default)s)")
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
-    add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
-    add("--out", type=Path, help="folder of the result files (default evaluations in $EFFCLIP_RUNS)")
+    add("--dtype", choices=DTYPES, default="float32", help="of the image tower (default %(default)s)")
+    add("--out", type=folder_for_results, help="folder of the result files (default evaluations in $EFFCLIP_RUNS)")
     add_image_size(command)
     add_first(command, " (zeroshot alone)")
     add_point(command)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
+from common.arguments import whole_number
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -66,7 +68,7 @@ def add_image_size(command: argparse.ArgumentParser) -> None:
     """Add the argument of ``at_size``."""
     command.add_argument(
         "--image-size",
-        type=int,
+        type=whole_number(1),
         help="pixels of larger pictures, a multiple of the model's: a thumbnail and tiles of the model's size pass its "
         "tower, among which a reducer with a budget over tiles (docs/reducers.md) shares it",
     )

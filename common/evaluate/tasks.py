@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.adaptive import Run, paths_of
+from common.arguments import DTYPES
 from common.cascade import Cascade, cascaded
 from common.data.lookup import Captioned, Labelled
 from common.data.sources import few_shot
 from common.evaluate.accuracy import Accuracy, accuracy, wilson_interval
 from common.evaluate.class_cache import cached_class_embeddings
 from common.evaluate.probe import fit_best
-from common.inference import DTYPES, optimize_for_inference
+from common.inference import optimize_for_inference
 from common.models import OPEN_CLIP, Model
 from common.preprocess import Preprocess
 from common.progress import bar

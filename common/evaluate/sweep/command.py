@@ -11,10 +11,9 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import add_first, add_model, model_arguments
+from common.arguments import DTYPES, add_first, add_model, folder_for_results, model_arguments, whole_number
 from common.evaluate.command import EVALUATIONS
 from common.evaluate.points import (
     Point,
@@ -88,13 +87,13 @@ def parser() -> argparse.ArgumentParser:
         "which papers report",
     )
     add("--split", help="where the settings are compared; default: as `effclip evaluate`, with --budget val")
-    add("--limit", type=int, help="only the first LIMIT pictures of a split")
-    add("--batch-size", type=int, default=64, help="pictures in a batch (default %(default)s)")
+    add("--limit", type=whole_number(1), help="only the first LIMIT pictures of a split")
+    add("--batch-size", type=whole_number(1), default=64, help="pictures in a batch (default %(default)s)")
     add("--timed", default="1,8", help="batch sizes at which speed is measured, or no (default %(default)s)")
-    add("--workers", type=int, default=1, help="processes that read pictures (default %(default)s)")
+    add("--workers", type=whole_number(0), default=1, help="processes that read pictures (default %(default)s)")
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
-    add("--dtype", default="float32", help="image tower: float32, bfloat16 or float16 (default %(default)s)")
-    add("--out", type=Path, help="folder of the results (default sweeps/MODEL-DATA in $EFFCLIP_RUNS)")
+    add("--dtype", choices=DTYPES, default="float32", help="of the image tower (default %(default)s)")
+    add("--out", type=folder_for_results, help="folder of the results (default sweeps/MODEL-DATA in $EFFCLIP_RUNS)")
     return command
 
 

@@ -85,6 +85,8 @@ def test_what_is_not_there_is_named():
         source("embedded", "zeroshot", "tset")
     with pytest.raises(ValueError, match="no pictures for 'segmentation'; it has them for"):
         splits_of("embedded", "segmentation")
+    with pytest.raises(ValueError, match="the name of the data is empty, as of a variable that is not set"):
+        source("", "zeroshot")
 
 
 def test_sets_of_the_catalogue_are_found_under_a_root(monkeypatch, tmp_path):
@@ -130,6 +132,13 @@ def test_a_folder_of_ones_own_is_a_set(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("cat\nhound\n")
     assert source(str(tmp_path), "zeroshot", place=Place(class_names=str(names))).class_names == ["cat", "hound"]
+
+
+def test_one_class_alone_is_no_question(tmp_path):
+    """An archive may unpack into one folder, which then looks like a class."""
+    paint(tmp_path / "cat" / "1.png", 0)
+    with pytest.raises(ValueError, match=r"has one class alone, 'cat', .*; give two or more"):
+        source(str(tmp_path), "zeroshot")
 
 
 def test_a_folder_of_splits_is_a_set_to_train_on(tmp_path):

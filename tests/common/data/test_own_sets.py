@@ -72,6 +72,8 @@ def test_mistakes_are_explained(folder, tmp_path):
     refused("3 class names do not fit the 2 classes", folder, names)
     refused("the metrics are .* not 'top1'", folder, metric="top1")
     refused("there is no class-name file", folder, tmp_path / "none.txt")
+    write_text(tmp_path / "blank.txt", "")
+    refused("blank.txt names no class; write one name a line, or leave it out", folder, tmp_path / "blank.txt")
     refused("neither a folder of class folders nor a .csv", tmp_path / "none.csv")
     refused("should hold one folder a class", folder / "a_dog")
     write_text(table, "own/a_dog/1.png,0")

@@ -166,7 +166,6 @@ def random_tower():
     [
         (["--gmacs", "1e-9"], "the cheapest path costs"),
         (["--accuracy", "0.999"], "whose interval begins at"),
-        (["--accuracy", "60"], "must be a fraction in (0, 1), such as 0.60"),
         (["--gmacs", "1", "--split", "tset"], "no split 'tset'"),
         (["--gmacs", "1", "--data", "imagnet"], "no data called 'imagnet'"),
     ],

@@ -234,6 +234,14 @@ def test_a_calibration_goes_along(pair, photos, copied, tmp_path, monkeypatch):
     assert EarlyExit(tmp_path / "onnx").threshold_for(sum(about["gmacs"]) / 2) is not None
 
 
+def test_without_text_towers_the_classes_are_those_of_two_files(pair, copied, tmp_path, capsys):
+    big, small = pair
+    words = [big, "--first", small, "--format", "onnx", "--no-text", "--out", str(tmp_path / "onnx")]
+    assert main(["export", *words]) == 0
+    said = "left out: the text towers, by --no-text: the classes stay those of classes_0.npy and classes_1.npy"
+    assert said in capsys.readouterr().out
+
+
 def test_what_a_cascade_has_not_is_said(pair, photos, folder, tmp_path, capsys):
     big, small = pair
     line = ["export", big, "--first", small, "--out", str(tmp_path / "out")]

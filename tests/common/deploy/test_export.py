@@ -14,6 +14,7 @@ from common.clip import CLIP
 from common.deploy import graphs
 from common.deploy.export import TOLERANCE, write_graphs
 from common.deploy.model import Deployed, load
+from common.deploy.text_export import write_texts
 from common.models import Model
 from common.preprocess import Preprocess
 from common.stages import run_chain
@@ -113,6 +114,19 @@ def test_graphs_that_differ_are_refused(tmp_path, monkeypatch):
         ValueError, match=r"the graphs differ from the model by 2\.0e-04, more than 0\.0001; try the other"
     ):
         write_graphs(load(tiny_directory(tmp_path / "model", 0), device="cpu"), "torch-export", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("files", "rest"),
+    [
+        (["classes.npy"], "the classes stay those of classes.npy"),
+        ([], "no classes were named, and none can be named later"),
+    ],
+)
+def test_what_a_folder_without_text_tower_knows_is_said(files, rest, tmp_path):
+    for file in files:
+        (tmp_path / file).touch()
+    assert write_texts([None], tmp_path, wanted=False) == ([None], [f"the text tower, by --no-text: {rest}"], 0.0)
 
 
 def test_a_missing_runtime_is_named(monkeypatch):

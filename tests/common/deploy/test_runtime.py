@@ -151,7 +151,6 @@ def test_a_damaged_folder_is_said_and_never_answers_wrongly(folder, tmp_path):
     [
         ([""], "a path is empty"),
         (["{photos}", "--out", "{photos}.csv"], "is a folder; name a file"),
-        (["{photos}", "--gmacs", "nan"], "GMACs"),
         (["{photos}", "--out", "x.csv", "--jsonl"], "--jsonl is for the screen"),
         (["{photos}.csv"], "no picture in"),
         (["{photos}", "--threads", "0"], "--threads 0 must be a number from 1 to 1,024"),
@@ -270,8 +269,6 @@ def test_mistakes_are_one_sentence(folder, photos, tmp_path, capsys):
         (["nowhere"], "no picture and no folder at"),
         ([str(photos), "--out", "rows.txt"], "rows.txt is no .csv or .jsonl file"),
         ([str(photos), "--labels", "cat"], "labels must be at least two different names"),
-        ([str(photos), "--threshold", "nan"], "--threshold nan must be a margin"),
-        ([str(photos), "--batch-size", "0"], "batch_size 0 must be at least 1"),
         ([str(photos), "--folder", str(tmp_path)], "has no export.json; `effclip export MODEL --format onnx`"),
     ):
         assert predict.main(["--folder", str(folder), *line]) == 1
@@ -283,6 +280,22 @@ def test_mistakes_are_one_sentence(folder, photos, tmp_path, capsys):
         EarlyExit(folder)(np.zeros((1, 3, 32, 32), np.float32), float("nan"))
     with pytest.raises(ValueError, match="version 99, and this code reads onnx in version 1 or 2; export it anew"):
         EarlyExit(edited(folder, tmp_path / "newer", version=99))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "mend"),
+    [
+        ("--batch-size", "0", "must be a whole number of 1 or more"),
+        ("--workers", "-1", "must be a whole number of 1 or more"),
+        ("--threshold", "nan", "must be a margin in [0, 1], or 2 for all levels"),
+        ("--gmacs", "nan", "must be a number of GMACs above 0, such as 0.02"),
+    ],
+)
+def test_a_bad_value_is_answered_before_the_folder_is_opened(option, value, mend, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["x.jpg", "--folder", str(tmp_path / "nowhere"), option, value])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: argument {option}: '{value}' {mend}\n")
 
 
 def test_a_missing_provider_falls_back_aloud(folder, monkeypatch):

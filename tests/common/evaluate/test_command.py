@@ -250,7 +250,6 @@ def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
         (["--template", "a photo"], "has no {} for the class name"),
         (["--template", "none.txt"], "no templates at"),
         (["--template", "a photo of a {}"], "is not in this model's vocabulary"),
-        (["--dtype", "int8"], "dtype 'int8' is none of"),
         (["--model", "nowhere.safetensors"], "no weights at"),
         (["--weights", "openai"], "belong to open_clip names"),
     ],
