@@ -91,9 +91,8 @@ class HalfResolution(nn.Module):
 
 
 def training_free() -> list[str]:
-    """The names of all reducers that a tower can have untrained, and for all names alike, at any keep rate."""
-    entries = installed_reducers().values()
-    return [e.name for e in entries if not {"training", "texts"} & {*e.needs} and e.name != "half-resolution"]
+    """The names of all reducers that a tower can have untrained, and for the texts of any classes."""
+    return [name for name, entry in installed_reducers().items() if not {"training", "texts"} & {*entry.needs}]
 
 
 def families(
@@ -107,7 +106,8 @@ def families(
     tower, keeps = teacher.image_tower, KEEPS[1:2] if smoke else KEEPS
     methods = [Family(DENSE, {None: [ReducedTower(tower, {})]}, [teacher])]
     for entry in map(named, reducers):
-        models = {keep: [ReducedTower(tower, entry.reducers(setting_for(tower, keep, LAYER)))] for keep in keeps}
+        rates = dict.fromkeys(map(entry.rate, keeps))
+        models = {keep: [ReducedTower(tower, entry.reducers(setting_for(tower, keep, LAYER)))] for keep in rates}
         methods.append(Family(f"teacher + {entry.title}", models, [teacher], reducer=entry.name))
     methods += [*trained(teacher, keeps), *controls()] if embedded else []
     return [*methods, Family(WAVE, {None: list(waves.values())}, [teacher] * len(waves), tuple(waves))]
@@ -122,7 +122,8 @@ def compose(
     """
     methods, keeps = [], FINE_KEEPS[1:2] if smoke else FINE_KEEPS
     for entry in (entry for entry in map(named, reducers) if "levels" not in entry.exceptions):
-        models = {keep: [_fine(wave, entry, keep) for wave in waves.values()] for keep in keeps}
+        rates = dict.fromkeys(map(entry.rate, keeps))
+        models = {keep: [_fine(wave, entry, keep) for wave in waves.values()] for keep in rates}
         clips, seeds = [teacher] * len(waves), tuple(waves)
         methods.append(Family(f"{WAVE} + {entry.title}", models, clips, seeds, composed=True, reducer=entry.name))
     return methods
