@@ -264,7 +264,7 @@ def _reducers(
         spread = part.subset([index * len(part) // count for index in range(count)])  # classes follow one another
         batches[split] = loader(spread, data.preprocess, frontier.BATCH)
     timed = torch.cat([batch["image"] for batch in batches["test"]])[: frontier.BATCH if smoke else frontier.TIMED]
-    methods = families(teacher, {0: wave}, FEW, smoke, embedded=False)
+    methods = families(teacher, {0: wave}, FEW, smoke=smoke, embedded=False)
     composing = partial(compose, teacher=teacher, waves={0: wave}, smoke=smoke)
     budgets, rounds = (frontier.BUDGETS[1:3], 1) if smoke else (frontier.BUDGETS, frontier.ROUNDS)
     splits = batches["val"], batches["test"]

@@ -1,6 +1,7 @@
 """The benchmark on any folder of pictures, with untrained models in the place of trained ones."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -34,9 +35,14 @@ def outcome(tmp_path_factory):
         patch.setitem(PICTURES, "test", 12)
         patch.setattr(photos.frontier, "ROUNDS", 1)
         patch.setattr(photos.frontier, "BUDGETS", (0.6,))
-        every = photos.families
-        patch.setattr(photos, "families", lambda teacher, wave, smoke, embedded: every(teacher, wave, True, embedded))
+        for name, every in (("families", photos.families), ("compose", photos.compose)):
+            patch.setattr(photos, name, partial(_with_few_settings, every))
         yield folder, json.loads(json.dumps(photos.run()))
+
+
+def _with_few_settings(every, *arguments, smoke, **others):
+    """``families`` or ``compose`` at one keep rate, as a smoke run has."""
+    return every(*arguments, smoke=True, **others)
 
 
 def test_two_seeds_have_four_models_each(outcome):
@@ -84,7 +90,7 @@ def test_the_table_has_all_parts(outcome):
         assert row in text, row
     (control,) = (row for row in result["rows"] if row["method"] == "teacher trained on")
     assert f"| {points(control['against_teacher'])} | 65.0 |" in text, "a control stands against the teacher too"
-    assert "| teacher + class attention |" in text and "| WaveCLIP + ToMe |" in text
+    assert "| teacher + class attention |" in text and "| WaveCLIP + random, one draw for all pictures |" in text
     assert "Zero-shot among 3 names by “a photo of a {}.”, on 60 test pictures" in text
     assert "Reads of test by the most often read of these models: 1." in text
     (figure,) = rendered["figures"]
