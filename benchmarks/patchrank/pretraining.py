@@ -71,7 +71,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     text = table([*head, "less the CLIP above"], lines, left=(0, 1))
     note = (
         f"Zero-shot on scenes of shape, in %, whole pictures for all. Each row trains {result['steps']:,} steps of one "
-        "batch size from random weights, so FLIP and A-CLIP do less work a step than a CLIP of as many views. FLIP "
+        "batch size from random weights, so FLIP does less work a step than the CLIP above it, and A-CLIP, with two "
+        "views and a slow copy, more. FLIP "
         "learns from classes and captions as the CLIP above it; A-CLIP has no classes, and views of its own beside "
         "SimCLR and BYOL. Intervals resample training seeds and pictures; a row of one seed leaves the spread of "
         "trainings out, and no headline rests on it."

@@ -73,9 +73,9 @@ def _note(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
     )
     return (
         "Top-1 less that of the whole tower, in points, at shares of its multiply-adds (attention on both sides, the "
-        "reducer's own work with it). Each lies on the line between two keep rates of the sweep; so do the ends of its "
-        "95 % interval, over pictures and paired with the whole tower, which the interpolated one lies within. One "
+        "reducer's own work with it). Values and ends of the 95 % intervals, over pictures and paired with the whole "
+        "tower, are interpolated linearly between two keep rates; such an interval is never too narrow. One "
         f"tower a data set, no setting tuned. The whole towers name: {names}. Scenes of shape and CIFAR-10: val; "
         "Fashion-MNIST has none, and its test was read once for this. –: no keep rate of the sweep costs so little, or "
-        "so much. Trained reducers stand in [Patch Ranking's table](patchrank.md#the-table)."
+        "so much, or the reducer joined the list after that sweep. Trained reducers stand in [Patch Ranking's table](patchrank.md#the-table)."
     )

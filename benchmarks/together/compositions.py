@@ -9,7 +9,7 @@ reducer thins the tokens of the fine level, while the cached coarse tokens stay.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ class Family:
         exit is a WaveTower or a ReducedWaveTower.
     clips: for each of ``seeds`` the CLIP whose text tower and logit scale go with its models.
     reducer: the name of the reducer that needs no training and thins the tokens of its models; empty: there is none.
+    left: by seed, the answers that trainings left whose weights are not here. They count in the accuracy; ``seeds`` are
+        those of the models.
     cascade: two families without settings, the second of which answers where the first is unsure. It has no models of
         its own.
     """
@@ -75,7 +77,13 @@ class Family:
     seeds: Sequence[int] = (0,)
     composed: bool = False
     reducer: str = ""
+    left: Mapping[int, Path] = field(default_factory=dict)
     cascade: tuple[Family, Family] | None = None
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds of the models, then those of which only the answers are here."""
+        return *self.seeds, *self.left
 
 
 class HalfResolution(nn.Module):
@@ -110,7 +118,9 @@ def families(
         models = {keep: [ReducedTower(tower, entry.reducers(setting_for(tower, keep, LAYER)))] for keep in rates}
         methods.append(Family(f"teacher + {entry.title}", models, [teacher], reducer=entry.name))
     methods += [*trained(teacher, keeps), *controls()] if embedded else []
-    return [*methods, Family(WAVE, {None: list(waves.values())}, [teacher] * len(waves), tuple(waves))]
+    runs = dict(shapes.FAMILIES)[SEEDED[WAVE]] if embedded else ()
+    left = {run.seed: path for run in runs if run.seed not in waves and (path := shapes.file(run.name)).is_file()}
+    return [*methods, Family(WAVE, {None: list(waves.values())}, [teacher] * len(waves), tuple(waves), left=left)]
 
 
 def compose(
@@ -188,7 +198,8 @@ def missing() -> dict[str, str]:
     commands = {name: f"make retrain ONLY='{family}-*'" for name, family in SEEDED.items()}
     for name, seeds in finished.items():
         if len(seeds) < planned:
-            lacking = f"{name}, {planned - len(seeds)} of {planned} training seeds" if seeds else name
+            what = f"compositions with {WAVE}" if name == WAVE else name  # WaveCLIP's own answers are stored
+            lacking = f"{what}, {planned - len(seeds)} of {planned} training seeds" if seeds else name
             result[lacking] = commands[name]
     if not finished[HALF] & finished[TRAINED_ON]:
         parts = [name for name in (HALF, TRAINED_ON) if not finished[name]] or [HALF, TRAINED_ON]

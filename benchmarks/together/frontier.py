@@ -45,6 +45,7 @@ from benchmarks.together.operating_points import (
     table_row,
 )
 from benchmarks.waveclip.answers import answers_of_all
+from benchmarks.waveclip.answers import read as read_answers
 from common.adaptive import path_costs, probabilities
 from common.clip import CLIP
 from common.conditions import conditions
@@ -84,7 +85,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     pictures, budgets, rounds = few if smoke else (PICTURES, BUDGETS, ROUNDS)
     run_conditions = conditions(
         "embedded",
-        seeds=1 + len(trained),
+        seeds=len(methods[-1].all_seeds),
         weights=read_log.digests(weights),
         **{"chosen_on": "val, its first pictures", "reported_on": "test, its first pictures"},
         test_reads=max(read_log.reads(path, LOGGED[REVISION]) for path in weights),
@@ -122,17 +123,17 @@ def measure(
     costs = costs_of(alone, timed.shape[-1])
     limits = [costs[DENSE, None][0] * share for share in budgets]
     # 1. On val, every setting of each method alone, and of the compositions with the reducers that are best alone.
-    on_val = observe(alone, val, prompts)
+    on_val = observe(alone, val, prompts, "val")
     known = {method.name: settings(method, on_val, costs) for method in alone}
     best = best_reducers(alone, known, limits)
     joined = compose(best)
     costs |= costs_of(joined, timed.shape[-1])
-    on_val |= observe([alone[0], *joined], val, prompts)
+    on_val |= observe([alone[0], *joined], val, prompts, "val")
     known |= {method.name: settings(method, on_val, costs) for method in joined}
     # 2. The best of them within each budget, and on test the numbers of those alone.
     methods = [*alone, *joined]
     chosen = [(method, point) for method in methods for point in operating_points(known[method.name], limits)]
-    on_test = observe(methods, test, prompts, {point.key for _, point in chosen})
+    on_test = observe(methods, test, prompts, "test", {point.key for _, point in chosen})
     rows = [
         table_row(method, point, outcome(on_val[point.key], on_test[point.key], costs[point.key], point.share))
         for method, point in chosen
@@ -184,10 +185,12 @@ def observe(
     methods: Sequence[Family],
     loader: Iterable[Mapping[str, Any]],
     prompts: Sequence[str],
+    split: str,
     chosen: Collection[Key] | None = None,
 ) -> dict[Key, BySeed]:
     """The answers of every model of every seed, in one pass over the images.
 
+    loader: the first images of ``split``, from which answers that trainings left are taken, too.
     chosen: the models to evaluate, the dense teacher among them, and with a cascade both its parts; None: all.
     """
     keys = [(m, keep) for m in methods for keep in m.models if chosen is None or (m.name, keep) in chosen]
@@ -208,6 +211,7 @@ def observe(
             seen[method.name, keep] = [first.cascade(second, teacher) for first, second in zip(*parts, strict=True)]
         else:
             answers = [read[method.name, keep, seed] for seed in method.seeds]
+            answers += [read_answers(path)[split].first(len(teacher)) for path in method.left.values()]
             seen[method.name, keep] = [
                 answer.exits(teacher) if len(answer.correct) > 1 else answer.last for answer in answers
             ]

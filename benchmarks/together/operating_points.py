@@ -103,7 +103,7 @@ def table_row(method: Family, setting: Setting, reached: Outcome) -> dict[str, A
     return {
         "method": method.name,
         "composed": method.composed,
-        "seeds": len(method.seeds),
+        "seeds": len(method.all_seeds),
         "keep": setting.keep,
         "share": setting.share,
         "thresholds": reached.thresholds,
@@ -145,7 +145,7 @@ def set_against_rivals(
         key = row["method"], row["keep"]
         ours = outcome(val[key], test[key], costs[key], row["share"])
         theirs = outcome(val[rival.key], test[rival.key], costs[rival.key], rival.share)
-        paired = tuple(by_name[row["method"]].seeds) == tuple(by_name[rival.method].seeds)
+        paired = by_name[row["method"]].all_seeds == by_name[rival.method].all_seeds
         gap = difference(ours.correct, theirs.correct, paired)
         row["rival"] = {"method": rival.method, "keep": rival.keep, "difference": list(gap.ends)}
         p_values[str(number)] = gap.p

@@ -112,10 +112,12 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
             line += [f"{speed['images_per_second']:.4g}", "–" if row is whole else _ratio(speed["faster"])]
         cells.append(line)
     cells += [[f"`{name}`", *["–"] * (len(head) - 1)] for name in result["reasons"]]
+    trained = {name for name, entry in installed_reducers().items() if entry.untrained}
+    timed = trained & {row["reducer"] for row in rows}
+    random_weights = "; what is trained has random weights" if timed else ""
     note = (
         f"Image tower of {result['model']}; {100 * result['keep']:.0f} % of the patches from block {result['layer']} "
-        "on, half resolution a quarter; what is trained has random weights; "
-        f"{setting['dtype']}, {setting['device']}, {setting['threads']} threads. In "
+        f"on, half resolution a quarter{random_weights}; {setting['dtype']}, {setting['device']}, {setting['threads']} threads. In "
         f"each of {setting['rounds']} rounds all towers ran in turn; speeds are medians, “faster” is the median of the "
         "rounds' ratios to the whole tower, with its bootstrap interval."
     )

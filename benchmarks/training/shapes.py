@@ -39,16 +39,18 @@ _CLIP, _HALF, _WAVE = "common/shapes_clip.yaml", "common/shapes_clip_half.yaml",
 _CLIP_96, _WAVE_96 = "common/shapes_clip_96.yaml", "waveclip/shapes_96.yaml"
 STEPS = read_recipe(_CLIP)["trainer"]["max_steps"]
 """Training steps of the teacher."""
+_ON_FRONTIER = ("half", "waveclip", "longer", "waveclip-longer")
+"""The families of which the frontier needs every seed's weights."""
 _COSINE = {"model": {"distribution_weight": 0, "contrastive_weight": 0}}
 _LONGER, _FROM_LONGER = ({"model": {"weights": str(file.relative_to(ROOT))}} for file in (TEACHER, LONGER))
 
 
 def _family(name: str, recipe: str, minutes: int, output: Path | None = None, **settings: Any) -> tuple[str, list[Run]]:
-    """A run of each seed; ``output`` is where the weights of seed 0 go."""
-    runs = [
-        Run(f"shapes-{name}-{seed}", recipe, minutes, seed, output=None if seed else output, **settings)
-        for seed in SEEDS
-    ]
+    """A run of each seed; ``output`` is where the weights of seed 0 go, those of the frontier's others beside it."""
+    runs = []
+    for seed in SEEDS:
+        apart = output.with_stem(f"{output.stem}-seed{seed}") if output and name in _ON_FRONTIER else None
+        runs.append(Run(f"shapes-{name}-{seed}", recipe, minutes, seed, output=apart if seed else output, **settings))
     return f"shapes-{name}", runs
 
 

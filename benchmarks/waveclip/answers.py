@@ -45,6 +45,10 @@ class Answers:
         """Whether the last level's guess was right, bool [M]."""
         return self.correct[-1]
 
+    def first(self, pictures: int) -> Answers:
+        """The answers for the first ``pictures``."""
+        return Answers(self.correct[:, :pictures], self.margin[:, :pictures], self.maximum[:, :pictures])
+
     def exits(self, reference: np.ndarray) -> Exits:
         """Early exit from the first level to the last, compared with the answers [M] of a reference."""
         return Exits(self.margin[0], self.correct[0], self.last, reference)

@@ -325,6 +325,14 @@ def test_rivals_are_compared_at_equal_keep_and_at_equal_cost(with_results):
     assert all(row["adjusted"] >= row["p"] for row in found)
 
 
+def test_a_rival_of_one_seed_gets_no_verdict():
+    known = {name: run for name, run in known_results().items() if "dynamicvit-seed1" not in name}
+    known = {name: run for name, run in known.items() if "dynamicvit-seed2" not in name}
+    rows = [row for row in rivals(known) if row["rival"] == "DynamicViT"]
+    assert rows and all(row["seeds"] == 1 and verdict(row) == "not shown" for row in rows)
+    assert {row["seeds"] for row in rivals(known) if row["rival"] in ("ToMe", "CrossGET")} == {3}
+
+
 def test_what_a_trained_reducer_learns_is_measured_against_a_tower_that_was_trained_alike(with_results):
     """A row of the made-up results names 2 points more than the row before it, and CrossGET's control follows it."""
     found = {(row["task"], row["of"], row["rival"]): row for row in learned(known_results())}

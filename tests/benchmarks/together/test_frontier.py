@@ -38,6 +38,8 @@ from benchmarks.together.frontier import (
 )
 from benchmarks.together.operating_points import Setting
 from benchmarks.training import shapes
+from benchmarks.waveclip import answers
+from benchmarks.waveclip.answers import Answers
 from benchmarks.waveclip.controls import CASCADE, HALF, LATER_WAVE, TRAINED_ON, WAVE
 from common.clip import CLIP
 from common.flops import count_macs
@@ -158,7 +160,7 @@ def test_a_composition_pays_for_the_whole_coarse_level_and_less_for_the_fine_one
 
 def test_what_is_observed_is_what_the_real_classifier_answers(methods):
     texts = class_texts(methods, PROMPTS)
-    observed = observe(methods, noise(), PROMPTS)
+    observed = observe(methods, noise(), PROMPTS, "val")
     assert set(observed) == {(method.name, keep) for method in methods for keep in method.models}
     method = methods[-1]
     (model,), (answers,) = method.models[0.5], observed[method.name, 0.5]
@@ -171,16 +173,27 @@ def test_what_is_observed_is_what_the_real_classifier_answers(methods):
     assert torch.cat([prediction.exit_step for prediction, _ in predictions]).tolist() == late.tolist()
 
 
+def test_a_waveclip_without_weights_is_read_from_the_answers_that_its_training_left(methods, tmp_path):
+    (wave,) = (method for method in methods if method.name == WAVE)
+    right = np.random.default_rng(0).random((2, 40)) < 0.5
+    confidence = np.random.default_rng(1).random((1, 40), np.float32)
+    answers.write(tmp_path / "1.npz", {"val": Answers(right, confidence, confidence)})
+    both = replace(wave, left={1: tmp_path / "1.npz"})
+    _, stored = observe([methods[0], both], noise(), PROMPTS, "val")[WAVE, None]
+    assert stored.first.tolist() == right[0, :16].tolist() and stored.second.tolist() == right[1, :16].tolist()
+    assert both.all_seeds == (0, 1) and both.seeds == (0,)
+
+
 def test_chosen_models_alone_are_observed(methods):
     chosen = {(DENSE, None), (WAVE, None)}
-    assert set(observe(methods, noise(), PROMPTS, chosen)) == chosen
+    assert set(observe(methods, noise(), PROMPTS, "val", chosen)) == chosen
 
 
 def test_a_cascade_has_the_seeds_and_answers_of_its_parts_and_pays_for_both(controlled):
     by_name = {method.name: method for method in controlled}
     assert [by_name[name].seeds for name in (TRAINED_ON, HALF, CASCADE, WAVE)] == [(0, 1), (1,), (1,), (0, 1)]
     whole_models = [by_name[name] for name in (DENSE, TRAINED_ON, HALF, CASCADE)]
-    observed, costs = observe(whole_models, noise(), PROMPTS), costs_of(whole_models, 32)
+    observed, costs = observe(whole_models, noise(), PROMPTS, "val"), costs_of(whole_models, 32)
     (exits,) = observed[CASCADE, None]
     assert exits.first.tolist() == observed[HALF, None][0].tolist()
     assert exits.second.tolist() == observed[TRAINED_ON, None][1].tolist()
