@@ -77,5 +77,6 @@ def _note(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
         "tower, are interpolated linearly between two keep rates; such an interval is never too narrow. One "
         f"tower a data set, no setting tuned. The whole towers name: {names}. Scenes of shape and CIFAR-10: val; "
         "Fashion-MNIST has none, and its test was read once for this. –: no keep rate of the sweep costs so little, or "
-        "so much, or the reducer joined the list after that sweep. Trained reducers stand in [Patch Ranking's table](patchrank.md#the-table)."
+        "so much, or the reducer joined the list after that sweep. Trained reducers stand in "
+        "[Patch Ranking's table](patchrank.md#the-table)."
     )
