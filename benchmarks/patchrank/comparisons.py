@@ -121,9 +121,9 @@ def learned_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     note = (
         f"What training adds to merging, in points. {CONTROL} learns as CrossGET does, without the cross tokens. Both "
-        "have the greatest rate within Patch Ranking's GMACs, up to 6 % fewer, and ToMe is interpolated to those GMACs. "
-        "Intervals and verdicts as above, Holm's correction over this table. The trained ToMe was added after CrossGET's "
-        "first seed on test had been read."
+        "have the greatest rate within Patch Ranking's GMACs, up to 6 % fewer, and ToMe is interpolated to these. "
+        "Intervals and verdicts as above, Holm's correction over this table. The trained ToMe was added after "
+        "CrossGET's first seed on test had been read."
     )
     return f"{table(['', *tasks], lines)}\n\n{note}"
 

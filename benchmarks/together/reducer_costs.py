@@ -118,8 +118,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     note = (
         f"Image tower of {result['model']}; {100 * result['keep']:.0f} % of the patches from block {result['layer']} "
         f"on, half resolution a quarter{random_weights}; {setting['dtype']}, {setting['device']}, "
-        f"{setting['threads']} threads. In each of {setting['rounds']} rounds all towers ran in turn; speeds are medians, “faster” is the median of the "
-        "rounds' ratios to the whole tower, with its bootstrap interval."
+        f"{setting['threads']} threads. In each of {setting['rounds']} rounds all towers ran in turn; speeds are "
+        "medians, “faster” is the median of the rounds' ratios to the whole tower, with its bootstrap interval."
     )
     failed = "\n".join(f"- `{name}` did not run: {reason}" for name, reason in result["reasons"].items())
     parts = [table(head, cells), *([failed] if failed else []), note]
