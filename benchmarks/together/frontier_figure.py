@@ -55,7 +55,8 @@ def _draw_against(axes: Axes, rows: Sequence[Row], cost: str, floor: float) -> N
     if others:
         xs, ys = [1000 * row[cost] for row in others], [100 * row["accuracy"] for row in others]
         axes.plot(xs, ys, ".", color="0.75", markersize=4, label="other reducers", zorder=1)
-    rows = [row for row in rows if row.get("named", True)]
+    # What follows a comma in a name stands in the table.
+    rows = [row | {"method": row["method"].partition(",")[0]} for row in rows if row.get("named", True)]
     for name in dict.fromkeys(row["method"] for row in rows):
         line = sorted((row for row in rows if row["method"] == name), key=lambda row: row[cost])
         xs, ys = [1000 * row[cost] for row in line], [100 * row["accuracy"] for row in line]

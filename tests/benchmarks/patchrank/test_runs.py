@@ -326,8 +326,7 @@ def test_rivals_are_compared_at_equal_keep_and_at_equal_cost(with_results):
 
 
 def test_a_rival_of_one_seed_gets_no_verdict():
-    known = {name: run for name, run in known_results().items() if "dynamicvit-seed1" not in name}
-    known = {name: run for name, run in known.items() if "dynamicvit-seed2" not in name}
+    known = {n: run for n, run in known_results().items() if not n.endswith(("dynamicvit-seed1", "dynamicvit-seed2"))}
     rows = [row for row in rivals(known) if row["rival"] == "DynamicViT"]
     assert rows and all(row["seeds"] == 1 and verdict(row) == "not shown" for row in rows)
     assert {row["seeds"] for row in rivals(known) if row["rival"] in ("ToMe", "CrossGET")} == {3}
