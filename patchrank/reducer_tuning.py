@@ -34,7 +34,7 @@ class ReducerTuning(ReducedTowerTraining):
             architecture that was trained alike, or open_clip's preprocess_cfg.
         reducer: one of docs/reducers.md that needs neither training nor texts.
         keep: its keep rate.
-        place: the block at which it begins.
+        place: the block at which it begins, or several; the keep rate holds at each.
         learning_rate: peak rate of AdamW.
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
@@ -48,7 +48,7 @@ class ReducerTuning(ReducedTowerTraining):
         preprocess: str | dict[str, Any] | None = None,
         reducer: str = "tome",
         keep: float = 0.6,
-        place: int = 0,
+        place: int | list[int] = 0,
         learning_rate: float = 1e-5,
         weight_decay: float = 0.05,
         warmup_steps: int = 100,
@@ -61,7 +61,8 @@ class ReducerTuning(ReducedTowerTraining):
         self.tuned = copy.deepcopy(self.clip)
         tower = self.tuned.image_tower.requires_grad_(True)
         installed_reducers()
-        self.model = ReducedTower(tower, schedule(named(reducer), tower, keep, [place]))
+        places = [place] if isinstance(place, int) else place
+        self.model = ReducedTower(tower, schedule(named(reducer), tower, keep, places))
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 The baselines and the golden oracle come first, since they need no training. Then every task has a predictor for each
 seed, and scenes of shape one that prunes before the first block; then prompts of two kinds, tuned without pruning and
-at keep .6; then the rivals that are trained: A-ViT, CrossGET with its control, and DynamicViT. A series that stops
-early leaves whole rows. What is finished is skipped, and --only PATTERN takes the runs of these names alone.
+at keep .6; then the rivals that are trained, and the controls of CrossGET and DynamicViT. A series that stops early
+leaves whole rows. What is finished is skipped, and --only PATTERN takes the runs of these names alone.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from common.clip import load_architecture
 from common.conditions import conditions
 from common.data.embedded.shapes import ATTRIBUTION
 from common.paths import runs_directory
+from patchrank.reducers.dynamicvit import stage_blocks
 
 COMMAND = "python -m benchmarks patchrank-runs"
 RESULTS = STORED / "patchrank"
@@ -118,6 +119,8 @@ def _on_pictures(task: Task, what: str, recipe: str, seed: int, **model: Any) ->
         model |= search(tokens)
     elif recipe == "avit":
         model["depth"] = pruned_depth(tokens, vision["layers"])
+    elif recipe == "attention_tuning":
+        model["place"] = stage_blocks(vision["layers"])
     return _run(task, what, recipe, seed, model, {"shots": task.shots})
 
 

@@ -35,7 +35,7 @@ SEARCHED = 250
 PRUNE_LAYER = 1
 """Block 1 of a tower of 4 is a quarter of the depth, as block 3 of 12 is; of Fashion-MNIST's 3, a third."""
 SEEDS = (0, 1, 2)
-_KINDS = ("predictor", "prompts", "avit", "crossget", "reducer_tuning", "dynamicvit")
+_KINDS = ("predictor", "prompts", "avit", "crossget", "reducer_tuning", "dynamicvit", "attention_tuning")
 RECIPES = {kind: f"patchrank/embedded_{kind}.yaml" for kind in _KINDS}
 COMMITTED = WEIGHTS / "patchrank"
 """The folder of committed predictors and prompts."""

@@ -1,11 +1,13 @@
-"""Rivals that train a copy of the tower with fewer tokens, at rates that cost what Patch Ranking does; and ToMe with a
-tower that was trained alike, which tells what of a rival's accuracy is the tower's training.
+"""Rivals that train a copy of the tower with fewer tokens, at rates that cost what Patch Ranking does; and for each of
+CrossGET and DynamicViT a control with a tower that was trained alike, which tells what of a rival's accuracy is the
+tower's training. ToMe merges as CrossGET does; class attention drops where DynamicViT does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from torch import nn
 from benchmarks.patchrank.evaluate import evaluate_towers
 from benchmarks.patchrank.tasks import CIFAR, FASHION, SHAPES, Task
 from common.clip import CLIP
-from common.reducer_registry import named, setting_for
+from common.reducer_registry import named, schedule
 from common.reduction import ReducedTower
 from common.zeroshot import embed_prompts
 from patchrank.crossget import CrossGETTower
 from patchrank.dynamicvit import DynamicViTTower
+from patchrank.reducers.dynamicvit import stage_blocks
 
 REDUCED = "reduced"
 """What a result calls the answers."""
@@ -46,9 +49,10 @@ class Rival:
         return {"test": evaluate_towers(towers, task.pictures("test"), clip.image_tower.image_size, classes)}
 
 
-def _tuned_to_tome(weights: Path, keep: float) -> nn.Module:
+def _tuned_to(reducer: str, places: Callable[[int], Sequence[int]], weights: Path, keep: float) -> nn.Module:
+    """The tower of a ``ReducerTuning`` with its reducer.  places: number of blocks -> the blocks at which it stands."""
     tower = CLIP.load(weights).image_tower
-    return ReducedTower(tower, named("tome").reducers(setting_for(tower, keep, 0)))
+    return ReducedTower(tower, schedule(named(reducer), tower, keep, places(len(tower.transformer.resblocks))))
 
 
 TRAINED_RIVALS = {
@@ -57,11 +61,18 @@ TRAINED_RIVALS = {
         {SHAPES: 0.68, CIFAR: 0.66, FASHION: 0.64},
         lambda weights, keep: CrossGETTower.load(weights).at(keep),
     ),
-    "ToMe, tower trained": Rival("reducer_tuning", {SHAPES: 0.68, CIFAR: 0.66, FASHION: 0.72}, _tuned_to_tome),
+    "ToMe, tower trained": Rival(
+        "reducer_tuning", {SHAPES: 0.68, CIFAR: 0.66, FASHION: 0.72}, partial(_tuned_to, "tome", lambda _: [0])
+    ),
     "DynamicViT": Rival(
         "dynamicvit",
         {SHAPES: 0.74, CIFAR: 0.73, FASHION: 0.81},
         lambda weights, keep: DynamicViTTower.load(weights).at(keep),
+    ),
+    "class attention, tower trained": Rival(
+        "attention_tuning",
+        {SHAPES: 0.81, CIFAR: 0.79, FASHION: 0.89},
+        partial(_tuned_to, "class-attention", stage_blocks),
     ),
 }
 """By the names that tables have."""

@@ -52,13 +52,18 @@ class KeepPredictor(nn.Module):
         return wide_linear(self.to_scores, hidden).log_softmax(-1)
 
 
-def keep_predictors(width: int, blocks: int) -> nn.ModuleDict:
-    """Prediction modules for a tower of width D and L blocks, by the number of their block.
+def stage_blocks(blocks: int) -> list[int]:
+    """The blocks before which a tower of L blocks drops tokens.
 
-    The published places are blocks 3, 6 and 9 of 12; other towers have theirs at the same quarters of their depth,
-    fewer where two quarters begin with one block.
+    The published ones are 3, 6 and 9 of 12; other towers have theirs at the same quarters of their depth, fewer where
+    two quarters begin with one block.
     """
-    return nn.ModuleDict({str(block): KeepPredictor(width) for block in sorted({q * blocks // 4 for q in (1, 2, 3)})})
+    return sorted({quarter * blocks // 4 for quarter in (1, 2, 3)})
+
+
+def keep_predictors(width: int, blocks: int) -> nn.ModuleDict:
+    """Prediction modules for a tower of width D and L blocks, by the number of their block, see ``stage_blocks``."""
+    return nn.ModuleDict({str(block): KeepPredictor(width) for block in stage_blocks(blocks)})
 
 
 def stage_counts(keep: float, stages: int, patches: int) -> list[int]:

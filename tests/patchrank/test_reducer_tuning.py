@@ -31,6 +31,13 @@ def test_a_short_run_brings_the_reduced_embedding_nearer_to_the_whole_one(start,
     assert text is None and distance(tuned, teacher, reducer, 0.4) < 0.8 * untuned
 
 
+def test_a_keep_rate_holds_at_each_of_several_blocks(start):
+    model = ReducerTuning(**start, reducer="class-attention", keep=0.5, place=[0, 1]).model
+    patches = model.tower.grid**2
+    half = model.reducers[0].left(patches)
+    assert (half, model.reducers[1].left(half)) == (patches // 2, patches // 4)
+
+
 def test_what_comes_out_is_a_plain_clip(start, tmp_path):
     tuned, _ = ReducerTuning(**start, keep=0.4).deployable()
     tuned.save(tmp_path / "tuned.safetensors")
