@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.contrastive import info_nce
-from common.optim import OptimizerName
 from common.self_supervision import SimSiam, views_of
 from common.two_pass import in_parts
-from mlip.pretraining import WITHOUT_ALIGNMENT, MLIPPretraining
+from mlip.baseline import BaselinePretraining
 
 
-class DeCLIPPretraining(MLIPPretraining):
+class DeCLIPPretraining(BaselinePretraining):
     """Train a CLIP by DeCLIP's four terms on two views of the picture and two of the caption.
 
     - clip: the mean InfoNCE of each view with each caption.
@@ -27,74 +26,29 @@ class DeCLIPPretraining(MLIPPretraining):
       after the corruption, as in DeCLIP; the rewritten one is whole.
 
     Args:
-        architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
-        weights: what text tower and scale start from: null (random), an open_clip tag, or a local weights file.
-        image_layers: how many of the image tower's last layers start from those weights too; see MLIPPretraining.
-        preprocess: as MLIPPretraining's.
-        frequency_layers, keep_rates, guide, guide_heads: MLIP's tower in the place of CLIP's; by default there is none
-            of it.
         clip_weight: weight of InfoNCE; this and the next three are DeCLIP's.
         neighbour_weight: weight of nearest-neighbour supervision. 0 leaves the term out; the others keep theirs, since
             DeCLIP does not say otherwise.
         simsiam_weight: weight of SimSiam; 0 leaves the term out.
         masking_weight: weight of masked language modelling; 0 leaves the term out, and captions are not corrupted.
         neighbour_queue: number of earlier captions on each rank that neighbours are chosen from.
-        label_smoothing: share of each contrastive target spread over all candidates, in [0, 1).
-        parts: number of parts in which a batch passes through the towers; see ``common.two_pass``.
-        learning_rate: peak rate of the optimiser.
-        weight_decay: of matrices; gains, biases and vectors do not decay.
-        warmup_steps: steps of linear warm-up before the cosine.
-        optimizer: adamw or muon, as MLIPPretraining's; the heads are with AdamW.
+        settings: see ``BaselinePretraining``.
     """
 
     def __init__(
         self,
-        architecture: str = "ViT-B-16",
-        weights: str | None = None,
-        preprocess: str | dict[str, Any] | None = None,
-        image_layers: int = 0,
-        frequency_layers: int = 0,
-        keep_rates: dict[int, float] | None = None,
-        guide: str | None = None,
-        guide_heads: int | None = None,
+        *,
         clip_weight: float = 0.4,
         neighbour_weight: float = 0.2,
         simsiam_weight: float = 0.2,
         masking_weight: float = 0.2,
         neighbour_queue: int = 65_536,
-        label_smoothing: float = 0.0,
-        parts: int = 1,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.1,
-        warmup_steps: int = 2500,
-        optimizer: OptimizerName = "adamw",
+        **settings: Any,
     ) -> None:
         _check_weights(clip_weight, neighbour_weight, simsiam_weight, masking_weight)
-        super().__init__(
-            architecture,
-            weights,
-            preprocess,
-            image_layers=image_layers,
-            frequency_layers=frequency_layers,
-            keep_rates=keep_rates,
-            guide=guide,
-            guide_heads=guide_heads,
-            spatial_weight=clip_weight,
-            neighbour_weight=neighbour_weight,
-            neighbour_queue=neighbour_queue,
-            masking_weight=masking_weight,
-            label_smoothing=label_smoothing,
-            parts=parts,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            optimizer=optimizer,
-            **WITHOUT_ALIGNMENT,
-        )
-        resolved = self.hparams.preprocess  # as the weights' source tells it
-        self.hparams.clear()  # MLIPPretraining's
-        self.save_hyperparameters()
-        self.hparams.preprocess = resolved
+        terms = {"spatial_weight": clip_weight, "masking_weight": masking_weight}
+        terms |= {"neighbour_weight": neighbour_weight, "neighbour_queue": neighbour_queue}
+        super().__init__(terms, **settings)
         self.weights = {"clip": clip_weight, "neighbour": neighbour_weight}
         self.weights |= {"simsiam": simsiam_weight, "masking": masking_weight}
         self.simsiam = SimSiam(self.clip.architecture["embed_dim"]) if simsiam_weight else None

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.optim import OptimizerName
 from common.preprocess import Preprocess
 from common.two_pass import in_parts
 from common.weights import load_saved, save_model
 from mlip.alignment import caption_mask, late_interaction, late_similarities
+from mlip.baseline import BaselinePretraining
 from mlip.guide import Guide
 from mlip.model import MLIP
-from mlip.pretraining import WITHOUT_ALIGNMENT, MLIPPretraining
 
 
 class FILIP(nn.Module):
@@ -116,7 +115,7 @@ class FILIP(nn.Module):
         return load_saved(path, {"architecture", "filip"}, "records no FILIP", build)
 
 
-class FILIPPretraining(MLIPPretraining):
+class FILIPPretraining(BaselinePretraining):
     """Train a FILIP by late interaction of all pairs alone, as Cui et al. have it.
 
     A token chooses among the ``keys`` tokens of a caption or picture that agree most with their own partner. Padding
@@ -124,66 +123,22 @@ class FILIPPretraining(MLIPPretraining):
     tokens.
 
     Args:
-        architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
-        weights: what text tower and scale start from: null (random), an open_clip tag, or a local weights file.
-        image_layers: how many of the image tower's last layers start from those weights too; see MLIPPretraining.
-        preprocess: as MLIPPretraining's.
-        frequency_layers, keep_rates, guide, guide_heads: MLIP's tower in the place of CLIP's; by default there is none
-            of it.
         token_dim: width of the compared tokens.
         keys: how many tokens of the other side a token may choose from.
-        label_smoothing: share of each target spread over all candidates, in [0, 1).
-        parts: number of parts in which a batch passes through the towers; see ``common.two_pass``.
-        learning_rate: peak rate of the optimiser.
-        weight_decay: of matrices; gains, biases and vectors do not decay.
-        warmup_steps: steps of linear warm-up before the cosine.
-        optimizer: adamw or muon, as MLIPPretraining's; the heads are with AdamW.
+        settings: see ``BaselinePretraining``.
     """
 
     def __init__(
         self,
-        architecture: str = "ViT-B-16",
-        weights: str | None = None,
-        preprocess: str | dict[str, Any] | None = None,
-        image_layers: int = 0,
-        frequency_layers: int = 0,
-        keep_rates: dict[int, float] | None = None,
-        guide: str | None = None,
-        guide_heads: int | None = None,
+        *,
         token_dim: int = 256,
         keys: int = 16,
-        label_smoothing: float = 0.0,
-        parts: int = 1,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.1,
-        warmup_steps: int = 2500,
-        optimizer: OptimizerName = "adamw",
+        **settings: Any,
     ) -> None:
         for name, value in {"token_dim": token_dim, "keys": keys}.items():
             if value < 1:
                 raise ValueError(f"{name} {value} must be at least 1; Cui et al. have 256-wide tokens and 16 keys")
-        super().__init__(
-            architecture,
-            weights,
-            preprocess,
-            image_layers=image_layers,
-            frequency_layers=frequency_layers,
-            keep_rates=keep_rates,
-            guide=guide,
-            guide_heads=guide_heads,
-            spatial_weight=1.0,
-            label_smoothing=label_smoothing,
-            parts=parts,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            optimizer=optimizer,
-            **WITHOUT_ALIGNMENT,
-        )
-        resolved = self.hparams.preprocess  # as the weights' source tells it
-        self.hparams.clear()  # MLIPPretraining's
-        self.save_hyperparameters()
-        self.hparams.preprocess = resolved
+        super().__init__({"spatial_weight": 1.0}, **settings)
         self.weights, self.keys = {"late_interaction": 1.0}, keys
         self.clip = FILIP(self.clip, token_dim)
 

@@ -31,10 +31,6 @@ Matching = Literal["one_to_many", "one_to_one", "filip"]
 """How the tokens of an image and a caption are aligned; filip compares all pairs of the batch."""
 
 
-WITHOUT_ALIGNMENT = {"frequency_weight": 0.0, "frequency_token_weight": 0.0, "spatial_token_weight": 0.0}
-"""The weights of trainings that have none of MLIP's terms but InfoNCE: its baselines SLIP, DeCLIP and FILIP."""
-
-
 class MLIPPretraining(ContrastivePretraining):
     """Train an MLIP by equation 2: InfoNCE and token alignment of the caption with frequency and spatial features.
 

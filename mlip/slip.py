@@ -11,86 +11,46 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.contrastive import info_nce
-from common.optim import OptimizerName
 from common.self_supervision import BatchNormOverRanks, perceptron, simclr, views_of
 from common.two_pass import in_parts
-from mlip.pretraining import WITHOUT_ALIGNMENT, MLIPPretraining
+from mlip.baseline import BaselinePretraining
 
 
-class SLIPPretraining(MLIPPretraining):
+class SLIPPretraining(BaselinePretraining):
     """Train a CLIP by InfoNCE of picture and caption, and SimCLR between two further views of the picture.
 
     SimCLR reads the class token's feature before CLIP's projection, through a perceptron of three layers whose batch
     normalisation counts all ranks. Both terms have the negatives of all ranks, with gradient.
 
     Args:
-        architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
-        weights: what text tower and scale start from: null (random), an open_clip tag, or a local weights file.
-        image_layers: how many of the image tower's last layers start from those weights too; see MLIPPretraining.
-        preprocess: as MLIPPretraining's.
-        frequency_layers, keep_rates, guide, guide_heads: MLIP's tower in the place of CLIP's; by default there is none
-            of it.
         clip_weight: weight of InfoNCE.
         simclr_weight: weight of SimCLR; 1 in SLIP.
         temperature: SimCLR's, fixed.
         hidden_width: of the perceptron.
         projection_width: of its output.
-        label_smoothing: share of each of InfoNCE's targets spread over all candidates, in [0, 1).
-        parts: number of parts in which a batch passes through the towers; see ``common.two_pass``.
         learning_rate: peak rate of the optimiser.
         weight_decay: of matrices; gains, biases and vectors do not decay.
-        warmup_steps: steps of linear warm-up before the cosine.
-        optimizer: adamw or muon, as MLIPPretraining's; the heads are with AdamW.
+        settings: see ``BaselinePretraining``.
     """
 
     def __init__(
         self,
-        architecture: str = "ViT-B-16",
-        weights: str | None = None,
-        preprocess: str | dict[str, Any] | None = None,
-        image_layers: int = 0,
-        frequency_layers: int = 0,
-        keep_rates: dict[int, float] | None = None,
-        guide: str | None = None,
-        guide_heads: int | None = None,
+        *,
         clip_weight: float = 1.0,
         simclr_weight: float = 1.0,
         temperature: float = 0.1,
         hidden_width: int = 4096,
         projection_width: int = 256,
-        label_smoothing: float = 0.0,
-        parts: int = 1,
         learning_rate: float = 5e-4,
         weight_decay: float = 0.5,
-        warmup_steps: int = 2500,
-        optimizer: OptimizerName = "adamw",
+        **settings: Any,
     ) -> None:
         chosen = {"clip_weight": clip_weight, "simclr_weight": simclr_weight, "temperature": temperature}
         for name, value in chosen.items():
             if value <= 0:
                 raise ValueError(f"{name} {value} must be positive; SLIP's weights are 1, its temperature is 0.1")
-        super().__init__(
-            architecture,
-            weights,
-            preprocess,
-            image_layers=image_layers,
-            frequency_layers=frequency_layers,
-            keep_rates=keep_rates,
-            guide=guide,
-            guide_heads=guide_heads,
-            spatial_weight=clip_weight,
-            label_smoothing=label_smoothing,
-            parts=parts,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            optimizer=optimizer,
-            **WITHOUT_ALIGNMENT,
-        )
-        resolved = self.hparams.preprocess  # as the weights' source tells it
-        self.hparams.clear()  # MLIPPretraining's
-        self.save_hyperparameters()
-        self.hparams.preprocess = resolved
+        terms = {"spatial_weight": clip_weight}
+        super().__init__(terms, learning_rate=learning_rate, weight_decay=weight_decay, **settings)
         self.weights = {"clip": clip_weight, "simclr": simclr_weight}
         self.temperature = temperature
         width = self.clip.architecture["vision_cfg"]["width"]

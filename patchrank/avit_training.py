@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from common import optim
-from common.clip import CLIP
 from patchrank.avit import AViTTower, Halting, distribution_loss, ponder_loss
 from patchrank.frozen_clip import ReducedTowerTraining
 
@@ -25,51 +23,36 @@ class AViTTraining(ReducedTowerTraining):
     preservation ranks tokens by the same distance, so A-ViT and predictor learn from the same signal.
 
     Args:
-        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
-        weights: null (random), an open_clip tag, or a local file.
-        quick_gelu: the activation of a local weights file that does not record it.
-        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
-            architecture that was trained alike, or open_clip's preprocess_cfg.
         depth: the mean of the target for the halting distribution, in blocks (``distribution_target``).
         distribution_weight: weight of the divergence from that distribution.
         ponder_weight: weight of the ponder loss.
         scale: scale of the halting score; released: 10.
         shift: shift of the halting score; released: -30 for the tiny model, -75 for the small one.
         learning_rate: peak rate of AdamW.
-        weight_decay: of matrices.
-        warmup_steps: steps of linear warm-up before the cosine.
+        settings: see ``FrozenCLIPTraining``.
     """
 
     def __init__(
         self,
-        architecture: str = "ViT-B-16-quickgelu",
-        weights: str | None = None,
-        quick_gelu: bool | None = None,
-        preprocess: str | dict[str, Any] | None = None,
+        *,
         depth: float = 8.0,
         distribution_weight: float = 0.001,
         ponder_weight: float = 5e-4,
         scale: float = 10.0,
         shift: float = -30.0,
         learning_rate: float = 1e-4,
-        weight_decay: float = 0.05,
-        warmup_steps: int = 100,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        optim.check_settings(learning_rate, weight_decay, warmup_steps)
         for name, value in (("distribution_weight", distribution_weight), ("ponder_weight", ponder_weight)):
             if value < 0:
                 raise ValueError(f"{name} {value} is negative; 0 leaves the term out")
-        self.save_hyperparameters()
-        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
-        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
+        super().__init__(learning_rate=learning_rate, **settings)
         layers = len(self.clip.image_tower.transformer.resblocks)
         if not 1 <= depth <= layers:
             raise ValueError(f"depth {depth} is not between 1 and this tower's {layers} blocks")
         self.depth = depth
         self.model = AViTTower(self.clip.image_tower, scale, shift).requires_grad_(True)
         self.term_weights = {"distribution": distribution_weight, "ponder": ponder_weight}
-        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.validation_depth = MeanMetric()
 
     def _distances(self, images: Tensor) -> tuple[Tensor, Halting]:

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common import optim
-from common.clip import CLIP
 from patchrank.crossget import CrossGETTower, alignment_loss, text_cross
 from patchrank.frozen_clip import ReducedTowerTraining
 from patchrank.reducers.crossget import cross_tokens
@@ -31,38 +29,16 @@ class CrossGETTraining(ReducedTowerTraining):
     So AdamW, whose steps have no scale, makes other weights of the two terms equal to these.
 
     Args:
-        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
-        weights: null (random), an open_clip tag, or a local file.
-        quick_gelu: the activation of a local weights file that does not record it.
-        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
-            architecture that was trained alike, or open_clip's preprocess_cfg.
         keep: over all blocks as many patches are gone as when this share enters the first; released: 0.47, which is
             16 of 196 in each of 12 blocks.
-        learning_rate: peak rate of AdamW.
-        weight_decay: of matrices.
-        warmup_steps: steps of linear warm-up before the cosine.
+        settings: see ``FrozenCLIPTraining``.
     """
 
-    def __init__(
-        self,
-        architecture: str = "ViT-B-16-quickgelu",
-        weights: str | None = None,
-        quick_gelu: bool | None = None,
-        preprocess: str | dict[str, Any] | None = None,
-        keep: float = 0.47,
-        learning_rate: float = 1e-5,
-        weight_decay: float = 0.05,
-        warmup_steps: int = 100,
-    ) -> None:
-        super().__init__()
-        optim.check_settings(learning_rate, weight_decay, warmup_steps)
-        self.save_hyperparameters()
-        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
-        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
+    def __init__(self, *, keep: float = 0.47, **settings: Any) -> None:
+        super().__init__(**settings)
         self.model = CrossGETTower(copy.deepcopy(self.clip.image_tower).requires_grad_(True), keep=keep)
         text = self.clip.text_tower
         self.text_tokens = cross_tokens(text.text_projection.shape[0], len(text.transformer.resblocks))
-        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The cosine distance and the alignment of one batch, each logged. ValueError: it has no texts."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import optim
-from common.clip import CLIP
 from patchrank.dynamicvit import DynamicViTTower, ratio_loss, token_loss
 from patchrank.frozen_clip import ReducedTowerTraining
 
@@ -27,49 +26,33 @@ class DynamicViTTraining(ReducedTowerTraining):
     Patch Ranking learn from one signal.
 
     Args:
-        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
-        weights: null (random), an open_clip tag, or a local file.
-        quick_gelu: the activation of a local weights file that does not record it.
-        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
-            architecture that was trained alike, or open_clip's preprocess_cfg.
         keep: the base rate; the three stages keep its first, second and third power of the patches.
         token_weight: weight of the error of the kept tokens.
         ratio_weight: weight of the ratio loss.
-        learning_rate: peak rate of AdamW for the tower.
-        predictor_factor: how many times that the rate of the prediction modules is; 100 as released.
-        weight_decay: of matrices.
-        warmup_steps: steps of linear warm-up before the cosine.
+        predictor_factor: how many times the learning rate, which is the tower's, the prediction modules have; 100 as
+            released.
+        settings: see ``FrozenCLIPTraining``.
     """
 
     def __init__(
         self,
-        architecture: str = "ViT-B-16-quickgelu",
-        weights: str | None = None,
-        quick_gelu: bool | None = None,
-        preprocess: str | dict[str, Any] | None = None,
+        *,
         keep: float = 0.7,
         token_weight: float = 0.5,
         ratio_weight: float = 2.0,
-        learning_rate: float = 1e-5,
         predictor_factor: float = 100.0,
-        weight_decay: float = 0.05,
-        warmup_steps: int = 100,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        optim.check_settings(learning_rate, weight_decay, warmup_steps)
         for name, value in (("token_weight", token_weight), ("ratio_weight", ratio_weight)):
             if value < 0:
                 raise ValueError(f"{name} {value} is negative; 0 leaves the term out")
         if predictor_factor <= 0:
             raise ValueError(f"predictor_factor {predictor_factor} is not positive; 100 is the released one")
-        self.save_hyperparameters()
-        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
-        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
+        super().__init__(**settings)
         tower = copy.deepcopy(self.clip.image_tower).requires_grad_(True)
         self.model = DynamicViTTower(tower, keep=keep)
         self.term_weights = {"tokens": token_weight, "ratio": ratio_weight}
         self.predictor_factor = predictor_factor
-        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The cosine distance of the masked pass, the error of its kept tokens and its ratio loss, each logged."""

@@ -12,25 +12,50 @@ from torchmetrics import MeanMetric
 
 from common import optim
 from common.clip import CLIP
-from common.preprocess import Preprocess, prepare_data
+from common.preprocess import prepare_data
 
 
 class FrozenCLIPTraining(LightningModule):
     """A training whose checkpoints hold the trained parameters alone; the arguments name the frozen CLIP again.
 
-    A subclass sets ``preprocess`` (the CLIP's), ``learning_rate``, ``weight_decay`` and ``warmup_steps``, and ``final``
-    where the cosine does not end at 0.
+    A subclass sets ``final`` where the cosine does not end at 0.
+
+    Args:
+        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
+        weights: null (random), an open_clip tag, or a local file.
+        quick_gelu: the activation of a local weights file that does not record it.
+        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
+            architecture that was trained alike, or open_clip's preprocess_cfg.
+        learning_rate: peak rate of the optimiser.
+        weight_decay: of matrices.
+        warmup_steps: steps of linear warm-up before the cosine.
     """
 
-    preprocess: Preprocess
     final: float = 0.0
 
     starts_from: ClassVar[dict[str, Any]] = {"weights": None}
     """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
 
+    def __init__(
+        self,
+        architecture: str = "ViT-B-16-quickgelu",
+        weights: str | None = None,
+        quick_gelu: bool | None = None,
+        preprocess: str | dict[str, Any] | None = None,
+        learning_rate: float = 1e-5,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        optim.check_settings(learning_rate, weight_decay, warmup_steps)
+        self.save_hyperparameters()
+        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
+        self.clip = clip.requires_grad_(False)
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+
     def setup(self, stage: str) -> None:
         """Show pictures as the frozen CLIP was trained on them."""
-        prepare_data(self.trainer, self.preprocess)
+        prepare_data(self.trainer, self.clip.preprocess)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out, unless they are random and nothing else would bring them back."""
@@ -56,14 +81,13 @@ class FrozenCLIPTraining(LightningModule):
 class ReducedTowerTraining(FrozenCLIPTraining):
     """A training of a tower with fewer tokens to reproduce a frozen CLIP's image embeddings.
 
-    Shapes: B images, S image size, E joint dim. A subclass sets ``clip`` and ``model``, the tower.
+    Shapes: B images, S image size, E joint dim. A subclass sets ``model``, the tower.
     """
 
-    clip: CLIP
     model: nn.Module
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         self.validation_cosine = MeanMetric()
 
     def forward(self, images: Tensor) -> Tensor:

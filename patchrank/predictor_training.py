@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from common import optim
 from common.clip import CLIP
 from common.zeroshot import embed_prompts
 from patchrank.frozen_clip import FrozenCLIPTraining, class_prompts
@@ -32,11 +31,6 @@ class RankPredictorTraining(FrozenCLIPTraining):
     is the released code's, and AdamW with a cosine replaces its Adam.
 
     Args:
-        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
-        weights: null (random), an open_clip tag, or a local file.
-        quick_gelu: the activation of a local weights file that does not record it.
-        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
-            architecture that was trained alike, or open_clip's preprocess_cfg.
         prune_layer: the block before which tokens are scored and pruned.
         keep: share of patch tokens that will be kept, below 1; the loss "keep_set" and the overlap depend on it.
         loss: keep_set (divergence from the golden keep set), margin (hinge over all ordered pairs) or listwise
@@ -48,16 +42,13 @@ class RankPredictorTraining(FrozenCLIPTraining):
         removed_per_round: tokens that each round but the last removes; required for more than one round.
         learning_rate: peak rate of AdamW.
         weight_decay: of matrices.
-        warmup_steps: steps of linear warm-up before the cosine.
         final_learning_rate: the rate with which the cosine ends, at most ``learning_rate``.
+        settings: see ``FrozenCLIPTraining``.
     """
 
     def __init__(
         self,
-        architecture: str = "ViT-B-16-quickgelu",
-        weights: str | None = None,
-        quick_gelu: bool | None = None,
-        preprocess: str | dict[str, Any] | None = None,
+        *,
         prune_layer: int = 3,
         keep: float = 0.6,
         loss: Loss = "keep_set",
@@ -68,16 +59,12 @@ class RankPredictorTraining(FrozenCLIPTraining):
         removed_per_round: int | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-4,
-        warmup_steps: int = 100,
         final_learning_rate: float = 0.0,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        optim.check_settings(learning_rate, weight_decay, warmup_steps)
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **settings)
         if not 0 <= final_learning_rate <= learning_rate:
             raise ValueError(f"final_learning_rate {final_learning_rate} must lie from 0 to the peak, {learning_rate}")
-        self.save_hyperparameters()
-        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
-        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
         tower = self.clip.image_tower
         self.predictor = RankPredictor.for_tower(tower)
         self.pruned = tower.grid**2 - keep_count(keep, tower.grid**2)
@@ -87,7 +74,6 @@ class RankPredictorTraining(FrozenCLIPTraining):
             raise ValueError(f"prune_layer {prune_layer} is none of the {len(tower.transformer.resblocks)} blocks")
         self.prune_layer, self.loss, self.score = prune_layer, loss, score
         self.removal = {"block": block, "stride": stride, "rounds": rounds, "removed_per_round": removed_per_round}
-        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.final = final_learning_rate / learning_rate
         self.overlap, self.tau = MeanMetric(), MeanMetric()
         self._golden: dict[str, Rankings] = {}

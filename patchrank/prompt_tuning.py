@@ -33,11 +33,6 @@ class PromptTuning(FrozenCLIPTraining):
     released code contains. The predictor is not trained again: it reads the tokens as the prompts change them.
 
     Args:
-        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
-        weights: null (random), an open_clip tag, or a local file.
-        quick_gelu: the activation of a local weights file that does not record it.
-        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
-            architecture that was trained alike, or open_clip's preprocess_cfg.
         predictor: a checkpoint of RankPredictorTraining or a PatchRankTower's file; null is for keep 1 alone.
         keep: share of the patch tokens that stay; 1 tunes without pruning.
         prune_layer: the block before which tokens are pruned.
@@ -50,14 +45,12 @@ class PromptTuning(FrozenCLIPTraining):
         momentum: of SGD.
         weight_decay: of prompts and couplings, except biases.
         warmup_steps: steps of linear warm-up before the cosine.
+        settings: see ``FrozenCLIPTraining``.
     """
 
     def __init__(
         self,
-        architecture: str = "ViT-B-16-quickgelu",
-        weights: str | None = None,
-        quick_gelu: bool | None = None,
-        preprocess: str | dict[str, Any] | None = None,
+        *,
         predictor: str | None = None,
         keep: float = 0.6,
         prune_layer: int = 3,
@@ -70,12 +63,10 @@ class PromptTuning(FrozenCLIPTraining):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         warmup_steps: int = 50,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        optim.check_settings(learning_rate, weight_decay, warmup_steps)
-        self.save_hyperparameters()
-        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
-        self.preprocess = clip.preprocess
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps, **settings)
+        clip = self.clip
         ranker = None if predictor is None else load_predictor(predictor, clip.image_tower, prune_layer)
         widths = clip.text_tower.ln_final.normalized_shape[0], clip.image_tower.ln_post.normalized_shape[0]
         start = None if words is None else _words(clip, words, kind, depth)
@@ -84,8 +75,7 @@ class PromptTuning(FrozenCLIPTraining):
         self.model.requires_grad_(False)
         learned.requires_grad_(True)
         self.template = template
-        self.learning_rate, self.momentum = learning_rate, momentum
-        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
+        self.momentum = momentum
         self.top1 = MeanMetric()
         self._ids: Tensor | None = None
         self._classes: Tensor | None = None

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common import optim
 from common.clip import CLIP
 from common.reducer_registry import installed_reducers, named, schedule
 from common.reduction import ReducedTower
@@ -27,43 +26,21 @@ class ReducerTuning(ReducedTowerTraining):
     ``effclip evaluate --reducer`` reduces at this rate or another.
 
     Args:
-        architecture: an open_clip model name (ViT-B-16-quickgelu) or a .json architecture file.
-        weights: null (random), an open_clip tag, or a local file.
-        quick_gelu: the activation of a local weights file that does not record it.
-        preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
-            architecture that was trained alike, or open_clip's preprocess_cfg.
         reducer: one of docs/reducers.md that needs neither training nor texts.
         keep: its keep rate.
         place: the block at which it begins, or several; the keep rate holds at each.
-        learning_rate: peak rate of AdamW.
-        weight_decay: of matrices.
-        warmup_steps: steps of linear warm-up before the cosine.
+        settings: see ``FrozenCLIPTraining``.
     """
 
     def __init__(
-        self,
-        architecture: str = "ViT-B-16-quickgelu",
-        weights: str | None = None,
-        quick_gelu: bool | None = None,
-        preprocess: str | dict[str, Any] | None = None,
-        reducer: str = "tome",
-        keep: float = 0.6,
-        place: int | list[int] = 0,
-        learning_rate: float = 1e-5,
-        weight_decay: float = 0.05,
-        warmup_steps: int = 100,
+        self, *, reducer: str = "tome", keep: float = 0.6, place: int | list[int] = 0, **settings: Any
     ) -> None:
-        super().__init__()
-        optim.check_settings(learning_rate, weight_decay, warmup_steps)
-        self.save_hyperparameters()
-        clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
-        self.clip, self.preprocess = clip.requires_grad_(False), clip.preprocess
+        super().__init__(**settings)
         self.tuned = copy.deepcopy(self.clip)
         tower = self.tuned.image_tower.requires_grad_(True)
         installed_reducers()
         places = [place] if isinstance(place, int) else place
         self.model = ReducedTower(tower, schedule(named(reducer), tower, keep, places))
-        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The mean cosine distance of one batch."""

@@ -170,28 +170,29 @@ def test_open_clip_has_no_place_for_it(tmp_path, kind, capsys):
     assert f"is of type {kind}, for which open_clip has no image tower" in capsys.readouterr().err
 
 
+def start(files):
+    """The architecture and weights that a training begins with."""
+    return {"architecture": files["architecture"], "weights": files["clip"]}
+
+
 TRAININGS = {
     "CLIPPretraining": lambda files: CLIPPretraining(files["architecture"]),
     "WaveCLIPDistillation": lambda files: WaveCLIPDistillation(files["architecture"], files["clip"]),
     "MLIPPretraining": lambda files: MLIPPretraining(
-        files["architecture"], files["clip"], frequency_layers=1, keep_rates={2: 0.5}, guide=files["guide"]
+        **start(files), frequency_layers=1, keep_rates={2: 0.5}, guide=files["guide"]
     ),
-    "FILIPPretraining": lambda files: FILIPPretraining(files["architecture"], files["clip"], token_dim=8),
-    "SLIPPretraining": lambda files: SLIPPretraining(files["architecture"], files["clip"], hidden_width=8),
-    "DeCLIPPretraining": lambda files: DeCLIPPretraining(files["architecture"], files["clip"], neighbour_queue=8),
-    "RankPredictorTraining": lambda files: RankPredictorTraining(
-        files["architecture"], files["clip"], prune_layer=1, keep=0.5
-    ),
-    "AViTTraining": lambda files: AViTTraining(files["architecture"], files["clip"], depth=2.0),
-    "DynamicViTTraining": lambda files: DynamicViTTraining(files["architecture"], files["clip"]),
-    "CrossGETTraining": lambda files: CrossGETTraining(files["architecture"], files["clip"]),
-    "ReducerTuning": lambda files: ReducerTuning(files["architecture"], files["clip"]),
-    "FLIPPretraining": lambda files: FLIPPretraining(files["architecture"], files["clip"]),
-    "ACLIPPretraining": lambda files: ACLIPPretraining(
-        files["architecture"], files["clip"], hidden_width=8, projection_width=4
-    ),
+    "FILIPPretraining": lambda files: FILIPPretraining(**start(files), token_dim=8),
+    "SLIPPretraining": lambda files: SLIPPretraining(**start(files), hidden_width=8),
+    "DeCLIPPretraining": lambda files: DeCLIPPretraining(**start(files), neighbour_queue=8),
+    "RankPredictorTraining": lambda files: RankPredictorTraining(**start(files), prune_layer=1, keep=0.5),
+    "AViTTraining": lambda files: AViTTraining(**start(files), depth=2.0),
+    "DynamicViTTraining": lambda files: DynamicViTTraining(**start(files)),
+    "CrossGETTraining": lambda files: CrossGETTraining(**start(files)),
+    "ReducerTuning": lambda files: ReducerTuning(**start(files)),
+    "FLIPPretraining": lambda files: FLIPPretraining(**start(files)),
+    "ACLIPPretraining": lambda files: ACLIPPretraining(**start(files), hidden_width=8, projection_width=4),
     "PromptTuning": lambda files: PromptTuning(
-        files["architecture"], files["clip"], predictor=files["ranks"], keep=0.5, prune_layer=1, prompts=1, depth=2
+        **start(files), predictor=files["ranks"], keep=0.5, prune_layer=1, prompts=1, depth=2
     ),
 }
 

@@ -67,7 +67,7 @@ def built(architecture, options):
     options = dict(options)
     training = options.pop("training", MLIPPretraining)
     tower = {"frequency_layers": 1, "keep_rates": {2: 0.5}} if training is MLIPPretraining else {}
-    return training(architecture, **tower, **options)
+    return training(architecture=architecture, **tower, **options)
 
 
 def batches(module, rows):

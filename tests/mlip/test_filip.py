@@ -72,7 +72,7 @@ def test_a_saved_model_is_the_same(filip, tmp_path):
 
 def test_the_loss_is_late_interaction_alone_and_every_parameter_learns(tmp_path):
     torch.manual_seed(0)
-    module = FILIPPretraining(tiny_architecture(tmp_path), token_dim=12, keys=3, warmup_steps=2)
+    module = FILIPPretraining(architecture=tiny_architecture(tmp_path), token_dim=12, keys=3, warmup_steps=2)
     ids = module.clip.tokenizer(list(TINY_CAPTIONS), longest=True)
     batch = {"image": torch.randn(6, 3, 32, 32), "text": ids, "caption_id": torch.arange(6)}
     tokens = module.clip.image_tokens(batch["image"]), module.clip.text_tokens(ids), caption_mask(ids)
@@ -87,7 +87,7 @@ def test_the_loss_is_late_interaction_alone_and_every_parameter_learns(tmp_path)
 def test_senseless_settings_are_refused(tmp_path, options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name} 0 must be at least 1"):
-        FILIPPretraining(tiny_architecture(tmp_path), **options)
+        FILIPPretraining(architecture=tiny_architecture(tmp_path), **options)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -26,7 +26,7 @@ def make(tmp_path):
 
     def build(training, **options):
         torch.manual_seed(0)
-        return training(architecture, warmup_steps=2, **options)
+        return training(architecture=architecture, warmup_steps=2, **options)
 
     return build
 
@@ -175,6 +175,6 @@ def test_recipes_state_cui_and_others_settings(name):
 @pytest.mark.parametrize("training", [SLIPPretraining, DeCLIPPretraining])
 def test_a_checkpoint_remembers_how_pictures_were_prepared(training, tmp_path):
     clip = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    module = training(tiny_architecture(tmp_path), preprocess=clip, warmup_steps=1)
+    module = training(architecture=tiny_architecture(tmp_path), preprocess=clip, warmup_steps=1)
     assert module.clip.preprocess.mean == (0.5, 0.5, 0.5)
     assert module.hparams.preprocess == module.clip.architecture["preprocess_cfg"]

@@ -190,7 +190,9 @@ def test_a_short_run_trains_all_but_the_teacher(tmp_path):
         shards, shards, architecture=architecture, batch_size=4, num_workers=0, train_num_samples=16, captions=False
     )
     torch.manual_seed(0)
-    module = AViTTraining(architecture, depth=1.5, warmup_steps=1, learning_rate=1e-3, distribution_weight=1.0)
+    module = AViTTraining(
+        architecture=architecture, depth=1.5, warmup_steps=1, learning_rate=1e-3, distribution_weight=1.0
+    )
     before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer = lightning.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -206,6 +208,6 @@ def test_a_short_run_trains_all_but_the_teacher(tmp_path):
 
 def test_a_depth_beyond_the_tower_is_refused(tmp_path):
     with pytest.raises(ValueError, match="depth 3 is not between 1 and this tower's 2 blocks"):
-        AViTTraining(tiny_architecture(tmp_path), depth=3)
+        AViTTraining(architecture=tiny_architecture(tmp_path), depth=3)
     with pytest.raises(ValueError, match="ponder_weight -1 is negative"):
-        AViTTraining(tiny_architecture(tmp_path), depth=2, ponder_weight=-1)
+        AViTTraining(architecture=tiny_architecture(tmp_path), depth=2, ponder_weight=-1)
