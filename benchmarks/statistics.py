@@ -1,4 +1,4 @@
-"""Intervals over training seeds and pictures: the one kind that all tables print (benchmarks/protocol.md).
+"""Intervals over training seeds and pictures: the kind of benchmarks/protocol.md.
 
 Shapes: S training seeds, M pictures, R resamples.
 

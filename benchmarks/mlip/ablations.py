@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -172,6 +172,20 @@ def results(dry: Path | None = None) -> dict[str, list[dict[str, Any]]]:
             f"{runs_directory() / 'retrain' / 'mlip'}, and `{COMMAND}` trains them as {RECIPE} now says"
         )
     return by_row
+
+
+def reasons(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why runs are to be made again: how the version of the code that trained them differs."""
+    return sorted({result["superseded"] for result in results if "superseded" in result})
+
+
+def superseded(rows: Mapping[str, Iterable[str]]) -> list[str]:
+    """A note for each reason to make rows again.  rows: by name, their ``reasons``."""
+    by_reason: dict[str, list[str]] = {}
+    for name, found in rows.items():
+        for reason in found:
+            by_reason.setdefault(reason, []).append(name)
+    return [f"Being made again, since in these runs {why}: {', '.join(names)}." for why, names in by_reason.items()]
 
 
 def batch_size() -> int:

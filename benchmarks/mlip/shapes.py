@@ -164,7 +164,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         parts.append(_verdicts("no claim of the paper", result["comparisons"]))
     if any(missing(result)):
         commands = ", then ".join(f"`{command}`" for command in _commands(result))
-        parts.append(f"Not all of its trainings are finished: {commands}.")
+        finished = "Not all" if result["rows"] else "None"
+        parts.append(f"{finished} of its trainings {'are' if result['rows'] else 'is'} finished: {commands}.")
     return {"md": "\n\n".join([*parts, _note(result)]) + "\n", "figures": {}}
 
 

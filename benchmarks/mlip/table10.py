@@ -53,6 +53,7 @@ def _measure(names: list[str], rounds: int, pairs: int | None, dry: Path | None)
             "of_reference": ratio(times[name], times[REFERENCE]),
             "steps": trained[name][0]["steps"] if trained[name] else first[name].steps,
             "seeds": [result["test"]["top1"]["accuracy"] for result in trained[name]],
+            "superseded": ablations.reasons(trained[name]),
         }
         for name in names
     ]
@@ -127,6 +128,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         + f" GPU hours are those that the model directory records; the ratio's hours are theirs over {GPUS}.",
         table([*head, "of it a minute"], rows),
         note,
+        *ablations.superseded({row["run"]: row["superseded"] for row in result["rows"]}),
     ]
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
 

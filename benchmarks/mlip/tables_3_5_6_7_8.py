@@ -65,7 +65,7 @@ class Table:
                         str(result["conditions"]["seed"]): {key: read(result) for key, (_, read) in OURS.items()}
                         for result in results
                     },
-                    "superseded": sorted({run["superseded"] for run in results if "superseded" in run}),
+                    "superseded": ablations.reasons(results),
                     "revisions": sorted({str(result["conditions"]["revision"]) for result in results}),
                 }
             )
@@ -89,7 +89,7 @@ class Table:
         """The result as {"md": Markdown, "figures": {}}."""
         rows = result["rows"]
         blocks = [_values(rows), *self._differences(rows), self.reading, _setting(result["conditions"])]
-        blocks += _superseded(rows)
+        blocks += ablations.superseded({row["method"]: row.get("superseded", []) for row in rows})
         if lacking := _lacking(rows, result["planned"]):
             blocks.append(f"Not run: {lacking}. `{self.command}` trains them.")
         blocks += self._at_paper_scale(rows)
@@ -188,15 +188,6 @@ def _setting(setting: dict[str, Any]) -> str:
         f"pictures. Retrieval: {pictures['retrieval']:,} pictures with a caption each. The paper's columns are MS-COCO "
         "and ImageNet."
     )
-
-
-def _superseded(rows: list[dict[str, Any]]) -> list[str]:
-    """A note on rows whose runs were trained by an earlier version of the code; nothing where there are none."""
-    by_reason: dict[str, list[str]] = {}
-    for row in rows:
-        for reason in row.get("superseded", []):
-            by_reason.setdefault(reason, []).append(row["method"])
-    return [f"Being made again, since in these runs {why}: {', '.join(rows)}." for why, rows in by_reason.items()]
 
 
 def _lacking(rows: list[dict[str, Any]], seeds: Sequence[int]) -> str:

@@ -89,8 +89,10 @@ def _answers(name: str, task: Task, known: Known, budget: float) -> dict[str, Te
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """Whether a pair's first method is better or worse than its second: "better", "worse", or "not shown"."""
-    if row["seeds"] < 2 or row["adjusted"] >= LEVEL:
+    """Whether a pair's first method is better or worse than its second, or that this is not shown, or "one seed"."""
+    if row["seeds"] < 2:
+        return "one seed"
+    if row["adjusted"] >= LEVEL:
         return "not shown"
     return "better" if row["lead"][0] > 0 else "worse"
 

@@ -137,13 +137,20 @@ def missing(result: Result) -> Iterator[tuple[str, str]]:
 
 def _cells(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     names = [task.name for task in TASKS]
-    cells = [percent(row["accuracy"][name]) if name in row["accuracy"] else "not run" for name in names]
+    cells = [_accuracy(row, name) for name in names]
     costs = [f"{row['gmacs'][name]:.4f}" if name in row["gmacs"] else "not run" for name in names[:2]]
     less = [
         saved(row["gmacs"][name], dense["gmacs"][name]) if name in row["gmacs"] else "not run" for name in names[:2]
     ]
     printed = {line["row"]: f"{fmean(line['accuracy']):.1f}" for line in paper_numbers("patchrank")["table1"]}
     return [row["row"], *cells, *costs, *less, printed.get(row["row"], "–")]
+
+
+def _accuracy(row: dict[str, Any], task: str) -> str:
+    values = row["accuracy"].get(task)
+    if values is None:
+        return "not run"
+    return percent(values) + (" (one seed)" if len(values) == 1 < planned(row["row"]) else "")
 
 
 def _headline(headline: dict[str, Any] | None) -> str:
@@ -166,7 +173,8 @@ def _paper_table() -> str:
         for row in printed["table1"]
     ]
     note = (
-        f"The paper's rows all stand under “Avg. GFLOPs {printed['gflops']}”, which cannot be the pruned image tower: "
+        "The paper's rows are those of its released code's README, since its own tables were not to be had. All stand "
+        f"under “Avg. GFLOPs {printed['gflops']}”, which cannot be the pruned image tower: "
         "that is what ViT-B/16 costs with all its tokens (16.87 without attention's products). Keeping 60 % from "
         "block 3 on costs 11.9 (12.3 with them), see `make reproduce-patchrank-costs`. Neither its keep rate, nor its "
         "shots, nor whether its rows are tuned is stated."
@@ -191,7 +199,8 @@ def _reading(result: dict[str, Any]) -> str:
         f"CLIPs so far: {reads}. Predictors and the trained rivals learn from pictures ({shots} of each class) without "
         "labels, CrossGET from their classes' prompts too, prompts from 16 shots. DynamicViT takes ten times the steps "
         "of the others. GMACs have attention on both sides; A-ViT's are measured means, and it is run masked. Each "
-        "task has a CLIP of its own, so the paper's row of one predictor for all sets has none here. "
+        "task has one CLIP of its own, with which all seeds begin: the spread between CLIPs is in no interval, and the "
+        "paper's row of one predictor for all sets has none here. "
         f"{setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}."
         f"{remark(setting)}{not_run}"
     )

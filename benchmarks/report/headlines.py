@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 from benchmarks import RESULTS, cells, registry
 from benchmarks.cells import Result, points, saved, student_interval
 from benchmarks.mlip.table9 import PRINTED
+from benchmarks.patchrank import comparisons
 from benchmarks.together import frontier_tables
 from benchmarks.training.shapes import COSINE_SHARES
 from benchmarks.waveclip import controls
@@ -101,11 +103,15 @@ def saved_by_mlip(result: Result) -> str:
 
 def mlip_against_clip(result: Result) -> str | None:
     """Zero-shot accuracy, mean over the training seeds that both have, with Student's 95 % interval."""
-    clip, mlip = (next(row["seeds"] for row in result["rows"] if row["run"] == name) for name in ("clip", "mlip"))
+    rows = {row["run"]: row for row in result["rows"]}
+    clip, mlip = (rows[name]["seeds"] for name in ("clip", "mlip"))
     differences = [mlip[seed]["test"] - clip[seed]["test"] for seed in mlip if seed in clip]
+    again = "".join(f"; being made again, since {why}" for why in rows["mlip"].get("superseded", ()))
     if len(differences) < 2:
-        return f"{100 * fmean(differences):+.1f} points (one seed)" if differences else None
-    return f"{points(student_interval(differences))} points"
+        return f"{100 * fmean(differences):+.1f} points (one seed){again}" if differences else None
+    found = student_interval(differences)
+    shown = "" if found[1] > 0 or found[2] < 0 else "no difference shown: "
+    return f"{shown}{points(found)} points{again}"
 
 
 def pruned_and_tuned(result: Result) -> str | None:
@@ -116,13 +122,13 @@ def pruned_and_tuned(result: Result) -> str | None:
     )
 
 
-def ahead_of_class_attention(result: Result) -> str | None:
-    """Patch Ranking's lead without tuning at equal GMACs, by task."""
-    rows = [row for row in result["rivals"] if (row["rival"], row["basis"]) == ("class attention", "equal GMACs")]
+def ahead_of(rival: str, result: Result) -> str | None:
+    """Patch Ranking's lead over a reducer without training, both untuned, at equal GMACs, by task."""
+    rows = [row for row in result["rivals"] if (row["rival"], row["basis"]) == (rival, "equal GMACs")]
     if not rows:
         return None
-    leads = ", ".join(f"{points(row['lead'])} ({row['task']})" for row in rows)
-    return f"{leads} points at equal GMACs{_remark(rows[0]['seeds'])}"
+    leads = ", ".join(f"{points(row['lead'])} ({row['task']}: {comparisons.verdict(row)})" for row in rows)
+    return f"{leads} points at equal GMACs"
 
 
 def _remark(seeds: int) -> str:
@@ -181,7 +187,10 @@ LINES = (
     Line("MLIP", "multiply-adds saved by the image side of ViT-B/16", "mlip-table9", saved_by_mlip),
     Line("MLIP", "zero-shot accuracy against CLIP trained alike", "mlip-table3", mlip_against_clip),
     Line("Patch Ranking", "accuracy against the unpruned model, both tuned", "patchrank-table1", pruned_and_tuned),
-    Line("Patch Ranking", "accuracy against class attention, untuned", "patchrank-table1", ahead_of_class_attention),
+    *(
+        Line("Patch Ranking", f"accuracy against {rival}, untuned", "patchrank-table1", partial(ahead_of, rival))
+        for rival in ("class attention", "ToMe")
+    ),
     Line("composed", "best gain over the best method alone that costs no more", "frontier", best_composition),
     Line("towers", "images/s against open_clip's, ViT-B/16", "speed", speed_of_towers),
     Line("loader", "pairs/s against open_clip's", "loading", speed_of_loading),

@@ -160,12 +160,18 @@ def _note(result: Result) -> str:
         "level. Not here: Patch Ranking's prompts, CrossGET and DynamicViT, which Patch Ranking's table measures; "
         "reducers that choose by the classes' texts; "
         "and A-ViT, which masks the tokens that halt, so that its time would not show what it saves. "
-        "MLIP and the CLIP beside it were trained for minutes, on their own. Time from pixels to class "
+        f"{_mlip(result)} Time from pixels to class "
         "probabilities, of the first seed, × against the dense teacher: batch "
         f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, "
         f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no "
         f"more.{reads}{remark(run)}"
     )
+
+
+def _mlip(result: Result) -> str:
+    if any(row["method"] == "MLIP" for row in result["rows"]):
+        return "MLIP and the CLIP beside it were trained for minutes, on their own."
+    return "MLIP's rows are not run yet."
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from benchmarks.report.headlines import (
     table,
 )
 from benchmarks.waveclip.shapes import cosine_alone
+from common.early_exit import NEVER
 
 
 def test_every_line_is_read_from_the_stored_results_or_says_that_it_was_not_run():
@@ -41,7 +42,7 @@ def test_a_saving_is_said_with_its_interval_and_one_that_is_not_shown_as_such():
 
     assert said() == "27.3 % [20.0, 30.0] (accuracy +1.1 [+0.4, +1.7] points) (one seed)"
     assert said(saved=[0.1, -0.1, 0.3]) == "no saving shown (one seed)"
-    assert said(chosen=False) == "no saving shown: on val no threshold comes near enough (one seed)"
+    assert said(chosen=False, thresholds=[NEVER]) == "no saving shown: on val no threshold comes near enough (one seed)"
 
 
 def test_both_levels_stand_beside_their_teacher():
@@ -61,9 +62,12 @@ def test_a_saving_stands_beside_that_of_a_cascade():
     ]
     said = headlines.saved_beside_a_cascade({"savings": lines})
     assert said == "50.0 % [40.0, 60.0]; +10.0 [-5.0, +20.0] points"
-    lines[0] |= {"chosen": False, "thresholds": [2.0]}
+    lines[0] |= {"chosen": False, "thresholds": [NEVER]}
     said = headlines.saved_beside_a_cascade({"savings": lines})
     assert said == "no saving shown: on val no threshold comes near enough; +10.0 [-5.0, +20.0] points (one seed)"
+    lines[0]["thresholds"] = [NEVER, 0.2, 0.3]
+    said = headlines.saved_beside_a_cascade({"savings": lines})
+    assert said.startswith("no saving shown: on val 1 of 3 seeds had no threshold near enough;")
     assert headlines.saved_beside_a_cascade({"rows": []}) is None
 
 
@@ -108,7 +112,11 @@ def test_mlip_is_compared_seed_by_seed():
     assert mlip_against_clip(rows({"0": 0.5, "1": 0.1}, {"0": 0.52})) == "+2.0 points (one seed)"
     # Student's 95 % for two pairs: 12.706 standard errors, and half the difference is one.
     said = mlip_against_clip(rows({"0": 0.5, "1": 0.5}, {"0": 0.52, "1": 0.54}))
-    assert said == f"+3.0 [{3 - 12.7062:+.1f}, {3 + 12.7062:+.1f}] points"
+    assert said == f"no difference shown: +3.0 [{3 - 12.7062:+.1f}, {3 + 12.7062:+.1f}] points"
+    known = rows({"0": 0.5, "1": 0.5}, {"0": 0.52, "1": 0.52})
+    known["rows"][1]["superseded"] = ["its filter was stronger"]
+    said = mlip_against_clip(known)
+    assert said == "+2.0 [+2.0, +2.0] points; being made again, since its filter was stronger"
 
 
 def test_mlips_saving_is_that_of_its_tower():
@@ -156,9 +164,12 @@ def test_patch_rankings_lines_say_where_one_seed_is_all(seeds, remark):
         "conditions": {"keep": 0.6},
         "headline": {"all": [0.036, 0.028, 0.044], "seeds": seeds},
         "rivals": [
-            {"rival": "class attention", "basis": basis, "task": task, "lead": [lead, 0.006, 0.013], "seeds": seeds}
+            {"rival": "class attention", "basis": basis, "task": task, "lead": [lead, 0.006, 0.013]}
+            | {"seeds": seeds, "adjusted": 0.01}
             for basis, task, lead in (("equal keep", "shapes", 0.5), ("equal GMACs", "shapes", 0.009))
         ],
     }
     assert headlines.pruned_and_tuned(result) == f"+3.6 [+2.8, +4.4] points at keep 0.6{remark}"
-    assert headlines.ahead_of_class_attention(result) == f"+0.9 [+0.6, +1.3] (shapes) points at equal GMACs{remark}"
+    said = "one seed" if seeds == 1 else "better"
+    assert headlines.ahead_of("class attention", result) == f"+0.9 [+0.6, +1.3] (shapes: {said}) points at equal GMACs"
+    assert headlines.ahead_of("ToMe", result) is None

@@ -22,7 +22,7 @@ from benchmarks.waveclip.controls import (
 )
 from benchmarks.waveclip.costs import Cost
 from benchmarks.waveclip.saving import Exits
-from common.early_exit import threshold_for
+from common.early_exit import NEVER, threshold_for
 from common.flops import Macs
 
 SHARES = {"half": 0.5}
@@ -106,6 +106,7 @@ def test_savings_name_what_waveclip_saves_beyond_the_cascade(splits):
 
 def line(method, saved, chosen=True):
     alone = {} if " less " in method else {"refined": 0.4, "difference": (0.0, -0.004, 0.004), "chosen": chosen}
+    alone |= {"thresholds": [0.1 if chosen else NEVER]}
     return {"method": method, "reference": "teacher", "saved": saved} | alone
 
 
