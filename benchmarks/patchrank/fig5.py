@@ -108,8 +108,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"Scenes of shape, {setting['pictures']:,} test pictures among {setting['names']:,} names, pruned before the "
         "first block, no tuning. All read what enters that block; the oracle keeps what the "
         "golden ranking of the picture itself (feature preservation, greedy) puts first. Predictor: "
-        f"{setting['seeds']} training seeds; random places: one draw for all pictures. GMACs leave out the search for the "
-        "golden ranking. Differences in points, 95 % intervals over seeds and pictures. The paper draws curves and prints no numbers."
+        f"{setting['seeds']} training seeds; random places: one draw for all pictures. GMACs leave out the search for "
+        "the golden ranking. Differences in points, 95 % intervals over seeds and pictures. The paper draws curves and "
+        "prints no numbers."
         f"{not_run}"
     )
     text = table(["method", "keep", "GMACs", "saved", "top-1, %", "against class attention"], rows)
