@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.clip import CLIP
+from common.ranks import of_this_rank
 from common.reduction import ReducedTower
 from common.tower import Block, ImageTower
 from common.weights import load_saved, save_model
@@ -41,9 +41,15 @@ class MaskedPass(NamedTuple):
 
 
 def gumbel_draw(log_probabilities: Tensor) -> Tensor:
-    """Draw from log-probabilities [B,K,2] -> 1 for kept, 0 for dropped [B,K]; the gradient is the softmax's."""
+    """Draw from log-probabilities [B,K,2] -> 1 for kept, 0 for dropped [B,K]; the gradient is the softmax's.
+
+    It is ``F.gumbel_softmax`` with hard draws, of which every rank has its own.
+    """
     wide = log_probabilities.to(torch.promote_types(log_probabilities.dtype, torch.float32))
-    return F.gumbel_softmax(wide, hard=True)[..., 0]
+    drawn = of_this_rank(lambda rows: wide.new_empty(rows, *wide.shape[1:]).exponential_(), len(wide))
+    soft = (wide - drawn.log()).softmax(-1)
+    kept = (soft[..., 0] >= soft[..., 1]).to(soft.dtype)
+    return kept - soft[..., 0].detach() + soft[..., 0]
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, alive: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ recipes of its package whose model has the settings that it changes (`-c mlip/yf
 """
 
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 
 import pytest
 import yaml
@@ -21,12 +21,18 @@ RECIPES = [path for path in FILES if "class_path" in CONTENTS[path].get("model",
 OVERLAYS = [path for path in FILES if path not in RECIPES]
 
 
+def settings(kind):
+    """The arguments of a class, and those of its base class that it passes on."""
+    found = signature(kind.__init__).parameters
+    passed = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in found.values())
+    return found.keys() | (settings(kind.__base__) if passed else set())
+
+
 def fits(overlay, recipe):
     """Whether an overlay is for this recipe."""
     changed = CONTENTS[overlay].get("model", {}).get("init_args", {})
     package, _, name = CONTENTS[recipe]["model"]["class_path"].rpartition(".")
-    settings = signature(getattr(import_module(package), name)).parameters
-    return recipe.parent == overlay.parent and set(changed) <= set(settings)
+    return recipe.parent == overlay.parent and changed.keys() <= settings(getattr(import_module(package), name))
 
 
 RUNS = [[recipe] for recipe in RECIPES] + [

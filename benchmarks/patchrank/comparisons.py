@@ -59,7 +59,8 @@ def differences(known: Known, pairs: Sequence[tuple[str, str]]) -> list[dict[str
                 theirs = answers[second].get(basis)
                 if theirs is None:
                     continue
-                found = difference(ours, theirs, paired_seeds=len(theirs) == len(ours) > 1)
+                seeds = [ROWS[name].seeds_of(task, known) for name in (first, second)]
+                found = difference(ours, theirs, paired_seeds=seeds[0] == seeds[1] and len(ours) > 1)
                 row = {
                     "task": task.name,
                     "of": first,

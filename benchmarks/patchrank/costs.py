@@ -16,12 +16,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.cells import Comparison, Result, table
-from benchmarks.patchrank.methods import DENSE, OURS, REVISION, methods, remark
+from benchmarks.patchrank.methods import DENSE, OURS, methods, remark
 from benchmarks.patchrank.tasks import PRUNE_LAYER, SHAPES
 from benchmarks.printed import paper_numbers
 from common.clip import CLIP
 from common.conditions import conditions
 from common.flops import count_macs
+from common.reducer_registry import REVISION
 from common.reduction import ReducedTower
 from common.timing import alternate, ratio
 from common.tower import ImageTower

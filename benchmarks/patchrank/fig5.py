@@ -1,6 +1,7 @@
 """Patch Ranking's Figure 5 at embedded scale: pruning before the first block, without tuning, measured here.
 
-It compares class attention, the predictor, and the golden oracle, which ranks the test pictures themselves.
+It compares class attention, two reducers that compare tokens with each other, random places, the predictor, and the
+golden oracle, which ranks the test pictures themselves.
 
 Shapes: S seeds, M images in all.
 """
@@ -20,7 +21,7 @@ from benchmarks import read_log
 from benchmarks.cells import Result, missing_runs, percent, points, saved, table
 from benchmarks.figures import name_lines
 from benchmarks.patchrank.evaluate import gmacs, golden, oracle, plain
-from benchmarks.patchrank.methods import DENSE
+from benchmarks.patchrank.methods import DENSE, training_free
 from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import COMMITTED, KEEPS, SEEDS, SHAPES, answers
 from benchmarks.statistics import difference
@@ -29,13 +30,16 @@ from common.conditions import conditions, digest
 from common.reduction import ReducedTower
 from common.zeroshot import embed_prompts
 from patchrank.predictor import load_predictor
-from patchrank.reducers import ClassAttention, RandomKeep
+from patchrank.reducers import RandomKeep
 from patchrank.tower import PatchRankTower
 
 LAYER, PICTURES = 0, 500
 Key = tuple[Any, ...]
 """Method, keep rate and number of the training seed; the keys of costs have no seed."""
 ATTENTION, ORACLE, PREDICTOR = "class attention", "golden ranking (oracle)", "predictor"
+FREE = {ATTENTION: ATTENTION, "DivPrune": "DivPrune", "k-medoids": "k-medoids", "random places": "given scores"}
+"""Methods that need no training, and what ``training_free`` calls them."""
+METHODS = (*FREE, ORACLE, PREDICTOR)
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
@@ -60,18 +64,19 @@ def run(smoke: bool = False) -> dict[str, Any]:
     costs = {(name, keep): gmacs(tower, size) for (name, keep, _), tower in towers.items()}
     given = {keep: ReducedTower(clip.image_tower, {LAYER: RandomKeep(keep)}) for keep in keeps}
     costs |= {(ORACLE, keep): gmacs(tower, size) for keep, tower in given.items()}  # its order costs nothing here
-    rows = [_row(right, costs, name, keep) for name in (DENSE, ATTENTION, ORACLE, PREDICTOR) for keep in (1.0, *keeps)]
+    rows = [_row(right, costs, name, keep) for name in (DENSE, *METHODS) for keep in (1.0, *keeps)]
     setting |= {"pictures": len(pictures), "names": len(pictures.class_names)}
     return {"name": "patchrank-fig5", "conditions": setting, "rows": [row for row in rows if row]}
 
 
 def _towers(clip: CLIP, files: Sequence[Path], keeps: Sequence[float]) -> dict[Key, nn.Module]:
-    """The dense tower, and at each keep rate those pruned by class attention and by each training seed's predictor."""
+    """The dense tower, and at each keep rate those pruned without training and by each training seed's predictor."""
     tower = clip.image_tower
     predictors = [load_predictor(file, tower, LAYER).eval() for file in files]
     towers: dict[Key, nn.Module] = {(DENSE, 1.0, 0): tower}
     for keep in keeps:
-        towers[ATTENTION, keep, 0] = ReducedTower(tower, {LAYER: ClassAttention(keep)})
+        free = training_free(tower, keep, LAYER)
+        towers |= {(name, keep, 0): free[method] for name, method in FREE.items()}
         for seed, predictor in enumerate(predictors):
             towers[PREDICTOR, keep, seed] = PatchRankTower(tower, predictor, keep, LAYER)
     return towers
@@ -101,10 +106,11 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     not_run = "" if setting["seeds"] else f" The predictor: not run (`{COMMAND}` trains it)."
     note = (
         f"Scenes of shape, {setting['pictures']:,} test pictures among {setting['names']:,} names, pruned before the "
-        "first block, no tuning. Class attention and predictor read what enters that block; the oracle keeps what the "
+        "first block, no tuning. All read what enters that block; the oracle keeps what the "
         "golden ranking of the picture itself (feature preservation, greedy) puts first. Predictor: "
-        f"{setting['seeds']} training seeds. GMACs leave out the search for the golden ranking. Differences in points, "
-        "95 % intervals over seeds and pictures. The paper draws curves and prints no numbers."
+        f"{setting['seeds']} training seeds; random places: one draw for all pictures. GMACs leave out the search for "
+        "the golden ranking. Differences in points, 95 % intervals over seeds and pictures. The paper draws curves and "
+        "prints no numbers."
         f"{not_run}"
     )
     text = table(["method", "keep", "GMACs", "saved", "top-1, %", "against class attention"], rows)
@@ -121,7 +127,7 @@ def _draw(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
     axes = figure.subplots()
     (dense,) = (row for row in result["rows"] if row["method"] == DENSE)
-    for name in (ATTENTION, ORACLE, PREDICTOR):
+    for name in METHODS:
         rows = [dense, *(row for row in result["rows"] if row["method"] == name)]
         if len(rows) > 1:
             means = [100 * fmean(row["accuracy"]) for row in rows]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from common.reducer_registry import named, setting_for
+from common.reducer_registry import REVISION, named, setting_for
 from common.reduction import ReducedTower
 from common.tower import ImageTower
 from patchrank.predictor import RankPredictor
@@ -15,10 +15,6 @@ from patchrank.reducers import ClassAttention, EViT, RandomKeep
 from patchrank.tower import PatchRankTower
 
 DENSE, OURS = "all tokens", "Patch Ranking"
-REVISION = 2
-"""Of the reducers' definitions: a run notes it as "reducers" in its conditions. 1 were those that differed from
-released code: EViT rounded and averaged (now ``EViT(keep, "averaged")``), ToMe's sets were swapped, all tokens of A-ViT
-halted with the class token, under another loss, and MLIP's merging was not at equal cost."""
 
 
 def remark(run: Mapping[str, Any]) -> str:

@@ -33,6 +33,11 @@ class Source:
         """Names of the results: one for each seed, or one for all seeds."""
         return list(dict.fromkeys(self.file.format(task=task.key, seed=seed) for seed in SEEDS))
 
+    def seeds_of(self, task: Task, known: Known) -> list[int]:
+        """The seeds whose results there are for a task; none where all seeds have one result."""
+        files = {seed: self.file.format(task=task.key, seed=seed) for seed in SEEDS}
+        return [seed for seed, file in files.items() if file in known] if "{seed}" in self.file else []
+
     def entries_of(self, task: Task, known: Known) -> list[Mapping[str, Any]]:
         """The entries that there are for a task, seed by seed."""
         names = [name.format(task=task.key) for name in self.entries]

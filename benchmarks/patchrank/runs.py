@@ -30,7 +30,6 @@ from benchmarks.patchrank.evaluate import (
     evaluate_predictor,
     evaluate_prompts,
 )
-from benchmarks.patchrank.methods import REVISION
 from benchmarks.patchrank.tasks import (
     CIFAR_10_ATTRIBUTION,
     COMMITTED,
@@ -50,6 +49,7 @@ from common.clip import load_architecture
 from common.conditions import conditions
 from common.data.embedded.shapes import ATTRIBUTION
 from common.paths import runs_directory
+from common.reducer_registry import REVISION
 from patchrank.reducers.dynamicvit import stage_blocks
 
 COMMAND = "python -m benchmarks patchrank-runs"

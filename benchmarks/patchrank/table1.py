@@ -16,13 +16,14 @@ from benchmarks import read_log
 from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, saved, table
 from benchmarks.figures import COLOURS, legend_entries
 from benchmarks.patchrank import comparisons
-from benchmarks.patchrank.methods import DENSE, REVISION, remark
+from benchmarks.patchrank.methods import DENSE, remark
 from benchmarks.patchrank.rows import ROWS, Known, correct, name_of_tuned, planned, tuned
 from benchmarks.patchrank.runs import COMMAND, KINDS, results
 from benchmarks.patchrank.tasks import KEEP, PRUNE_LAYER, SHAPES, TASKS, Task
 from benchmarks.printed import paper_numbers
 from benchmarks.statistics import difference, mean_over_sets
 from common.conditions import conditions
+from common.reducer_registry import REVISION
 
 OUR_BEST = name_of_tuned("coupled", KEEP)
 
@@ -72,13 +73,15 @@ def headline(known: Known) -> dict[str, Any] | None:
     lost, by_task, chosen = [], {}, {}
     for task in TASKS:
         val = {kind: _val_accuracy(known, task, kind) for kind in KINDS}
-        entries = tuned("coupled", KEEP).entries_of(task, known)
-        if not entries or None in val.values():
+        if None in val.values():
             continue
         kind = max(val, key=val.get)
-        unpruned = tuned(kind, 1.0).entries_of(task, known)
-        seeds = min(len(entries), len(unpruned))
-        sides = [correct(side[:seeds]).float() for side in (entries, unpruned)]
+        sources = tuned("coupled", KEEP), tuned(kind, 1.0)
+        by_seed = [dict(zip(row.seeds_of(task, known), row.entries_of(task, known), strict=True)) for row in sources]
+        seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+        if not seeds:
+            continue
+        sides = [correct([entries[seed] for seed in seeds]).float() for entries in by_seed]
         chosen[task.name] = name_of_tuned(kind, 1.0)
         by_task[task.name] = difference(*sides, paired_seeds=True).ends
         lost.append(np.asarray(sides[0] - sides[1]))

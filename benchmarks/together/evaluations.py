@@ -93,7 +93,7 @@ def _cells(result: dict[str, Any], row: str) -> Iterator[Cell]:
             for name in filter("interval".__ne__, recalls):
                 value, rank = recalls[name], int(name.removeprefix("R@"))
                 text = accuracy(value, interval) if rank == 1 else f"{100 * value:.1f}"
-                column = f"{result['data']} {arrow} {name}"
+                column = f"{where} {arrow} {name}"
                 yield Cell(row, column, 100 * value, text, 100 * recall_by_chance(rank, candidates, own))
         return
     if result["metric"] == "mean_per_class":
@@ -124,9 +124,12 @@ def _name(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     """The model, with the hash of its weights where several share the name, and settings other than the default."""
     run = result["conditions"]
     name = result["model"]
-    hashes = {other["conditions"]["weights"]["image"] for other in results if other["model"] == name}
-    if len(hashes) > 1:
-        name += f" ({run['weights']['image'][:6]})"
+    weights = [other["conditions"]["weights"] for other in results if other["model"] == name]
+    sides = [side for side in ("image", "text") if len({known[side] for known in weights if side in known}) > 1]
+    if sides:
+        name += f" ({', '.join(run['weights'][side][:6] for side in sides if side in run['weights'])})"
+    if run.get("features", "embedding") != "embedding":
+        name += f", {run['features']} features"
     if run.get("template", ENSEMBLE) != ENSEMBLE:
         name += f", template {run['template']}"
     if run["dtype"] != "float32":

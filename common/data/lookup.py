@@ -174,6 +174,10 @@ def source(name: str, task: str, split: str | None = None, place: Place | None =
     split = split or splits[0]
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r} for {task}; it has {list(splits)}")
+    if place.class_names is not None and not _own(name):
+        raise ValueError(
+            f"--class-names {place.class_names} is for a folder or table of your own; {name} has names, leave it out"
+        )
     if name in REVISIONS:
         return (_embedded_captions if task == "retrieval" else _embedded_classes)(split, REVISIONS[name])
     if name.startswith(PREFIX):

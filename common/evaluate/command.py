@@ -40,6 +40,14 @@ if TYPE_CHECKING:
     from common.zeroshot import Template
 
 EVALUATIONS = ("zeroshot", "retrieval", "linear-probe")
+SHOTS, FEATURES, SEEDS = "full", "embedding", 3
+"""What a linear probe's options are where they are not given."""
+OF_TASK = {
+    "zeroshot": ("template",),
+    "retrieval": ("captions",),
+    "linear-probe": ("shots", "features", "seeds"),
+}
+"""The options that one task alone reads."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,15 +68,14 @@ def parser() -> argparse.ArgumentParser:
     add("--tasks", default=EVALUATIONS[0], help=f"one or more of {','.join(EVALUATIONS)} (default %(default)s)")
     add("--split", help="default: the split that the papers report each task on")
     add("--template", help=TEMPLATE_HELP)
-    add("--shots", default="full", help="linear probe: samples of each class, or full, such as 1,4,16,full")
+    add("--shots", help=f"linear probe: samples of each class, or full, such as 1,4,16,full (default {SHOTS})")
     add(
         "--features",
-        default="embedding",
         choices=("embedding", "penultimate"),
         help="linear probe: of the joint embedding, or of what is before its projection, as in the papers of CLIP, "
-        "SLIP and MLIP (default %(default)s)",
+        f"SLIP and MLIP (default {FEATURES})",
     )
-    add("--seeds", type=int, default=3, help="linear probe: random draws of each number of shots (default %(default)s)")
+    add("--seeds", type=int, help=f"linear probe: random draws of each number of shots (default {SEEDS})")
     add("--limit", type=whole_number(1), help="evaluate only the first LIMIT pictures of each split")
     add("--batch-size", type=whole_number(1), default=256, help="pictures in a batch (default %(default)s)")
     add("--workers", type=whole_number(0), default=1, help="processes that read pictures (default %(default)s)")
@@ -84,7 +91,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0. ValueError: something is missing, or two arguments do not fit together."""
     args = parser().parse_args(arguments)
-    args.tasks, args.shots = _tasks(args.tasks), _shots(args.shots)
+    args.tasks = _tasks(args.tasks)
+    _check_used(args)
+    args.shots, args.features = _shots(args.shots or SHOTS), args.features or FEATURES
+    args.seeds = SEEDS if args.seeds is None else args.seeds
     named = model_arguments(args)
     args.point = read_point(args)
     if args.seeds < 1:
@@ -159,6 +169,7 @@ class Plan:
 def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Namespace, settings: Settings) -> Plan:
     from common.data.images import ORIENTATION
     from common.data.lookup import source, splits_of
+    from common.reducer_registry import REVISION
 
     templates: tuple[Template, ...] = ()
     depends = ({} if args.point is None else {"point": asdict(args.point)}) | {
@@ -170,6 +181,8 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
         "dtype": settings.dtype,
         "limit": settings.limit,
     }
+    if args.point is not None and args.point.reducer is not None:
+        depends["reducers"] = REVISION
     if task == "linear-probe":
         depends |= {"weights": {"image": model.weights["image"]}, "shots": args.shots, "seeds": args.seeds}
         depends["features"] = args.features
@@ -279,6 +292,15 @@ def _tasks(text: str) -> list[str]:
     if unknown:
         raise ValueError(f"--tasks {text}: there is no task {unknown[0]!r}; the tasks are {', '.join(EVALUATIONS)}")
     return tasks
+
+
+def _check_used(args: argparse.Namespace) -> None:
+    """ValueError: an option of a task that does not run."""
+    for task, options in OF_TASK.items():
+        for option in options:
+            value = getattr(args, option)
+            if value is not None and task not in args.tasks:
+                raise ValueError(f"--{option} {value} is read by {task} alone; add it to --tasks, or leave it out")
 
 
 def _shots(text: str) -> list[int | str]:

@@ -188,6 +188,8 @@ def tower_of(model: Model) -> ImageTower | AdaptedTower:
         raise ValueError(f"{model.name} (type {model.type}) scores by every token, so none can be taken away")
     if isinstance(model.images, LevelModel):
         raise ValueError(f"{model.name} runs level by level, and a reducer shortens a whole tower; set its threshold")
+    if setting_of(model) == "keep" and not hasattr(model.images, "whole_tower"):
+        raise ValueError(f"{model.name}'s tower was trained with its own reducer, which no other replaces; give --keep")
     return adapt(model.images)
 
 
@@ -200,6 +202,11 @@ def at_size(model: Model, image_size: int | None) -> Model:
 
     if image_size in (None, model.image_size):
         return model
+    if setting_of(model) == "keep":
+        raise ValueError(
+            f"--image-size {image_size}: {model.name} prunes by itself, and not in tiles; name the plain CLIP, with a "
+            "reducer that has a budget over tiles"
+        )
     try:
         tower = tower_of(model)
     except ValueError as error:
@@ -291,11 +298,15 @@ def fitted(model: Model, point: Point, gmacs: float, classes: Classes | None = N
         images = images_at(model, replace(point, keep=hundredths / _HUNDREDTHS), classes)
         return mean_macs(images, model.image_size).gmacs
 
-    def fits(hundredths: int) -> bool:
+    def cost_if_it_works(hundredths: int) -> float | None:
         try:
-            return cost(hundredths) <= gmacs
-        except ValueError:  # so few tokens that the reducer cannot work: if any rate fits, a higher one
-            return True
+            return cost(hundredths)
+        except ValueError:  # so few tokens that the reducer cannot work
+            return None
+
+    def fits(hundredths: int) -> bool:
+        found = cost_if_it_works(hundredths)
+        return found is None or found <= gmacs  # if any rate fits where it cannot work, a higher one
 
     # The rate ``low`` fits; every rate above ``high`` does not. Near 1, ranking may cost more than it saves.
     low, high = (_HUNDREDTHS,) * 2 if cost(_HUNDREDTHS) <= gmacs else (0, _HUNDREDTHS - 1)
@@ -305,6 +316,8 @@ def fitted(model: Model, point: Point, gmacs: float, classes: Classes | None = N
             low = middle
         else:
             high = middle - 1
-    if not low:
-        raise ValueError(f"--gmacs {gmacs:g}: a picture costs {cost(1):.4g} GMACs at least; give that or more")
+    if not low or cost_if_it_works(low) is None:
+        rates = range(low + 1, _HUNDREDTHS + 1)
+        least = next(found for rate in rates if (found := cost_if_it_works(rate)) is not None)
+        raise ValueError(f"--gmacs {gmacs:g}: a picture costs {least:.4g} GMACs at least; give that or more")
     return replace(point, keep=low / _HUNDREDTHS)

@@ -143,9 +143,15 @@ def scorer(
     A model that scores by more than one embedding has ``class_scorer``, which gives this function for its prompts.
     """
     if hasattr(model.images, "class_scorer"):
-        return model.images.to(settings.device).class_scorer(
+        scores = model.images.to(settings.device).class_scorer(
             [[fill(template, name) for template in templates] for name in class_names]
         )
+
+        def precise(images: Tensor) -> Tensor:
+            with _precision(settings):
+                return scores(images).float()
+
+        return precise
     classes = classes_of(model, class_names, templates, settings)
     encode = encoder(model, settings)
     return lambda images: encode(images) @ classes.T

@@ -160,6 +160,12 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """The products [B,K,K'] of tokens a [B,K,F] with all tokens b [B,K',F], in fp32 at least, under autocast too."""
+    with without_autocast(a):
+        return wide(a) @ wide(b).transpose(1, 2)
+
+
 def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """``linear`` of x in fp32 at least, under autocast too."""
     with without_autocast(x):

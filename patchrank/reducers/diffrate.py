@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from common.reducer_registry import Setting, reducer
 from common.reduction import Place, Reducer, ReductionContext
-from patchrank.reducers.base import Call, TokenReducer, most, wide
+from patchrank.reducers.base import Call, TokenReducer, most, products, wide
 from patchrank.reducers.groups import grouped_sum, log_sizes, merge_groups, numbered, sizes_of
 
 SCHEDULES = {
@@ -108,7 +108,7 @@ class DiffRate(TokenReducer):
             return x, context
         with torch.no_grad():
             unit = F.normalize(wide(context.patches(x)), dim=-1)
-            cosine, into = (unit[:, merged:] @ unit[:, :merged].transpose(1, 2)).max(-1)
+            cosine, into = products(unit[:, merged:], unit[:, :merged]).max(-1)
             places = torch.arange(pruned, device=x.device).expand(x.shape[0], -1)
             group = numbered((places[:, :merged], places[0, :merged]), (places[:, merged:], into))
             sizes = sizes_of(context)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchrank.reducers.base import marked, wide
+from patchrank.reducers.base import marked, products, wide
 
 
 def cosines(tokens: Tensor) -> Tensor:
     """Cosines [B,K,K] between all pairs of tokens [B,K,F], in fp32 at least."""
     unit = F.normalize(wide(tokens), dim=-1)
-    return unit @ unit.transpose(1, 2)
+    return products(unit, unit)
 
 
 def squared_distances(tokens: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def squared_distances(tokens: Tensor) -> Tensor:
     """
     tokens = wide(tokens)
     squares = tokens.square().sum(-1)
-    distances = squares[:, :, None] + squares[:, None] - 2 * tokens @ tokens.transpose(1, 2)
+    distances = squares[:, :, None] + squares[:, None] - products(2 * tokens, tokens)
     same = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
     return torch.maximum(distances, distances.mT).clamp(min=0).masked_fill(same, 0)
 

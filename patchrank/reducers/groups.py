@@ -80,7 +80,7 @@ def append_fused(
     weights = weights * gone
     fused = weights.to(x.dtype)[:, None] @ before.patches(source)  # [B,1,D]
     sizes = torch.cat([sizes_of(context), (sizes_of(before) * gone).sum(1, keepdim=True)], dim=1)
-    positions = torch.cat([context.positions, torch.full_like(context.positions[:, :1], -1)], dim=1)
+    positions = torch.cat([context.positions, context.positions.new_full((x.shape[0], 1), -1)], dim=1)
     centres = context.centres
     if centres is not None:
         share = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Removing, spread, wide
+from patchrank.reducers.base import Call, Removing, products, spread, wide
 from patchrank.reducers.groups import merge_groups, numbered, sizes_of
 from patchrank.reducers.tome import alternate
 
@@ -71,7 +71,7 @@ class MCTF(Removing):
         a, b = alternate(context, received.shape[1], x.device)
         unit = F.normalize(wide(context.patches(x)), dim=-1)
         similarity, attention, size = (1 / temperature for temperature in self.temperatures)
-        weights = ((unit[:, a] @ unit[:, b].transpose(1, 2) + 1) / 2) ** similarity
+        weights = ((products(unit[:, a], unit[:, b]) + 1) / 2) ** similarity
         for values, power in ((received, attention), (sizes_of(context), size)):
             # A token of size 0 (padding) gets no attention either; it must not decide the scale.
             inverse = 1 / values.where(values > 0, values.amax(1, keepdim=True))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Keeping, in_order, marked, most, wide
+from patchrank.reducers.base import Call, Keeping, in_order, marked, most, products, wide
 from patchrank.reducers.groups import append_fused
 
 
@@ -63,11 +63,11 @@ class PruMerge(Keeping):
         logits = logits.sum(1) * logits.shape[1] ** -0.5  # q·k/√D is the sum over heads by √H
         if context.bias is not None:  # once, not for every head
             logits = logits + F.pad(context.bias[:, 0, 0], (logits.shape[-1] - x.shape[1], 0))
-        attention = context.patches(logits.softmax(-1)[:, -x.shape[1] :])
+        attention = context.patches(wide(logits).softmax(-1)[:, -x.shape[1] :])
         with torch.no_grad():
             kept = self.chosen(attention, count, context)
             keys = F.normalize(wide(context.patches(context.block_keys().transpose(1, 2).flatten(2))), dim=-1)
-            likeness = keys.gather(1, kept[..., None].expand(-1, -1, keys.shape[-1])) @ keys.transpose(1, 2)  # [B,R,K]
+            likeness = products(keys.gather(1, kept[..., None].expand(-1, -1, keys.shape[-1])), keys)  # [B,R,K]
             likeness = likeness.scatter(2, kept[..., None], -torch.inf)  # a token is not its own neighbour
             near = likeness.topk(min(self.neighbours, tokens - 1), dim=-1).indices
             taken = torch.zeros_like(likeness).scatter(2, near, 1.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from common.ranks import of_this_rank
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
 from patchrank.reducers.base import Keeping, most
@@ -52,9 +53,10 @@ class RandomKeep(Keeping):
     exceptions={"batch": "every picture has new draws from torch's generator, in the order of the batch"},
 )
 class RandomPerPicture(Keeping):
-    """Keep random patches, drawn anew for each picture in each call from torch's default generator."""
+    """Keep random patches, drawn anew for each picture of every rank in each call from torch's default generator."""
 
     def forward(self, x: Tensor, context: ReductionContext) -> tuple[Tensor, ReductionContext]:
         """x [B,N,D] -> x with R patch tokens."""
-        rank = torch.rand(context.positions.shape, device=x.device)
+        batch, patches = context.positions.shape
+        rank = of_this_rank(lambda rows: torch.rand(rows, patches, device=x.device), batch)
         return context.select(x, most(rank, self.left(rank.shape[1])))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Removing, marked, most, spread
+from patchrank.reducers.base import Call, Removing, marked, most, products, spread, wide
 from patchrank.reducers.groups import merge_groups, numbered
 
 
@@ -31,7 +31,7 @@ def bipartite_soft_matching(a: Tensor, b: Tensor, merged: int) -> tuple[Tensor, 
     edges are kept. Returns places within A and B: the tokens of A that stay (in their order, long [B,Ka-M]), those
     that go ([B,M]), and the tokens of B into which these go ([B,M]).
     """
-    similarity, partner = (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(1, 2)).max(-1)
+    similarity, partner = products(F.normalize(wide(a), dim=-1), F.normalize(wide(b), dim=-1)).max(-1)
     order = similarity.argsort(dim=1, descending=True, stable=True)
     going, staying = order.tensor_split([merged], dim=1)
     return staying.sort(1).values, going, partner.gather(1, going)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Keeping, in_order, most, wide
+from patchrank.reducers.base import Call, Keeping, in_order, most, products, wide
 from patchrank.reducers.groups import grouped_sum, merge_groups, numbered
 
 
@@ -81,7 +81,7 @@ class VisionZip(Keeping):
             rest = torch.cat([first[:, :, 1:].flatten(1), others[:, contextual * step :]], dim=1)
             keys = F.normalize(wide(context.patches(context.block_keys().mean(1))), dim=-1)
             of = [keys.gather(1, places[..., None].expand(-1, -1, keys.shape[-1])) for places in (rest, targets)]
-            into = (of[0] @ of[1].transpose(1, 2)).argmax(-1)
+            into = products(*of).argmax(-1)
             numbers = torch.arange(dominant + contextual, device=x.device)
             group = numbered((kept, numbers[:dominant]), (targets, numbers[dominant:]), (rest, dominant + into))
         patches, left = context.patches(x), dominant + contextual

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from common.cli import main
 from common.clip import CLIP
 from common.data.lookup import Labelled
-from common.evaluate.tasks import Settings, zero_shot
+from common.evaluate.tasks import Settings, scorer, zero_shot
 from common.models import Model
 from common.testing import TINY_CAPTIONS, tiny_architecture
 from mlip.alignment import caption_mask, late_interaction
@@ -46,6 +46,15 @@ def by_loops(filip):
 @torch.no_grad()
 def test_classes_are_scored_by_tokens(filip):
     torch.testing.assert_close(filip.class_scorer(PROMPTS)(IMAGES), by_loops(filip), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_classes_are_scored_in_the_precision_that_is_asked_for(filip):
+    model = Model("made-up", "filip", 32, filip, filip, {"image": "i", "text": "t"}, {})
+    names = [caption[2:] for caption in TINY_CAPTIONS[:3]]
+    full, half = (scorer(model, names, ["a {}"], Settings(dtype=dtype))(IMAGES) for dtype in ("float32", "bfloat16"))
+    assert half.dtype == torch.float32 and not torch.equal(full, half)
+    torch.testing.assert_close(full, half, atol=0.03, rtol=0)
 
 
 @torch.no_grad()

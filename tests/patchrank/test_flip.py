@@ -14,8 +14,10 @@ from common.data.shards import ShardDataModule
 from common.data.smoke import write_shards
 from common.optim import parameter_groups
 from common.pretraining import CLIPPretraining
+from common.reduction import ReductionContext
 from common.testing import tiny_architecture
 from patchrank.flip import FLIPPretraining
+from patchrank.reducers.random import RandomPerPicture
 from tests.patchrank.pairs import caption, pairs
 from tests.patchrank.short_runs import QUIET
 from tests.readme import ROOT
@@ -48,6 +50,24 @@ def test_each_picture_shows_patches_of_its_own(make):
     torch.manual_seed(7)
     torch.testing.assert_close(module.loss(batch), expected)
     assert not torch.allclose(module.loss(batch), expected, atol=1e-5)  # the next step draws anew
+
+
+@torch.no_grad()
+def test_ranks_draw_what_one_would_for_the_joined_batch(monkeypatch):
+    x = torch.randn(6, 17, 8)
+
+    def left(rows):
+        part, context = x[rows], ReductionContext(torch.arange(16).expand(len(x[rows]), -1))
+        torch.manual_seed(7)  # Lightning seeds all ranks alike
+        return RandomPerPicture(0.25)(part, context)[0]
+
+    joined = left(slice(6))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        own = slice(3 * rank, 3 * rank + 3)
+        torch.testing.assert_close(left(own), joined[own], atol=0, rtol=0)
 
 
 @torch.no_grad()

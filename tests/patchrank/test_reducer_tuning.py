@@ -47,7 +47,7 @@ def test_what_comes_out_is_a_plain_clip(start, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reducer": "tomm"}, "no reducer 'tomm'; there are"),
+        ({"reducer": "tomm"}, "no reducer 'tomm'; did you mean tome"),
         ({"reducer": "crossget"}, "crossget is trained, and a plain tower has not learned it"),
         ({"keep": 1.5}, r"keep 1\.5 is not in \(0, 1\]"),
         ({"place": 9}, r"places \[9\]: the blocks of this tower are"),

@@ -31,7 +31,9 @@ def check_budget(
             return
         exits = () if point.threshold is None else (1.0,)
         try:
-            costs[point] = mean_macs(images_at(model, point, classes), model.image_size, exits).gmacs
+            images = images_at(model, point, classes)
+            images.to(next(model.images.parameters()).device)  # a reducer's own tables begin on the CPU
+            costs[point] = mean_macs(images, model.image_size, exits).gmacs
         except ValueError as error:  # a reducer that cannot work in this model: a line of the sweep's table
             reason = str(error)
     _refuse_above(budget, costs, reason)

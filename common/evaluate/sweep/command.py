@@ -109,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.template is not None and args.task != EVALUATIONS[0]:
         raise ValueError(f"--template {args.template} makes prompts of zeroshot; {args.task} has none, leave it out")
     named = model_arguments(args)
+    args.reducers = None if args.reducers is None else args.reducers.replace(" ", "")
     words = [] if args.reducers is None else args.reducers.split(",")
     check_reducers(word for word in words if word not in (ALL, OWN))
     from common.data.lookup import Place, source
@@ -172,7 +173,7 @@ def points(model: Model, args: argparse.Namespace) -> list[Point]:
 
     own = setting_of(model)
     everything = sorted(installed_reducers())
-    default = [OWN] if own == "threshold" else [*([OWN] if own else []), *everything]
+    default = [OWN] if own == "threshold" or not _takes_reducers(model) else [*([OWN] if own else []), *everything]
     names = default if args.reducers is None else args.reducers.split(",")
     names = [name for word in names for name in (everything if word == ALL else [word])]
     schedules = _schedules(model, args.schedules)
@@ -190,6 +191,15 @@ def points(model: Model, args: argparse.Namespace) -> list[Point]:
     return chosen
 
 
+def _takes_reducers(model: Model) -> bool:
+    """Whether the model has no setting of its own, or another tower beside it for reducers."""
+    try:
+        tower_of(model)
+    except ValueError:
+        return setting_of(model) is None  # each reducer will say why it cannot work
+    return True
+
+
 def _check_used(chosen: Sequence[Point], model: Model, args: argparse.Namespace) -> None:
     """ValueError: a --threshold, --keep or --place that changes no point."""
     for name in ("threshold", "keep"):
@@ -199,6 +209,8 @@ def _check_used(chosen: Sequence[Point], model: Model, args: argparse.Namespace)
             raise ValueError(f"--{name} {text}: it is {model.name}'s own; add {OWN} to --reducers {args.reducers}")
     if args.place and all(point.reducer is None for point in chosen):
         raise ValueError(f"--place {args.place[0]} is the block of a reducer; name it with --reducers")
+    if args.first is not None and all(point.threshold is None for point in chosen):
+        raise ValueError(f"--first {args.first} answers behind a threshold; add {OWN} to --reducers {args.reducers}")
 
 
 def _say_fixed_rates(asked: Sequence[Point], keeps: Sequence[float]) -> None:
@@ -253,6 +265,8 @@ def _identity(model: Model, choice: str | None, settings: Settings, args: argpar
     """What the numbers of all points depend on."""
     import torch
 
+    from common.reducer_registry import REVISION
+
     machine = torch.cuda.get_device_name() if "cuda" in settings.device else f"{platform.machine()} CPU"
     return {
         "model": model.name,
@@ -266,6 +280,7 @@ def _identity(model: Model, choice: str | None, settings: Settings, args: argpar
         "timed": list(args.batches),
         "machine": f"{machine}, {torch.get_num_threads()} threads" if args.batches else None,
         **({} if model.first is None else {"first": model.first.weights}),
+        "reducers": REVISION,
         # A journal without a task is of zeroshot.
         **({} if args.task == EVALUATIONS[0] else {"task": args.task}),
     }

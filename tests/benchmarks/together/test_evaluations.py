@@ -84,6 +84,16 @@ def test_other_settings_and_weights_are_other_rows(write):
     assert "| clip (clip-h), template a {} |" in text
 
 
+def test_text_towers_features_and_splits_of_retrieval_are_told_apart(write):
+    texts = [{"image": "same-hash", "text": side} for side in ("first-text", "other-text")]
+    text = markdown(collect([write(*(result(weights=weights) for weights in texts))]))
+    assert "| clip (first-) |" in text and "| clip (other-) |" in text
+    probes = [result(task="linear-probe", features=features) for features in ("embedding", "penultimate")]
+    assert "| clip, penultimate features, 4 shots |" in markdown(collect([write(*probes)]))
+    text = markdown(collect([write(*(result(task="retrieval", split=split) for split in ("val", "test")))]))
+    assert "embedded val I→T R@1" in text and "embedded test I→T R@1" in text
+
+
 def test_refusals(write, tmp_path):
     with pytest.raises(ValueError, match="no folder"):
         collect([tmp_path / "none"])

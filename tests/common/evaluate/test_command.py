@@ -217,7 +217,7 @@ def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
     ("others", "message"),
     [
         (["--reducer", "tome"], "--reducer tome needs --keep, the share of tokens that stay, or --gmacs"),
-        (["--reducer", "tom", "--keep", "0.5"], "no reducer 'tom'; there are atc"),
+        (["--reducer", "tom", "--keep", "0.5"], "no reducer 'tom'; did you mean tome? there are atc"),
         (["--reducer", "tome", "--keep", "0.5", "--gmacs", "1"], "are three ways to say one thing; give one of them"),
         (
             [*TEXT_GUIDED, "--keep", "0.5", "--tasks", "zeroshot,retrieval"],
@@ -245,8 +245,13 @@ def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
         ),
         (["--data", "imagnet"], "no data called 'imagnet', and no file or folder; there are embedded"),
         (["--split", "tset"], "no split 'tset' for zeroshot; it has ['test', "),
-        (["--shots", "1,few"], "'few' is neither a number"),
-        (["--seeds", "0"], "--seeds 0 must be at least 1"),
+        (["--tasks", "linear-probe", "--shots", "1,few"], "'few' is neither a number"),
+        (["--tasks", "linear-probe", "--seeds", "0"], "--seeds 0 must be at least 1"),
+        (["--shots", "4"], "--shots 4 is read by linear-probe alone; add it to --tasks, or leave it out"),
+        (["--tasks", "retrieval", "--template", "a {}"], "--template a {} is read by zeroshot alone"),
+        (["--captions", "none.json"], "--captions none.json is read by retrieval alone"),
+        (["--class-names", "none.txt"], "is for a folder or table of your own; embedded has names, leave it out"),
+        (["--reducer", "tca", "--gmacs", "0.00001"], "a picture costs"),
         (["--template", "a photo"], "has no {} for the class name"),
         (["--template", "none.txt"], "no templates at"),
         (["--template", "a photo of a {}"], "is not in this model's vocabulary"),
@@ -265,7 +270,7 @@ def test_a_misspelt_reducer_is_answered_before_the_model_and_the_data_are_opened
     for opened in ("common.models.load_model", "common.data.lookup.source"):
         monkeypatch.setattr(opened, lambda *arguments, **named: pytest.fail("opened before the name was checked"))
     assert evaluate(model, "--reducer", "tom", "--keep", "0.5") == 1
-    assert "no reducer 'tom'; there are atc" in capsys.readouterr().err
+    assert "no reducer 'tom'; did you mean tome? there are atc" in capsys.readouterr().err
 
 
 def test_help_and_mistakes_in_the_line_need_no_torch():

@@ -6,6 +6,7 @@ import torch
 from common.reducer_registry import named, schedule
 from common.reduction import ReducedTower
 from patchrank.reducers import ATS, CentreCrop, DivPrune, HalfResolution, KMedoids, ZOOPrune
+from patchrank.reducers.farthest import cosines, squared_distances
 from patchrank.reducers.gtp import neighbour_graph
 from patchrank.reducers.kmedoids import k_medoids
 from tests.patchrank.reducers.slow import (
@@ -25,6 +26,15 @@ from tests.patchrank.reducers.slow import (
 @pytest.fixture(scope="module")
 def tower():
     return small_tower()
+
+
+@pytest.mark.parametrize("compare", [cosines, squared_distances])
+def test_tokens_are_compared_precisely_under_autocast(compare):
+    """Near-equal tokens: their distances would tie in half precision."""
+    near = 1 + 0.01 * torch.randn(2, 50, 64, generator=torch.Generator().manual_seed(0))
+    expected = compare(near)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compare(near), expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(("keep", "count"), [(0.2, 3), (0.6, 10), (0.53, 8)])

@@ -9,7 +9,7 @@ import torch
 
 from common.reducer_registry import named, schedule
 from common.reduction import ReducedTower, ReductionContext
-from patchrank.reducers import TokenCorrelation, VFlowOpt
+from patchrank.reducers import ClassAttention, TokenCorrelation, VFlowOpt
 from patchrank.reducers.token_correlation import contrast, repeated
 from patchrank.reducers.vflowopt import context_relevance, patch_entropy
 from tests.patchrank.reducers.slow import (
@@ -105,6 +105,13 @@ def test_a_recycled_token_has_no_pixels(tower):
     with pytest.raises(ValueError, match="vflowopt reads the pixels of each patch, which this tower has none of"):
         at_middle(tower, VFlowOpt(0.5, 4))
     at_middle(tower, VFlowOpt(0.5, 4, entropy=0))
+
+
+@torch.no_grad()
+def test_a_recycled_token_alone_is_a_token_without_a_place(tower):
+    """Nothing else stays; a reducer behind it reads its position."""
+    context = ReducedTower(tower, {(0, "middle"): VFlowOpt(0.05, 4), 1: ClassAttention(1.0)}).run(images())[1]
+    assert context.positions.tolist() == [[-1]] * len(images())
 
 
 def test_attention_to_kept_tokens_alone_recycles_to_zero(monkeypatch):

@@ -192,5 +192,7 @@ def test_a_reducer_of_one_keep_rate_alone_says_which(tower):
 
 
 def test_a_name_that_is_not_there_lists_those_that_are():
-    with pytest.raises(ValueError, match="no reducer 'divprun'; there are atc, ats, centre-crop"):
+    with pytest.raises(
+        ValueError, match=r"no reducer 'divprun'; did you mean divprune\? there are atc, ats, centre-crop"
+    ):
         named("divprun")

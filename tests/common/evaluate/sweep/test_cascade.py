@@ -37,6 +37,11 @@ def probabilities(model, images):
     return (clip.logit_scale.exp() * clip.encode_image(images) @ classes.T).softmax(-1)
 
 
+def test_a_first_model_needs_a_threshold_to_answer_behind(model, small, sweep, capsys):
+    assert sweep(model, "--first", small, "--reducers", "divprune") == 1
+    assert f"--first {small} answers behind a threshold; add own to --reducers divprune" in capsys.readouterr().err
+
+
 def test_the_second_model_answers_where_the_first_has_a_small_margin(model, small, data, sweep, tmp_path):
     (batch,) = source(data, "zeroshot", "test").loader(load_model(model).preprocess, 64, 0)
     images, labels = batch["image"], batch["label"]

@@ -244,7 +244,7 @@ def test_a_misspelt_reducer_is_answered_before_the_model_and_the_data_are_opened
     for opened in ("common.models.load_model", "common.data.lookup.source"):
         monkeypatch.setattr(opened, lambda *arguments, **named: pytest.fail("opened before the names were checked"))
     assert sweep(model, "--reducers", "tome,divprun") == 1
-    assert "no reducer 'divprun'; there are atc" in capsys.readouterr().err
+    assert "no reducer 'divprun'; did you mean divprune? there are atc" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_misspelt_reducer_is_answered_before_the_model_and_the_data_are_opened
         (["--place", "0,7"], "places [0, 7]: the blocks of this tower are 0 to 1; give some of those"),
         (["--place", "1,0"], "--place 1,0: blocks stand in ascending order, each of them once; give 0,1"),
         (["--place", "third"], "--place third: 'third' is no number of a block"),
-        (["--reducers", "divprun"], "no reducer 'divprun'; there are atc, ats, centre-crop"),
+        (["--reducers", "divprun"], "no reducer 'divprun'; did you mean divprune? there are atc, ats, centre-crop"),
         (["--threshold", "0.5"], "threshold 0.5: model has no levels to stop at; leave it out"),
         (["--reducers", "own"], "--reducers own: model has neither levels nor a keep rate"),
         (["--timed", "0"], "--timed 0: '0' is no number of pictures; give such as 1,8, or no"),

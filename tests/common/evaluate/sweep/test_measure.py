@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from common.clip import CLIP
 from common.data.lookup import Labelled
-from common.evaluate.points import Point, completed, images_at
+from common.evaluate.points import Point, at_size, completed, images_at
 from common.evaluate.sweep.measure import WHOLE, Measure
 from common.evaluate.sweep.pictures import Pictures, packed, unpacked
 from common.evaluate.sweep.scoring import ZeroShot
@@ -21,6 +21,7 @@ from common.preprocess import Preprocess
 from common.reducer_registry import installed_reducers, named
 from common.reduction import ReducedTower
 from patchrank import PatchRankTower, RankPredictor
+from patchrank.dynamicvit import DynamicViTTower
 from patchrank.reducers import DivPrune
 from tests.common.foreign import foreign
 from tests.common.towers import NAMES, pictures
@@ -102,6 +103,8 @@ def test_several_places_keep_the_share_at_each_of_them():
         assert images_at(model, Point(name, 0.5, (0, 1))).run(images)[0].shape[1] == 1 + 4
     with pytest.raises(ValueError, match="half-resolution needs every patch of a square grid; 4 tokens"):
         images_at(model, Point("half-resolution", 0.25, (0, 1)))
+    kept = images_at(model, Point("mlip-merging", 1.0, (0, 1))).run(images)[0]
+    assert kept.shape[1] == 1 + 16, "at keep 1 nothing is to be merged"
     with pytest.raises(ValueError, match="must be numbers of blocks in ascending order"):
         images_at(model, Point("divprune", 0.5, (1, 0)))
 
@@ -117,6 +120,19 @@ def test_a_patch_ranking_model_stands_beside_other_reducers():
     image = pictures(1)
     torch.testing.assert_close(images_at(model, WHOLE)(image), tower(image))
     torch.testing.assert_close(images_at(model, Point(keep=0.5))(image), ranked(image))
+
+
+def test_a_model_that_prunes_by_itself_does_so_in_no_tiles():
+    tower = CLIP.tiny().image_tower
+    model = model_of(PatchRankTower(tower, RankPredictor.for_tower(tower), 0.5, 1), 32, "patchrank")
+    with pytest.raises(ValueError, match=r"--image-size 64: .* prunes by itself, and not in tiles; name"):
+        at_size(model, 64)
+
+
+def test_a_tower_that_was_trained_with_its_own_reducer_takes_no_other():
+    model = model_of(DynamicViTTower(CLIP.tiny().image_tower), 32, "dynamicvit")
+    with pytest.raises(ValueError, match="was trained with its own reducer, which no other replaces; give --keep"):
+        images_at(model, Point("tome", 0.5, (0,)))
 
 
 @pytest.mark.parametrize(("held", "reads"), [(0, 4), (2**20, 2)])
