@@ -78,7 +78,7 @@ def _note(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
         "data set. No setting was tuned for this; token correlation's cosine of 0.9 is the best of four on this val of "
         "scenes of shape (docs/reducers.md), so its line there may be flattered. The whole towers name: "
         f"{names}. Scenes of shape and CIFAR-10: val; "
-        "Fashion-MNIST has none, and its test was read twice for this. –: no keep rate of the sweep costs so little, or "
-        "so much. Trained reducers stand in "
+        "Fashion-MNIST has none, and its test was read twice for this. –: no keep rate of the sweep costs so little, "
+        "or so much. Trained reducers stand in "
         "[Patch Ranking's table](patchrank.md#the-table)."
     )
