@@ -202,8 +202,8 @@ def _reading(result: dict[str, Any]) -> str:
         f"CLIPs so far: {reads}. Predictors and the trained rivals learn from pictures ({shots} of each class) without "
         "labels, CrossGET from their classes' prompts too, prompts from 16 shots. DynamicViT and its control take "
         "ten times the steps of the others. GMACs have attention on both sides; A-ViT's are measured means, and it is "
-        "run masked. Each task has one CLIP of its own, with which all seeds begin: the spread between CLIPs is in no interval, and the "
-        "paper's row of one predictor for all sets has none here. "
+        "run masked. Each task has one CLIP of its own, with which all seeds begin: the spread between CLIPs is in no "
+        "interval, and the paper's row of one predictor for all sets has none here. "
         f"{setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}."
         f"{remark(setting)}{not_run}"
     )
