@@ -59,7 +59,7 @@ RECIPES = {
     "patchrank/embedded_crossget.yaml": 1,
     "patchrank/embedded_reducer_tuning.yaml": 1,
     "patchrank/embedded_dynamicvit.yaml": 20,
-    "patchrank/embedded_attention_tuning.yaml": 10,
+    "patchrank/embedded_attention_tuning.yaml": 17,
     "patchrank/embedded_prompts.yaml": 1,
     "patchrank/embedded_flip.yaml": 30,
     "patchrank/embedded_aclip.yaml": 60,
