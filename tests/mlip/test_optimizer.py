@@ -27,7 +27,7 @@ def make(tmp_path):
 
     def build(training, options):
         torch.manual_seed(0)
-        return training(architecture, warmup_steps=2, **options)
+        return training(architecture=architecture, warmup_steps=2, **options)
 
     return build
 

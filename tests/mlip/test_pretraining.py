@@ -156,8 +156,8 @@ def test_every_training_says_the_heads_of_a_guide_whose_file_does_not(training, 
     options = {"frequency_layers": 0, "keep_rates": {2: 0.5}, "guide": str(tmp_path / "deit.pth")}
     options |= ALONE if training is MLIPPretraining else {}
     with pytest.raises(ValueError, match="say guide_heads 12 for the light MAE encoder"):
-        training(tiny_architecture(tmp_path), **options)
-    module = training(tiny_architecture(tmp_path), **options, guide_heads=3)
+        training(architecture=tiny_architecture(tmp_path), **options)
+    module = training(architecture=tiny_architecture(tmp_path), **options, guide_heads=3)
     clip = module.clip.clip if training is FILIPPretraining else module.clip
     assert clip.image_tower.guide.sizes["heads"] == module.hparams.guide_heads == 3
 

@@ -232,4 +232,4 @@ def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(stored
 
 def test_without_any_training_the_page_names_the_one_command(stored):
     result = shapes.run(smoke=True)
-    assert shapes.render(result)["md"].startswith(f"Not all of its trainings are finished: `{shapes.COMMAND}`.")
+    assert shapes.render(result)["md"].startswith(f"None of its trainings is finished: `{shapes.COMMAND}`.")
