@@ -42,7 +42,7 @@ from benchmarks.patchrank.tasks import (
     pruned_depth,
     search,
 )
-from benchmarks.patchrank.trained_rivals import TRAINED_RIVALS
+from benchmarks.patchrank.trained_rivals import TRAINED_RIVALS, evaluate_untrained
 from benchmarks.training.run import RECIPES as MINUTES
 from benchmarks.training.run import STORED, Run, work
 from common.clip import load_architecture
@@ -57,6 +57,8 @@ RESULTS = STORED / "patchrank"
 KINDS = {"text": "T", "coupled": "V+T"}
 """Kinds of prompts, and the paper's names of them."""
 TUNED_AT = (1.0, KEEP)
+UNTRAINED = {"baselines": evaluate_baselines, "attention_blocks": evaluate_untrained}
+"""Evaluations that need no training, by the names of their results."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,10 @@ def main(arguments: Sequence[str] = ()) -> int:
             console.print(f"{task.name}: not run, {why}", markup=False)
     available = [task for task, why in missing.items() if not why]
     for task in available:
-        if fnmatchcase(f"{task.key}-baselines", args.only):
-            _baselines(task, listing, console)
+        for what, evaluate in UNTRAINED.items():
+            name = f"{task.key}-{what}"
+            if fnmatchcase(name, args.only):
+                _untrained(name, task, evaluate, listing, console)
     for item in items(available, SEEDS[: args.seeds]):
         if fnmatchcase(item.run.name.removeprefix("patchrank/"), args.only):
             work([item.run], lambda weights, _, item=item: item.measure(weights), listing, apart=False)
@@ -170,9 +174,10 @@ def main(arguments: Sequence[str] = ()) -> int:
     return 0
 
 
-def _baselines(task: Task, listing: bool, console: Console) -> None:
+def _untrained(
+    name: str, task: Task, evaluate: Callable[[Task], dict[str, Any]], listing: bool, console: Console
+) -> None:
     """Evaluate what needs no training, unless its result is there."""
-    name = f"{task.key}-baselines"
     finished = runs_directory() / "retrain" / "patchrank" / name / "result.json"
     state = "finished" if finished.is_file() else "about 2 min"
     console.print(f"patchrank/{name:<24} {state}", markup=False, highlight=False)
@@ -180,7 +185,7 @@ def _baselines(task: Task, listing: bool, console: Console) -> None:
         return
     read_log.record("patchrank-runs", task.logged, [task.weights])
     setting = conditions("embedded", seeds=None, seed=None, dtype="float32", reducers=REVISION)
-    result = {"name": f"patchrank/{name}", "conditions": setting, **evaluate_baselines(task)}
+    result = {"name": f"patchrank/{name}", "conditions": setting, **evaluate(task)}
     for path in (RESULTS / f"{name}.json", finished):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -1,6 +1,7 @@
 """Rivals that train a copy of the tower with fewer tokens, at rates that cost what Patch Ranking does; and for each of
 CrossGET and DynamicViT a control with a tower that was trained alike, which tells what of a rival's accuracy is the
-tower's training. ToMe merges as CrossGET does; class attention drops where DynamicViT does.
+tower's training. ToMe merges as CrossGET does; class attention drops where DynamicViT does, and does so in the
+untrained tower too, which tells what of its control's accuracy are the places.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from patchrank.crossget import CrossGETTower
 from patchrank.dynamicvit import DynamicViTTower
 from patchrank.reducers.dynamicvit import stage_blocks
 
+DROPPING, DROPPING_UNTRAINED = "class attention, tower trained", "class attention at DynamicViT's blocks"
 REDUCED = "reduced"
 """What a result calls the answers."""
 
@@ -69,10 +71,15 @@ TRAINED_RIVALS = {
         {SHAPES: 0.74, CIFAR: 0.73, FASHION: 0.81},
         lambda weights, keep: DynamicViTTower.load(weights).at(keep),
     ),
-    "class attention, tower trained": Rival(
+    DROPPING: Rival(
         "attention_tuning",
         {SHAPES: 0.81, CIFAR: 0.79, FASHION: 0.89},
         partial(_tuned_to, "class-attention", stage_blocks),
     ),
 }
 """By the names that tables have."""
+
+
+def evaluate_untrained(task: Task) -> dict[str, Any]:
+    """Right answers on test, and GMACs, of the control of DynamicViT whose tower is the task's own."""
+    return TRAINED_RIVALS[DROPPING].evaluate(task.weights, task)

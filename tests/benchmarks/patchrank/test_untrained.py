@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from benchmarks.patchrank.runs import main
+from benchmarks.patchrank.tasks import SHAPES, Task, restored
+from benchmarks.patchrank.trained_rivals import DROPPING, REDUCED, TRAINED_RIVALS, evaluate_untrained
+from common.data.pictures import loader
+from common.preprocess import Preprocess
+from common.reduction import ReducedTower
+from common.zeroshot import embed_prompts, similarity
+from patchrank.reducers import ClassAttention
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """The first eight test pictures of scenes of shape, all that a task reads."""
+    read = Task.pictures
+    monkeypatch.setattr(Task, "pictures", lambda self, split: read(self, split, 8))
+    return SHAPES.pictures("test")
+
+
+def test_class_attention_at_dynamicvits_blocks_is_that_of_the_tasks_own_tower(pictures):
+    clip, rate = SHAPES.clip(), TRAINED_RIVALS[DROPPING].rates[SHAPES]
+    tower = ReducedTower(clip.image_tower, {block: ClassAttention(rate) for block in (1, 2, 3)}).eval()
+    (batch,) = loader(pictures, Preprocess(clip.image_tower.image_size), 8)
+    with torch.no_grad():
+        scores = similarity(tower(batch["image"]), embed_prompts(clip, SHAPES.module.class_prompts))
+    expected = scores.argmax(1).eq(batch["label"])
+    assert torch.equal(restored(evaluate_untrained(SHAPES)["test"][REDUCED]), expected)
+
+
+def test_what_needs_no_training_is_listed_with_the_runs(monkeypatch, capsys):
+    monkeypatch.delenv("PHOTOS", raising=False)
+    main(["--list", "--only", "shapes-attention_blocks"])
+    assert "patchrank/shapes-attention_blocks" in capsys.readouterr().out
