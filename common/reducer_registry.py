@@ -178,8 +178,8 @@ def schedule(
         if len(built) > 1 and len(layers) > 1:
             raise ValueError(f"{entry.name} spreads over several blocks from one on; give its first block as the place")
         places |= built
-        for first in list(built.values())[:1]:  # none where nothing is to go
-            setting = setting._replace(patches=first.left(setting.patches))
+        if built:  # no reducer where nothing is to go
+            setting = setting._replace(patches=next(iter(built.values())).left(setting.patches))
     return places
 
 
