@@ -17,17 +17,17 @@ def random_state() -> dict[str, Any]:
     name, keys, *rest = np.random.get_state()  # noqa: NPY002  what others draw from
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
         "numpy": [name, keys.tolist(), *rest],
         "python": random.getstate(),
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put every generator where ``random_state`` found it; GPUs only where there are as many."""
+    """Put every generator where ``random_state`` found it, that of the current GPU too where there is one."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002
     version, internal, gauss = state["python"]
@@ -38,7 +38,7 @@ class ExactResume(Callback):
     """Keeps the random state of the last finished step in each checkpoint, and takes it up where a run goes on.
 
     A validation between two steps draws nothing from the training's generators. Of several processes the first
-    one's state is kept; Lightning seeds all of them alike.
+    one's state is kept, its GPU's for every other's GPU; Lightning seeds all of them alike.
 
     Also lets learning rate, weight decay and schedule be what the configuration says now, where Lightning would
     restore those of the checkpoint. Where nothing was changed, nothing changes.

@@ -62,6 +62,15 @@ class ContrastivePretraining(LightningModule):
         """Show pictures as the CLIP was trained on them so far."""
         prepare_data(self.trainer, self.clip.preprocess)
 
+    def on_fit_start(self) -> None:
+        """ValueError: accumulated gradients, which would not have the negatives of the larger batch."""
+        parts = self.trainer.accumulate_grad_batches
+        if parts > 1:
+            raise ValueError(
+                f"accumulate_grad_batches {parts} would not make a batch {parts} times as large: each part would have "
+                f"its own negatives alone; make the batch {parts} times as large and set the model's parts to {parts}"
+            )
+
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """images [B,3,S,S], ids [B,T] -> image and text embeddings [B,E], normalised."""
         return self.clip.encode_image(images), self.clip.encode_text(ids)
@@ -185,7 +194,8 @@ class CLIPPretraining(ContrastivePretraining):
         self.hparams.preprocess = self.clip.architecture.get("preprocess_cfg")
 
     def on_fit_start(self) -> None:
-        """Ask for classes where the loss needs them. ValueError: the data has none."""
+        """Ask for classes where the loss needs them. ValueError: the data has none; accumulated gradients."""
+        super().on_fit_start()
         if self.class_weight and getattr(self.trainer.datamodule, "class_prompts", None) is None:
             raise ValueError(
                 f"class_weight {self.class_weight} needs data with classes, and these have none; set it to 0"

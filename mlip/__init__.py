@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from mlip.guide import Guide
 from mlip.model import MLIP
-from mlip.tower import EMBEDDED_LAYERS, PAPER_LAYERS, MLIPFeatures, MLIPTower
+from mlip.tower import PAPER_LAYERS, MLIPFeatures, MLIPTower
 
 if TYPE_CHECKING:
     from mlip.pretraining import MLIPPretraining
 
-__all__ = ["EMBEDDED_LAYERS", "MLIP", "PAPER_LAYERS", "Guide", "MLIPFeatures", "MLIPPretraining", "MLIPTower"]
+__all__ = ["MLIP", "PAPER_LAYERS", "Guide", "MLIPFeatures", "MLIPPretraining", "MLIPTower"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Token losses between an image and its caption (MLIP, section 3.3): one-to-many, one-to-one, and FILIP's.
 
-Shapes: B pairs on this rank, G pairs on all ranks, N or K image tokens, T text tokens (padding included), E joint
-dim, R = real text tokens of the whole batch.
+Shapes: B pairs on this rank, G pairs on all ranks, N, K or R image tokens, T text tokens (padding included), E joint
+dim, R = real text tokens of the whole batch (in one-to-one), K = tokens that may be chosen (in late interaction).
 
 The tokens need not be normalised. Cosines are taken here, at least in fp32 whatever the precision around.
 One-to-many and one-to-one reward agreement within a pair and have no negatives: on their own they are least when all
@@ -10,8 +10,9 @@ tokens are the same vector. Only the instance losses beside them prevent that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,8 +50,9 @@ def one_to_many(image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) ->
     (15). The paper defines the index s_r by max; argmax is meant.
     """
     cosines = _cosines(text_tokens, image_tokens)  # [B,T,N]
-    image_to_text = cosines.masked_fill(~text_mask[..., None], -torch.inf).amax(1).mean(1)
-    text_to_image = _masked_mean(cosines.amax(2), text_mask)
+    # Not amax: it looks for ties to share the gradient among them, which takes about twice as long.
+    image_to_text = cosines.masked_fill(~text_mask[..., None], -torch.inf).max(1).values.mean(1)
+    text_to_image = _masked_mean(cosines.max(2).values, text_mask)
     return -0.5 * (image_to_text.mean() + text_to_image.mean())
 
 
@@ -136,23 +138,34 @@ def late_interaction(
 
     The similarity of an image with a caption is the mean, over the image's tokens, of each token's best cosine in
     the caption; that of a caption with an image is the mean over the caption's tokens. All B x G pairs are compared,
-    ``CHUNK_CELLS`` cosines at a time, and each cosine is computed once for both similarities.
+    ``CHUNK_CELLS`` cosines at a time. Without keys each cosine is computed once for both similarities.
     """
-    image, text = _unit(image_tokens), _unit(text_tokens)
-    image_keys, text_keys = (None, text_mask) if keys is None else key_tokens(image, text, text_mask, keys)
-    texts: tuple[Tensor, ...] = (text, text_mask, text_keys)
+    image, text, mask = _unit(image_tokens), _unit(text_tokens), text_mask
     if gather:
-        texts = tuple(gather_rows(part) for part in _as_wide_as_any_rank(*texts))
+        text, mask = _as_wide_as_any_rank(text, mask)
+    chosen = None if keys is None else key_tokens(image, text, mask, keys)
+    texts, ours = (text, mask), text
+    if gather:
+        texts = gather_rows(text), gather_rows(mask)
+        chosen = chosen and chosen._replace(text=gather_rows(chosen.text), text_mask=gather_rows(chosen.text_mask))
     with torch.autocast(image.device.type, enabled=False):
-        to_texts, from_texts = late_similarities(image, *texts, image_keys)  # [B,G] each: this rank's images
-        if texts[0] is not text:  # the captions' similarities with the other ranks' images are on those ranks
-            from_texts = gather_rows(from_texts)[:, places_among_ranks(text)]
+        to_texts, from_texts = late_similarities(image, *texts, chosen)  # [B,G] each: this rank's images
+        if texts[0] is not ours:  # the captions' similarities with the other ranks' images are on those ranks
+            from_texts = gather_rows(from_texts)[:, places_among_ranks(ours)]
         logits = logit_scale * to_texts, logit_scale * from_texts.T
     return contrast(*logits, same=same, label_smoothing=label_smoothing)
 
 
-def key_tokens(image: Tensor, text: Tensor, text_mask: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """The tokens that may be chosen, as Cui et al. (2022) train FILIP -> boolean [B,R] and [B,T].
+class KeyTokens(NamedTuple):
+    """The tokens that may be chosen: image [B,K,E], text [G,K,E], and which of the latter are words, boolean [G,K]."""
+
+    image: Tensor
+    text: Tensor
+    text_mask: Tensor
+
+
+def key_tokens(image: Tensor, text: Tensor, text_mask: Tensor, keys: int) -> KeyTokens:
+    """The tokens that may be chosen, as Cui et al. (2022) train FILIP, of B images and their captions (G = B).
 
     image: [B,R,E], text: [B,T,E], of length 1.  text_mask: boolean [B,T].
 
@@ -161,51 +174,69 @@ def key_tokens(image: Tensor, text: Tensor, text_mask: Tensor, keys: int) -> tup
     """
     cosines = _cosines(text, image).detach().masked_fill(~text_mask[..., None], 0.0)
     of_image, of_text = cosines.sum(1), cosines.sum(2).masked_fill(~text_mask, -torch.inf)
-
-    def top(sums: Tensor) -> Tensor:
-        chosen = torch.zeros_like(sums, dtype=torch.bool)
-        return chosen.scatter(1, sums.topk(min(keys, sums.shape[1]), dim=1).indices, True)
-
-    return top(of_image), top(of_text) & text_mask
+    patches, words = (sums.topk(min(keys, sums.shape[1]), dim=1).indices for sums in (of_image, of_text))
+    image, text = (tokens.take_along_dim(places[..., None], 1) for tokens, places in ((image, patches), (text, words)))
+    return KeyTokens(image, text, text_mask.gather(1, words))
 
 
 def late_similarities(
-    image: Tensor, text: Tensor, text_mask: Tensor, text_keys: Tensor | None = None, image_keys: Tensor | None = None
+    image: Tensor, text: Tensor, text_mask: Tensor, keys: KeyTokens | None = None
 ) -> tuple[Tensor, Tensor]:
     """FILIP's similarities of images [B,R,E] with texts [G,T,E], of length 1 -> from the images, from the texts [B,G].
 
-    text_mask: boolean [G,T], the real tokens.  text_keys [G,T], image_keys [B,R]: those that may be chosen.
+    text_mask: boolean [G,T], the real tokens.  keys: those that may be chosen; None: all.
     """
-    flat = text.flatten(0, 1).T  # [E,GT]
-    text_keys = text_mask if text_keys is None else text_keys
+    patches, words, words_mask = keys or (image, text, text_mask)
 
-    def similarities(image: Tensor, image_keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        cosines = (image @ flat).unflatten(2, text_mask.shape)  # [B,R,G,T]
-        best_words = cosines.masked_fill(~text_keys, -torch.inf).amax(3)  # [B,R,G]
-        if image_keys is not None:
-            cosines = cosines.masked_fill(~image_keys[:, :, None, None], -torch.inf)
-        best_patches = cosines.amax(1)  # [B,G,T]
-        return best_words.mean(1), (best_patches * text_mask).sum(2) / text_mask.sum(1)
+    def similarities(image: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        to_words = _all_cosines(image, words)  # [B,R,G,K]
+        to_patches = to_words if keys is None else _all_cosines(patches, text)  # [B,K,G,T]
+        best_patches = to_patches.max(1).values  # [B,G,T]
+        return _best_words(to_words, words_mask), (best_patches * text_mask).sum(2) / text_mask.sum(1)
 
-    chunk_size = max(1, CHUNK_CELLS // (image.shape[1] * flat.shape[1]))
-    if chunk_size >= len(image):
-        return similarities(image, image_keys)
-    parts = image.split(chunk_size)
-    masks = [None] * len(parts) if image_keys is None else image_keys.split(chunk_size)
-    chunks = [
-        checkpoint(similarities, part, mask, use_reentrant=False) for part, mask in zip(parts, masks, strict=True)
-    ]
-    return tuple(torch.cat(side) for side in zip(*chunks, strict=True))
+    cells = image.shape[1] * words_mask.numel() + (0 if keys is None else patches.shape[1] * text_mask.numel())
+    parts = _in_chunks(similarities, cells, image, patches)
+    return tuple(torch.cat(side) for side in zip(*parts, strict=True))
 
 
-def _as_wide_as_any_rank(tokens: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
-    """tokens [B,T,E] and masks [B,T], padded to the longest T of all ranks, since each rank has its own T."""
+def similarities_from_images(image: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+    """The first of ``late_similarities``'s alone, [B,G]: what classification asks for."""
+
+    def similarities(image: Tensor) -> Tensor:
+        return _best_words(_all_cosines(image, text), text_mask)
+
+    return torch.cat(_in_chunks(similarities, image.shape[1] * text_mask.numel(), image))
+
+
+def _all_cosines(image: Tensor, text: Tensor) -> Tensor:
+    """Unit tokens [B,R,E] and [G,T,E] -> the cosines of all [B,R,G,T]."""
+    return (image @ text.flatten(0, 1).T).unflatten(2, text.shape[:2])
+
+
+def _best_words(cosines: Tensor, mask: Tensor) -> Tensor:
+    """cosines [B,R,G,T] -> [B,G]: the mean over the R tokens of each one's best among the words of mask [G,T]."""
+    return cosines.masked_fill(~mask, -torch.inf).max(3).values.mean(1)
+
+
+def _in_chunks(function: Callable[..., Any], cells: int, *rows: Tensor) -> list[Any]:
+    """What ``function`` gives of parts of rows [B,...], of so many ``cells`` each; larger than a chunk, parts are
+    computed again for the gradient instead of held.
+    """
+    size = max(1, CHUNK_CELLS // cells)
+    if size >= len(rows[0]):
+        return [function(*rows)]
+    parts = zip(*(part.split(size) for part in rows), strict=True)
+    return [checkpoint(function, *part, use_reentrant=False) for part in parts]
+
+
+def _as_wide_as_any_rank(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """tokens [B,T,E] and mask [B,T], padded to the longest T of all ranks, since each rank has its own T."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return tokens, *masks
+        return tokens, mask
     longest = torch.tensor(tokens.shape[1], device=tokens.device)
     distributed.all_reduce(longest, distributed.ReduceOp.MAX)
     missing = int(longest) - tokens.shape[1]
-    return F.pad(tokens, (0, 0, 0, missing)), *(F.pad(mask, (0, missing)) for mask in masks)
+    return F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
 
 
 def _unit(tokens: Tensor) -> Tensor:

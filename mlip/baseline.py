@@ -16,7 +16,7 @@ class BaselinePretraining(MLIPPretraining):
         terms: the arguments of MLIPPretraining that a baseline's own stand for.
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
         weights: what text tower and scale start from: null (random), an open_clip tag, or a local weights file.
-        preprocess: as MLIPPretraining's.
+        preprocess, quick_gelu: as MLIPPretraining's.
         image_layers: how many of the image tower's last layers start from those weights too; see MLIPPretraining.
         frequency_layers, keep_rates, guide, guide_heads: MLIP's tower in the place of CLIP's; by default there is none
             of it.
@@ -34,6 +34,7 @@ class BaselinePretraining(MLIPPretraining):
         architecture: str = "ViT-B-16",
         weights: str | None = None,
         preprocess: str | dict[str, Any] | None = None,
+        quick_gelu: bool | None = None,
         image_layers: int = 0,
         frequency_layers: int = 0,
         keep_rates: dict[int, float] | None = None,
@@ -50,6 +51,7 @@ class BaselinePretraining(MLIPPretraining):
             architecture,
             weights,
             preprocess,
+            quick_gelu,
             image_layers=image_layers,
             frequency_layers=frequency_layers,
             keep_rates=keep_rates,

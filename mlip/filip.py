@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from common.preprocess import Preprocess
 from common.two_pass import in_parts
 from common.weights import load_saved, save_model
-from mlip.alignment import caption_mask, late_interaction, late_similarities
+from mlip.alignment import caption_mask, late_interaction, similarities_from_images
 from mlip.baseline import BaselinePretraining
 from mlip.guide import Guide
 from mlip.model import MLIP
@@ -82,8 +82,10 @@ class FILIP(nn.Module):
     def class_scorer(self, prompts: Sequence[Sequence[str]]) -> Callable[[Tensor], Tensor]:
         """The function images [B,3,S,S] -> scores [B,C]: late interaction from the image, averaged over prompts.
 
-        prompts: as many for every class.
+        prompts: as many for every class; ValueError: other numbers.
         """
+        if len(numbers := {len(texts) for texts in prompts}) != 1:
+            raise ValueError(f"{sorted(numbers)} prompts for the classes; give as many for every class")
         device = self.image_head.weight.device
         ids = self.tokenizer([text for texts in prompts for text in texts], longest=True).to(device)
         text = torch.cat([F.normalize(self.text_tokens(part).float(), dim=-1) for part in ids.split(512)])
@@ -92,8 +94,7 @@ class FILIP(nn.Module):
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
             image = F.normalize(self.image_tokens(images.to(device)).float(), dim=-1)
-            from_images, _ = late_similarities(image, text, mask)
-            return from_images.unflatten(1, (len(prompts), -1)).mean(2)
+            return similarities_from_images(image, text, mask).unflatten(1, (len(prompts), -1)).mean(2)
 
         return score
 

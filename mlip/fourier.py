@@ -47,6 +47,9 @@ class LegoFilter(nn.Module):
     ValueError: a single piece or an odd number, whose weights of 0 would train a dead piece.
     """
 
+    vectors = ("pieces",)
+    """Gains of single channels and frequencies: as other gains, without weight decay."""
+
     def __init__(self, grid: int, width: int, pieces: int = 2, spectrum: Spectrum = "power") -> None:
         super().__init__()
         if pieces < 2 or pieces % 2:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import optim
+from common.ranks import of_this_rank
 from mlip.guide import Guide
 from mlip.merging import take
 
@@ -97,7 +98,8 @@ class GuideMAE(LightningModule):
         generator: draws the masks, on the CPU; None: torch's default generator.
         """
         small = self.guide.shrink(images)
-        order = torch.rand(len(images), self.patches, generator=generator).argsort(1).to(images.device)
+        order = of_this_rank(lambda rows: torch.rand(rows, self.patches, generator=generator), len(images))
+        order = order.argsort(1).to(images.device)
         visible, masked = order[:, : self.visible], order[:, self.visible :]
         predicted = self.decode(self.encode(small, visible), visible)
         return F.mse_loss(take(predicted, masked).float(), take(self.targets(small), masked))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.ranks import of_this_rank
 from common.tower import TextTower
 from mlip.alignment import caption_mask
 
@@ -40,9 +41,10 @@ class MaskedLanguage(nn.Module):
         Start, end and padding are never chosen, and no word becomes start or end, the two highest ids.
         """
         end = F.one_hot(ids.argmax(1), ids.shape[1]).bool()
-        chosen = caption_mask(ids) & ~end & (torch.rand(ids.shape, device=ids.device) < self.rate)
-        what = torch.rand(ids.shape, device=ids.device)
-        others = torch.randint(self.vocab_size - 2, ids.shape, device=ids.device)
+        rows, length = ids.shape
+        lot, what = (of_this_rank(lambda n: torch.rand(n, length, device=ids.device), rows) for _ in range(2))
+        others = of_this_rank(lambda n: torch.randint(self.vocab_size - 2, (n, length), device=ids.device), rows)
+        chosen = caption_mask(ids) & ~end & (lot < self.rate)
         corrupted = torch.where(chosen & (what < 0.8), self.mask_id, ids)
         return torch.where(chosen & (what >= 0.9), others, corrupted), chosen
 

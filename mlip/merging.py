@@ -50,8 +50,10 @@ def pair_tokens(x: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tenso
         order = importance.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
         unmerged = max(tokens - 2 * (tokens - keep), 0)
         gone, partners = order[:, unmerged::2], order[:, unmerged + 1 :: 2]  # sets A and B
-        a, b = (F.normalize(take(x, places), dim=-1) for places in (gone, partners))
-        into = unmerged + (a @ b.transpose(1, 2)).argmax(-1)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        a, b = (F.normalize(take(wide, places), dim=-1) for places in (gone, partners))
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would send a quarter of the tokens elsewhere
+            into = unmerged + (a @ b.transpose(1, 2)).argmax(-1)
     return torch.cat([order[:, :unmerged], partners], dim=1), gone, into
 
 

@@ -5,10 +5,13 @@ Shapes: B pairs, S image size, N and K frequency and spatial tokens, T text toke
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,6 +34,18 @@ Matching = Literal["one_to_many", "one_to_one", "filip"]
 """How the tokens of an image and a caption are aligned; filip compares all pairs of the batch."""
 
 
+READ_BY = {
+    "guide": ("guide_heads", "train_guide", "guide_tokens"),
+    "frequency_layers": ("spectrum", "pieces"),
+    "keep_rates": ("proportional_attention",),
+    "frequency_token_weight": ("frequency_matching",),
+    "spatial_token_weight": ("spatial_matching",),
+    "neighbour_weight": ("neighbour_queue", "neighbour_form"),
+    "label_smoothing": ("smoothing_grows",),
+}
+"""Settings that are read only where another one is set."""
+
+
 class MLIPPretraining(ContrastivePretraining):
     """Train an MLIP by equation 2: InfoNCE and token alignment of the caption with frequency and spatial features.
 
@@ -45,6 +60,8 @@ class MLIPPretraining(ContrastivePretraining):
             CLIP of this architecture.
         preprocess: how pictures were prepared for a local weights file of which it is not known: clip, a tag of the
             architecture that was trained alike, or open_clip's preprocess_cfg.
+        quick_gelu: whether both towers have QuickGELU; needed for a local weights file that does not record its
+            activation. null: as the architecture.
         image_layers: how many of the image tower's last layers start from those weights too, with its embedding and
             read-out; 0: the whole image tower starts at random.
         frequency_layers: number of Fourier blocks, the tower's first ones.
@@ -94,6 +111,7 @@ class MLIPPretraining(ContrastivePretraining):
         architecture: str = "ViT-B-16",
         weights: str | None = None,
         preprocess: str | dict[str, Any] | None = None,
+        quick_gelu: bool | None = None,
         image_layers: int = 0,
         frequency_layers: int = 4,
         keep_rates: dict[int, float] | None = None,
@@ -122,6 +140,7 @@ class MLIPPretraining(ContrastivePretraining):
         warmup_steps: int = 2000,
         optimizer: OptimizerName = "adamw",
     ) -> None:
+        _warn_of_idle(locals())  # not hparams, which hold what the command line names
         super().__init__(learning_rate, weight_decay, warmup_steps, label_smoothing, parts, optimizer)
         self.save_hyperparameters()
         self.weights = {"frequency": frequency_weight, "spatial": spatial_weight}
@@ -130,7 +149,7 @@ class MLIPPretraining(ContrastivePretraining):
         self.smoothing_grows = smoothing_grows
         self.matching = {"frequency": frequency_matching, "spatial": spatial_matching}
         self._check(frequency_layers)
-        sizes = _architecture(architecture, weights, preprocess)
+        sizes = _architecture(architecture, weights, preprocess, quick_gelu)
         self.hparams.preprocess = sizes.get("preprocess_cfg")
         self.clip = MLIP(
             sizes,
@@ -143,7 +162,9 @@ class MLIPPretraining(ContrastivePretraining):
             proportional_attention=proportional_attention,
         )
         if weights is not None:
-            self._start_from(CLIP.from_open_clip(architecture, weights, preprocess=preprocess), image_layers)
+            self._start_from(
+                CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess), image_layers
+            )
         elif image_layers:
             raise ValueError(f"image_layers {image_layers} without weights that the layers could start from; name some")
         self._set_up_terms(neighbour_queue, neighbour_form)
@@ -177,15 +198,6 @@ class MLIPPretraining(ContrastivePretraining):
         if not self.weights["spatial"]:
             raise ValueError(
                 "spatial_weight 0 would leave the embedding that the model gives untrained; the paper's weight is 0.65"
-            )
-
-    def on_fit_start(self) -> None:
-        """ValueError: accumulated gradients, which would not have the negatives of the larger batch."""
-        parts = self.trainer.accumulate_grad_batches
-        if parts > 1:
-            raise ValueError(
-                f"accumulate_grad_batches {parts} would not make a batch {parts} times as large: each part would have "
-                f"its own negatives alone; make the batch {parts} times as large and set the model's parts to {parts}"
             )
 
     def smoothing(self) -> float:
@@ -250,12 +262,25 @@ class MLIPPretraining(ContrastivePretraining):
         return self.log_step(self._total(terms))
 
 
-def _architecture(name: str, weights: str | None, preprocess: str | dict[str, Any] | None) -> dict[str, Any]:
+def _warn_of_idle(settings: Mapping[str, Any]) -> None:
+    """Name what is set but not read, since what reads it is left out."""
+    defaults = inspect.signature(MLIPPretraining).parameters
+    for reader, names in READ_BY.items():
+        for name in names if not settings[reader] else ():
+            if settings[name] != defaults[name].default:
+                rank_zero_warn(f"{name} {settings[name]!r} is ignored: nothing reads it while {reader} is not set")
+
+
+def _architecture(
+    name: str, weights: str | None, preprocess: str | dict[str, Any] | None, quick_gelu: bool | None
+) -> dict[str, Any]:
     """The architecture of a name, with the preprocessing of the weights that the training starts from."""
     sizes = load_architecture(name)
+    if quick_gelu is not None:
+        sizes = {**sizes, "quick_gelu": quick_gelu}
     size = sizes["vision_cfg"]["image_size"]
     if weights is not None:
-        return find_pretrained(name, weights, size, None, preprocess).preprocess.recorded_in(sizes)
+        return find_pretrained(name, weights, size, quick_gelu, preprocess).preprocess.recorded_in(sizes)
     return sizes if preprocess is None else choose_preprocess(name, None, preprocess, size).recorded_in(sizes)
 
 

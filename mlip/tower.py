@@ -31,8 +31,6 @@ PAPER_LAYERS: dict[str, dict[str, Any]] = {
 
 The text tower needs the same ``embed_dim``, and open_clip's ViT-L-14 has 768.
 """
-EMBEDDED_LAYERS: dict[str, Any] = {"embed_dim": 128, "frequency_layers": 1, "keep_rates": {3: 0.5}}
-"""The same for ``common/embedded_clip.json``, at B/16's rate: 36 tokens, 18 after the third of four layers."""
 
 
 class MLIPFeatures(NamedTuple):
@@ -94,7 +92,7 @@ class MLIPTower(nn.Module):
         super().__init__()
         self.frequency_layers = frequency_layers
         self.keep_rates = {int(layer): float(keep_rates[layer]) for layer in keep_rates}
-        self._check(layers, guide, guide_tokens)
+        self._check(layers, (image_size // patch_size) ** 2, guide, guide_tokens)
         spatial = layers - frequency_layers
         self.vit = ImageTower(image_size, patch_size, width, spatial, heads, embed_dim, mlp_ratio, quick_gelu)
         self.fourier = nn.ModuleList(
@@ -115,16 +113,19 @@ class MLIPTower(nn.Module):
             )
         self.merging = {layer: Merging(rate, proportional_attention) for layer, rate in self.keep_rates.items()}
 
-    def _check(self, layers: int, guide: Guide | None, guide_tokens: str) -> None:
+    def _check(self, layers: int, patches: int, guide: Guide | None, guide_tokens: str) -> None:
         if not 0 <= self.frequency_layers < layers:
             raise ValueError(f"frequency_layers {self.frequency_layers} of {layers} layers; use 0 to {layers - 1}")
-        for layer, rate in self.keep_rates.items():
+        left = patches
+        for layer, rate in sorted(self.keep_rates.items()):
             if not self.frequency_layers < layer <= layers:
                 raise ValueError(
                     f"an acceleration block at layer {layer}: the Spatial Stage has layers "
                     f"{self.frequency_layers + 1} to {layers}"
                 )
-            kept_tokens(rate, 1)
+            if not kept_tokens(rate, left):
+                raise ValueError(f"keep rate {rate} at layer {layer} leaves none of {left} tokens; raise a rate")
+            left = kept_tokens(rate, left)
         if guide is not None and not self.keep_rates:
             raise ValueError("a Guide is read by acceleration blocks alone: name some in keep_rates, or give no Guide")
         if guide_tokens not in ("all", "class"):

@@ -245,7 +245,7 @@ def terms(weights: Path, run: Run, batches: int = 8) -> dict[str, float]:
     module, arguments = built(run.recipe, {"model": model | left_out})
     if type(module) is not MLIPPretraining:
         return {}
-    module.clip = MLIP.load(weights)
+    module.clip, module.label_smoothing = MLIP.load(weights), 0.0  # smoothing raises InfoNCE, even above chance's
     module.eval()
     values: dict[str, list[float]] = {}
     data = EmbeddedDataModule(**arguments | {"num_workers": 0})

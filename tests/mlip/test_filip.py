@@ -48,6 +48,11 @@ def test_classes_are_scored_by_tokens(filip):
     torch.testing.assert_close(filip.class_scorer(PROMPTS)(IMAGES), by_loops(filip), atol=1e-5, rtol=1e-4)
 
 
+def test_classes_with_other_numbers_of_prompts_are_refused(filip):
+    with pytest.raises(ValueError, match=r"\[1, 3\] prompts for the classes"):
+        filip.class_scorer([["a cat"], ["a dog", "a bird", "red"]])
+
+
 @torch.no_grad()
 def test_classes_are_scored_in_the_precision_that_is_asked_for(filip):
     model = Model("made-up", "filip", 32, filip, filip, {"image": "i", "text": "t"}, {})

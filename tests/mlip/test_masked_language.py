@@ -33,6 +33,21 @@ def test_fifteen_in_a_hundred_words_are_chosen_and_neither_start_nor_end_nor_pad
     assert corrupted[chosen & (corrupted != vocabulary)].max() < vocabulary - 2
 
 
+def test_ranks_that_are_seeded_alike_mask_other_words(monkeypatch, clip):
+    """Two ranks choose what one would in the joined batch."""
+    ids, head = words(clip, 4), MaskedLanguage(64, clip.text_tower.vocab_size)
+
+    def corrupted(part, rank, ranks):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
+        torch.manual_seed(0)
+        return head.corrupt(part)[0]
+
+    both = torch.cat([corrupted(part, rank, 2) for rank, part in enumerate(ids.chunk(2))])
+    assert torch.equal(both, corrupted(ids, 0, 1))
+
+
 @torch.no_grad()
 def test_without_a_mask_the_tower_reads_what_it_always_reads(clip):
     ids, tower = words(clip, 1), clip.text_tower

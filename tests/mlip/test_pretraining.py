@@ -261,8 +261,45 @@ def test_a_short_run_logs_its_terms_and_leaves_a_plain_checkpoint(make, data, tm
     assert torch.equal(again.neighbours.queue, module.neighbours.queue) and again.neighbours.seen == 36
 
 
+@pytest.mark.parametrize(
+    ("set_up", "ignored"),
+    [
+        ({"guide_heads": 7}, "guide_heads 7 is ignored: nothing reads it while guide is not set"),
+        ({**PLAIN, "pieces": 4}, "pieces 4 is ignored"),
+        ({"smoothing_grows": True}, "smoothing_grows True is ignored"),
+        ({"frequency_token_weight": 0.0, "frequency_matching": "filip"}, "frequency_matching 'filip' is ignored"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_named(make, set_up, ignored):
+    with pytest.warns(UserWarning, match=ignored):
+        make(**set_up)
+
+
+@pytest.mark.filterwarnings("error")
+def test_settings_that_are_read_need_no_word(make):
+    make(pieces=4, label_smoothing=0.1, smoothing_grows=True, frequency_matching="one_to_one")
+
+
+@pytest.mark.parametrize("training", [MLIPPretraining, SLIPPretraining])
+def test_weights_that_do_not_record_their_activation_are_told_it(tmp_path, training):
+    architecture, file = tiny_architecture(tmp_path), tmp_path / "weights.pt"
+    start = CLIP.from_open_clip(architecture, quick_gelu=True)
+    torch.save(start.state_dict(), file)
+    options = {"weights": str(file), "preprocess": "clip", "frequency_layers": 0}
+    if training is MLIPPretraining:
+        options |= PLAIN
+    with pytest.raises(ValueError, match="does not record its activation"):
+        training(architecture=architecture, **options)
+    module = training(architecture=architecture, quick_gelu=True, **options)
+    ids = pairs()["text"]
+    torch.testing.assert_close(module.clip.encode_text(ids), start.encode_text(ids))
+    assert module.clip.quick_gelu
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_accumulation_is_refused_with_the_reason(make, data):
+@pytest.mark.parametrize("plain", [False, True])
+def test_accumulation_is_refused_with_the_reason(make, data, tmp_path, plain):
+    module = CLIPPretraining(tiny_architecture(tmp_path), warmup_steps=2) if plain else make()
     trainer = lightning.Trainer(max_steps=4, accumulate_grad_batches=2, enable_checkpointing=False, **QUIET)
     with pytest.raises(ValueError, match="accumulate_grad_batches 2 would not make a batch 2 times as large"):
-        trainer.fit(make(), data)
+        trainer.fit(module, data)

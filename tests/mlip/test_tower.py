@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from common.clip import CLIP, load_architecture
 from common.reduction import ReducedTower, ReductionContext, run_reduced
 from common.tower import ImageTower
-from mlip import EMBEDDED_LAYERS, PAPER_LAYERS, Guide, MLIPTower
+from mlip import PAPER_LAYERS, Guide, MLIPTower
 from mlip.fourier import FourierBlock
 from mlip.merging import Merging
 
@@ -62,6 +62,7 @@ def test_sizes_are_table_12s(name, layers, width, heads):
     assert {block.mlp.c_fc.out_features for block in (*tower.fourier, *blocks)} == {4 * width}
 
 
+EMBEDDED = {"embed_dim": 128, "frequency_layers": 1, "keep_rates": {3: 0.5}}
 TABLE_13 = {  # patches, Fourier blocks, and the layers from whose MLP on there are fewer patch tokens
     "ViT-B-32": (49, 4, {9: 34, 11: 23}),
     "ViT-B-16": (196, 4, {9: 98, 11: 49}),
@@ -75,7 +76,7 @@ TABLE_13 = {  # patches, Fourier blocks, and the layers from whose MLP on there 
 def test_layer_by_layer_as_table_13_has_it(name):
     """Tokens that enter each half of each layer, at a small width, which they do not depend on."""
     patches, frequency, merged = TABLE_13[name]
-    architecture, options = load_architecture(name), PAPER_LAYERS.get(name, EMBEDDED_LAYERS)
+    architecture, options = load_architecture(name), PAPER_LAYERS.get(name, EMBEDDED)
     architecture["vision_cfg"] = architecture["vision_cfg"] | {"width": 64, "head_width": 32}
     tower = MLIPTower.from_architecture(architecture, guide=small_guide(), **options).eval()
     layers = [*tower.fourier, *tower.vit.transformer.resblocks]
@@ -205,6 +206,12 @@ def test_half_precision_weights_run():
 def test_settings_that_cannot_be_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
+
+
+def test_rates_that_together_leave_no_token_are_refused():
+    four = SIZES | {"image_size": 16}
+    with pytest.raises(ValueError, match=r"keep rate 0\.5 at layer 4 leaves none of 1 tokens"):
+        MLIPTower(**four, frequency_layers=1, keep_rates={2: 0.5, 3: 0.5, 4: 0.5}, guide=None)
 
 
 def test_layer_numbers_may_come_from_json():
