@@ -155,23 +155,33 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
     assert isinstance(configure(split, 0, 10)["optimizer"], MuonAdamW)
 
 
+def unfreezing(part, muon, **settings):
+    """An optimiser of another layer, to which the part's matrix came later; as BaseFinetuning does it."""
+    optimizer = MuonAdamW(groups(model()), (0.9, 0.98), 1e-6)
+    optimizer.add_param_group({"params": [part.weight], **settings} | ({"muon": True} if muon else {}))
+    return optimizer
+
+
 @pytest.mark.parametrize("muon", [True, False])
 def test_a_part_that_is_unfrozen_later_is_stepped(muon, unrounded):
-    """As BaseFinetuning does it, which adds a group; by AdamW unless the group says otherwise."""
-    layer, part, alone = model(), model(), model()
-    optimizer = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6)
-    optimizer.add_param_group(
-        {"params": [part.weight], "lr": 0.1, "weight_decay": 0.2} | ({"muon": True} if muon else {})
-    )
+    """By AdamW unless its group says otherwise."""
+    part, alone = model(), model()
     kind = (Muon, {"adjust_lr_fn": "match_rms_adamw"}) if muon else (AdamW, {"betas": (0.9, 0.98), "eps": 1e-6})
-    train(part, [optimizer], range(3))
+    train(part, [unfreezing(part, muon, lr=0.1, weight_decay=0.2)], range(3))
     train(alone, [kind[0]([alone.weight], lr=0.1, weight_decay=0.2, **kind[1])], range(3))
     assert torch.allclose(part.weight, alone.weight, atol=1e-6) and not torch.equal(part.weight, model().weight)
-    again = MuonAdamW(groups(layer), (0.9, 0.98), 1e-6)
-    again.add_param_group({"params": [part.weight], "lr": 0.1, "muon": muon})
-    again.load_state_dict(optimizer.state_dict())
-    train(part, [again], range(3, 5))
-    assert not torch.allclose(part.weight, alone.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("muon", [True, False])
+def test_a_checkpoint_continues_the_training_of_a_part_that_was_unfrozen(muon):
+    through, stopped = model(), model()
+    train(through, [unfreezing(through, muon, lr=0.1, weight_decay=0.2)], range(5))
+    first = unfreezing(stopped, muon, lr=0.1, weight_decay=0.2)
+    train(stopped, [first], range(3))
+    second = unfreezing(stopped, muon, lr=0.3)  # its rate and decay are the checkpoint's too
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    train(stopped, [second], range(3, 5))
+    assert torch.equal(through.weight, stopped.weight)
 
 
 @pytest.mark.parametrize("muon", [True, False])

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.self_supervision import BatchNormOverRanks, SimSiam, perceptron, simclr
+from tests.common.ranks import on_two_ranks
 
 
 def views(count=4, width=6):
@@ -82,6 +83,29 @@ def test_on_one_rank_the_norm_is_pytorchs():
     ours, theirs, x = BatchNormOverRanks(5), nn.BatchNorm1d(5), torch.randn(8, 5)
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def normed(norm, rows):
+    """A norm after two batches of eight, of which it sees the rows: the last output, and all that it keeps."""
+    norm = norm(5)
+    for seed in range(2):
+        x = 3 * torch.randn(8, 5, generator=torch.Generator().manual_seed(seed)) + 1
+        output = norm(x[rows]).detach()
+    return output, norm.state_dict()
+
+
+def one_rank(rank, folder):
+    """Four of the eight rows of each batch."""
+    torch.save(normed(BatchNormOverRanks, slice(4 * rank, 4 * rank + 4)), f"{folder}/{rank}.pt")
+
+
+def test_on_two_ranks_the_norm_is_pytorchs_of_all_rows_and_so_is_what_it_keeps_for_evaluation(tmp_path):
+    on_two_ranks(one_rank, tmp_path)
+    outputs, kept = zip(*(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)), strict=True)
+    expected, state = normed(nn.BatchNorm1d, slice(None))
+    torch.testing.assert_close(torch.cat(outputs), expected, atol=1e-5, rtol=0)
+    for rank in range(2):
+        torch.testing.assert_close(dict(kept[rank]), dict(state), atol=1e-5, rtol=0)
 
 
 def test_simclr_moves_views_of_one_picture_together():

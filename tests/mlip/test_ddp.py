@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.clip import CLIP
 from common.contrastive import info_nce
 from mlip.declip import DeCLIPPretraining
+from mlip.filip import FILIPPretraining
 from mlip.pretraining import MLIPPretraining
 from mlip.slip import SLIPPretraining
 from tests.common.ranks import on_two_ranks
@@ -27,6 +28,7 @@ ALIKE = {
     },
     "mlip": {"label_smoothing": 0.1},
     "filip": {"frequency_matching": "filip", "spatial_matching": "filip"},
+    "filip with keys": {"training": FILIPPretraining, "token_dim": 12, "keys": 2},
     "neighbours": {"neighbour_weight": 0.5, "neighbour_queue": 9, "neighbour_form": "symmetric"},
     "in two parts": {
         "neighbour_weight": 0.5,

@@ -84,13 +84,16 @@ def test_a_saved_model_is_the_same(filip, tmp_path):
     assert torch.equal(again.encode_text(ids), filip.encode_text(ids))
 
 
-def test_the_loss_is_late_interaction_alone_and_every_parameter_learns(tmp_path):
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("same", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 0]], ids=["apart", "two alike"])
+def test_the_loss_is_late_interaction_alone_and_every_parameter_learns(tmp_path, same, smoothing):
     torch.manual_seed(0)
-    module = FILIPPretraining(architecture=tiny_architecture(tmp_path), token_dim=12, keys=3, warmup_steps=2)
-    ids = module.clip.tokenizer(list(TINY_CAPTIONS), longest=True)
-    batch = {"image": torch.randn(6, 3, 32, 32), "text": ids, "caption_id": torch.arange(6)}
+    options = {"token_dim": 12, "keys": 3, "label_smoothing": smoothing, "warmup_steps": 2}
+    module = FILIPPretraining(architecture=tiny_architecture(tmp_path), **options)
+    ids, same = module.clip.tokenizer(list(TINY_CAPTIONS), longest=True), torch.tensor(same)
+    batch = {"image": torch.randn(6, 3, 32, 32), "text": ids, "caption_id": same}
     tokens = module.clip.image_tokens(batch["image"]), module.clip.text_tokens(ids), caption_mask(ids)
-    expected = late_interaction(*tokens, module.clip.logit_scale.exp(), keys=3)
+    expected = late_interaction(*tokens, module.clip.logit_scale.exp(), same=same, label_smoothing=smoothing, keys=3)
     loss = module.loss(batch)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()

@@ -123,24 +123,30 @@ def test_every_term_moves_what_it_is_about(make, name):
     assert not any(".guide.vit." in key for key in moved)  # frozen unless train_guide says otherwise
 
 
-def test_neighbours_are_looked_for_in_earlier_batches(make):
-    module, batch = make(neighbour_weight=0.2, neighbour_queue=8, neighbour_form="symmetric"), pairs()
-    assert module.losses(batch)["neighbour"].abs() < 1e-6
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_neighbours_are_looked_for_in_earlier_batches(make, smoothing):
+    options = {"neighbour_weight": 0.2, "neighbour_queue": 8, "neighbour_form": "symmetric"}
+    module, batch = make(**options, label_smoothing=smoothing), pairs()
+    nothing = smoothing * math.log(6)  # what smoothing costs where all six candidates are alike
+    assert float(module.losses(batch)["neighbour"].detach()) == pytest.approx(nothing, abs=1e-6)
     assert module.neighbours.seen == 6
     module.eval()
     image, text = module(batch["image"], batch["text"])
     place = (text @ module.neighbours.queue[:6].T).argmax(1)
-    expected = info_nce(image, module.neighbours.queue[place], module.clip.logit_scale.exp(), same=place)
+    neighbours, scale = module.neighbours.queue[place], module.clip.logit_scale.exp()
+    expected = info_nce(image, neighbours, scale, same=place, label_smoothing=smoothing)
     torch.testing.assert_close(module.losses(batch)["neighbour"], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_label_smoothing_can_grow_over_the_training(make):
-    module = make(label_smoothing=0.2, smoothing_grows=True)
+    options = {"neighbour_weight": 0.2, "neighbour_queue": 8}
+    module = make(**options, label_smoothing=0.2, smoothing_grows=True).eval()  # which leaves the queue as it is
     assert module.smoothing() == 0.2  # outside a training: what it grows to
     for step, share in ((0, 0.0), (25, 0.05), (100, 0.2)):
         module.trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=100)
         assert module.smoothing() == pytest.approx(share)
-        torch.testing.assert_close(module.losses(pairs()), make(label_smoothing=share).losses(pairs()))
+        expected = make(**options, label_smoothing=share).losses(pairs())
+        torch.testing.assert_close(module.losses(pairs()), expected)
 
 
 def test_a_guide_learns_where_its_recipe_says_so(make):

@@ -45,23 +45,25 @@ def pairs(views, count=6):
     }
 
 
-def cross_entropy(image, text, scale):
-    """Symmetric InfoNCE by loops over unit rows."""
+def cross_entropy(image, text, scale, smoothing):
+    """Symmetric InfoNCE by loops over unit rows; a share of each target is spread over all candidates."""
     terms = []
     for rows, columns in ((image, text), (text, image)):
         for place, row in enumerate(rows):
             mass = [math.exp(float(scale * (row @ column))) for column in columns]
-            terms.append(-math.log(mass[place] / sum(mass)))
+            spread = sum(math.log(m / sum(mass)) for m in mass) / len(mass)
+            terms.append(-(1 - smoothing) * math.log(mass[place] / sum(mass)) - smoothing * spread)
     return sum(terms) / len(terms)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @torch.no_grad()
-def test_slips_terms(make):
-    module, batch = make(SLIPPretraining, **SLIP), pairs(2)
+def test_slips_terms(make, smoothing):
+    module, batch = make(SLIPPretraining, **SLIP, label_smoothing=smoothing), pairs(2)
     terms = module.losses(batch)
     clip = module.clip
     scale = clip.logit_scale.exp()
-    expected = cross_entropy(clip.encode_image(batch["image"]), clip.encode_text(batch["text"]), scale)
+    expected = cross_entropy(clip.encode_image(batch["image"]), clip.encode_text(batch["text"]), scale, smoothing)
     assert float(terms["clip"]) == pytest.approx(expected, rel=1e-4)
     vit, projections = clip.image_tower.vit, []
     for view in batch["image_views"]:
@@ -74,9 +76,10 @@ def test_slips_terms(make):
     torch.testing.assert_close(module.loss(batch), terms["clip"] + terms["simclr"], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @torch.no_grad()
-def test_declips_terms(make, monkeypatch):
-    module, batch = make(DeCLIPPretraining, **DECLIP), pairs(1)
+def test_declips_terms(make, monkeypatch, smoothing):
+    module, batch = make(DeCLIPPretraining, **DECLIP, label_smoothing=smoothing), pairs(1)
     chosen = torch.zeros_like(batch["text"], dtype=torch.bool)
     chosen[:, 2] = True
     corrupted = batch["text"].masked_fill(chosen, module.masked.mask_id)
@@ -90,13 +93,14 @@ def test_declips_terms(make, monkeypatch):
     hidden = module.masked.hidden(tower, corrupted)
     plain = hidden[torch.arange(6), batch["text"].argmax(1)] @ tower.text_projection  # of the corrupted caption
     texts = [F.normalize(plain, dim=-1), clip.encode_text(batch["text_view"])]
-    expected = sum(cross_entropy(image, text, scale) for image in images for text in texts) / 4
+    expected = sum(cross_entropy(image, text, scale, smoothing) for image in images for text in texts) / 4
     assert float(terms["clip"]) == pytest.approx(expected, rel=1e-4)
 
     losses = []
     for text in texts:
         neighbours = queue[(text @ queue.T).argmax(1)]
-        losses += [F.cross_entropy(scale * image @ neighbours.T, torch.arange(6)) for image in images]
+        logits = [scale * image @ neighbours.T for image in images]
+        losses += [F.cross_entropy(rows, torch.arange(6), label_smoothing=smoothing) for rows in logits]
     torch.testing.assert_close(terms["neighbour"], sum(losses) / 4, atol=1e-4, rtol=1e-4)
     newest = torch.cat([texts[1], texts[0]])[-8:]  # the rewritten captions enter first
     stored = {tuple(row) for row in module.neighbours.queue.round(decimals=4).tolist()}
@@ -107,6 +111,14 @@ def test_declips_terms(make, monkeypatch):
     torch.testing.assert_close(terms["masking"], F.cross_entropy(logits, batch["text"][:, 2]), atol=1e-4, rtol=1e-4)
     weights = {"clip": 0.4, "neighbour": 0.2, "simsiam": 0.2, "masking": 0.2}
     assert module.weights == weights and terms.keys() == weights.keys()
+
+
+@torch.no_grad()
+def test_evaluation_leaves_declips_queue_as_it_is(make):
+    module = make(DeCLIPPretraining, **DECLIP).eval()
+    before = module.neighbours.queue.clone()
+    module.losses(pairs(1))
+    assert torch.equal(module.neighbours.queue, before) and module.neighbours.seen == 0
 
 
 @pytest.mark.parametrize("off", ["neighbour", "simsiam", "masking"])
