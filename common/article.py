@@ -3,15 +3,20 @@
 import re
 
 _ARTICLES = ("a ", "an ", "the ")
-_SILENT = ("hourglass", "x", "sos", "ng")
-_CONSONANT = ("unicorn", "euro", "ewe", "one")
+# "an": a silent h, and letters that are spelled out (an x-ray, an MRI). "a": "you" and "w" (a unit, a European, a one).
+_VOWEL = re.compile(r"(?i:hour|honest|honou?r|heir|[fhlmnrsx]\b|(?:sos|ng)\b)|[AEFHILMNORSX][A-Z]{1,2}\b")
+_CONSONANT = re.compile(r"(?i:uni(?![nm])|u[bst][aeiou]|ur[aeiou]|eu|ewe|(?:one|once)\b|u\b)|U[A-Z]{1,2}\b")
 _WITH_ARTICLE = re.compile(r"(?:\b(?:a|an|the)|\{a\}) \{\}")
 
 
 def article(noun: str) -> str:
-    """ "a" or "an", by the noun's sound where it differs from the spelling."""
+    """ "a" or "an", by the noun's sound where a common word's differs from its spelling. ValueError: a blank noun."""
+    if not noun.strip():
+        raise ValueError(f"{noun!r} is no noun that could have an article; name a class")
     first = noun.split()[0]
-    return "an" if first in _SILENT or (noun[0].lower() in "aeiou" and first not in _CONSONANT) else "a"
+    if _CONSONANT.match(first):
+        return "a"
+    return "an" if _VOWEL.match(first) or first[0].lower() in "aeiou" else "a"
 
 
 def has_article(noun: str) -> bool:

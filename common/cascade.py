@@ -85,7 +85,7 @@ def cascaded(first: Run, second: Run, threshold: float) -> Callable[[Tensor, Ten
 
     def run(small: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         scores, _ = first(small)
-        path = (margin(scores) < threshold).long()
+        path = (~(margin(scores) >= threshold)).long()  # an answer that is no number is not sure
         unsure = path.nonzero().squeeze(1)
         if len(unsure):
             scores[unsure] = second(images[unsure])[0]

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.data import catalogue
 from common.data.account import Account
 from common.data.catalogue import Entry
@@ -76,6 +78,7 @@ class Labelled:
     metric: "accuracy" or "mean_per_class", the one that papers report.
     version: a hash that changes with the pictures.
     account: of the samples; its ``delivered`` stays 0 where the loader does not count them.
+    size: how many pictures there are, of a loader that also takes ``sampler``, the places to read; else None.
     """
 
     split: str
@@ -85,6 +88,16 @@ class Labelled:
     loader: Loader
     version: str = ""
     account: Account = field(default_factory=Account)
+    size: int | None = None
+
+    def drawn(self, limit: int | None) -> list[int] | None:
+        """The places of ``limit`` pictures, drawn once for all; None: of all, or of the first ones.
+
+        The first pictures of a folder are those of its first class. Shards hold theirs in no order of classes.
+        """
+        if limit is None or self.size is None or limit >= self.size:
+            return None
+        return sorted(np.random.default_rng(0).permutation(self.size)[:limit].tolist())
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,12 @@ class Captioned:
     loader: Loader
     version: str = ""
     account: Account = field(default_factory=Account)
+
+
+def drawn_of(data: Labelled | Captioned, limit: int | None) -> dict[str, str]:
+    """What a record says of a limit beside its number, so that results of other pictures are no results of these."""
+    chance = isinstance(data, Labelled) and data.drawn(limit) is not None
+    return {"limited": "by chance"} if chance else {}
 
 
 def splits_of(name: str, task: str) -> tuple[str, ...]:
@@ -237,7 +256,7 @@ def _root(name: str, place: Place) -> str:
 def _labelled(split: str, pictures: ClassificationSet, version: str) -> Labelled:
     loader = partial(picture_loader, pictures)
     names, templates = pictures.class_names, pictures.templates
-    return Labelled(split, names, templates, pictures.metric, loader, version=version, account=copy(pictures.account))
+    return Labelled(split, names, templates, pictures.metric, loader, version, copy(pictures.account), len(pictures))
 
 
 def _embedded_loader(split: str, revision: int, preprocess: Preprocess, batch_size: int, workers: int) -> ShardLoader:

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME|FILE",
         help="where the result goes: a name, or a .json file; default: with the model, where classify looks for it",
     )
-    add("--limit", type=whole_number(1), help="the first so many pictures")
+    add("--limit", type=whole_number(1), help="so many pictures alone, as `effclip evaluate`")
     add("--batch-size", type=whole_number(1), default=256, help="pictures at a time (default %(default)s)")
     add("--workers", type=whole_number(0), default=1, help="processes that read pictures (default %(default)s)")
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
@@ -59,25 +59,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     templates = None if args.template is None else read_templates(args.template)
     named = model_arguments(args)
-    from common.data.lookup import Place, source, splits_of
+    from common.data.lookup import Place, source
     from common.deploy.calibration import Wish, calibration_file
     from common.deploy.model import load
     from common.evaluate.tasks import Settings
 
     wish = Wish(args.gmacs, args.accuracy)
-    splits = splits_of(args.data, "zeroshot")
-    split = args.split or ("val" if "val" in splits else splits[0])
-    if args.split is None and split == "test":
-        raise ValueError(f"{args.data} has no val, and a test split is for reporting; name what to use with --split")
+    split = split_for(args.data, args.split)
     data = source(args.data, "zeroshot", split, Place(args.root, None, args.class_names))
     deployed = load(**named, device=args.device, first=args.first)
     settings = Settings(args.batch_size, args.workers, deployed.device, limit=args.limit)
     calibration = calibrate(deployed, data, args.data, wish, templates, settings)
     file = deployed.calibration_file if args.calibration is None else calibration_file(args.calibration)
+    print("\n".join(lines(calibration)), flush=True)  # before the file, which may fail
     calibration.write(file)
-    print("\n".join(lines(calibration)))
     print(f"saved: {file}")
     return 0
+
+
+def split_for(data: str, split: str | None) -> str:
+    """The split on which to choose: the one that is named, val, or all of what is not divided.
+
+    ValueError: there is none but test.
+    """
+    from common.data.lookup import splits_of
+
+    splits = splits_of(data, "zeroshot")
+    chosen = split or ("val" if "val" in splits else splits[0])
+    if split is None and chosen == "test":
+        raise ValueError(f"{data} has no val, and a test split is for reporting; name what to use with --split")
+    return chosen
 
 
 def calibrate(
@@ -95,7 +106,7 @@ def calibrate(
     ValueError: the model has no setting, or no setting meets the wish.
     """
     from common.conditions import conditions
-    from common.data.lookup import scale_of
+    from common.data.lookup import drawn_of, scale_of
     from common.deploy.calibration import Calibration, choose, thinned
     from common.evaluate.tasks import Settings
 
@@ -110,6 +121,7 @@ def calibrate(
         )
     scale = scale_of(name, deployed.model.image_size)
     at_start = conditions(scale, data=name, split=data.split, data_version=data.version, limit=settings.limit)
+    at_start |= drawn_of(data, settings.limit)
     at_start["preprocess"] = asdict(deployed.model.preprocess)
     if deployed.first is not None:
         at_start["first_preprocess"] = asdict(deployed.first.model.preprocess)

@@ -70,9 +70,9 @@ def parser() -> argparse.ArgumentParser:
         "pictures drawn from --data; fp16, bf16: weights (default %(default)s)",
     )
     add("--data", help="the pictures: embedded, a set of the catalogue, a folder of class folders, or a table")
-    add("--split", default="val", help="(default %(default)s)")
+    add("--split", help="default: val, of undivided pictures all")
     add("--root", default=os.environ.get("EFFCLIP_DATA"), help="folder of the catalogue's sets (default $EFFCLIP_DATA)")
-    add("--limit", type=whole_number(1), help="the first so many pictures")
+    add("--limit", type=whole_number(1), help="so many pictures alone, as `effclip evaluate`")
     add(
         "--min-agreement", type=float, default=0.95, help="least share of equal labels at a level (default %(default)s)"
     )
@@ -135,11 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _reduction(args: argparse.Namespace) -> Reduction:
     from common.data.lookup import Place, source
+    from common.deploy.calibrate import split_for
     from common.deploy.reduced import Reduction
     from common.evaluate.tasks import Settings
 
-    data = source(args.data, "zeroshot", args.split, Place(args.root))
-    return Reduction(args.dtype, data, args.min_agreement, Settings(workers=1, limit=args.limit))
+    data = source(args.data, "zeroshot", split_for(args.data, args.split), Place(args.root))
+    return Reduction(args.dtype, data, args.min_agreement, Settings(workers=1, limit=args.limit), args.data)
 
 
 def write_open_clip(deployed: Deployed, folder: Path) -> None:
@@ -177,8 +178,12 @@ def write_graphs(
     from common.conditions import conditions
     from common.deploy.export_entries import classification_entries, keep_rate_entries, model_entries
     from common.deploy.graphs import export_stages, onnx_graph, parity
+    from common.deploy.reduced import check_classes
 
     names, templates = names or deployed.class_names, templates or deployed.templates
+    if reduction is not None:
+        names = names or reduction.data.class_names
+        check_classes(reduction, names)
     setting, others = deployed.setting(), _at_rates(deployed, keep)
     own = own_chains(deployed, setting)
     chains = [*own, *(([stage], deployed.model.image_size) for stage in others.values())]
@@ -314,7 +319,7 @@ def _reduce(
     }
     if report["calibration"] is not None and outcomes.confidence is not None:
         prompts = deployed.prompts_hash(report["class_names"], report["templates"])
-        calibration = recalibrated(deployed.calibration, outcomes, prompts)
+        calibration = recalibrated(deployed.calibration, outcomes, prompts, reduction, report["conditions"])
         changed |= {"calibration": asdict(calibration), "calibrated_on_these_classes": True}
         if deployed.follows_calibration:  # else all levels run, as in fp32
             setting = calibration.point.setting

@@ -6,7 +6,7 @@ Shapes: B images of a batch, M images in all, P levels.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.data.lookup import drawn_of
 from common.deploy.calibration import Calibration, Outcomes, Wish, choose, thinned
 from common.deploy.graphs import WEIGHTS, Graph, onnx_graph, quiet
 from common.deploy.runtime import EarlyExit, margins
@@ -44,12 +45,14 @@ class Reduction:
         "int8-static": the same products, with activations' ranges fixed beforehand, on pictures drawn from ``data``.
         "fp16", "bf16": weights are stored in 16 bits, and everything is computed in fp32.
     data: of the classes of the export.  min_agreement: the least share of equal labels, at each level.
+    name: of the data, which a calibration that is chosen again records.
     """
 
     dtype: str
     data: Labelled
     min_agreement: float
     settings: Settings
+    name: str = ""
 
 
 def reduce_graphs(chains: Sequence[Sequence[Path]], dtype: str, images: Sequence[Sequence[Tensor]] = ()) -> None:
@@ -220,6 +223,16 @@ def _pictures(
             yield [x[rows] for x in images], labels[rows]
 
 
+def check_classes(reduction: Reduction, names: Sequence[str]) -> None:
+    """ValueError: the data has other classes than an export's ``names``."""
+    classes = list(reduction.data.class_names)
+    if classes != list(names):
+        raise ValueError(
+            f"the data has {len(classes)} classes, and the export {len(names)}, or others; export those of the data, "
+            "one a line in --labels-file"
+        )
+
+
 def compare(
     deployed: Deployed, folder: Path, reduction: Reduction, left_out: Collection[int] = ()
 ) -> tuple[dict[str, Any], Outcomes]:
@@ -227,15 +240,9 @@ def compare(
 
     The levels of a cascade are its two models, so neither may change its answers behind the other one.
     left_out: places of pictures in the data that chose the ranges.
-    ValueError: fewer labels of a level agree than the reduction asks for, or the data has other classes than the
-        folder.
+    ValueError: fewer labels of a level agree than the reduction asks for.
     """
-    runtime, data = EarlyExit(folder), reduction.data
-    if list(data.class_names) != runtime.names:
-        raise ValueError(
-            f"the data has {len(data.class_names)} classes, and the export {len(runtime.names)}, or others; export "
-            "those of the data, one a line in --labels-file"
-        )
+    runtime = EarlyExit(folder)
     guess = _guesses(deployed, [torch.from_numpy(member.classes) for member in runtime.members])
     before, after, confidence, labels = [], [], [], []
     for images, truth in _pictures(deployed, reduction, "comparing", left_out):
@@ -282,13 +289,21 @@ def _guesses(deployed: Deployed, classes: Sequence[Tensor]) -> Callable[[Sequenc
     return lambda images: run(*images)[0].argmax(-1)[:, None]
 
 
-def recalibrated(calibration: Calibration, outcomes: Outcomes, prompts: str) -> Calibration:
-    """The calibration for the same wish on the outcomes of the graphs. prompts: the hash of their classes."""
-    wish = Wish(**calibration.wish)
+def recalibrated(
+    calibration: Calibration, outcomes: Outcomes, prompts: str, reduction: Reduction, at: Mapping[str, Any]
+) -> Calibration:
+    """The calibration for the same wish on the outcomes of the graphs.
+
+    prompts: the hash of their classes.  at: the conditions of the export.
+    """
+    wish, data, limit = Wish(**calibration.wish), reduction.data, reduction.settings.limit
+    seen = {"data": reduction.name, "split": data.split, "data_version": data.version, "limit": limit}
+    seen |= drawn_of(data, limit) | {"dtype": reduction.dtype}
     return replace(
         calibration,
         point=choose(outcomes, wish),
         curve=thinned(outcomes),
         pictures=len(outcomes.correct),
         prompts=prompts,
+        conditions={**calibration.conditions, **at, **seen},
     )

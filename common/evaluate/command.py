@@ -76,7 +76,11 @@ def parser() -> argparse.ArgumentParser:
         f"SLIP and MLIP (default {FEATURES})",
     )
     add("--seeds", type=int, help=f"linear probe: random draws of each number of shots (default {SEEDS})")
-    add("--limit", type=whole_number(1), help="evaluate only the first LIMIT pictures of each split")
+    add(
+        "--limit",
+        type=whole_number(1),
+        help="evaluate only LIMIT pictures of each split: drawn by chance, the same ones every time; of shards the first",
+    )
     add("--batch-size", type=whole_number(1), default=256, help="pictures in a batch (default %(default)s)")
     add("--workers", type=whole_number(0), default=1, help="processes that read pictures (default %(default)s)")
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
@@ -168,7 +172,7 @@ class Plan:
 
 def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Namespace, settings: Settings) -> Plan:
     from common.data.images import ORIENTATION
-    from common.data.lookup import source, splits_of
+    from common.data.lookup import drawn_of, source, splits_of
     from common.reducer_registry import REVISION
 
     templates: tuple[Template, ...] = ()
@@ -180,6 +184,7 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
         "preprocess": asdict(model.preprocess),
         "dtype": settings.dtype,
         "limit": settings.limit,
+        **drawn_of(data, settings.limit),
     }
     if args.point is not None and args.point.reducer is not None:
         depends["reducers"] = REVISION

@@ -43,7 +43,7 @@ class Settings:
     """How to evaluate. Only ``dtype``, ``limit`` and ``threshold`` may change the results.
 
     dtype: the image tower's; below float32 the tower runs under autocast, and everything else stays in float32.
-    limit: evaluate only the first ``limit`` images of each split; None: all.
+    limit: evaluate only so many images of each split, see ``Labelled.drawn``; None: all.
     threshold: of early exit, for zero-shot classification by a model with levels; None: all levels.
     """
 
@@ -273,7 +273,13 @@ def first(batches: Iterable[Mapping[str, Any]], limit: int | None) -> Iterator[d
 
 def pictures_of(model: Model, source: Labelled | Captioned, settings: Settings) -> Iterable[Mapping[str, Any]]:
     """The images of a split, prepared for a model, up to the settings' limit."""
-    loader = source.loader(model.preprocess, settings.batch_size, settings.workers)
+    return _read(source, model.preprocess, settings)
+
+
+def _read(source: Labelled | Captioned, preprocess: Preprocess, settings: Settings) -> Iterable[Mapping[str, Any]]:
+    places = source.drawn(settings.limit) if isinstance(source, Labelled) else None
+    options = {} if places is None else {"sampler": places}
+    loader = source.loader(preprocess, settings.batch_size, settings.workers, **options)
     return loader if settings.limit is None else first(loader, settings.limit)
 
 
@@ -282,8 +288,7 @@ def pictures_of_each(
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Images [B,3,S,S] prepared in each of several ways, and their labels [B], up to the settings' limit."""
     ways = list(dict.fromkeys(preprocesses))  # each is read once
-    loaders = (source.loader(how, settings.batch_size, settings.workers) for how in ways)
-    for batches in zip(*(first(loader, settings.limit) for loader in loaders), strict=True):
+    for batches in zip(*(_read(source, how, settings) for how in ways), strict=True):
         assert all(batch["key"] == batches[0]["key"] for batch in batches), "loaders of one split differ in their order"
         images = dict(zip(ways, (batch["image"] for batch in batches), strict=True))
         yield [images[how] for how in preprocesses], batches[0]["label"]

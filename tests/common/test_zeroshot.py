@@ -54,6 +54,23 @@ def test_a_template_can_ask_for_the_article():
     assert fill("{a} {}", "unicorn") == "a unicorn" and fill("the {}", "hourglass") == "the hourglass"
 
 
+@pytest.mark.parametrize("noun", ["university", "European", "user", "utensil", "one way street", "UFO", "hotel"])
+def test_what_sounds_like_a_consonant_has_a(noun):
+    assert fill("{a} {}", noun) == f"a {noun}"
+
+
+@pytest.mark.parametrize(
+    "noun", ["hour", "honest man", "heirloom", "umbrella", "unimportant day", "X-ray", "FBI agent"]
+)
+def test_what_sounds_like_a_vowel_has_an(noun):
+    assert fill("{a} {}", noun) == f"an {noun}"
+
+
+def test_a_blank_name_has_no_article():
+    with pytest.raises(ValueError, match="' ' is no noun"):
+        fill("{a} {}", " ")
+
+
 def test_a_name_with_an_article_is_given_no_second_one():
     assert fill("a photo of a {}.", "an apple") == fill("a photo of {a} {}.", "an apple") == "a photo of an apple."
     assert fill("the {}", "The Hague") == "The Hague" and fill("{}", "a beach") == "a beach"

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "which papers report",
     )
     add("--split", help="where the settings are compared; default: as `effclip evaluate`, with --budget val")
-    add("--limit", type=whole_number(1), help="only the first LIMIT pictures of a split")
+    add("--limit", type=whole_number(1), help="only LIMIT pictures of a split, as `effclip evaluate`")
     add("--batch-size", type=whole_number(1), default=64, help="pictures in a batch (default %(default)s)")
     add("--timed", default="1,8", help="batch sizes at which speed is measured, or no (default %(default)s)")
     add("--workers", type=whole_number(0), default=1, help="processes that read pictures (default %(default)s)")
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.reducers = None if args.reducers is None else args.reducers.replace(" ", "")
     words = [] if args.reducers is None else args.reducers.split(",")
     check_reducers(word for word in words if word not in (ALL, OWN))
-    from common.data.lookup import Place, source
+    from common.data.lookup import Place, drawn_of, source
     from common.evaluate.sweep.journal import Journal
     from common.evaluate.sweep.measure import Measure
     from common.evaluate.sweep.run import sweep
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice, scorings = _scorings(model, sources, place, settings, args)
     _say_fixed_rates(asked, args.keeps)
     folder = args.out or runs_directory() / "sweeps" / _name(model, args)
-    journal = Journal(folder / JOURNAL, _identity(model, choice, settings, args))
+    journal = Journal(folder / JOURNAL, _identity(model, choice, settings, args) | drawn_of(sources[0], args.limit))
     sweep(Measure(model, settings.device, args.batches), asked, scorings, journal, args.budget)
     return 0
 

@@ -134,6 +134,16 @@ def test_a_folder_of_ones_own_is_a_set(tmp_path):
     assert source(str(tmp_path), "zeroshot", place=Place(class_names=str(names))).class_names == ["cat", "hound"]
 
 
+def test_a_limit_takes_pictures_of_all_classes_of_a_folder_and_the_same_ones_every_time(tmp_path):
+    for place in range(40):
+        paint(tmp_path / ("cat" if place < 20 else "dog") / f"{place:02}.png", place)
+    found = source(str(tmp_path), "zeroshot")
+    places = found.drawn(10)
+    assert places == sorted(set(places)) == source(str(tmp_path), "zeroshot").drawn(10) and len(places) == 10
+    assert min(sum(place < 20 for place in places), sum(place >= 20 for place in places)) > 2
+    assert found.drawn(None) is found.drawn(40) is None
+
+
 def test_one_class_alone_is_no_question(tmp_path):
     """An archive may unpack into one folder, which then looks like a class."""
     paint(tmp_path / "cat" / "1.png", 0)

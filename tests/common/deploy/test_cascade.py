@@ -190,7 +190,7 @@ def test_fewer_bits_are_held_to_each_models_own_answers(dtype, pair, photos, cop
     assert main(["calibrate", *line, "--gmacs", f"{budget:.9f}"]) == 0
     words = [big, "--first", small, "--format", "onnx", "--no-text", "--calibration", file, "--out", str(out)]
     words += ["--labels-file", str(tmp_path / "labels.txt"), "--dtype", dtype, "--min-agreement", "0.5"]
-    words += ["--data", str(photos), "--split", "all"]
+    words += ["--data", str(photos)]
     assert main(["export", *words]) == 0
     about = json.loads((out / "export.json").read_text())
     compared, found = about["compared"], EarlyExit(out)
@@ -209,6 +209,8 @@ def test_fewer_bits_are_held_to_each_models_own_answers(dtype, pair, photos, cop
     anew = about["calibration"]
     assert anew["pictures"] == compared["pictures"] and about["gate"]["threshold"] == anew["point"]["setting"]
     assert anew["point"]["gmacs"] <= budget * (1 + 1e-6) and about["calibrated_on_these_classes"]
+    seen = {name: anew["conditions"][name] for name in ("data", "split", "limit", "dtype")}
+    assert seen == {"data": str(photos), "split": "all", "limit": None, "dtype": dtype}
     said = capsys.readouterr().out
     assert f"{dtype}, compared on" in said and "to level_0: " in said and "to level_1: " in said
 

@@ -159,11 +159,15 @@ def test_answers_are_compared_on_labelled_pictures(model, folder):
     scores, margin = model.paths.probabilities_of_all_paths(images, model.classes(NAMES, model.templates), model.scale)
     assert (outcomes.correct == (scores.argmax(-1) == labels).T.numpy()).all()
     np.testing.assert_allclose(outcomes.confidence, margin.T, atol=1e-5)
-    others = labelled(images, ["cat", "dog"])
-    with pytest.raises(ValueError, match="the data has 2 classes, and the export 3, or others"):
-        compare(model, folder, Reduction("int8", others, 0.9, Settings()))
     with pytest.raises(ValueError, match=r"100.00 % of 12 labels at level 0 are those of the model, fewer than 110 %"):
         compare(model, folder, Reduction("int8", data, 1.1, Settings()))
+
+
+def test_other_classes_are_refused_before_anything_is_written(model, tmp_path):
+    others = Reduction("int8", labelled(pictures(12), ["cat", "dog"]), 0.9, Settings())
+    with pytest.raises(ValueError, match="the data has 2 classes, and the export 3, or others"):
+        write_graphs(model, "onnx", tmp_path / "int8", NAMES, reduction=others)
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_early_level_is_held_to_the_models_answers_too(model, folder, monkeypatch):

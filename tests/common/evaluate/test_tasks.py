@@ -10,12 +10,13 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from torch import nn
 
 from common.clip import CLIP
-from common.data.lookup import Captioned, Labelled
-from common.evaluate.tasks import Settings, first, linear_probe, retrieval, scorer, zero_shot
+from common.data.lookup import Captioned, Labelled, source
+from common.evaluate.tasks import Settings, first, linear_probe, pictures_of, retrieval, scorer, zero_shot
 from common.models import Model, OpenClip
 from common.preprocess import Preprocess
 from common.testing import TINY_CAPTIONS
 from common.zeroshot import imagenet_names
+from tests.common.data.miniature import paint
 from tests.common.test_zeroshot import ARCHITECTURE
 
 
@@ -95,6 +96,14 @@ def test_zero_shot_does_not_depend_on_the_batch_size():
     assert result[0]["samples"] == 37 and 0 <= result[0]["top1"] <= result[0]["top5"] == 1
     part = zero_shot(of(clip, clip), source, source.templates, Settings(batch_size=8, limit=13))
     assert part["samples"] == 13
+
+
+def test_a_limit_reads_the_drawn_pictures_of_a_folder(tmp_path):
+    for place in range(12):
+        paint(tmp_path / ("cat" if place < 6 else "dog") / f"{place:02}.png", place)
+    clip, found = CLIP.tiny().eval(), source(str(tmp_path), "zeroshot")
+    batches = list(pictures_of(of(clip, clip), found, Settings(batch_size=2, workers=0, limit=5)))
+    assert torch.cat([batch["label"] for batch in batches]).tolist() == [int(place >= 6) for place in found.drawn(5)]
 
 
 def test_ten_thousand_pictures_do_not_stay_in_memory():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from common import directory
-from common.cascade import Resized
+from common.cascade import Resized, cascaded
 from common.cli import main
 from common.clip import CLIP
 from common.data.lookup import source
@@ -105,3 +105,12 @@ def test_a_members_mistake_is_one_line(model, small, sweep, tmp_path, capsys):
     assert "small then model stops at a level by the classes of zeroshot" in capsys.readouterr().err
     assert main(["evaluate", "--model", model, "--data", "x", "--first", small]) == 1
     assert "needs --threshold, the margin at which its answer stands" in capsys.readouterr().err
+
+
+def test_an_answer_that_is_no_number_is_asked_of_the_second_model():
+    def answer(*scores):
+        return lambda images: (torch.tensor(scores), torch.zeros(len(images), dtype=torch.long))
+
+    run = cascaded(answer([0.9, 0.1], [torch.nan, torch.nan]), answer([0.2, 0.8]), 0.5)
+    scores, path = run(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8))
+    assert path.tolist() == [0, 1] and torch.equal(scores, torch.tensor([[0.9, 0.1], [0.2, 0.8]]))
