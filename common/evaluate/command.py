@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--limit",
         type=whole_number(1),
-        help="evaluate only LIMIT pictures of each split: drawn by chance, the same ones every time; of shards the first",
+        help="evaluate only LIMIT pictures of each split: drawn by chance, the same each time; of shards the first",
     )
     add("--batch-size", type=whole_number(1), default=256, help="pictures in a batch (default %(default)s)")
     add("--workers", type=whole_number(0), default=1, help="processes that read pictures (default %(default)s)")
