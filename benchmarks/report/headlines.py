@@ -62,10 +62,10 @@ def saved_beside_a_cascade(result: Result) -> str | None:
     lines = {line["method"]: line for line in result.get("savings", ()) if line["reference"] == "teacher"}
     if not lines:
         return None
-    wave, more = lines[controls.WAVE], lines[f"{controls.WAVE} less {controls.CASCADE}"]
+    wave = lines[controls.WAVE]
     shown = controls.verdict(wave)
     shown = controls.saved_share(wave) if shown == controls.SAVES else shown
-    return f"{shown}; {points(more['saved'])} points{_remark(len(wave['thresholds']))}"
+    return f"{shown}; {controls.beyond_cascade(result['savings'])}{_remark(len(wave['thresholds']))}"
 
 
 def papers_recipe(result: Result) -> str | None:

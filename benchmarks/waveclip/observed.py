@@ -88,19 +88,19 @@ def observe(teacher: CLIP, student: WaveTower, loader: Iterable[Mapping[str, Any
     return Observed(**{name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]})
 
 
-def observed(split: str, smoke: bool = False, revision: int = REVISION) -> Observed:
+def observed(split: str, smoke: bool = False) -> Observed:
     """The committed models' answers on a split (smoke: its first 500 images), evaluated once in a process.
 
     Every such evaluation on the whole of test is logged.
     """
-    return _observed(split, PART if smoke else None, revision, *map(digest, MODELS[revision]))
+    return _observed(split, PART if smoke else None, *map(digest, MODELS[REVISION]))
 
 
 @cache
-def _observed(split: str, pictures: int | None, revision: int, *weights: str) -> Observed:
+def _observed(split: str, pictures: int | None, *weights: str) -> Observed:
     if split == "test" and pictures is None:
-        read_log.record("WAVECLIP's table and figures", LOGGED[revision], MODELS[revision])
-    return observe(*models(revision), batches(split, pictures, revision=revision), prompts(revision))
+        read_log.record("WAVECLIP's table and figures", LOGGED[REVISION], MODELS[REVISION])
+    return observe(*models(REVISION), batches(split, pictures, revision=REVISION), prompts(REVISION))
 
 
 def costs(teacher: CLIP, student: WaveTower) -> tuple[Cost, list[Cost]]:

@@ -64,7 +64,7 @@ def test_a_saving_stands_beside_that_of_a_cascade():
     assert said == "50.0 % [40.0, 60.0]; +10.0 [-5.0, +20.0] points"
     lines[0] |= {"chosen": False, "thresholds": [NEVER]}
     said = headlines.saved_beside_a_cascade({"savings": lines})
-    assert said == "no saving shown: on val no threshold comes near enough; +10.0 [-5.0, +20.0] points (one seed)"
+    assert said.startswith("no saving shown: on val no threshold comes near enough; not comparable")
     lines[0]["thresholds"] = [NEVER, 0.2, 0.3]
     said = headlines.saved_beside_a_cascade({"savings": lines})
     assert said.startswith("no saving shown: on val 1 of 3 seeds had no threshold near enough;")

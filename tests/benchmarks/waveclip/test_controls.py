@@ -122,6 +122,7 @@ def test_a_headline_needs_three_seeds_and_a_saving_above_zero():
     text = savings_table([*lines, line(WAVE, (0.0, 0.0, 0.0), chosen=False)])
     assert text.count("| saves |") == 1 and text.count("| no saving shown |") == 1
     assert "no saving shown: on val no threshold comes near enough" in text
+    assert "+20.0" not in text and "not comparable: one of them has no threshold at that accuracy" in text
     lines[0]["saved"] = (0.3, 0.0, 0.4)
     assert "at its teacher's accuracy: no saving shown;" in headline(lines, 3, "SEEDS=3")
 
