@@ -33,7 +33,7 @@ _URL = re.compile(r"https?://", re.IGNORECASE)
 _URL_BYTES, _URL_SECONDS = 2**26, 20
 _SIGPIPE_EXIT_CODE = 128 + 13
 """The exit code that a shell gives for SIGPIPE."""
-_MARGIN = number("a margin in [0, 1], or 2 for all levels", lambda value: value >= 0)
+_MARGIN = number("a margin in [0, 1], or 2 for all levels", lambda value: 0 <= value <= 1 or value == ALL_LEVELS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -178,7 +178,7 @@ def _summary(model: EarlyExit, levels: Counter[int], damaged: int, gmacs: float,
 
 
 def _check(paths: Sequence[str], urls: bool) -> None:
-    """ValueError: a path that is not there, or a URL that was not allowed."""
+    """ValueError: a path that is not there, a folder without a picture, or a URL that was not allowed."""
     for path in paths:
         if not path:
             raise ValueError("a path is empty, as of a variable that is not set; name a picture or a folder")
@@ -187,6 +187,8 @@ def _check(paths: Sequence[str], urls: bool) -> None:
                 raise ValueError(f"{path} is a URL; --allow-urls fetches it")
         elif path != "-" and not Path(path).exists():
             raise ValueError(f"no picture and no folder at {Path(path).absolute()}")
+        elif Path(path).is_dir() and next(_below(Path(path), set()), None) is None:
+            raise ValueError(f"{Path(path).absolute()} holds no picture ({', '.join(SUFFIXES)}); name one that does")
 
 
 def _sources(paths: Sequence[str]) -> Iterator[str]:

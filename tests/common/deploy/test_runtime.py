@@ -152,7 +152,8 @@ def test_a_damaged_folder_is_said_and_never_answers_wrongly(folder, tmp_path):
         ([""], "a path is empty"),
         (["{photos}", "--out", "{photos}.csv"], "is a folder; name a file"),
         (["{photos}", "--out", "x.csv", "--jsonl"], "--jsonl is for the screen"),
-        (["{photos}.csv"], "no picture in"),
+        (["{photos}.csv"], ".csv holds no picture (.jpg, .jpeg, "),
+        (["{photos}.csv", "{photos}/01.png"], ".csv holds no picture (.jpg, .jpeg, "),
         (["{photos}", "--threads", "0"], "--threads 0 must be a number from 1 to 1,024"),
     ],
 )
@@ -288,6 +289,8 @@ def test_mistakes_are_one_sentence(folder, photos, tmp_path, capsys):
         ("--batch-size", "0", "must be a whole number of 1 or more"),
         ("--workers", "-1", "must be a whole number of 1 or more"),
         ("--threshold", "nan", "must be a margin in [0, 1], or 2 for all levels"),
+        ("--threshold", "1.5", "must be a margin in [0, 1], or 2 for all levels"),
+        ("--threshold", "inf", "must be a margin in [0, 1], or 2 for all levels"),
         ("--gmacs", "nan", "must be a number of GMACs above 0, such as 0.02"),
     ],
 )
