@@ -137,7 +137,7 @@ class WaveCLIPDistillation(LightningModule):
             "token": token_weight,
         }
         _check_terms(terms, distribution_scale, fine_first_steps)
-        _check_student(train, detail_scale, new_rate_factor)
+        _check_student(train, optimizer, detail_scale, new_rate_factor)
         self.save_hyperparameters()
         self.distribution_scale = distribution_scale
         clip = CLIP.from_open_clip(
@@ -283,9 +283,11 @@ def _check_terms(weights: dict[str, float], distribution_scale: float, fine_firs
         )
 
 
-def _check_student(train: str, detail_scale: float, new_rate_factor: float) -> None:
+def _check_student(train: str, optimizer: str, detail_scale: float, new_rate_factor: float) -> None:
     if train not in ("all", "new"):
         raise ValueError(f"train {train!r} is neither all nor new")
+    if train == "new" and optimizer == "muon":
+        raise ValueError("train new leaves optimizer muon no matrices of blocks to train; take optimizer adamw")
     if not 0 <= detail_scale < math.inf:
         raise ValueError(f"detail_scale {detail_scale} must be finite and not negative; 1 keeps the teacher's filter")
     if not 0 < new_rate_factor < math.inf:

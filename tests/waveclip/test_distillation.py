@@ -136,6 +136,11 @@ def test_what_trains_is_all_or_new(make):
         make(train="tokenizer")
 
 
+def test_new_parameters_alone_leave_muon_nothing(make):
+    with pytest.raises(ValueError, match="train new leaves optimizer muon no matrices of blocks to train"):
+        make(train="new", optimizer="muon")
+
+
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 @pytest.mark.parametrize(
     ("setting", "mend"),
