@@ -109,6 +109,8 @@ def test_what_only_this_suites_towers_do_is_refused(tmp_path):
     wave, small = wave_of("CLIP", levels=2), wave_of("CLIP")
     with pytest.raises(ValueError, match="use AdaptedWaveTower"):
         WaveTower.from_image_tower(adapt(foreign("CLIP")))
+    with pytest.raises(ValueError, match="intermediates read this suite's own blocks"):
+        wave.intermediates(images(), [0])
     with pytest.raises(ValueError, match="not saved here"):
         wave.save(tmp_path / "wave.safetensors", OPEN_CLIP)
     with pytest.raises(ValueError, match="another library's"):
