@@ -5,13 +5,14 @@ Shapes: B images, n tokens of one step, N tokens of all steps, D width, E joint 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from common.adapters import AdaptedTower
-from common.tower import BlockTower
+from common.tower import BlockOutput, BlockTower
 from waveclip.tokenizer import WaveletTokenizer
 from waveclip.tower import WaveTower, step_mask
 
@@ -46,6 +47,10 @@ class AdaptedWaveTower(WaveTower):
     def read(self, x: Tensor, sizes: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """A level's embedding [B,E] from its tokens x [B,n,D]; sizes and bias: see ``AdaptedTower.pool``."""
         return self.tower.pool(x, sizes, bias)
+
+    def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[tuple[BlockOutput, ...]]:
+        """ValueError: another library's blocks do not show their class attention."""
+        raise ValueError("intermediates read this suite's own blocks; take forward hooks on transformer.resblocks here")
 
     def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
         """ValueError: a file cannot describe another library's tower."""

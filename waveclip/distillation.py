@@ -5,6 +5,7 @@ Shapes: B images, T text tokens, C classes or captions, E joint dim, D width, L 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -135,7 +136,8 @@ class WaveCLIPDistillation(LightningModule):
             "contrastive": contrastive_weight,
             "token": token_weight,
         }
-        _check(terms, train, distribution_scale)
+        _check_terms(terms, distribution_scale, fine_first_steps)
+        _check_student(train, optimizer, detail_scale, new_rate_factor)
         self.save_hyperparameters()
         self.distribution_scale = distribution_scale
         clip = CLIP.from_open_clip(
@@ -267,14 +269,29 @@ class WaveCLIPDistillation(LightningModule):
         return optim.configure(groups, self.warmup_steps, self.trainer.estimated_stepping_batches)
 
 
-def _check(term_weights: dict[str, float], train: str, distribution_scale: float) -> None:
-    for name, value in term_weights.items():
-        if value < 0:
-            raise ValueError(f"{name}_weight {value} is negative; 0 leaves the term out")
+def _check_terms(weights: dict[str, float], distribution_scale: float, fine_first_steps: int) -> None:
+    for name, value in weights.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}_weight {value} must be finite and not negative; 0 leaves the term out")
+    if not 0 < distribution_scale < math.inf:
+        raise ValueError(
+            f"distribution_scale {distribution_scale} must be finite and positive; 1 keeps the teacher's scale"
+        )
+    if fine_first_steps < 0:
+        raise ValueError(
+            f"fine_first_steps {fine_first_steps} must not be negative; 0 counts all levels from the start"
+        )
+
+
+def _check_student(train: str, optimizer: str, detail_scale: float, new_rate_factor: float) -> None:
     if train not in ("all", "new"):
         raise ValueError(f"train {train!r} is neither all nor new")
-    if distribution_scale <= 0:
-        raise ValueError(f"distribution_scale {distribution_scale} must be positive; 1 keeps the teacher's scale")
+    if train == "new" and optimizer == "muon":
+        raise ValueError("train new leaves optimizer muon no matrices of blocks to train; take optimizer adamw")
+    if not 0 <= detail_scale < math.inf:
+        raise ValueError(f"detail_scale {detail_scale} must be finite and not negative; 1 keeps the teacher's filter")
+    if not 0 < new_rate_factor < math.inf:
+        raise ValueError(f"new_rate_factor {new_rate_factor} must be finite and positive; 1 takes the others' rate")
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

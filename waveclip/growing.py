@@ -61,8 +61,20 @@ def _check(wave: WaveTower, coarser: WaveTower, new: int) -> None:
         ("wavelet", target.wavelet, source.wavelet),
         ("patch size", target.patch_size, source.patch_size),
         ("one class token for all levels", len(target.class_tokens) == 1, len(source.class_tokens) == 1),
-        ("depth", len(wave.transformer.resblocks), len(coarser.transformer.resblocks)),
-        ("widths", wave.proj.shape, coarser.proj.shape),
+        *((what, one, _shape(coarser)[what]) for what, one in _shape(wave).items()),
     ):
         if one != other:
             raise ValueError(f"{what}: {one} here, {other} in the tower of fewer levels; they must be the same")
+
+
+def _shape(tower: WaveTower) -> dict[str, int | str]:
+    """What the weights of a tower's blocks presume; its heads and activation alone change no weight's shape."""
+    blocks, (width, embed_dim) = tower.transformer.resblocks, tower.proj.shape
+    return {
+        "depth": len(blocks),
+        "width": width,
+        "embedding dim": embed_dim,
+        "heads": blocks[0].attn.heads,
+        "hidden width": blocks[0].mlp.c_fc.out_features,
+        "activation": type(blocks[0].mlp.gelu).__name__,
+    }

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from common.reduction import Place, Reducer, check_places
 from common.stages import Stage
+from waveclip.gating import MarginGate
+from waveclip.progressive import ProgressiveClassifier
 from waveclip.tower import Level, WaveState, WaveTower
 
 
@@ -64,6 +66,12 @@ class ReducedWaveTower(nn.Module):
             z, state = self.refine(state)
             levels.append(z)
         return tuple(levels)
+
+    def classifier(
+        self, class_embeddings: Tensor, logit_scale: float | Tensor, threshold: float
+    ) -> ProgressiveClassifier:
+        """Early exit over the reduced levels, as ``WaveTower.classifier``."""
+        return ProgressiveClassifier(self, class_embeddings, logit_scale, MarginGate(threshold))
 
     def stages(self) -> list[Stage]:
         """One graph a level, as ``WaveTower.stages``."""

@@ -1,5 +1,7 @@
 """WaveTowers that start from other libraries' towers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -105,10 +107,33 @@ def test_reducers_work_in_its_levels():
     assert fine.shape == (2, 16) and not torch.allclose(fine, wave(images())[1])
 
 
+def counted(x, context):
+    """A reducer: three tokens, which count once, twice and three times."""
+    x, context = context.select(x, torch.arange(3).expand(len(x), -1))
+    sizes = torch.tensor([1.0, 2.0, 3.0], dtype=x.dtype).expand(len(x), -1)
+    bias = F.pad(sizes.log(), (context.leading, 0))[:, None, None]
+    return x, replace(context, sizes=sizes, bias=bias)
+
+
+def repeated(x, context):
+    """A reducer, for ``counted`` the slow way: the same tokens, as often as they count."""
+    return context.select(x, torch.tensor([0, 1, 1, 2, 2, 2]).expand(len(x), -1))
+
+
+@pytest.mark.parametrize("name", ["CLIPA", "CLIP, mean of normed tokens", "CoCa", "gap", "SigLIP"])
+@torch.no_grad()
+def test_a_token_is_pooled_as_often_as_it_counts(name):
+    wave = wave_of(name)
+    once, often = (ReducedWaveTower(wave, {1: {(2, "after"): each}})(images())[1] for each in (counted, repeated))
+    torch.testing.assert_close(once, often, atol=1e-10, rtol=0)
+
+
 def test_what_only_this_suites_towers_do_is_refused(tmp_path):
     wave, small = wave_of("CLIP", levels=2), wave_of("CLIP")
     with pytest.raises(ValueError, match="use AdaptedWaveTower"):
         WaveTower.from_image_tower(adapt(foreign("CLIP")))
+    with pytest.raises(ValueError, match="intermediates read this suite's own blocks"):
+        wave.intermediates(images(), [0])
     with pytest.raises(ValueError, match="not saved here"):
         wave.save(tmp_path / "wave.safetensors", OPEN_CLIP)
     with pytest.raises(ValueError, match="another library's"):

@@ -1,6 +1,7 @@
 """The losses against their formulas, what trains and what does not, and a short run of the Trainer."""
 
 import json
+import math
 
 import lightning
 import pytest
@@ -111,11 +112,6 @@ def test_where_there_are_classes_the_text_terms_read_their_prompts(make):
         torch.testing.assert_close(module.logged[name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_a_distribution_scale_of_nothing_is_refused(make):
-    with pytest.raises(ValueError, match=r"distribution_scale 0\.0 must be positive; 1 keeps the teacher's scale"):
-        make(distribution_scale=0.0)
-
-
 @torch.no_grad()
 def test_the_token_term_compares_places(make):
     module, batch = make(token_weight=3.0)
@@ -140,10 +136,39 @@ def test_what_trains_is_all_or_new(make):
         make(train="tokenizer")
 
 
-@pytest.mark.parametrize("term", ["distribution", "contrastive", "token"])
-def test_a_negative_weight_is_refused(make, term):
-    with pytest.raises(ValueError, match=rf"{term}_weight -1\.0 is negative; 0 leaves the term out"):
-        make(**{f"{term}_weight": -1.0})
+def test_new_parameters_alone_leave_muon_nothing(make):
+    with pytest.raises(ValueError, match="train new leaves optimizer muon no matrices of blocks to train"):
+        make(train="new", optimizer="muon")
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("setting", "mend"),
+    [
+        ("distribution_weight", "0 leaves the term out"),
+        ("contrastive_weight", "0 leaves the term out"),
+        ("token_weight", "0 leaves the term out"),
+        ("distribution_scale", "1 keeps the teacher's scale"),
+        ("detail_scale", "1 keeps the teacher's filter"),
+        ("new_rate_factor", "1 takes the others' rate"),
+    ],
+)
+def test_a_factor_that_trains_nothing_sensible_is_refused(make, setting, value, mend):
+    with pytest.raises(ValueError, match=rf"{setting} {value} must be finite and .*; {mend}"):
+        make(**{setting: value})
+
+
+@pytest.mark.parametrize("setting", ["distribution_scale", "new_rate_factor"])
+def test_a_scale_of_nothing_is_refused(make, setting):
+    with pytest.raises(ValueError, match=rf"{setting} 0\.0 must be finite and positive"):
+        make(**{setting: 0.0})
+
+
+def test_fewer_than_no_steps_are_refused(make):
+    with pytest.raises(
+        ValueError, match="fine_first_steps -3 must not be negative; 0 counts all levels from the start"
+    ):
+        make(fine_first_steps=-3)
 
 
 def test_a_term_over_captions_asks_for_them(make):

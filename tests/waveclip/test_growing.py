@@ -10,11 +10,13 @@ from common.tower import ImageTower
 from waveclip import WaveCLIPDistillation, WaveTower
 from waveclip.growing import adopt_levels
 
+SHAPE = {"patch_size": 8, "width": 32, "layers": 2, "heads": 2, "embed_dim": 16}
 
-def tower(image_size, levels, seed, **options):
+
+def tower(image_size, levels, seed, shape=SHAPE, **options):
     """A random WaveTower in which no parameter equals another's."""
     torch.manual_seed(seed)
-    wave = WaveTower.from_image_tower(ImageTower(image_size, 8, 32, 2, 2, 16), levels, **options)
+    wave = WaveTower.from_image_tower(ImageTower(image_size, **shape), levels, **options)
     with torch.no_grad():
         for parameter in wave.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -54,6 +56,23 @@ def test_finer_levels_start_as_the_last_known_one():
 def test_towers_that_do_not_fit(size, levels, options, message):
     with pytest.raises(ValueError, match=message):
         adopt_levels(tower(64, 2, 0), tower(size, levels, 1, **options))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"patch_size": 16}, "patch size: 8 here, 16 in the tower of fewer levels"),
+        ({"layers": 3}, "depth: 2 here, 3 in"),
+        ({"width": 64}, "width: 32 here, 64 in"),
+        ({"embed_dim": 8}, "embedding dim: 16 here, 8 in"),
+        ({"heads": 4}, "heads: 2 here, 4 in"),
+        ({"mlp_ratio": 2.0}, "hidden width: 128 here, 64 in"),
+        ({"quick_gelu": True}, "activation: GELU here, QuickGELU in"),
+    ],
+)
+def test_towers_of_another_shape_do_not_fit(other, message):
+    with pytest.raises(ValueError, match=message):
+        adopt_levels(tower(64, 2, 0), tower(32, 1, 1, SHAPE | other))
 
 
 @torch.no_grad()

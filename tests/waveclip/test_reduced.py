@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.waveclip.costs import WavePath
+from common.adaptive import paths_of
 from common.flops import count_macs
 from common.stages import run_chain
 from common.tower import ImageTower
@@ -174,6 +175,20 @@ def test_early_exit_over_reduced_levels_answers_as_all_levels_would():
     assert made.exit_step.sum() == 1 and made.tokens.tolist() == [5 + 13 * step for step in made.exit_step.tolist()]
     expected = torch.where(made.exit_step[:, None] == 1, fine, coarse)
     torch.testing.assert_close(made.scores, expected, atol=1e-10, rtol=0)
+
+
+@torch.no_grad()
+def test_each_of_its_levels_is_a_path_of_its_own():
+    wave, images = tower(dtype=torch.float32)
+    paths = paths_of(ReducedWaveTower(wave, {1: {1: ClassAttention(0.5)}}))
+    whole, (coarse, fine) = paths_of(wave).costs(32), paths.costs(32)
+    assert coarse == whole[0] and coarse < fine < whole[1]
+    classes, scale = F.normalize(torch.randn(6, 16), dim=-1), torch.tensor(20.0)
+    (coarse, fine), (confidence,) = paths.probabilities_of_all_paths(images, classes, scale)
+    threshold = float(confidence.sort().values[:2].mean())
+    scores, path = paths.runner(threshold, classes, scale)(images)
+    assert path.tolist() == (confidence < threshold).long().tolist() and path.sum() == 1
+    torch.testing.assert_close(scores, torch.where(path[:, None] == 1, fine, coarse))
 
 
 @torch.no_grad()

@@ -139,6 +139,15 @@ def test_a_random_start_shares_shapes_but_no_values():
         assert not torch.isclose(teacher.state_dict()[key], state[key]).all(), key
 
 
+def test_a_random_start_spreads_filters_by_their_fan_in():
+    """Tokens of pictures of spread 1 have spread 1 then, whatever the patch size."""
+    tokenizer = WaveletTokenizer(tower(), start="random")
+    for filters in (tokenizer.coarse, tokenizer.details[0]):
+        assert filters.std().item() == pytest.approx((3 * 8 * 8) ** -0.5, rel=0.05)
+    for vectors in (tokenizer.positions, tokenizer.class_tokens):
+        assert vectors.std().item() == pytest.approx(64**-0.5, rel=0.2)
+
+
 def test_integer_images_are_refused():
     tokenizer = WaveletTokenizer(tower())
     with pytest.raises(ValueError, match=r"images of torch\.uint8: give normalised ones"):
