@@ -124,4 +124,5 @@ class Account:
     def _list(self, counts: Counter[str]) -> str:
         first = {reason: f", first {self.examples[reason]}" if reason in self.examples else "" for reason in counts}
         text = "; ".join(f"{count:,} {reason}{first[reason]}" for reason, count in sorted(counts.items()))
-        return f" ({text})" if text else ""
+        printable = text.encode(errors="backslashreplace").decode()  # a file's name may be no valid Unicode
+        return f" ({printable})" if text else ""
