@@ -73,5 +73,6 @@ def _of_a_worker(lines: list[str]) -> str | None:
 
 def leave_closed_pipe() -> int:
     """The exit code of a command whose reader went away, as `effclip doctor | head -1`; nothing more is printed."""
+    # What is in the buffer is flushed at exit and needs a target.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + 13

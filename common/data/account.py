@@ -43,6 +43,7 @@ class Account:
 
     limit: the largest fraction of rejected samples; None: any.  examples: the first item of each reason.
     last: the last rejection.  seen: the samples taken from shards, also those that are not decoded yet.
+    kinds: the ignored files of a folder by their kind, such as ".heic".
     """
 
     limit: float | None = None
@@ -52,6 +53,7 @@ class Account:
     examples: dict[str, str] = field(default_factory=dict)
     last: str = ""
     seen: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
 
     @property
     def bad(self) -> int:
@@ -73,9 +75,10 @@ class Account:
             _log.warning("skipped %s (%d so far)", self.last, self.bad)
         self.check(_GRACE)
 
-    def ignore(self, reason: str, name: object) -> None:
-        """Count a file that is no sample."""
+    def ignore(self, reason: str, name: object, kind: str | None = None) -> None:
+        """Count a file that is no sample. kind: of one that is not read."""
         self.ignored[reason] += 1
+        self.kinds.update([kind] if kind else [])
         self.examples.setdefault(reason, str(name))
 
     def check(self, at_least: int = 1) -> None:
@@ -93,6 +96,7 @@ class Account:
         self.seen += other.seen
         self.rejected += other.rejected
         self.ignored += other.ignored
+        self.kinds += other.kinds
         self.examples = other.examples | self.examples
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,4 +128,5 @@ class Account:
     def _list(self, counts: Counter[str]) -> str:
         first = {reason: f", first {self.examples[reason]}" if reason in self.examples else "" for reason in counts}
         text = "; ".join(f"{count:,} {reason}{first[reason]}" for reason, count in sorted(counts.items()))
-        return f" ({text})" if text else ""
+        printable = text.encode(errors="backslashreplace").decode()  # a file's name may be no valid Unicode
+        return f" ({printable})" if text else ""

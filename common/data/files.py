@@ -19,7 +19,7 @@ from PIL import Image
 from common.data.account import Account, Unusable
 from common.data.ahead import read_in_order
 from common.data.images import open_picture
-from common.data.prepared import SUFFIXES, is_system_file
+from common.data.prepared import SPECIAL, SUFFIXES, is_special, is_system_file, kind_of
 
 if TYPE_CHECKING:
     from common.data.transforms import Transform
@@ -39,7 +39,8 @@ class Picture:
 def files_below(folder: Path, account: Account | None = None) -> Iterator[Path]:
     """Every file in a folder, at any depth: the files directly in a folder first, in the order of their names.
 
-    Links to folders are followed. System files are left out, and a folder that was reached before (by a link).
+    Links to folders are followed. System files are left out, pipes and devices, and a folder that was reached before
+    (by a link).
     account: counts what is left out.
     ValueError: an unreadable folder, which ``os.walk`` and ``Path.rglob`` would silently skip, or a link to a folder
         above it.
@@ -68,19 +69,21 @@ def _walk(root: Path, folder: Path, above: list[tuple], seen: set[tuple], accoun
             account.ignore("system file", path.relative_to(root))
         elif entry.is_dir():
             folders.append(path)
+        elif is_special(path, entry.is_file()):
+            account.ignore("kind that is not read", path.relative_to(root), SPECIAL)
         else:
             yield path
     for inner in folders:
         yield from _walk(root, inner, [*above, place], seen, account)
 
 
-def pictures_below(folder: Path, account: Account, suffixes: Sequence[str] = SUFFIXES) -> Iterator[Path]:
+def pictures_below(folder: Path, account: Account) -> Iterator[Path]:
     """The picture files of ``files_below``, by their suffix; the account counts the other files."""
     for file in files_below(folder, account):
-        if file.name.lower().endswith(tuple(suffixes)):
+        if file.name.lower().endswith(SUFFIXES):
             yield file
         else:
-            account.ignore("kind that is not read", file.relative_to(folder))
+            account.ignore("kind that is not read", file.relative_to(folder), kind_of(file))
 
 
 def find_pictures(paths: Sequence[str | Path], account: Account | None = None) -> Iterator[Path]:

@@ -54,7 +54,8 @@ def write_tar(path: Path, samples: Iterable[dict[str, Any]]) -> Entry:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, which has its name only once it is whole."""
     with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+        # A file's name may be no valid Unicode; what replaces it is JSON's own escape.
+        unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False), errors="backslashreplace")
 
 
 def write_manifest(folder: Path, shards: Mapping[str, Entry], source: str, **facts: Any) -> None:

@@ -8,6 +8,7 @@ Shapes: S image size, H height, W width.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The formats that are decoded, whatever the suffix: PIL would start other programs for some others."""
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+            ".pnm")  # fmt: skip
 """The suffixes of files that are taken from a folder."""
 
 _SYSTEM = re.compile(
@@ -33,6 +35,27 @@ _LONG = 20  # aspect ratio beyond which the evaluation crop is resized alone
 def is_system_file(name: str) -> bool:
     """Whether a relative path is a file manager's or a tool's own: hidden (``._x.jpg``), or a folder such as @eaDir."""
     return _SYSTEM.search(name) is not None
+
+
+SPECIAL = "pipe or device"
+"""The kind of what is neither a file nor a folder: nothing might ever come out of it."""
+
+
+def is_special(path: Path, is_file: bool) -> bool:
+    """Whether a path that is no folder is SPECIAL. A link to nothing is not, so that its error names it."""
+    return not is_file and path.exists()
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a file in words: its suffix."""
+    return path.suffix.lower() or "without a suffix"
+
+
+def left_out_line(kinds: Counter[str]) -> str:
+    """How many files of each kind were left out, such as "2 files left out: 1 .avif, 1 .heic"."""
+    total = kinds.total()
+    parts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    return f"{total:,} file{'s' if total > 1 else ''} left out: {parts}"
 
 
 def open_upright(source: str | Path | BinaryIO | Image.Image, formats: Sequence[str] = FILE_FORMATS) -> Image.Image:

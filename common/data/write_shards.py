@@ -40,6 +40,7 @@ from common.data.packing import (
 )
 from common.data.tables import read_json, read_table, text_cell
 from common.data.tar import PICTURES, Shard, read_shard
+from common.errors import sentence
 from common.tokenizer import is_empty
 
 REJECTED = "rejected.tsv"
@@ -197,7 +198,7 @@ def _pack(folder, jobs, write, plan, total, max_rejected, workers, *, source, ac
         for what, _, reason in rejected:
             account.rejected[reason] += 1
             account.examples.setdefault(reason, what)
-        with open(folder / REJECTED, "w", encoding="utf-8") as file:
+        with open(folder / REJECTED, "w", encoding="utf-8", errors="backslashreplace") as file:
             rows = [(what, why) for what, why, _ in rejected]
             csv.writer(file, delimiter="\t").writerows([("what", "why"), *rows])
         write_manifest(folder, entries, source, **facts, rejected=len(rejected), account=account.to_dict(), plan=plan)
@@ -331,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0: done, 1: a ValueError, printed as one message, 2: wrong usage (SystemExit)."""
+    """Run the command line; 0: done, 1: a mistake or a refusal of the disk, in one sentence, 2: wrong usage."""
     args = _parser().parse_args(argv)
     facts = {"variant": args.variant} if args.variant else {}
     options = {"source": args.source or str(args.input), "max_rejected": args.max_rejected, "workers": args.workers}
@@ -348,8 +349,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 root = args.root or args.input.parent
                 rows = read_rows(args.input, args.path_column, args.caption_column, args.label_column)
             manifest = pack_rows(rows, root, out, samples_per_shard=args.samples_per_shard, **options, **facts)
-    except ValueError as error:
-        print(f"write_shards: error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        text = error if isinstance(error, ValueError) else sentence(error) or error
+        print(f"write_shards: error: {text}", file=sys.stderr)
         return 1
     names = list(manifest["shards"])
     print(f"{out}: {manifest['samples']} samples in {len(names)} shards, {names[0]} to {names[-1]}")

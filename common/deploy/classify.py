@@ -32,14 +32,13 @@ from common.arguments import (
     whole_number,
 )
 from common.deploy.rows import row_writer
+from common.errors import leave_closed_pipe
 from common.paths import written_whole
 
 if TYPE_CHECKING:
     from common.deploy.classification import Answer, Classification
 
 _SUFFIXES = (".csv", ".jsonl")
-_SIGPIPE_EXIT_CODE = 128 + 13
-"""The exit code that a shell gives for SIGPIPE."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,12 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     labels = read_labels(args.labels, args.labels_file)
     templates = None if args.template is None else read_templates(args.template)
     _check(args)
+    from common.data.account import Account
     from common.data.files import find_pictures
+    from common.data.prepared import left_out_line
     from common.packaged import default_model
     from common.progress import bar
 
-    paths = _given(args.paths)
-    total = sum(1 for _ in find_pictures(paths))  # a missing path is an error before torch is imported
+    paths, account = _given(args.paths), Account()
+    total = sum(1 for _ in find_pictures(paths, account))  # a missing path is an error before torch is imported
     named = model_arguments(args)
     from common.deploy.model import load
 
@@ -114,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(default_model().about)
     for remark in remarks:
         _say(f"note: {remark.message}")
+    if account.kinds:
+        _say(left_out_line(account.kinds))
     tally, loaded = Tally(), time.monotonic()
     answers = classification.stream(find_pictures(paths), args.batch_size, args.workers)
     try:
@@ -121,10 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for answer in bar(answers, "classifying", total):
                 tally.add(answer)
                 write(answer)
-    except BrokenPipeError:
-        # The reader of the rows, such as head, has stopped. Rows in the buffer are flushed at exit and need a target.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _SIGPIPE_EXIT_CODE
+    except BrokenPipeError:  # the reader of the rows, such as head, has stopped
+        return leave_closed_pipe()
     stats = tally.stats(classification, loaded - start, time.monotonic() - start)
     _say("\n".join(lines(stats)))
     if args.stats is not None:

@@ -24,15 +24,14 @@ from typing import IO
 import numpy as np
 
 from common.arguments import GMACS, number, read_labels, read_templates, whole_number
-from common.data.prepared import SUFFIXES, is_system_file
+from common.data.prepared import SPECIAL, SUFFIXES, is_special, is_system_file, kind_of, left_out_line
 from common.deploy.rows import row_writer
 from common.deploy.runtime import ALL_LEVELS, PROVIDERS, EarlyExit
+from common.errors import leave_closed_pipe
 from common.paths import written_whole
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _URL_BYTES, _URL_SECONDS = 2**26, 20
-_SIGPIPE_EXIT_CODE = 128 + 13
-"""The exit code that a shell gives for SIGPIPE."""
 _MARGIN = number("a margin in [0, 1], or 2 for all levels", lambda value: 0 <= value <= 1 or value == ALL_LEVELS)
 
 
@@ -68,9 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(args)
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            # Rows in the buffer are flushed at exit and need a target.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _SIGPIPE_EXIT_CODE
+            return leave_closed_pipe()
         _say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
@@ -96,8 +93,8 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError("--threshold and --gmacs need classes to be sure of; give --labels, or leave them out")
     threshold = _threshold(model, args)
     _say("\n".join([*(f"note: {remark.message}" for remark in remarks), *_setting(model, threshold, labels, args)]))
-    levels, damaged, gmacs = Counter[int](), 0, 0.0
-    sources = _sources(args.paths)
+    levels, kinds, damaged, gmacs = Counter[int](), Counter[str](), 0, 0.0
+    sources = _sources(args.paths, kinds)
     answers = model.classify(
         sources, threshold, args.batch_size, args.workers, lambda source: model.pixels(_opened(source, args.allow_urls))
     )
@@ -112,6 +109,8 @@ def _run(args: argparse.Namespace) -> int:
                 gmacs += answer.gmacs or 0.0
         if not (damaged or levels):
             raise ValueError(f"no picture in {', '.join(args.paths)}; name pictures, or a folder that holds some")
+    if kinds:
+        _say(left_out_line(kinds))
     _say("\n".join(_summary(model, levels, damaged, gmacs, time.monotonic() - start)))
     return 1 if args.strict and damaged else 0
 
@@ -187,25 +186,26 @@ def _check(paths: Sequence[str], urls: bool) -> None:
                 raise ValueError(f"{path} is a URL; --allow-urls fetches it")
         elif path != "-" and not Path(path).exists():
             raise ValueError(f"no picture and no folder at {Path(path).absolute()}")
-        elif Path(path).is_dir() and next(_below(Path(path), set()), None) is None:
+        elif Path(path).is_dir() and next(_below(Path(path), set(), Counter()), None) is None:
             raise ValueError(f"{Path(path).absolute()} holds no picture ({', '.join(SUFFIXES)}); name one that does")
 
 
-def _sources(paths: Sequence[str]) -> Iterator[str]:
-    """The pictures that the arguments name, in turn; a list on stdin is read as it comes."""
+def _sources(paths: Sequence[str], kinds: Counter[str]) -> Iterator[str]:
+    """The pictures that the arguments name, in turn; a list on stdin is read as it comes. kinds: as of ``_below``."""
     for path in paths:
         if path == "-":
             yield from filter(None, (os.fsdecode(line).strip("\r\n") for line in sys.stdin.buffer))
         elif not _URL.match(path) and Path(path).is_dir():
-            yield from _below(Path(path), set())
+            yield from _below(Path(path), set(), kinds)
         else:
             yield path
 
 
-def _below(folder: Path, seen: set[Path]) -> Iterator[str]:
+def _below(folder: Path, seen: set[Path], kinds: Counter[str]) -> Iterator[str]:
     """The pictures of a folder at any depth: those directly in it first, in the order of their names.
 
-    System files are left out, and a folder that was reached before, by a link. ValueError: an unreadable folder.
+    System files are left out, and a folder that was reached before, by a link. kinds: counts the other files that are.
+    ValueError: an unreadable folder.
     """
     seen.add(folder.resolve())
     try:
@@ -214,10 +214,17 @@ def _below(folder: Path, seen: set[Path]) -> Iterator[str]:
         raise ValueError(f"the folder {folder} cannot be read ({error.strerror}); make it readable") from error
     entries = [entry for entry in entries if not is_system_file(entry.name)]
     inner = [entry for entry in entries if entry.is_dir()]
-    yield from (str(entry) for entry in entries if entry not in inner and entry.name.lower().endswith(SUFFIXES))
+    for entry in entries:
+        if entry in inner:
+            continue
+        special = is_special(entry, entry.is_file())
+        if not special and entry.name.lower().endswith(SUFFIXES):
+            yield str(entry)
+        else:
+            kinds[SPECIAL if special else kind_of(entry)] += 1
     for entry in inner:
         if entry.resolve() not in seen:
-            yield from _below(entry, seen)
+            yield from _below(entry, seen, kinds)
 
 
 def _opened(source: str, urls: bool) -> str | BytesIO:

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +25,12 @@ def row_writer(out: Path | None, jsonl: bool) -> Iterator[Callable[[Row], None]]
     """A function that writes one row; the first row names the columns.
 
     out: the file, which appears when all rows are written, and in which a name that is not valid Unicode keeps its
-    bytes; None: the screen, which shows a question mark for each of them.
+    bytes; None: the screen, which shows escaped, as \\udcff, what its encoding lacks.
     """
     if out is None:
-        write = _writer(sys.stdout, jsonl)
-        yield lambda row: write(row | {"picture": row["picture"].encode(errors="replace").decode()})
+        if isinstance(sys.stdout, TextIOWrapper):  # a notebook's has no encoding to fail
+            sys.stdout.reconfigure(errors="backslashreplace")
+        yield _writer(sys.stdout, jsonl)
         sys.stdout.flush()
         return
     with written_whole(out) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -6,10 +6,12 @@ Shapes: C classes, E joint dim, T text tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -53,7 +55,8 @@ def cached_class_embeddings(
     )
     device = next(texts.parameters()).device
     if file.is_file():
-        return load_file(file)["classes"].to(device)
+        with suppress(SafetensorError, KeyError):  # a damaged file is computed anew and written over
+            return load_file(file)["classes"].to(device)
     classes = class_embeddings(texts.encode_text, tokenizer, class_names, templates, device=device)
     with written_whole(file) as temporary:
         save_file({"classes": classes.cpu().contiguous()}, temporary)

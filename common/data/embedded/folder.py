@@ -10,6 +10,7 @@ from pathlib import Path
 from common.data.embedded.shapes import class_names
 from common.data.embedded.splits import SPLITS, indices, scene
 from common.data.embedded.twemoji import CANVAS, VIEW
+from common.errors import sentence
 
 REVISION = 2
 """Of the scenes."""
@@ -32,7 +33,7 @@ def write_folder(folder: Path, split: str = "test", pictures: int = 200) -> None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 a mistake."""
+    """Run the command line; 0 done, 1 a mistake, or what the disk refuses."""
     parser = argparse.ArgumentParser(prog="python -m common.data.embedded.folder", description=write_folder.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--split", default="test", help=f"one of {', '.join(SPLITS[REVISION])} (default %(default)s)")
@@ -40,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         write_folder(args.folder, args.split, args.pictures)
-    except ValueError as error:
-        print(f"embedded_folder: error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        text = error if isinstance(error, ValueError) else sentence(error) or error
+        print(f"embedded_folder: error: {text}", file=sys.stderr)
         return 1
     return 0
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.data.account import Account
 from common.data.classification import own_set
 from common.data.files import decode, find_pictures, is_system_file, read_ahead
+from common.data.prepared import left_out_line
 from common.data.smoke import jpeg
 from common.data.transforms import eval_transform
 from common.data.write_shards import read_folder
@@ -36,6 +38,33 @@ def test_pictures_are_found_at_any_depth_in_order(folder):
     found = [path.relative_to(folder).as_posix() for path in find_pictures([folder])]
     assert found == ["a.JPEG", "b.jpg", "sub/c.png", "sub/deep/d.webp"]
     assert list(find_pictures([folder / "notes.txt", folder / "b.jpg"])) == [folder / "notes.txt", folder / "b.jpg"]
+
+
+def test_files_of_other_kinds_are_counted_by_their_suffix(folder):
+    for name in ("a.heic", "b.AVIF", "c.avif", ".hidden.heic"):
+        (folder / name).touch()
+    account = Account()
+    list(find_pictures([folder], account))
+    assert left_out_line(account.kinds) == "5 files left out: 2 .avif, 1 .heic, 1 .json, 1 .txt"
+
+
+def test_a_pipe_in_a_folder_is_no_picture(folder):
+    os.mkfifo(folder / "pipe.jpg")
+    account = Account()
+    assert folder / "pipe.jpg" not in find_pictures([folder], account)
+    assert account.kinds["pipe or device"] == 1
+
+
+def test_a_link_to_nothing_is_a_picture_whose_error_names_it(folder):
+    (folder / "gone.jpg").symlink_to("nothing.jpg")
+    assert folder / "gone.jpg" in find_pictures([folder])
+
+
+@pytest.mark.parametrize("suffix", [".jpe", ".pbm", ".pnm"])
+def test_rarer_suffixes_are_pictures(tmp_path, suffix):
+    Image.new("L", (9, 9)).save(tmp_path / f"a{suffix}")
+    (found,) = find_pictures([tmp_path])
+    assert decode("a", found, TRANSFORM).error is None
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,19 @@ def test_files_that_are_no_samples_are_counted(tmp_path, pictures, capsys):
     }
 
 
+def test_a_name_that_is_no_unicode_is_rejected_by_its_escape(tmp_path, pictures):
+    (pictures / "q\udcff.jpg").write_bytes(b"no picture")
+    (pictures / "q\udcff.heic").touch()
+    assert run("folder", pictures, tmp_path / "out", "--max-rejected", 0.9) == 0
+    assert rb"q\udcff.jpg" in (tmp_path / "out" / "rejected.tsv").read_bytes()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, pictures, capsys):
+    (tmp_path / "file").touch()
+    assert run("folder", pictures, tmp_path / "file" / "out") == 1
+    assert ": Not a directory; check the path\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("caption", ["&nbsp;", "\0\0", "\u200b", " \ufeff "])
 def test_a_caption_that_cleans_to_nothing_is_no_caption(tmp_path, pictures, caption):
     (pictures / "img.01.txt").write_text(caption, "utf-8")

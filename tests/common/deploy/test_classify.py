@@ -222,13 +222,29 @@ def test_help_and_mistakes_in_the_line_need_no_torch():
         assert said in answer.printed and "torch" not in answer.imported
 
 
+def test_a_name_that_the_screen_lacks_is_shown_escaped(model, tmp_path, monkeypatch):
+    Image.new("RGB", (9, 9)).save(tmp_path / "日.png")
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, "latin-1"))
+    assert main(["classify", str(tmp_path), "--model", model, "--labels", ",".join(NAMES)]) == 0
+    assert rb"\u65e5.png," in screen.getvalue()
+
+
+def test_files_of_other_kinds_are_left_out_aloud(model, tmp_path, capsys):
+    (tmp_path / "mixed").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "mixed" / "a.png")
+    (tmp_path / "mixed" / "a.heic").touch()
+    assert main(["classify", str(tmp_path / "mixed"), "--model", model, "--labels", ",".join(NAMES)]) == 0
+    assert "\n1 file left out: 1 .heic\n" in capsys.readouterr().err
+
+
 def test_names_that_are_no_unicode(model, tmp_path, capsys):
     (tmp_path / "odd").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "odd" / "fine.png")
     (tmp_path / "odd" / "fine.png").rename(tmp_path / "odd" / "\udcff.png")
     for out in ([], ["--out", str(tmp_path / "rows.csv")], ["--out", str(tmp_path / "rows.jsonl")]):
         assert main(["classify", str(tmp_path / "odd"), "--model", model, "--labels", ",".join(NAMES), *out]) == 0
-    assert "odd/?.png" in capsys.readouterr().out
+    assert r"odd/\udcff.png" in capsys.readouterr().out
     assert b"odd/\xff.png" in (tmp_path / "rows.csv").read_bytes()
 
 

@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,16 @@ def test_a_damaged_folder_is_said_and_never_answers_wrongly(folder, tmp_path):
         (edited(folder, tmp_path / name) / "export.json").write_text(text)
         with pytest.raises(ValueError, match=r"export.json is damaged .* export it anew"):
             EarlyExit(tmp_path / name)
+
+
+def test_what_a_folder_holds_besides_pictures_is_left_out_aloud(folder, photos, tmp_path, capsys):
+    shutil.copy(photos / "01.png", tmp_path)
+    for name in ("a.heic", "b.avif", ".hidden.heic"):
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    assert predict.main([str(tmp_path), "--folder", str(folder)]) == 0
+    answer = capsys.readouterr()
+    assert "3 files left out: 1 .avif, 1 .heic, 1 pipe or device\n" in answer.err and answer.out.count("\n") == 2
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,17 @@ def test_computed_once_and_equal(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [file], "nothing unfinished stays behind"
 
 
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-9], lambda whole: b"\xff" * len(whole)])
+def test_a_damaged_file_is_computed_anew_and_written_over(tmp_path, damage):
+    clip = CLIP.tiny().eval()
+    expected = cached_class_embeddings(clip, "w", NAMES, TEMPLATES, tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    torch.testing.assert_close(cached_class_embeddings(clip, "w", NAMES, TEMPLATES, tmp_path), expected)
+    assert file.read_bytes() == whole
+
+
 def test_default_folder_is_in_the_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
     cached_class_embeddings(CLIP.tiny().eval(), "w", NAMES, TEMPLATES)
