@@ -84,26 +84,36 @@ def test_table_1_says_what_two_levels_need():
         WaveTower.from_image_tower(CLIP({**CLIP.tiny().architecture, "vision_cfg": vision}).image_tower, levels=2)
 
 
-def observed(margin, coarse, fine):
-    """Answers whose two confidences are alike."""
-    return Observed(margin[None], torch.stack([coarse, fine]), fine, margin[None], (coarse == fine)[None])
+def observed(margin, maximum, coarse, fine):
+    """Answers of which the levels agree where both are right or both are wrong."""
+    return Observed(margin[None], torch.stack([coarse, fine]), fine, maximum[None], (coarse == fine)[None])
 
 
 def test_gates_compared_at_equal_shares():
-    generator = torch.Generator().manual_seed(2)
-    margin = torch.rand(200, generator=generator)
-    coarse, fine = (torch.rand(200, generator=generator) < 0.5 for _ in range(2))
-    result = fig4.compare_gates(observed(margin, coarse, fine))
-    assert result["gates"]["margin"] == result["gates"]["maximum"]
-    assert all(point["difference"] == (0.0, 0.0, 0.0) for point in result["points"])
-    histograms = result["gates"]["margin"]["histograms"]
-    assert sum(histograms["right"]) == int(coarse.sum()) and sum(histograms["wrong"]) == int((~coarse).sum())
+    """By thousandths: the coarse level is right in the upper half, the fine one in the upper three quarters.
+
+    The margin refines from below and the maximum from above, so that the margin comes to the second quarter first.
+    """
+    place = torch.arange(1000) / 1000
+    coarse, fine = place >= 0.5, place >= 0.25
+    result = fig4.compare_gates(observed(place, 1 - place, coarse, fine))
+    assert [point["refined"] for point in result["points"]] == [0.148, 0.264, 0.558, 0.743]
+    differences = [point["difference"][0] for point in result["points"]]
+    assert differences == pytest.approx([0, 0.264 - 0.25, 0.25 - (0.558 - 0.5), 0.25 - (0.743 - 0.5)])
+    margin, maximum = result["gates"]["margin"], result["gates"]["maximum"]
+    assert (margin["auroc_right"], maximum["auroc_right"]) == (1, 0)
+    # They disagree in the second quarter: two thirds of the other pictures are above it.
+    assert (margin["auroc_agrees"], maximum["auroc_agrees"]) == pytest.approx((2 / 3, 1 / 3))
+    # Flat, then a rise by a quarter over a quarter of the pictures, then flat.
+    assert margin["mean_accuracy"] == pytest.approx(0.25 * 0.5 + 0.25 * 0.625 + 0.5 * 0.75, abs=0.005)
+    assert maximum["mean_accuracy"] == pytest.approx(0.5 * 0.5 + 0.25 * 0.625 + 0.25 * 0.75, abs=0.005)
+    assert sum(margin["histograms"]["right"]) == 500 and sum(margin["histograms"]["wrong"]) == 500
 
 
 def test_figures_1_and_4_render():
     margin = torch.rand(50)
     coarse, fine = margin > 0.5, margin > 0.2
-    gates = fig4.compare_gates(observed(margin, coarse, fine))
+    gates = fig4.compare_gates(observed(margin, margin, coarse, fine))
     rendered = fig4.render({"pictures": 50} | gates)
     assert "AUROC" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig4"}
     result = {

@@ -32,6 +32,14 @@ def test_one_threshold_loses_nothing_where_the_sets_are_alike():
         assert all(row["refined"] == pytest.approx(at["share"], abs=0.01) for row in at["rows"])
 
 
+def test_thresholds_are_those_of_val():
+    """On test the pictures are less sure: what refines a share of val refines the share's square root there."""
+    less_sure = {"val": splits(PLACE, PLACE)["val"], "test": splits(PLACE**2, PLACE**2)["test"]}
+    for at in at_shares({"CIFAR-10": [less_sure], "Fashion-MNIST": [less_sure]}, 20):
+        for row in at["rows"]:
+            assert (row["refined"], row["own"]) == pytest.approx((at["share"] ** 0.5,) * 2, abs=0.01)
+
+
 def test_a_gate_whose_scale_differs_between_sets_loses_and_the_margin_leads():
     """The maximum probability of one set lies above all of the other's, so one threshold refines one set alone."""
     found = {

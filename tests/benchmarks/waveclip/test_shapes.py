@@ -1,11 +1,14 @@
 """WaveCLIP's table on scenes of shape: rows, references and verdicts from drawn answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benchmarks.training import shapes as trained
 from benchmarks.waveclip import shapes
 from benchmarks.waveclip.answers import Answers
+from common.early_exit import NEVER
 
 COSTS = {"dense": 4.0, "half": 1.0, "coarse": 1.0, "fine": 4.4}
 PICTURES = 3000
@@ -85,6 +88,24 @@ def test_a_wave_clip_of_the_longer_training_is_compared_with_its_own_teacher(fam
     lines = shapes.savings_from_longer(families, shapes.costs(), 20)
     assert [line["reference"] for line in lines] == ["teacher trained on", "WaveCLIP's fine level"]
     assert all(line["chosen"] and line["saved"][0] > 0 for line in lines)
+
+
+def test_thresholds_are_chosen_on_val_and_refine_test(families, monkeypatch):
+    """Half as sure on val: half the threshold, which fewer pictures of test are below."""
+    monkeypatch.setattr(shapes.trained, "finished", lambda: families)
+    before = saving_lines(shapes.run(smoke=True))
+    for splits in families.values():
+        splits["val"] = {seed: replace(part, margin=part.margin / 2) for seed, part in splits["val"].items()}
+    after = saving_lines(shapes.run(smoke=True))
+    assert len(before) == len(after) == 7
+    for whole, half in zip(before, after, strict=True):
+        assert half["thresholds"] == [each if each == NEVER else each / 2 for each in whole["thresholds"]]
+        assert half["refined"] < whole["refined"] or not whole["chosen"]
+
+
+def saving_lines(result):
+    """The lines of both tables that have a threshold."""
+    return [line for line in result["savings"] + result["savings_from_longer"] if "thresholds" in line]
 
 
 def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(families, monkeypatch):

@@ -1,4 +1,4 @@
-"""The embedded block of Table 2: what it refuses, and its words."""
+"""The embedded block of Table 2: what it refuses, its rows and savings by hand, and its words."""
 
 import json
 
@@ -10,6 +10,8 @@ from benchmarks.waveclip.observed import Observed
 from benchmarks.waveclip.table2_embedded import markdown, operating_points, savings
 from common.early_exit import NEVER
 from common.flops import Macs
+
+COARSE, FINE = Cost(10, Macs(0.25, 0.2, 0.0, {}, 0)), Cost(38, Macs(1.0, 0.8, 0.0, {}, 0))
 
 
 def test_a_student_of_two_levels_is_refused():
@@ -53,13 +55,31 @@ def test_block_in_words():
 
 
 def test_a_saving_is_chosen_on_val_and_measured_on_test():
-    """A student that is right where it is sure: the half that it is unsure of is refined, and the other half saves."""
+    """A student that is right where it is sure, and a teacher that is right where its coarse level is.
+
+    At the teacher's accuracy nothing is refined; at its fine level's the half that is unsure on val. On test margins
+    are squared, so that more of them, a share of about 0.5 ** 0.5, are below the threshold.
+    """
     place = torch.arange(1000) / 1000
     right = torch.stack([place >= 0.5, torch.ones(1000, dtype=torch.bool)])
-    answers = Observed(place[None], right, right[1])
-    first, second = (Cost(tokens, Macs(gmacs, gmacs, 0.0, {}, 0)) for tokens, gmacs in ((10, 0.25), (38, 1.0)))
-    lines = savings(answers, answers, [first, second], second, resamples=20)
+    val, test = (Observed(margin[None], right, right[0]) for margin in (place, place**2))
+    lines = savings(val, test, [COARSE, FINE], FINE, resamples=20)
     assert [line["reference"] for line in lines] == ["teacher", "WaveCLIP's fine level"]
-    for line in lines:
-        assert line["chosen"] and 0.49 <= line["refined"] <= 0.5
+    for line, refined in zip(lines, (0, 0.5**0.5), strict=True):
+        assert line["chosen"] and line["refined"] == pytest.approx(refined, abs=0.01)
         assert line["saved"][0] == pytest.approx(0.75 * (1 - line["refined"]))
+
+
+def test_an_operating_point_has_its_share_on_val_and_its_numbers_on_test():
+    val = Observed(torch.arange(10)[None] / 10, torch.ones(2, 10, dtype=torch.bool), torch.ones(10, dtype=torch.bool))
+    # Two fifths of val are below 0.35, and four of these five.
+    margin = torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.9]])
+    correct = torch.tensor([[0, 0, 0, 0, 1], [1, 1, 0, 1, 0]]).bool()
+    test = Observed(margin, correct, teacher=torch.tensor([1, 0, 0, 0, 0]).bool())
+    dense, _, row, _ = operating_points(val, test, FINE, [COARSE, FINE], {"balanced": 0.4})
+    assert dense["accuracy"] == pytest.approx(1 / 5) and dense["gmacs"] == 1
+    assert row["method"] == "WaveCLIP balanced" and row["threshold"] == pytest.approx(0.35)
+    assert row["refined"] == pytest.approx(4 / 5) and row["accuracy"] == pytest.approx(4 / 5)
+    assert row["against_teacher"][0] == pytest.approx(4 / 5 - 1 / 5)
+    assert row["tokens"] == pytest.approx(10 / 5 + 38 * 4 / 5)
+    assert (row["gmacs"], row["gmacs_paper"]) == pytest.approx((0.25 / 5 + 4 / 5, 0.2 / 5 + 0.8 * 4 / 5))
