@@ -8,8 +8,10 @@ Shapes: S image size, H height, W width.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,6 +66,7 @@ def open_upright(source: str | Path | BinaryIO | Image.Image, formats: Sequence[
     Pixels of 16 bits are scaled to 8. An alpha channel is dropped, as open_clip drops it.
     ValueError: it is damaged, too large, of another format, or has 32-bit pixels, whose white is unknown.
     """
+    _accept_large_pictures()
     try:
         if isinstance(source, Image.Image):
             return _upright_rgb(source)
@@ -75,6 +78,15 @@ def open_upright(source: str | Path | BinaryIO | Image.Image, formats: Sequence[
         raise
     except Exception as error:  # decoders raise many kinds of errors on damaged bytes
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+@cache
+def _accept_large_pictures() -> None:
+    """Let Pillow open without a warning what it does not refuse as too large.
+
+    It goes last among the filters, so that a user's own come first. It stays, because threads share the filters.
+    """
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning, append=True)
 
 
 class _UnknownWhite(ValueError):
@@ -102,6 +114,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The picture in RGB, itself where it is that already."""
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # the same colours, and Pillow warns of the direct way
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -1,6 +1,9 @@
 """Pictures of every kind look the same to shards, evaluation and classify: upright, 8 bits, first frame."""
 
 import io
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -79,3 +82,28 @@ def test_a_long_picture_shows_its_centre():
 def test_a_grey_map_of_16_bits_is_scaled(tmp_path):
     (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n" + bytes([0, 0, 255, 255]))
     assert np.asarray(open_picture(tmp_path / "a.pgm")).tolist() == [[[0] * 3, [255] * 3]]
+
+
+def test_a_palettes_transparency_is_dropped_without_a_warning():
+    picture = Image.fromarray(RAMP).quantize(8)
+    content = encoded(picture, transparency=bytes([0, 128, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(open_picture(io.BytesIO(content)), picture.convert("RGB"))
+
+
+LARGE = """
+import sys
+from PIL import Image
+from common.data.prepared import open_upright
+Image.MAX_IMAGE_PIXELS = 200  # a picture of 16 by 16 is above it, and below the double, which is refused
+print(open_upright(sys.argv[1]).size)
+"""
+
+
+def test_a_large_picture_is_opened_without_a_warning(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "large.png")
+    run = subprocess.run(
+        [sys.executable, "-c", LARGE, str(tmp_path / "large.png")], capture_output=True, text=True, check=True
+    )
+    assert (run.stdout, run.stderr) == ("(16, 16)\n", "")
