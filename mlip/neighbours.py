@@ -23,8 +23,8 @@ class NearestCaptions(nn.Module):
     form="declip" is DeCLIP's: images choose among the neighbours of all ranks, not the other way round. Each rank has a
         queue of its own captions, which starts with random directions. A checkpoint holds that of the first rank.
     form="symmetric" is ours: both directions, and one queue of the captions of all ranks, which starts empty. The first
-        batch has a constant loss. Pairs with the same neighbour are joint positives, as pairs with equal captions are in
-        ``info_nce``.
+        batch's loss is constant. Pairs with the same neighbour are joint positives, as pairs with equal captions are
+        in ``info_nce``.
 
     Neighbours have no gradient, so the loss trains the image side and the scale.
     ValueError: a queue without places, or no such form.
@@ -56,7 +56,7 @@ class NearestCaptions(nn.Module):
         if self.form == "declip":
             logits = scaled_cosines(image, gather_rows(neighbours), logit_scale)
             return F.cross_entropy(logits, places_among_ranks(image), label_smoothing=label_smoothing)
-        # In an empty queue every neighbour is place 0: all pairs are joint positives, and their loss is a constant, 0 without smoothing.
+        # In an empty queue every neighbour is place 0: all pairs are joint positives, and their loss is constant.
         return info_nce(image, neighbours, logit_scale, same=place, label_smoothing=label_smoothing)
 
     @torch.no_grad()
