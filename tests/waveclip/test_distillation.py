@@ -64,9 +64,23 @@ def test_larger_pictures_have_room_for_another_level(make):
 
 
 def test_fine_first_counts_the_last_level_alone(make):
-    module, batch = make(fine_first_steps=1)
-    levels, target, _ = embeddings(module, batch)
-    torch.testing.assert_close(module.training_step(batch, 0).detach(), cosine_terms(levels, target)[-1])
+    module, batch = make(fine_first_steps=1, distribution_weight=1.0)
+    levels, target, texts = embeddings(module, batch)
+    module.training_step(batch, 0)
+    torch.testing.assert_close(module.logged["train_cosine"], cosine_terms(levels, target)[-1])
+    p, q = ((module.teacher.logit_scale.exp() * z @ texts.T).softmax(-1) for z in (target, levels[-1]))
+    expected = (p * (p / q).log()).sum(-1).mean()
+    torch.testing.assert_close(module.logged["train_distribution"], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_predicted_and_deployed_is_the_students(make):
+    module, batch = make()
+    levels, _, _ = embeddings(module, batch)
+    with torch.no_grad():
+        predicted = module.predict_step(batch | {"key": list("abcdef")}, 0)
+    torch.testing.assert_close(predicted["embedding"], levels[-1])
+    tower, text_model = module.deployable()
+    assert predicted["key"] == list("abcdef") and tower is module.wave and text_model is module.teacher
 
 
 def test_the_distribution_term_is_the_divergence_over_the_captions(make):
@@ -213,9 +227,9 @@ def fit(tmp_path):
     }
     pattern = write_shards(tmp_path / "shards", 1, 12, **members)
 
-    def run(data=LabelledShards, steps=3, **options):
+    def run(data=LabelledShards, steps=3, warmup_steps=1, **options):
         lightning.seed_everything(0, verbose=False)
-        module = WaveCLIPDistillation(architecture, learning_rate=1e-2, warmup_steps=1, **options)
+        module = WaveCLIPDistillation(architecture, learning_rate=1e-2, warmup_steps=warmup_steps, **options)
         before = {key: value.clone() for key, value in module.state_dict().items()}
         loader = data(pattern, pattern, pattern, architecture=architecture, batch_size=6, num_workers=0)
         trainer = lightning.Trainer(max_steps=steps, enable_checkpointing=False, **QUIET)
@@ -281,6 +295,13 @@ def test_new_parameters_take_the_higher_rate(fit):
     for group in trainer.optimizers[0].param_groups:
         fresh = {id(parameter) in new for parameter in group["params"]}
         assert fresh == {group["initial_lr"] == 4e-2}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_rate_warms_up(fit):
+    _, _, trainer, _ = fit(warmup_steps=2)
+    (schedule,) = trainer.lr_scheduler_configs
+    assert {factor(0) for factor in schedule.scheduler.lr_lambdas} == {1 / 2}
 
 
 @pytest.mark.filterwarnings("ignore")
