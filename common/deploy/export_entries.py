@@ -15,13 +15,11 @@ import numpy as np
 
 from common.adaptive import path_costs
 from common.data.images import ORIENTATION
+from common.deploy.description import CASCADE_VERSION, EXPORT_VERSION
 
 if TYPE_CHECKING:
     from common.deploy.model import Deployed
     from common.stages import Stage
-
-EXPORT_VERSION, CASCADE_VERSION = 1, 2
-"""The version of export.json for one model, and for a cascade."""
 
 
 def model_entries(deployed: Deployed, form: str, stages: Sequence[Stage], files: Sequence[Path]) -> dict[str, Any]:

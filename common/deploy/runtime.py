@@ -10,7 +10,6 @@ Shapes: B pictures, S pixels, C classes, E joint dim.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,13 +27,10 @@ from PIL import Image
 from common.arguments import checked_labels
 from common.data.ahead import read_in_order
 from common.data.prepared import open_upright
+from common.deploy.description import description
 from common.deploy.member import Member, views_of
 from common.deploy.sessions import session_options
 
-EXPORT_VERSION = 1
-"""The version of export.json that one model has."""
-CASCADE_VERSION = 2
-"""The version that a cascade has, so that code which knows none refuses it."""
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -86,7 +82,7 @@ class EarlyExit:
         self.folder, self.threads = Path(folder), threads
         if provider not in PROVIDERS:
             raise ValueError(f"provider {provider!r} is none of {', '.join(PROVIDERS)}")
-        self.about = _description(self.folder)
+        self.about = description(self.folder)
         """export.json, for the chosen keep rate."""
         if keep is not None:
             self.about |= _at_rate(self.about, keep)
@@ -287,39 +283,6 @@ def margins(probabilities: np.ndarray) -> np.ndarray:
     """probabilities [B,C] -> largest less second largest [B]."""
     second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
     return first - second
-
-
-_ENTRIES = ("class_names", "gate", "gmacs", "setting", "stages")
-"""What every run reads in export.json."""
-_OF_A_MODEL = ("embed_dim", "logit_scale", "model", "preprocess", "text")
-"""What it reads of each model: in export.json itself, or of a cascade in each of its "members"."""
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    file = folder / "export.json"
-    if not file.is_file():
-        raise ValueError(f"{folder.absolute()} has no export.json; `effclip export MODEL --format onnx` writes one")
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); export it anew") from error
-    if not isinstance(about, dict):
-        raise ValueError(f"{file} is damaged (no object); export it anew")
-    version = about.get("version")
-    if version not in (EXPORT_VERSION, CASCADE_VERSION) or about.get("format") != "onnx":
-        raise ValueError(
-            f"{file} is of format {about.get('format')} in version {version}, and this code reads onnx in version "
-            f"{EXPORT_VERSION} or {CASCADE_VERSION}; export it anew"
-        )
-    lacking = [name for name in _ENTRIES if name not in about]
-    parts = [about] if version == EXPORT_VERSION else about.get("members") or [{}]
-    lacking += [name for name in _OF_A_MODEL if any(name not in part for part in parts)]
-    if not lacking and version == CASCADE_VERSION:
-        whose = {stage.get("member") for stage in about["stages"]}
-        lacking = [] if whose == set(range(len(parts))) else ["a stage for each of its models"]
-    if lacking:
-        raise ValueError(f"{file} is damaged (without {', '.join(lacking)}); export it anew")
-    return about
 
 
 def _at_rate(about: dict[str, Any], keep: float) -> dict[str, Any]:

@@ -261,13 +261,13 @@ def test_an_incomplete_folder_is_refused(folder, tmp_path):
     about = json.loads((folder / "export.json").read_text())
     members, stages = about["members"], about["stages"]
     without_scale = [members[0], {name: value for name, value in members[1].items() if name != "logit_scale"}]
-    for changed, lacking in (
-        ({"members": without_scale}, "logit_scale"),
-        ({"members": members[:1]}, "a stage for each of its models"),
-        ({"stages": stages[:1]}, "a stage for each of its models"),
+    for changed, damage in (
+        ({"members": without_scale}, "without logit_scale"),
+        ({"members": members[:1]}, "stages is .*"),
+        ({"stages": stages[:1]}, "stages is .*"),
     ):
         (tmp_path / "export.json").write_text(json.dumps(about | changed))
-        with pytest.raises(ValueError, match=rf"is damaged \(without {lacking}\); export it anew"):
+        with pytest.raises(ValueError, match=rf"is damaged \({damage}\); export it anew"):
             EarlyExit(tmp_path)
     (tmp_path / "export.json").write_text(json.dumps(about))
     with pytest.raises(ValueError, match=r"classes_0.npy cannot be read \(.*No such file.*\); export it anew"):

@@ -175,6 +175,26 @@ def test_mistakes_in_the_line_are_one_sentence(words, sentence, folder, photos, 
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("entry", "damage"),
+    [
+        ("preprocess", lambda about: about["preprocess"].pop("std")),
+        ("gmacs", lambda about: about["gmacs"].pop()),
+        ("stages", lambda about: about["stages"].clear()),
+        ("stages", lambda about: about["stages"][1]["inputs"].pop()),
+        ("gate", lambda about: about["gate"].update(threshold="0.3")),
+        ("class_names", lambda about: about.update(class_names=None)),
+        ("calibration", lambda about: about.update(calibration={"point": {}})),
+    ],
+)
+def test_a_damaged_entry_is_named(entry, damage, folder, tmp_path):
+    about = json.loads((folder / "export.json").read_text())
+    damage(about)
+    (tmp_path / "export.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=rf"export.json is damaged \({entry} is .*\); export it anew"):
+        EarlyExit(tmp_path)
+
+
 class OnePicture(BaseHTTPRequestHandler):
     """Serves one picture, and a way to a file of this machine."""
 
