@@ -6,6 +6,7 @@ Shapes: B images, N tokens (patches only), R tokens kept, C = N - R tokens merge
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,9 +53,14 @@ def pair_tokens(x: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tenso
         gone, partners = order[:, unmerged::2], order[:, unmerged + 1 :: 2]  # sets A and B
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         a, b = (F.normalize(take(wide, places), dim=-1) for places in (gone, partners))
-        with torch.autocast(x.device.type, enabled=False):  # bf16 would send a quarter of the tokens elsewhere
+        with _without_autocast(x.device.type):  # bf16 would send a quarter of the tokens elsewhere
             into = unmerged + (a @ b.transpose(1, 2)).argmax(-1)
     return torch.cat([order[:, :unmerged], partners], dim=1), gone, into
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    """No rounding of products; a device such as "meta" has no autocast."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def combine(x: Tensor, sizes: Tensor, kept: Tensor, gone: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,7 @@ class MLIPPretraining(ContrastivePretraining):
         self.weights |= {"neighbour": neighbour_weight, "masking": masking_weight}
         self.smoothing_grows = smoothing_grows
         self.matching = {"frequency": frequency_matching, "spatial": spatial_matching}
-        self._check(frequency_layers)
+        self._check(frequency_layers, weights, image_layers)
         sizes = _architecture(architecture, weights, preprocess, quick_gelu)
         self.hparams.preprocess = sizes.get("preprocess_cfg")
         self.clip = MLIP(
@@ -162,11 +162,8 @@ class MLIPPretraining(ContrastivePretraining):
             proportional_attention=proportional_attention,
         )
         if weights is not None:
-            self._start_from(
-                CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess), image_layers
-            )
-        elif image_layers:
-            raise ValueError(f"image_layers {image_layers} without weights that the layers could start from; name some")
+            start = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
+            self._start_from(start, image_layers)
         self._set_up_terms(neighbour_queue, neighbour_form)
 
     def _set_up_terms(self, queue: int, form: Form) -> None:
@@ -186,7 +183,9 @@ class MLIPPretraining(ContrastivePretraining):
         if image_layers:
             self.clip.image_tower.start_from(start.image_tower, image_layers)
 
-    def _check(self, frequency_layers: int) -> None:
+    def _check(self, frequency_layers: int, weights: str | None, image_layers: int) -> None:
+        if image_layers and weights is None:
+            raise ValueError(f"image_layers {image_layers} without weights that the layers could start from; name some")
         for name, value in self.weights.items():
             if value < 0:
                 raise ValueError(f"{name}_weight {value} is negative; 0 leaves the term out")

@@ -131,11 +131,7 @@ class WaveCLIPDistillation(LightningModule):
     ) -> None:
         super().__init__()
         optim.check_settings(learning_rate, weight_decay, warmup_steps)
-        terms = {
-            "distribution": distribution_weight,
-            "contrastive": contrastive_weight,
-            "token": token_weight,
-        }
+        terms = {"distribution": distribution_weight, "contrastive": contrastive_weight, "token": token_weight}
         _check_terms(terms, distribution_scale, fine_first_steps)
         _check_student(train, optimizer, detail_scale, new_rate_factor)
         self.save_hyperparameters()

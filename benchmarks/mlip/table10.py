@@ -118,9 +118,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"Steps (forward, backward, clipped AdamW) of {result['batch']} pairs, {setting['dtype']}: {REFERENCE}'s "
         f"median of {setting['rounds']} rounds in which all rows take turns in one process, and of each other row the "
         "median of its ratio to it in the same round, without an interval: a tenth more or less tells nothing. "
-        f"{setting['device']}, {setting['threads']} threads, torch {setting['torch']}. Reading pictures is no part of a "
-        "step. Accuracies are the ablations', on embedded `test`, mean ± standard deviation over their seeds. The paper prints MLIP's "
-        "row shifted by a column, and its text calls 370 GPU hours fewer than 361."
+        f"{setting['device']}, {setting['threads']} threads, torch {setting['torch']}. Reading pictures is no part of "
+        "a step. Accuracies are the ablations', on embedded `test`, mean ± standard deviation over their seeds. The "
+        "paper prints MLIP's row shifted by a column, and its text calls 370 GPU hours fewer than 361."
     )
     if incomplete:
         note += f" Not all of {result['planned']} seeds were run: `{ablations.COMMAND}`."

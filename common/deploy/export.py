@@ -178,12 +178,8 @@ def write_graphs(
     from common.conditions import conditions
     from common.deploy.export_entries import classification_entries, keep_rate_entries, model_entries
     from common.deploy.graphs import export_stages, onnx_graph, parity
-    from common.deploy.reduced import check_classes
 
-    names, templates = names or deployed.class_names, templates or deployed.templates
-    if reduction is not None:
-        names = names or reduction.data.class_names
-        check_classes(reduction, names)
+    names, templates = _named(deployed, names, reduction), templates or deployed.templates
     setting, others = deployed.setting(), _at_rates(deployed, keep)
     own = own_chains(deployed, setting)
     chains = [*own, *(([stage], deployed.model.image_size) for stage in others.values())]
@@ -219,6 +215,17 @@ def write_graphs(
         report["images_per_second"] = _speeds(deployed, run)
         _write_json(report, part)
     return report
+
+
+def _named(deployed: Deployed, names: Sequence[str] | None, reduction: Reduction | None) -> Sequence[str]:
+    """The classes of an export. ValueError: the pictures of a reduction have others."""
+    from common.deploy.reduced import check_classes
+
+    names = names or deployed.class_names
+    if reduction is not None:
+        names = names or reduction.data.class_names
+        check_classes(reduction, names)
+    return names
 
 
 def _write_beside(
