@@ -6,13 +6,13 @@ Shapes: B images, N tokens (patches only), R tokens kept, C = N - R tokens merge
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.precision import products, wide
 from common.reducer_registry import Setting, reducer
 from common.reduction import Place, Reducer, ReductionContext
 
@@ -51,16 +51,9 @@ def pair_tokens(x: Tensor, importance: Tensor, keep: int) -> tuple[Tensor, Tenso
         order = importance.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
         unmerged = max(tokens - 2 * (tokens - keep), 0)
         gone, partners = order[:, unmerged::2], order[:, unmerged + 1 :: 2]  # sets A and B
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        a, b = (F.normalize(take(wide, places), dim=-1) for places in (gone, partners))
-        with _without_autocast(x.device.type):  # bf16 would send a quarter of the tokens elsewhere
-            into = unmerged + (a @ b.transpose(1, 2)).argmax(-1)
+        a, b = (F.normalize(take(wide(x), places), dim=-1) for places in (gone, partners))
+        into = unmerged + products(a, b).argmax(-1)  # bf16 would send a quarter of the tokens elsewhere
     return torch.cat([order[:, :unmerged], partners], dim=1), gone, into
-
-
-def _without_autocast(device: str) -> AbstractContextManager:
-    """No rounding of products; a device such as "meta" has no autocast."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def combine(x: Tensor, sizes: Tensor, kept: Tensor, gone: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from common.precision import wide
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Keeping, most, wide
+from patchrank.reducers.base import Call, Keeping, most
 from patchrank.reducers.groups import sizes_of
 
 

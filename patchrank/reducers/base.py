@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapters.tower import AdaptedTower
+from common.precision import wide, without_autocast
 from common.reducer_registry import Setting
 from common.reduction import Place, Reducer, ReductionContext
 from patchrank.scores import keep_count
@@ -147,23 +147,6 @@ def readout_of(setting: Setting, name: str) -> Callable[[Tensor], Tensor]:
             return tower.ln_post(tokens.to(tower.proj.dtype)) @ tower.proj
 
     return readout
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in fp32 at least: distances near zero are noise in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager:
-    """A block in which no autocast rounds the products of x: scores that differ little would tie in half precision."""
-    kind = x.device.type  # "meta" has no autocast
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-
-
-def products(a: Tensor, b: Tensor) -> Tensor:
-    """The products [B,K,K'] of tokens a [B,K,F] with all tokens b [B,K',F], in fp32 at least, under autocast too."""
-    with without_autocast(a):
-        return wide(a) @ wide(b).transpose(1, 2)
 
 
 def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:

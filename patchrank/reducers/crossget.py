@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.precision import wide, without_autocast
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
 from common.tower import Block
-from patchrank.reducers.base import Call, Removing, in_order, spread, wide, without_autocast
+from patchrank.reducers.base import Call, Removing, in_order, spread
 from patchrank.reducers.groups import merge_groups, numbered
 
 

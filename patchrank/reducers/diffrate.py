@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.precision import products, wide
 from common.reducer_registry import Setting, reducer
 from common.reduction import Place, Reducer, ReductionContext
-from patchrank.reducers.base import Call, TokenReducer, most, products, wide
+from patchrank.reducers.base import Call, TokenReducer, most
 from patchrank.reducers.groups import grouped_sum, log_sizes, merge_groups, numbered, sizes_of
 
 SCHEDULES = {

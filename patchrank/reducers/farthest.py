@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchrank.reducers.base import marked, products, wide
+from common.precision import products, wide
+from patchrank.reducers.base import marked
 
 
 def cosines(tokens: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from common.precision import wide
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Keeping, in_order, wide
+from patchrank.reducers.base import Call, Keeping, in_order
 from patchrank.reducers.farthest import farthest, squared_distances
 from patchrank.reducers.groups import merge_groups
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.precision import products, wide
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Removing, products, spread, wide
+from patchrank.reducers.base import Call, Removing, spread
 from patchrank.reducers.groups import merge_groups, numbered, sizes_of
 from patchrank.reducers.tome import alternate
 

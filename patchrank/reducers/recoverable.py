@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.precision import wide, without_autocast
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Keeping, in_order, most, readout_of, wide, without_autocast
+from patchrank.reducers.base import Call, Keeping, in_order, most, readout_of
 from patchrank.reducers.dpc_knn import density_peaks
 from patchrank.reducers.groups import merge_groups, numbered
 

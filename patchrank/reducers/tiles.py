@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.precision import wide
 from common.reducer_registry import Setting, at, reducer
 from common.reduction import Place, Reducer, ReductionContext
 from common.tiles import join, of_thumbnails
-from patchrank.reducers.base import Call, Keeping, TokenReducer, in_order, marked, most, wide
+from patchrank.reducers.base import Call, Keeping, TokenReducer, in_order, marked, most
 from patchrank.scores import keep_count
 
 ALPHA = 0.5

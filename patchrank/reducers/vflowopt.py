@@ -10,9 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from common.precision import wide
 from common.reducer_registry import Setting, reducer
 from common.reduction import Place, Reducer, ReductionContext
-from patchrank.reducers.base import Call, Keeping, in_order, marked, most, wide
+from patchrank.reducers.base import Call, Keeping, in_order, marked, most
 from patchrank.reducers.groups import append_fused
 
 LEVELS = 256

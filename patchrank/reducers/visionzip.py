@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.precision import products, wide
 from common.reducer_registry import reducer
 from common.reduction import ReductionContext
-from patchrank.reducers.base import Call, Keeping, in_order, most, products, wide
+from patchrank.reducers.base import Call, Keeping, in_order, most
 from patchrank.reducers.groups import grouped_sum, merge_groups, numbered
 
 
