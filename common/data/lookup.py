@@ -111,10 +111,10 @@ class Captioned:
     account: Account = field(default_factory=Account)
 
 
-def drawn_of(data: Labelled | Captioned, limit: int | None) -> dict[str, str]:
-    """What a record says of a limit beside its number, so that results of other pictures are no results of these."""
-    chance = isinstance(data, Labelled) and data.drawn(limit) is not None
-    return {"limited": "by chance"} if chance else {}
+def version_within(data: Labelled | Captioned, limit: int | None) -> str:
+    """The version of the pictures read within a limit: another one where they are drawn, unlike the first ones."""
+    drawn = isinstance(data, Labelled) and data.drawn(limit) is not None
+    return f"{data.version}, {limit} drawn" if drawn else data.version
 
 
 def splits_of(name: str, task: str) -> tuple[str, ...]:

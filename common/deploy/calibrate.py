@@ -106,7 +106,7 @@ def calibrate(
     ValueError: the model has no setting, or no setting meets the wish.
     """
     from common.conditions import conditions
-    from common.data.lookup import drawn_of, scale_of
+    from common.data.lookup import scale_of, version_within
     from common.deploy.calibration import Calibration, choose, thinned
     from common.evaluate.tasks import Settings
 
@@ -120,8 +120,8 @@ def calibrate(
             "with levels or keep rates has, and so has a cascade (--first)"
         )
     scale = scale_of(name, deployed.model.image_size)
-    at_start = conditions(scale, data=name, split=data.split, data_version=data.version, limit=settings.limit)
-    at_start |= drawn_of(data, settings.limit)
+    version = version_within(data, settings.limit)
+    at_start = conditions(scale, data=name, split=data.split, data_version=version, limit=settings.limit)
     at_start["preprocess"] = asdict(deployed.model.preprocess)
     if deployed.first is not None:
         at_start["first_preprocess"] = asdict(deployed.first.model.preprocess)

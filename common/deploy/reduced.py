@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.lookup import drawn_of
+from common.data.lookup import version_within
 from common.deploy.calibration import Calibration, Outcomes, Wish, choose, thinned
 from common.deploy.graphs import WEIGHTS, Graph, onnx_graph, quiet
 from common.deploy.runtime import EarlyExit, margins
@@ -297,13 +297,12 @@ def recalibrated(
     prompts: the hash of their classes.  at: the conditions of the export.
     """
     wish, data, limit = Wish(**calibration.wish), reduction.data, reduction.settings.limit
-    seen = {"data": reduction.name, "split": data.split, "data_version": data.version, "limit": limit}
-    seen |= drawn_of(data, limit) | {"dtype": reduction.dtype}
+    seen = {"data": reduction.name, "split": data.split, "data_version": version_within(data, limit), "limit": limit}
     return replace(
         calibration,
         point=choose(outcomes, wish),
         curve=thinned(outcomes),
         pictures=len(outcomes.correct),
         prompts=prompts,
-        conditions={**calibration.conditions, **at, **seen},
+        conditions={**calibration.conditions, **at, **seen, "dtype": reduction.dtype},
     )

@@ -172,19 +172,18 @@ class Plan:
 
 def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Namespace, settings: Settings) -> Plan:
     from common.data.images import ORIENTATION
-    from common.data.lookup import drawn_of, source, splits_of
+    from common.data.lookup import source, splits_of, version_within
     from common.reducer_registry import REVISION
 
     templates: tuple[Template, ...] = ()
     depends = ({} if args.point is None else {"point": asdict(args.point)}) | {
         "weights": model.weights,
         **({} if model.first is None else {"first": model.first.weights}),
-        "data_version": data.version,
+        "data_version": version_within(data, settings.limit),
         "orientation": ORIENTATION,
         "preprocess": asdict(model.preprocess),
         "dtype": settings.dtype,
         "limit": settings.limit,
-        **drawn_of(data, settings.limit),
     }
     if args.point is not None and args.point.reducer is not None:
         depends["reducers"] = REVISION
@@ -192,7 +191,8 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
         depends |= {"weights": {"image": model.weights["image"]}, "shots": args.shots, "seeds": args.seeds}
         depends["features"] = args.features
         parts = {part: source(args.data, "training", part, args.place) for part in splits_of(args.data, "training")}
-        depends["training_versions"] = {part: training.version for part, training in parts.items()}
+        versions = {part: version_within(training, settings.limit) for part, training in parts.items()}
+        depends["training_versions"] = versions
     else:
         model.text_encoder()  # ValueError for a model without a text tower
     if task == "retrieval":

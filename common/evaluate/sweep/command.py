@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.reducers = None if args.reducers is None else args.reducers.replace(" ", "")
     words = [] if args.reducers is None else args.reducers.split(",")
     check_reducers(word for word in words if word not in (ALL, OWN))
-    from common.data.lookup import Place, drawn_of, source
+    from common.data.lookup import Place, source
     from common.evaluate.sweep.journal import Journal
     from common.evaluate.sweep.measure import Measure
     from common.evaluate.sweep.run import sweep
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice, scorings = _scorings(model, sources, place, settings, args)
     _say_fixed_rates(asked, args.keeps)
     folder = args.out or runs_directory() / "sweeps" / _name(model, args)
-    journal = Journal(folder / JOURNAL, _identity(model, choice, settings, args) | drawn_of(sources[0], args.limit))
+    journal = Journal(folder / JOURNAL, _identity(model, choice, settings, args))
     sweep(Measure(model, settings.device, args.batches), asked, scorings, journal, args.budget)
     return 0
 

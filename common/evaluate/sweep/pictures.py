@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.lookup import Captioned, Labelled
+from common.data.lookup import Captioned, Labelled, version_within
 from common.evaluate.tasks import Settings, pictures_of
 from common.models import Model
 
@@ -25,7 +25,7 @@ class Pictures:
     """The batches of a split for one model. Small splits are read once, larger ones at every pass."""
 
     def __init__(self, model: Model, data: Labelled | Captioned, settings: Settings, held: int = HELD) -> None:
-        self.data = data
+        self.data, self.version = data, version_within(data, settings.limit)
         self._read = partial(pictures_of, model, data, settings)
         self._limit, self._held = held, list[Mapping[str, Any]]()
         self._first: Tensor | None = None

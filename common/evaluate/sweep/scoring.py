@@ -92,7 +92,7 @@ class ZeroShot(Scoring):
     @property
     def version(self) -> str:
         data = self.pictures.data
-        return value_hash([data.version, data.class_names, prompts_hash(self.templates, data.class_names)])
+        return value_hash([self.pictures.version, data.class_names, prompts_hash(self.templates, data.class_names)])
 
     def sentence(self, samples: int) -> str:
         names, split = len(self.pictures.data.class_names), self.pictures.data.split
@@ -122,7 +122,7 @@ class Retrieval(Scoring):
 
     @property
     def version(self) -> str:
-        return value_hash([self.pictures.data.version, self.pictures.data.captions])
+        return value_hash([self.pictures.version, self.pictures.data.captions])
 
     def sentence(self, samples: int) -> str:
         return f"R@1 among the captions of {samples:,} pictures of {self.pictures.data.split}, and back"
@@ -156,9 +156,9 @@ class LinearProbe(Scoring):
 
     @property
     def version(self) -> str:
-        data = self.pictures.data
-        learned = {part: pictures.data.version for part, pictures in self.training.items()}
-        return value_hash([data.version, data.class_names, learned])
+        names = self.pictures.data.class_names
+        learned = {part: pictures.version for part, pictures in self.training.items()}
+        return value_hash([self.pictures.version, names, learned])
 
     def sentence(self, samples: int) -> str:
         names, split = len(self.pictures.data.class_names), self.pictures.data.split

@@ -6,7 +6,7 @@ import torch
 from common.data import catalogue
 from common.data.embedded import module as embedded
 from common.data.embedded.module import EmbeddedDataModule, indices, prompt, scene, scenes_of
-from common.data.lookup import EMBEDDED, REVISIONS, Place, labelled_set, scale_of, source, splits_of
+from common.data.lookup import EMBEDDED, REVISIONS, Place, labelled_set, scale_of, source, splits_of, version_within
 from common.packaged import default_model
 from common.preprocess import Preprocess
 from common.zeroshot import fill
@@ -142,6 +142,7 @@ def test_a_limit_takes_pictures_of_all_classes_of_a_folder_and_the_same_ones_eve
     assert places == sorted(set(places)) == source(str(tmp_path), "zeroshot").drawn(10) and len(places) == 10
     assert min(sum(place < 20 for place in places), sum(place >= 20 for place in places)) > 2
     assert found.drawn(None) is found.drawn(40) is None
+    assert version_within(found, 40) == found.version != version_within(found, 10) != version_within(found, 11)
 
 
 def test_one_class_alone_is_no_question(tmp_path):
