@@ -144,14 +144,14 @@ def late_interaction(
     if gather:
         text, mask = _as_wide_as_any_rank(text, mask)
     chosen = None if keys is None else key_tokens(image, text, mask, keys)
-    texts, ours = (text, mask), text
+    texts, masks = text, mask
     if gather:
-        texts = gather_rows(text), gather_rows(mask)
+        texts, masks = gather_rows(text), gather_rows(mask)
         chosen = chosen and chosen._replace(text=gather_rows(chosen.text), text_mask=gather_rows(chosen.text_mask))
     with torch.autocast(image.device.type, enabled=False):
-        to_texts, from_texts = late_similarities(image, *texts, chosen)  # [B,G] each: this rank's images
-        if texts[0] is not ours:  # the captions' similarities with the other ranks' images are on those ranks
-            from_texts = gather_rows(from_texts)[:, places_among_ranks(ours)]
+        to_texts, from_texts = late_similarities(image, texts, masks, chosen)  # [B,G] each: this rank's images
+        if texts is not text:  # the captions' similarities with the other ranks' images are on those ranks
+            from_texts = gather_rows(from_texts)[:, places_among_ranks(text)]
         logits = logit_scale * to_texts, logit_scale * from_texts.T
     return contrast(*logits, same=same, label_smoothing=label_smoothing)
 
