@@ -28,8 +28,8 @@ def smoke() -> bool:
     return os.environ.get("SMOKE", "0") not in ("", "0")
 
 
-def write(result: dict[str, Any], rendered: dict[str, Any], folder: Path) -> list[Path]:
-    """Write <name>.json, <name>.md, and a PNG and SVG of each figure into ``folder``; returns their paths.
+def write(entry: Benchmark, result: dict[str, Any], rendered: dict[str, Any], folder: Path) -> list[Path]:
+    """Write a JSON and a Markdown of the result, and a PNG and SVG of each figure into ``folder``; returns their paths.
 
     ValueError: a number is infinite or NaN, which JSON does not have.
     """
@@ -41,7 +41,7 @@ def write(result: dict[str, Any], rendered: dict[str, Any], folder: Path) -> lis
             "null where it is computed"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{result['name']}.json", folder / f"{result['name']}.md"]
+    paths = [folder / f"{entry.stem(result)}.{ending}" for ending in ("json", "md")]
     paths[0].write_text(text + "\n")
     paths[1].write_text(rendered["md"])
     return paths + figures.save(rendered["figures"], folder)
@@ -65,7 +65,7 @@ def run_one(entry: Benchmark, console: Console) -> None:
         result = maker.run(smoke=False)
     rendered = figures.render(maker, result)
     place = getattr(maker, "folder", lambda: RESULTS)
-    paths = write(result, rendered, runs_directory() / "smoke" if smoke() else place())
+    paths = write(entry, result, rendered, runs_directory() / "smoke" if smoke() else place())
     console.print(Markdown(rendered["md"]))
     written = ", ".join(os.path.relpath(path) for path in paths)
     console.print(f"[dim]{time.monotonic() - start:.0f} s; wrote {written}[/dim]", highlight=False)

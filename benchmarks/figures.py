@@ -82,8 +82,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     """Draw every picture again from the stored results."""
     argparse.ArgumentParser(prog="python -m benchmarks figures", description=main.__doc__).parse_args(arguments)
     for entry in BENCHMARKS:
-        result = RESULTS / f"{entry.name}.json"
-        if result.is_file():
+        for result in entry.files(RESULTS):
             for path in save(render(entry.load(), json.loads(result.read_text()))["figures"]):
                 print(path.relative_to(RESULTS.parent.parent))
     return 0

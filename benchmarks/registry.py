@@ -14,9 +14,12 @@ A maker is a module of ``benchmarks``, or an object in one (``module:object``), 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ class Benchmark:
     fill: the command that fills the numbers at the paper's own scale; None: its own command.
     trains: the action, with its arguments, that trains the embedded runs which it collects.
     needs: an environment variable; `all` skips the benchmark where it is not set.
-    by_data: whether it has a result for each data set, NAME-DATA.
+    each: it has a result for each "data" set or each "device", NAME-DATA or NAME-DEVICE; None: it has one, NAME.
     """
 
     name: str
@@ -50,7 +53,7 @@ class Benchmark:
     fill: str | None = None
     trains: str | None = None
     needs: str | None = None
-    by_data: bool = False
+    each: str | None = None
 
     @property
     def title(self) -> str:
@@ -61,6 +64,19 @@ class Benchmark:
     def command(self) -> str:
         """The command that makes its numbers anew."""
         return f"make reproduce-{self.name}"
+
+    def stem(self, result: Result) -> str:
+        """What the files of a result are called."""
+        if self.each != "device":
+            return result["name"]
+        return f"{self.name}-{re.sub('[^a-z0-9]+', '-', result['conditions']['device'].lower()).strip('-')}"
+
+    def files(self, folder: Path) -> list[Path]:
+        """Its results in ``folder``: by name, those of devices the newest first."""
+        paths = sorted(folder.glob(f"{self.name}{'-*' if self.each else ''}.json"))
+        if self.each == "device":
+            paths.sort(key=lambda path: json.loads(path.read_text())["conditions"]["date"], reverse=True)
+        return paths
 
     def load(self) -> Any:
         """Import and return the maker."""
@@ -200,11 +216,15 @@ BENCHMARKS = (
         "a CLIP and a WaveCLIP for the pictures in PHOTOS, one folder a class, beside fair controls",
         "together.photos",
         needs="PHOTOS",
-        by_data=True,
+        each="data",
     ),
-    Benchmark("deploy", "classify, calibrate, convert and export, with what they print", "together.deploy"),
-    Benchmark("speed", "our towers and MLIP's training step, each against its reference", "speed.towers"),
-    Benchmark("loading", "our shard loader against open_clip's", "speed.loading"),
+    Benchmark(
+        "deploy", "classify, calibrate, convert and export, with what they print", "together.deploy", each="device"
+    ),
+    Benchmark(
+        "speed", "our towers and MLIP's training step, each against its reference", "speed.towers", each="device"
+    ),
+    Benchmark("loading", "our shard loader against open_clip's", "speed.loading", each="device"),
 )
 """All benchmarks, those of the papers first."""
 NOT_MEASURED = "nothing in it is measured"
@@ -240,8 +260,17 @@ def benchmark(name: str) -> Benchmark:
 
 def benchmark_of(result: str) -> Benchmark:
     """The entry that a result file of this name belongs to. ValueError: none does."""
-    by_data = (entry for entry in BENCHMARKS if entry.by_data and result.startswith(f"{entry.name}-"))
-    return next(by_data, None) or benchmark(result)
+    several = (entry for entry in BENCHMARKS if entry.each and result.startswith(f"{entry.name}-"))
+    return next(several, None) or benchmark(result)
+
+
+def results(name: str, folder: Path) -> list[Result]:
+    """The stored results of a benchmark, those of devices the newest first; or the one result of this name.
+
+    ValueError: there is no such benchmark.
+    """
+    entry = benchmark_of(name)
+    return [json.loads(path.read_text()) for path in entry.files(folder) if name in (entry.name, path.stem)]
 
 
 def action(name: str) -> Action:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -22,7 +21,8 @@ from benchmarks.waveclip.shapes import cosine_alone
 class Line:
     """One line of the table.
 
-    benchmark: the name of its result.  read: its stored result -> the cell; None: it holds no such run.
+    benchmark: the name of its result, or of its results on several devices.
+    read: a stored result -> the cell; None: it holds no such run.
     """
 
     method: str
@@ -37,8 +37,8 @@ class Line:
 
     def cells(self) -> list[str]:
         """The line's four cells."""
-        path = RESULTS / f"{self.benchmark}.json"
-        cell = self.read(json.loads(path.read_text())) if path.is_file() else None
+        found = map(self.read, registry.results(self.benchmark, RESULTS))
+        cell = "; ".join(part for part in found if part)
         return [self.method, self.measured, cell or "not run", f"`{self.command}`"]
 
 
@@ -152,12 +152,16 @@ def best_composition(result: Result) -> str | None:
 
 def speed_of_towers(result: Result) -> str:
     """Images/s of our image tower over open_clip's."""
-    return ", ".join(f"× {row['ratio']:.2f} ({row['dtype']})" for row in result["towers"])
+    return _on_device(result, (f"× {row['ratio']:.2f} ({row['dtype']})" for row in result["towers"]))
 
 
 def speed_of_loading(result: Result) -> str:
     """Pairs/s of our shard loader over open_clip's."""
-    return ", ".join(f"× {row['ratio']:.2f} ({row['pictures']})" for row in result["rows"])
+    return _on_device(result, (f"× {row['ratio']:.2f} ({row['pictures']})" for row in result["rows"]))
+
+
+def _on_device(result: Result, ratios: Iterable[str]) -> str:
+    return f"{', '.join(ratios)} on {result['conditions']['device']}"
 
 
 LINES = (

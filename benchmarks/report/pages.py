@@ -1,19 +1,19 @@
 """Writes the tables of README and docs, and the report page, from the result files.
 
-A table is placed between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a result's, or one of OTHERS.
+A table is placed between ``<!-- table: NAME -->`` and ``<!-- /table -->``; NAME is a result's, that of a benchmark with
+a result for each device, or one of OTHERS.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.registry import benchmark_of
+from benchmarks.registry import benchmark_of, results
 from benchmarks.report import headlines, reducers, sweeps
 from benchmarks.report.page import build
 from benchmarks.together import deploy, frontier_tables
@@ -23,38 +23,51 @@ from common.paths import runs_directory
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 OTHERS: dict[str, Callable[[], str]] = {
-    "deploy-commands": lambda: _stored("deploy", deploy.commands),
-    "deploy-costs": lambda: _stored("deploy", deploy.costs),
-    "deploy-python": lambda: _stored("deploy", deploy.in_python),
-    "frontier-summary": lambda: _stored("frontier", frontier_tables.summary),
+    "deploy-commands": lambda: _newest("deploy", deploy.commands),
+    "deploy-costs": lambda: _newest("deploy", deploy.costs) + _elsewhere("deploy", deploy.goals),
+    "deploy-python": lambda: _newest("deploy", deploy.in_python),
+    "frontier-summary": lambda: _newest("frontier", frontier_tables.summary),
     "headlines": headlines.table,
     "reducers": reducers.overview,
     "reducers-at-equal-cost": sweeps.at_equal_cost,
     "reducers-in-tiles": reducers.in_tiles,
     "reducers-one-by-one": reducers.descriptions,
     "retrain": retrain.table,
-    "table2-embedded": lambda: _stored("table2", lambda result: table2_embedded.markdown(result["embedded"])),
+    "table2-embedded": lambda: _newest("table2", lambda result: table2_embedded.markdown(result["embedded"])),
 }
 """Tables that are not the whole Markdown of a benchmark."""
+_LINK = "../benchmarks/results/{}.md"
+"""From a page of docs to a result's Markdown."""
 _TABLE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- /table -->)", re.S)
 
 
 def table(name: str) -> str:
-    """The Markdown of a stored result, or a line that its benchmark was not run; or one of OTHERS.
+    """The Markdown of a stored result, of all devices' or of one's, or a line that it was not run; or one of OTHERS.
 
     ValueError: no such table.
     """
     if name in OTHERS:
         return OTHERS[name]()
+    render = benchmark_of(name).load().render
+    return "\n".join(render(result)["md"] for result in results(name, RESULTS)) or _not_run(name)
+
+
+def _newest(name: str, markdown: Callable[[dict[str, Any]], str]) -> str:
+    return next(map(markdown, results(name, RESULTS)), _not_run(name))
+
+
+def _not_run(name: str) -> str:
+    return f"Not run: `python -m benchmarks {benchmark_of(name).name}`.\n"
+
+
+def _elsewhere(name: str, markdown: Callable[[dict[str, Any]], str]) -> str:
+    """What is to say of every device but the newest, with a link to its tables."""
     entry = benchmark_of(name)
-    return _stored(name, lambda result: entry.load().render(result)["md"])
-
-
-def _stored(name: str, markdown: Callable[[dict[str, Any]], str]) -> str:
-    path = RESULTS / f"{name}.json"
-    if not path.is_file():
-        return f"Not run: `python -m benchmarks {benchmark_of(name).name}`.\n"
-    return markdown(json.loads(path.read_text()))
+    return "".join(
+        f"\nEarlier, on {result['conditions']['device']}: [all tables]({_LINK.format(entry.stem(result))})"
+        f"\n\n{markdown(result)}"
+        for result in results(name, RESULTS)[1:]
+    )
 
 
 def fill(text: str, tables: Callable[[str], str] = table) -> str:

@@ -140,6 +140,6 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     run = result["conditions"]
     note = (
         f"Medians of {run['rounds']} alternating rounds (of the ratios too), {run['workers']} worker processes, "
-        f"batch {run['batch']}; {run['device']}, {run['threads']} threads."
+        f"batch {run['batch']}, {run['threads']} threads."
     )
-    return {"md": f"{rates}\n\n{note}\n", "figures": {}}
+    return {"md": f"On {run['device']}:\n\n{rates}\n\n{note}\n", "figures": {}}

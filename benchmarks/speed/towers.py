@@ -107,6 +107,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"{haar['ratio']:.1f}",
     ]
     parts = [
+        f"On {run['device']}, {run['threads']} threads, torch {run['torch']}:",
         table([*head, "ratio"], rows, left=(0, 1)),
         table(["haar transform", "convolution, ms", "ptwt's call, ms", "ratio"], [cells]),
     ]
@@ -115,9 +116,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     rates = ", ".join(f"{row['matmul_gmacs_per_second']:.0f} ({row['dtype']})" for row in result["towers"])
     parts.append(
         f"Medians of {run['rounds']} alternating rounds in one process (of the ratios too), "
-        f"batch {run['batch']}, {run['pixels']} px, all tokens; {run['device']}, {run['threads']} threads, "
-        f"torch {run['torch']}. The matrix rate is that of a {'x'.join(map(str, MATMUL))} product, in 10⁹ "
-        f"multiply-adds per second: {rates}."
+        f"batch {run['batch']}, {run['pixels']} px, all tokens. The matrix rate is that of a "
+        f"{'x'.join(map(str, MATMUL))} product, in 10⁹ multiply-adds per second: {rates}."
     )
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
 

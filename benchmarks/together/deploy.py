@@ -141,6 +141,13 @@ def costs(result: dict[str, Any]) -> str:
     return "\n\n".join(deploy_tables.parts(result["costs"], result["conditions"])) + "\n"
 
 
+def goals(result: dict[str, Any]) -> str:
+    """Whether WaveCLIP reaches its goals on each data set, as Markdown; empty where no costs were measured."""
+    found = result.get("costs", {"tables": {}})["tables"]
+    parts = [(f"{name}.", *deploy_tables.goals(case["rows"])) for name, case in found.items() if case["pictures"]]
+    return "\n\n".join(" ".join(part) for part in parts) + "\n"
+
+
 def missing(result: dict[str, Any]) -> list[tuple[str, str]]:
     """The costs, where a result was made before they were measured."""
     return [] if "costs" in result else [("what the models cost on every engine", "make reproduce-deploy")]

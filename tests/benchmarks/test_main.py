@@ -3,11 +3,30 @@
 import pytest
 
 from benchmarks.__main__ import write
+from benchmarks.registry import benchmark, results
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])
 def test_a_number_that_json_lacks_is_never_written(tmp_path, number):
     result = {"name": "table2", "rows": [{"saved": number}]}
     with pytest.raises(ValueError, match="the result of table2 holds a number that JSON does not have"):
-        write(result, {"md": "", "figures": {}}, tmp_path)
+        write(benchmark("table2"), result, {"md": "", "figures": {}}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_keeps_its_speeds_when_another_is_measured(tmp_path):
+    entry = benchmark("speed")
+
+    def measured(device, date, speed):
+        result = {"name": "speed", "conditions": {"device": device, "date": date}, "speed": speed}
+        write(entry, result, {"md": "", "figures": {}}, tmp_path)
+
+    measured("x86_64 CPU (AVX512, bf16 products)", "2026-01-01T00:00:00+00:00", 1)
+    measured("x86_64 CPU (AVX2)", "2026-01-02T00:00:00+00:00", 2)
+    measured("x86_64 CPU (AVX512, bf16 products)", "2026-01-03T00:00:00+00:00", 3)
+    assert [path.name for path in entry.files(tmp_path)] == [
+        "speed-x86-64-cpu-avx512-bf16-products.json",
+        "speed-x86-64-cpu-avx2.json",
+    ]
+    assert [result["speed"] for result in results("speed", tmp_path)] == [3, 2], "the newest first"
+    assert [result["speed"] for result in results("speed-x86-64-cpu-avx2", tmp_path)] == [2]

@@ -49,7 +49,7 @@ def stored(folder: Path) -> dict[str, Stored]:
     """The benchmarks that have a result in ``folder``, by name."""
     results = {}
     for entry in BENCHMARKS:
-        paths = sorted(folder.glob(f"{entry.name}{'-*' if entry.by_data else ''}.json"))
+        paths = entry.files(folder)
         result = json.loads(paths[0].read_text()) if paths else {}
         if result.keys() - {"name", "conditions", "missing"}:  # otherwise it holds no measurement
             pictures = sorted([*folder.glob(f"{entry.name}.png"), *folder.glob(f"{entry.name}-*.png")])

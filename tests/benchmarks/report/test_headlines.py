@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.registry import BENCHMARKS
+from benchmarks.registry import BENCHMARKS, results
 from benchmarks.report import headlines
 from benchmarks.report.headlines import (
     LINES,
@@ -21,7 +21,7 @@ from common.early_exit import NEVER
 
 def test_every_line_is_read_from_the_stored_results_or_says_that_it_was_not_run():
     for line in LINES:
-        stored = (headlines.RESULTS / f"{line.benchmark}.json").is_file()
+        stored = results(line.benchmark, headlines.RESULTS)
         assert stored or line.cells()[2] == "not run", line.measured
     assert table().count("\n|") == len(LINES) + 1
 

@@ -43,6 +43,20 @@ def test_what_was_not_run_says_how_to(monkeypatch, tmp_path):
     assert table("speed") == "Not run: `python -m benchmarks speed`.\n"
 
 
+def test_devices_stand_one_after_another_and_of_deployment_the_earlier_ones_are_linked(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    for device, date in (("old GPU", "2026-01-01"), ("new GPU", "2026-01-02")):
+        run = {"device": device, "date": date, "rounds": 5, "workers": 2, "batch": 8, "threads": 1, "torch": "2"}
+        for name in ("loading", "deploy"):
+            result = {"name": name, "conditions": run, "rows": [], "costs": {"tables": {}, "missing": {device: "none"}}}
+            (tmp_path / f"{name}-{device.replace(' ', '-')}.json").write_text(json.dumps(result))
+    loading, deploy = table("loading"), table("deploy-costs")
+    assert loading.index("On new GPU:") < loading.index("On old GPU:")
+    assert "On new GPU:" not in table("loading-old-GPU")
+    assert "new GPU (none)" in deploy and "old GPU (none)" not in deploy
+    assert "Earlier, on old GPU: [all tables](../benchmarks/results/deploy-old-gpu.md)" in deploy
+
+
 def test_unknown_table_is_named():
     with pytest.raises(ValueError, match="no benchmark 'tabel2'"):
         table("tabel2")
@@ -99,6 +113,7 @@ def test_where_only_a_part_was_trained_nothing_is_written(maker, monkeypatch, tm
 
 def test_results_of_several_data_sets_belong_to_one_benchmark():
     assert benchmark_of("photos-cifar10") is benchmark("photos") and benchmark_of("speed") is benchmark("speed")
+    assert benchmark_of("speed-nvidia-h200") is benchmark("speed")
 
 
 @pytest.mark.parametrize(("smoke", "trains"), [("0", 1), ("1", 0)])
