@@ -6,6 +6,7 @@ Shapes: B pairs on this rank, G = world size * B pairs on all ranks, E joint dim
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, distributed
@@ -76,13 +77,38 @@ def info_nce(
     gather: use the negatives of all ranks. Each rank computes its own rows, so the mean gradient over ranks (which
         DDP computes) equals the gradient of one process with the whole batch.
     """
-    all_image, all_text = (gather_rows(image), gather_rows(text)) if gather else (image, text)
-    return contrast(
-        scaled_cosines(image, all_text, logit_scale),
-        scaled_cosines(text, all_image, logit_scale),
-        same=same,
-        label_smoothing=label_smoothing,
+    shared = {"same": same, "label_smoothing": label_smoothing, "gather": gather}
+    return info_nce_of_views([image], [text], logit_scale, **shared)
+
+
+def info_nce_of_views(
+    images: Sequence[Tensor],
+    texts: Sequence[Tensor],
+    logit_scale: Tensor,
+    *,
+    same: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    gather: bool = True,
+) -> Tensor:
+    """The mean ``info_nce`` of each view of the images with each one of the texts -> scalar.
+
+    images, texts: [B,E] each, normalised.  Each embedding travels between the ranks once, for all of its pairs.
+    """
+    all_images, all_texts = (
+        gather_rows(torch.cat(list(views), dim=1)).chunk(len(views), dim=1) if gather else views
+        for views in (images, texts)
     )
+    losses = [
+        contrast(
+            scaled_cosines(image, all_text, logit_scale),
+            scaled_cosines(text, all_image, logit_scale),
+            same=same,
+            label_smoothing=label_smoothing,
+        )
+        for image, all_image in zip(images, all_images, strict=True)
+        for text, all_text in zip(texts, all_texts, strict=True)
+    ]
+    return sum(losses) / len(losses)
 
 
 def contrast(

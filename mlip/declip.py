@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.contrastive import info_nce
+from common.contrastive import info_nce_of_views
 from common.self_supervision import SimSiam, views_of
 from common.two_pass import in_parts
 from mlip.baseline import BaselinePretraining
@@ -82,7 +82,7 @@ class DeCLIPPretraining(BaselinePretraining):
         views, texts = embeddings[:2], [F.normalize(text, dim=-1) for text in embeddings[2:]]
         images, scale = [F.normalize(view, dim=-1) for view in views], self.clip.logit_scale.exp()
         shared = {"same": batch["caption_id"], "label_smoothing": self.label_smoothing}
-        terms = {"clip": sum(info_nce(image, text, scale, **shared) for image in images for text in texts) / 4}
+        terms = {"clip": info_nce_of_views(images, texts, scale, **shared)}
         if self.neighbours is not None:
             terms["neighbour"] = self._neighbour_term(images, texts, scale)
         if self.simsiam is not None:

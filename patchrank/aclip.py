@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.clip import CLIP
-from common.contrastive import info_nce
+from common.contrastive import info_nce_of_views
 from common.optim import OptimizerName
 from common.pretraining import ContrastivePretraining
 from common.reduction import ReducedTower, ReductionContext
@@ -164,7 +164,7 @@ class ACLIPPretraining(ContrastivePretraining):
         predictions = [self.byol_prediction(self.byol_head(feature)) for feature in features]
         targets = [projection for _, projection in reversed(observed)]
         return {
-            "clip": sum(info_nce(image, text, scale, **shared) for image in images) / 2,
+            "clip": info_nce_of_views(images, [text], scale, **shared),
             "simclr": simclr(*(self.simclr_head(feature) for feature in features), self.temperature),
             "byol": sum(byol(*pair) for pair in zip(predictions, targets, strict=True)) / 2,
         }

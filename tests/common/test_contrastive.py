@@ -7,7 +7,7 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from common.contrastive import clamp_logit_scale, gather_rows, info_nce
+from common.contrastive import clamp_logit_scale, gather_rows, info_nce, info_nce_of_views
 from tests.common.ranks import on_two_ranks
 
 
@@ -73,6 +73,14 @@ def test_bf16_embeddings_are_summed_in_fp32():
     assert loss.dtype == torch.float32 and math.isclose(loss, exact, rel_tol=0.05)
 
 
+def test_views_are_averaged_over_their_pairs():
+    (image, text, same), scale = pairs(), torch.tensor(5.0)
+    images, texts = [image, image.flip(1), image.roll(1, 1)], [text, text.flip(1)]
+    expected = torch.stack([info_nce(a, b, scale, same=same, label_smoothing=0.1) for a in images for b in texts])
+    result = info_nce_of_views(images, texts, scale, same=same, label_smoothing=0.1)
+    torch.testing.assert_close(result, expected.mean())
+
+
 def test_the_scale_is_kept_in_bounds_in_place():
     for value, kept in ((-1.0, 0.0), (2.0, 2.0), (5.0, math.log(100))):
         scale = torch.nn.Parameter(torch.tensor(value))
@@ -81,11 +89,12 @@ def test_the_scale_is_kept_in_bounds_in_place():
 
 
 def joined_loss(weight, rows, same):
-    """The loss of pairs that one linear layer embeds, and the gradient of the layer."""
+    """The loss of two views of pairs that one linear layer embeds, and the gradient of the layer."""
     image, text, _ = pairs()
     weight = weight.clone().requires_grad_()
     embedded = [F.normalize(part[rows] @ weight, dim=-1) for part in (image, text)]
-    loss = info_nce(*embedded, torch.tensor(5.0), same=None if same is None else same[rows])
+    views = [[part, part.roll(1, 1)] for part in embedded]
+    loss = info_nce_of_views(*views, torch.tensor(5.0), same=None if same is None else same[rows])
     loss.backward()
     return loss.detach(), weight.grad
 
