@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,19 @@ def refuse_existing(folder: Path) -> None:
     """ValueError: a folder that something new would be written into holds something, or is a file."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder.absolute()} is there already; name a new folder")
+
+
+def check_writable(folder: Path, mend: str) -> None:
+    """Make a folder, and try to write into it before hours of work end there. mend: the end of the message.
+
+    ValueError: it cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"nothing can be written into {folder.absolute()}: {error.strerror}; {mend}") from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from common.arguments import GMACS, add_first, add_model, model_arguments, number, read_templates, whole_number
+from common.paths import check_writable
 
 if TYPE_CHECKING:
     from common.data.lookup import Labelled
@@ -69,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = source(args.data, "zeroshot", split, Place(args.root, None, args.class_names))
     deployed = load(**named, device=args.device, first=args.first)
     settings = Settings(args.batch_size, args.workers, deployed.device, limit=args.limit)
-    calibration = calibrate(deployed, data, args.data, wish, templates, settings)
     file = deployed.calibration_file if args.calibration is None else calibration_file(args.calibration)
+    check_writable(file.parent, "name a .json file elsewhere with --calibration")
+    calibration = calibrate(deployed, data, args.data, wish, templates, settings)
     print("\n".join(lines(calibration)), flush=True)  # before the file, which may fail
     calibration.write(file)
     print(f"saved: {file}")

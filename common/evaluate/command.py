@@ -29,7 +29,7 @@ from common.evaluate.points import (
     read_point,
 )
 from common.evaluate.prompts import OWN, TEMPLATE_HELP, chosen_templates, prompts_hash, value_hash
-from common.paths import runs_directory, written_whole
+from common.paths import check_writable, runs_directory, written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = model_at(model, args.point, classes)
     # Plan all tasks before the first one runs: a mistake in the last one then costs nothing.
     plans = [_plan(task, data, model, args, settings) for task, data in sources.items()]
+    args.out = args.out or runs_directory() / "evaluations"
+    check_writable(args.out, "name another folder with --out")
     for plan in plans:
         _finish(plan, model, args, settings)
     if "cuda" in device:
@@ -219,7 +221,7 @@ def _finish(plan: Plan, model: Model, args: argparse.Namespace, settings: Settin
     what = f"{plan.task} on {args.data} {plan.data.split}"
     what += "" if args.point is None else f" at {args.point.name}"
     what += ", the model's own templates" if plan.depends.get("template") == OWN else ""
-    file = (args.out or runs_directory() / "evaluations") / plan.file
+    file = args.out / plan.file
     if file.is_file():
         print(f"{what}: done before, {file} (delete it to run again)")
         return

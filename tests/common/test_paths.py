@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.paths import runs_directory, written_whole
+from common.paths import check_writable, runs_directory, written_whole
 
 
 def test_a_file_has_its_name_only_at_the_end(tmp_path):
@@ -42,6 +42,14 @@ def test_an_error_leaves_nothing_behind(tmp_path, begin):
     with pytest.raises(RuntimeError, match="disk full"):
         fail()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_into_is_said_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "folder", "name another")
+    assert not list((tmp_path / "new" / "folder").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"nothing can be written into .*file/below: Not a directory; name another"):
+        check_writable(tmp_path / "file" / "below", "name another")
 
 
 def test_runs_directory_is_the_environments_or_runs(monkeypatch):

@@ -66,6 +66,15 @@ def test_a_budget_from_calibration_to_classification(model, labelled, capsys):
     assert "note: the calibration was made with other labels" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_said_before_the_pictures_are_read(model, labelled, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    line = ["calibrate", "--data", labelled, "--model", model, "--gmacs", "1", "--device", "cpu"]
+    assert main([*line, "--calibration", str(tmp_path / "file" / "mine.json")]) == 1
+    said = capsys.readouterr()
+    assert "nothing can be written into" in said.err and "with --calibration" in said.err
+    assert "observing" not in said.err and not said.out
+
+
 def test_a_calibration_is_used_where_it_was_asked_for(labelled, tmp_path, monkeypatch, capsys):
     """Weights that lie in no model directory: their calibration is stored, and not followed unasked."""
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))

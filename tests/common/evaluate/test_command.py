@@ -62,6 +62,13 @@ def test_three_tasks_then_nothing_to_do(model, tmp_path, capsys, monkeypatch):
     assert results(tmp_path / "runs" / "evaluations") == written
 
 
+def test_a_folder_that_cannot_be_written_into_is_said_before_the_work(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tasks, "zero_shot", lambda *_: pytest.fail("measured in vain"))
+    (tmp_path / "file").touch()
+    assert evaluate(model, "--out", str(tmp_path / "file" / "results")) == 1
+    assert "nothing can be written into" in capsys.readouterr().err
+
+
 def test_workers_and_batches_change_nothing(model, tmp_path):
     metrics = []
     for n, (workers, batch) in enumerate((("0", "1"), ("0", "5"), ("2", "64"))):
