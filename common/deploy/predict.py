@@ -2,7 +2,8 @@
 
 It needs Python 3.11 with numpy, Pillow and onnxruntime, and for class names of your own also tokenizers. Rows go to the
 screen as csv, or to a .csv or .jsonl file; all other messages go to the error stream. Exit codes: 0 done, 1 a mistake,
-or with --strict a picture that could not be read, 2 wrong usage, 130 interrupted, 141 the reader of the rows went away.
+or with --strict a picture that could not be read, 2 wrong usage, 130 interrupted, 141 the reader of the rows went away,
+143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -278,4 +280,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + 15))  # an exit removes what is unfinished
     sys.exit(main())

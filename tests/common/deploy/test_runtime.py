@@ -134,6 +134,17 @@ def test_a_list_on_stdin_is_read_as_it_comes(folder, photos, monkeypatch, capsys
     assert good["label"] in NAMES and "FileNotFoundError" in gone["error"] and "--allow-urls" in url["error"]
 
 
+def test_a_program_that_is_stopped_leaves_no_unfinished_file(folder, photos, tmp_path):
+    line = [sys.executable, folder / "predict.py", "-", "--out", tmp_path / "rows.csv"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        program.stdin.write(f"{photos / '00.png'}\n")
+        program.stdin.flush()
+        assert "levels" in program.stderr.readline(), "it says how it runs, then it waits for more pictures"
+        program.terminate()
+        program.wait()
+    assert program.returncode == 143 and not list(tmp_path.iterdir())
+
+
 def test_a_damaged_folder_is_said_and_never_answers_wrongly(folder, tmp_path):
     whole = np.load(folder / "classes.npy")
     np.save(edited(folder, tmp_path / "few") / "classes.npy", whole[:1])
