@@ -35,6 +35,9 @@ REFERENCE, REFERENCE_INT8 = "PyTorch fp32", "ONNX Runtime int8"
 PROMPT = ["{}"]
 """The template of the two classes of ``Prepared``."""
 FOLDERS = ("fp32", "int8", STATIC)
+INT8_PRODUCTS = torch.cpu._is_vnni_supported()
+"""Whether this processor multiplies in int8. Where it does not, PyTorch's product of int8 matrices is a plain loop, which
+takes tens of times as long as that of fp32."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,10 @@ def engines() -> tuple[dict[str, Engine], dict[str, str]]:
         found["PyTorch fp32, compiled"] = _torch(torch.float32, _compiled)
     else:
         missing["torch.compile"] = "COMPILE=1 and a C++ compiler"
-    if installed("torchao"):
+    if installed("torchao") and INT8_PRODUCTS:
         found["PyTorch int8, torchao"] = _torch(torch.float32, _torchao, bytes_of_linear=1)
     else:
-        missing["torchao"] = "pip install torchao"
+        missing["torchao"] = "pip install torchao" if INT8_PRODUCTS else "a processor that multiplies in int8"
     for dtype in FOLDERS:
         found[f"ONNX Runtime {dtype}"] = Engine(partial(_onnx, dtype), _folder_size(dtype), _onnx_program(dtype), True)
     if installed("openvino"):

@@ -30,6 +30,15 @@ def test_every_engine_is_there_or_named_as_missing(monkeypatch):
     assert {"torch.compile", "torchao", "OpenVINO"} <= set(missing)
 
 
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_torchao_runs_where_the_processor_multiplies_in_int8(monkeypatch, multiplies):
+    monkeypatch.setattr("benchmarks.together.deploy_engines.installed", lambda name: True)
+    monkeypatch.setattr("benchmarks.together.deploy_engines.INT8_PRODUCTS", multiplies)
+    found, missing = engines()
+    assert ("PyTorch int8, torchao" in found) is multiplies
+    assert missing.get("torchao") == (None if multiplies else "a processor that multiplies in int8")
+
+
 def test_first_answers_are_measured_in_a_process_of_their_own(tmp_path):
     def engine(program):
         return Engine(lambda prepared: [], lambda prepared: 0, program)
