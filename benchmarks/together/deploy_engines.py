@@ -36,7 +36,7 @@ PROMPT = ["{}"]
 """The template of the two classes of ``Prepared``."""
 FOLDERS = ("fp32", "int8", STATIC)
 INT8_PRODUCTS = torch.cpu._is_vnni_supported()
-"""Whether this processor multiplies in int8. Where it does not, PyTorch's product of int8 matrices is a plain loop, which
+"""Whether this processor multiplies in int8. Where it does not, PyTorch's product of int8 matrices is a plain loop and
 takes tens of times as long as that of fp32."""
 
 
