@@ -37,8 +37,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """Writes local checkpoints beside their place, syncs them, and renames them into it.
 
     The file that a new one replaces stays as ``NAME-previous.ckpt``; a file that Lightning removes goes once two
-    others stand in its folder. A save that fails warns, leaves what was there, and lets the run go on: ``saved`` and
-    ``failed`` count them, ``failing`` says that the last one failed. Remote paths are left to Lightning.
+    others stand in its folder, unless the one that takes its place could not be written. A save that fails warns,
+    leaves what was there, and lets the run go on: ``saved`` and ``failed`` count them, ``failing`` says that the last
+    one failed. Remote paths are left to Lightning.
     """
 
     def __init__(self) -> None:
@@ -73,16 +74,19 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return read_plain(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, as soon as two others stand in its folder."""
+        """Remove a checkpoint, as soon as two others stand in its folder; never for one that could not be written."""
         if "://" in str(path) or Path(path).is_dir():
             return super().remove_checkpoint(path)
+        if self.failing:
+            return None
         self._superseded.append(Path(path))
         return self._remove_superseded()
 
     def _remove_superseded(self) -> None:
         for path in list(self._superseded):
             if len(set(path.parent.glob("*.ckpt")) - {path}) >= 2:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
                 self._superseded.remove(path)
 
 

@@ -36,10 +36,12 @@ class KeepWork(Checkpoint):
         self.seconds = 60 * minutes
         self._clock, self._saved_step = time.monotonic(), 0
         self._signal: int | None = None
+        self._ended_step, self._half_done = 0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and listen to signals."""
         self._clock, self._saved_step, self._signal = time.monotonic(), trainer.global_step, None
+        self._ended_step, self._half_done = trainer.global_step, False
         if threading.current_thread() is not threading.main_thread():
             return
         if trainer.world_size == 1:
@@ -59,7 +61,11 @@ class KeepWork(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time, and stop for a signal."""
+        """Save when it is time, and stop for a signal; never between the batches whose gradients make one step."""
+        self._half_done = trainer.accumulate_grad_batches > 1 and trainer.global_step == self._ended_step
+        self._ended_step = trainer.global_step
+        if self._half_done:
+            return
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         requeue = self._signal == signal.SIGUSR1
@@ -84,11 +90,21 @@ class KeepWork(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where the run stops; an error of one process of several leaves the others waiting, so not then."""
         stopped = isinstance(exception, SIGTERMException)
-        fits = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fits and self._saved_step != trainer.global_step and (stopped or trainer.world_size == 1):
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        whole = not self._half_done and (stopped or trainer.world_size == 1)
+        if whole and self._saved_step != trainer.global_step:
             self._save(trainer)
-        if fits and (stopped or isinstance(exception, KeyboardInterrupt)):
-            rank_zero_info(f"stopped after step {trainer.global_step}; --ckpt_path last goes on from there")
+        if stopped or isinstance(exception, KeyboardInterrupt):
+            rank_zero_info(self._stopped(trainer))
+
+    def _stopped(self, trainer: Trainer) -> str:
+        """What a user who stopped the run needs to know."""
+        saved = 0 if trainer.fast_dev_run else self._saved_step
+        if saved == trainer.global_step and not self._failing(trainer):
+            return f"stopped after step {saved}; --ckpt_path last goes on from there"
+        kept = f"the last checkpoint is of step {saved}" if saved else "nothing was saved"
+        return f"stopped after step {trainer.global_step}; {kept}"
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:

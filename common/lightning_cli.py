@@ -139,9 +139,10 @@ class RecipeCLI(LightningCLI):
         if record is None:
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
-        changed = [
-            line for part in ("model", "data") for line in differences({part: record[part]}, {part: config.get(part)})
-        ]
+        now = {part: config.get(part) for part in ("model", "data")}
+        if not isinstance(config.get("seed_everything"), bool):  # True: Lightning draws one
+            now["seed"] = config.get("seed_everything")
+        changed = differences({part: record.get(part) for part in now}, now)
         if changed:
             raise ValueError(
                 f"{path} stands where this job goes on, but its record is another run's: {'; '.join(changed)}; begin "

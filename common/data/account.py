@@ -97,6 +97,7 @@ class Account:
         self.rejected += other.rejected
         self.ignored += other.ignored
         self.kinds += other.kinds
+        self.last = other.last or self.last
         self.examples = other.examples | self.examples
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -82,16 +82,14 @@ def compare(urls: Sequence[str], verify: bool | None = None) -> tuple[Account, l
 
     remarks += [how] if local else []
 
-    def check_one(url: str) -> tuple[Account, str]:
-        if is_remote(url):
-            return remote.check(url)
-        path = Path(url)
-        entry = entry_of(url, known)
+    def check_local(path: Path) -> tuple[Account, str]:
+        entry = entry_of(str(path), known)
         return _against_entry(path, entry, verify) if entry else _without_entry(path, path.parent in known, verify)
 
-    there = [*map(str, local), *(url for url in urls if is_remote(url))]
-    with ThreadPoolExecutor() as pool:
-        results = list(track(pool.map(check_one, there), "comparing", len(there)))
+    far = [url for url in urls if is_remote(url)]
+    with ThreadPoolExecutor() as pool:  # for local ones; of remote ones each must know what the ones before it read
+        both = chain(pool.map(check_local, local), map(remote.check, far))
+        results = list(track(both, "comparing", len(local) + len(far)))
     account = Account()
     for part, problem in results:
         account.add(part)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common.clip import load_architecture
 from common.data.classification import ClassificationSet
 from common.data.embedded.tasks import drawing
-from common.data.loader import position
+from common.data.loader import begun, position
 from common.data.lookup import EMBEDDED_TASKS, Place, labelled_set, scale_of, splits_of
 from common.data.pictures import loader
 from common.data.reader import caption_id, collate
@@ -86,6 +86,7 @@ class EpochLoader:
             )
         self._view, self._preprocess, self._progress = view, preprocess, progress
         self.batch_size, self.num_workers, self.rank, self.world = batch_size, num_workers, rank, world
+        self._iterations = 0
 
     def __len__(self) -> int:
         return len(self._view) // (self.world * self.batch_size)
@@ -101,13 +102,16 @@ class EpochLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         # A generator, so that this runs at the first batch, when a resumed trainer's counters stand right.
         epoch, done = self._progress()
-        yield from DataLoader(
+        loader = DataLoader(
             self._view,
             batch_sampler=self.batches(epoch)[done:],
             num_workers=self.num_workers,
             collate_fn=partial(collate, preprocess=self._preprocess),
             pin_memory=torch.cuda.is_available(),
         )
+        batches = begun(loader, again=self._iterations > 0)
+        self._iterations += 1
+        yield from batches
 
 
 class ClassificationDataModule(LightningDataModule):

@@ -18,10 +18,25 @@ if TYPE_CHECKING:
 def position(trainer: Trainer) -> tuple[int, int]:
     """The place of a run: (epoch, finished batches of it).
 
-    A batch is finished after its optimiser step. Prefetched batches and an interrupted one do not count.
+    A batch is finished after its optimiser step. Prefetched batches and an interrupted one do not count. Where the
+    trainer overfits some batches, all of its epochs are the first one.
     """
     done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-    return divmod(done, trainer.num_training_batches)
+    epoch, finished = divmod(done, trainer.num_training_batches)
+    return (0 if trainer.overfit_batches else epoch), finished
+
+
+def begun(loader: DataLoader, again: bool) -> Iterator[dict[str, Any]]:
+    """An iterator of a loader, which draws a seed from torch's generator that no loader here uses.
+
+    again: it is not the first of a run. The draw is undone then, since a resumed run, whose generators are restored
+    after its first iteration began, would else go on with other numbers than one that was never stopped.
+    """
+    state = torch.get_rng_state()
+    batches = iter(loader)
+    if again:
+        torch.set_rng_state(state)
+    return batches
 
 
 class ShardLoader:
@@ -66,12 +81,15 @@ class ShardLoader:
         # A generator, so that this runs at the first batch: a resumed trainer asks for an iterator too early,
         # before its counters stand where the run goes on.
         self.source.set_position(*(self._progress() if self._progress else (self._iterations, 0)))
-        state = torch.get_rng_state()
-        batches = iter(self._loader)  # draws a seed that nothing here uses
-        if self._iterations:  # a resumed run's generators are restored after its first iteration began
-            torch.set_rng_state(state)
+        batches = begun(self._loader, again=self._iterations > 0)
         self._iterations += 1
         yield from batches
+
+    def stop(self) -> None:
+        """End the worker processes, which would else wait for a next iteration."""
+        workers, self._loader._iterator = self._loader._iterator, None
+        if hasattr(workers, "_shutdown_workers"):
+            workers._shutdown_workers()
 
     def state_dict(self) -> dict[str, int]:
         """The settings that determine the order of the samples; the trainer itself counts the batches.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The formats that are decoded, whatever the suffix: PIL would start other programs for some others."""
@@ -30,6 +30,17 @@ _SYSTEM = re.compile(
     re.IGNORECASE,
 )
 _EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture of an EXIF orientation upright. (Pillow's own function also writes all other tags anew, and
+fails where one of them is damaged.)"""
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _LONG = 20  # aspect ratio beyond which the evaluation crop is resized alone
 
@@ -106,10 +117,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
     except Exception:  # a damaged EXIF block: the picture itself is sound
         return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

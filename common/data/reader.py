@@ -13,7 +13,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from hashlib import blake2b
 from io import BytesIO
@@ -34,7 +34,7 @@ from common.data.packing import read_manifest
 from common.data.tar import PICTURES, Shard, count_headers, is_remote, read_shard
 from common.data.transforms import Transform, to_batch
 from common.preprocess import Preprocess
-from common.tokenizer import Tokenizer
+from common.tokenizer import Tokenizer, is_empty
 
 _ROWS = 256  # one row of counts for each worker of a loader
 
@@ -163,7 +163,9 @@ class Decoder:
         if self.image_views:
             out["image_views"] = [view(image, rng) for view in self.image_views]
         if self.captions and self.text_view is not None:
-            out["text_view"] = self.tokenizer.ids(self.text_view(caption, rng), truncate=True)
+            view = self.text_view(caption, rng)
+            # A part of a caption may hold nothing but signs that no reader sees.
+            out["text_view"] = self.tokenizer.ids(caption if is_empty(view) else view, truncate=True)
         label = self._label(sample)
         return out if label is None else {**out, "label": label}
 
@@ -178,7 +180,7 @@ class Decoder:
                 raise Unusable("unusable label", f"its json cannot be read: {error}") from error
             value = facts.get("label") if isinstance(facts, dict) else None
         whole = type(value) is int or (isinstance(value, str) and re.fullmatch(r"-?\d+", value.strip()) is not None)
-        label = int(value) if whole else None
+        label = int(value) if whole and abs(int(value)) < 2**63 else None
         if self.classes is not None and (label is None or not 0 <= label < self.classes):
             raise Unusable("unusable label", f"needs a label (cls, or json's label) below {self.classes}, has {value}")
         if label is None and value is not None and not self.captions:
@@ -328,13 +330,28 @@ class ShardDataset(IterableDataset):
         rng = Random(f"{self.seed}/{epoch}/{self.rank}/{worker}")
         while True:
             before = account.seen
+            if self._strided(workers):
+                yield from _every(shards, self.rank + self.world * worker, self.world * workers, account)
+                return
             stream = (sample for shard in shards for sample in read_shard(shard, account))
             if self.batches is None:
-                strided = self._strided(workers)
-                first, step = (self.rank + self.world * worker, self.world * workers) if strided else (0, 1)
-                yield from islice(stream, first, None, step)
+                yield from stream
                 return
             yield from shuffled(stream, self.shuffle_buffer, rng)
             account.check()
             if account.seen == before:
                 raise ValueError(f"no sample in {len(shards)} shards, first {shards[0].url}")
+
+
+def _every(shards: Sequence[Shard], first: int, step: int, account: Account) -> Iterator[dict[str, Any]]:
+    """Every ``step``-th undecoded sample of shards that several readers share, from the ``first`` on.
+
+    All of them read all shards. What is wrong with these, the reader from 0 on counts alone.
+    """
+    found = Account()
+    for place, sample in enumerate(sample for shard in shards for sample in read_shard(shard, found)):
+        if place % step == first:
+            account.seen += 1
+            yield sample
+    if first == 0:
+        account.add(replace(found, seen=found.bad))

@@ -255,8 +255,9 @@ class ShardDataModule(LightningDataModule):
         return {"accounts": {split: loader.account.to_dict() for split, loader in self._loaders.items()}}
 
     def teardown(self, stage: str) -> None:
-        """Print the account of every split that was read."""
+        """End the workers, and print the account of every split that was read."""
         for split, loader in self._loaders.items():
+            loader.stop()
             if loader.account.read:
                 rank_zero_info(f"{split} {loader.account}")
 

@@ -28,6 +28,7 @@ from common.data.files import files_below
 from common.data.images import SHARD_FORMATS, open_picture
 from common.data.packing import (
     MANIFEST,
+    RECORDS,
     Entry,
     Reject,
     compare_digests,
@@ -170,6 +171,7 @@ def pack_rows(
     facts: more entries of the manifest.
     ValueError: no rows, too many rejects, or a folder with other shards.
     """
+    _refuse_other_shards(out)
     if not rows:
         raise ValueError(f"{source} has no samples")
     if samples_per_shard < 1:
@@ -180,9 +182,29 @@ def pack_rows(
     jobs = {f"{number:05d}.tar": part for number, part in enumerate(parts)}
     plan = hashlib.sha256(f"{root.absolute()} {samples_per_shard}".encode())
     for row in rows:
-        plan.update(repr(row).encode())
+        plan.update(f"{row!r} {_version(root / row.path, row.caption is None)}".encode())
     write = partial(write_rows, root=root)
     return _pack(out, jobs, write, plan.hexdigest(), len(rows), max_rejected, workers, source=source, **facts)
+
+
+def _refuse_other_shards(folder: Path) -> None:
+    """ValueError: a folder holds shards that no manifest and no unfinished run of this program describes."""
+    if read_manifest(folder) is None and not (folder / RECORDS).is_dir():
+        there = min(folder.glob("*.tar"), default=None)
+        if there is not None:
+            raise ValueError(
+                f"{folder} holds {there.name} and no {MANIFEST}, so it may be anyone's; choose another folder, or "
+                "remove the shards in this one"
+            )
+
+
+def _version(picture: Path, captioned: bool) -> list[int]:
+    """What changes with a picture's file, and with the caption beside it.  captioned: whether that is read."""
+    try:
+        stats = [picture.stat(), *([picture.with_suffix(".txt").stat()] if captioned else [])]
+    except OSError:  # said where it is read
+        return []
+    return [stats[0].st_size, *(number for stat in stats[1:] for number in (stat.st_size, stat.st_mtime_ns))]
 
 
 def _pack(folder, jobs, write, plan, total, max_rejected, workers, *, source, account=None, **facts) -> dict[str, Any]:
@@ -207,7 +229,7 @@ def _pack(folder, jobs, write, plan, total, max_rejected, workers, *, source, ac
     elif manifest.get("plan") != plan:
         raise ValueError(
             f"{folder} already holds shards of {manifest.get('source')!r}, of other samples; choose another folder, or "
-            "remove its manifest.json where they have changed or are to be replaced"
+            f"remove its shards and its {MANIFEST} where the samples have changed"
         )
     else:
         compare_digests(folder, manifest["shards"])

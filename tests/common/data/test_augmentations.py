@@ -114,6 +114,14 @@ def test_a_training_batch_has_the_views_that_are_asked_for(tmp_path, module):
     assert "image_views" not in evaluated and "text_view" not in evaluated
 
 
+def test_a_rewritten_caption_without_a_visible_word_stays_as_it_was(tmp_path, module):
+    pattern = write_shards(tmp_path / "s", 1, 8, txt=lambda n: "cat \u200b".encode())
+    data = module(pattern, batch_size=8, text_view="eda")
+    data._text_view = lambda caption, rng: caption.split(" ")[1]
+    batch = next(iter(data.train_dataloader()))
+    assert torch.equal(batch["text_view"], batch["text"])
+
+
 def test_a_loaders_scale_and_flip_stand_in_for_the_augmentations(tmp_path, module):
     data = module(write_shards(tmp_path / "s", 1, 4), augmentation="slip", scale=[0.1, 0.2], flip=True)
     expected = train_transform(data.image_size, (0.1, 0.2), flip=True)

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from common.cli import main as lightning
-from common.data import tar
+from common.data import check, tar
 from common.data.check import main
 from common.data.embedded import module as embedded
 from common.data.shards import ShardDataModule
@@ -120,6 +120,18 @@ def test_remote_shards_are_read(tmp_path, recipe, capsys, monkeypatch):
     for url, message in (("http://host/1.tar", "truncated"), ("http://host/2.tar", "cannot be read")):
         assert main([str(file), f"--data.train_shards={url}"]) == 1
         assert f"WRONG: {url} cannot be read" in (printed := capsys.readouterr().out) and message in printed
+
+
+def test_of_many_remote_shards_so_many_are_read_as_come_to_the_limit(tmp_path, recipe, capsys, monkeypatch):
+    content = (tmp_path / "train" / "000.tar").read_bytes()
+    monkeypatch.setattr(tar, "open_url", lambda url: io.BytesIO(content))
+    monkeypatch.setattr(check, "SMALL", 1)
+    file = Path(recipe())
+    text = yaml.safe_load(file.read_text())
+    shards = {"train_shards": "http://host/{0..7}.tar", "train_num_samples": None, "val_shards": None}
+    text["data"]["init_args"] |= shards
+    file.write_text(yaml.safe_dump(text))
+    assert main([str(file)]) == 0 and "1 remote shards read to their end" in capsys.readouterr().out
 
 
 def test_samples_that_cannot_be_decoded_are_found(tmp_path, recipe, capsys):

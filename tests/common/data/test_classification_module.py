@@ -129,6 +129,15 @@ class Recorder(Callback):
             trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
+def test_a_later_epoch_leaves_torchs_generator_as_it_was(module):
+    """A resumed run restores it after its first epoch began, so the draws of others would not come again."""
+    loader = module().train_dataloader()
+    list(loader)
+    before = torch.get_rng_state()
+    list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_goes_on_with_the_batch_after_its_last_one(tmp_path, module):
     def fit(recorder, checkpoint=None):

@@ -1,6 +1,7 @@
 """Pictures of every kind look the same to shards, evaluation and classify: upright, 8 bits, first frame."""
 
 import io
+import struct
 import subprocess
 import sys
 import warnings
@@ -58,6 +59,14 @@ def test_pixels_without_a_white_are_refused_by_name(dtype, name):
 def test_a_damaged_exif_block_does_not_cost_the_picture():
     content = encoded(Image.fromarray(RAMP), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
     assert np.array_equal(np.asarray(open_picture(io.BytesIO(content)))[..., 0], RAMP)
+
+
+def test_a_damaged_tag_beside_the_orientation_costs_neither():
+    """The unit of resolution is a LONG beyond what its SHORT holds, which Pillow reads and cannot write again."""
+    entries = struct.pack(">HHIHxx", 0x0112, 3, 1, 3) + struct.pack(">HHII", 296, 4, 1, 65536)
+    block = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + entries + bytes(4)
+    turned = Image.fromarray(RAMP).transpose(Image.Transpose.ROTATE_180)
+    assert np.array_equal(np.asarray(open_picture(io.BytesIO(encoded(turned, exif=block))))[..., 0], RAMP)
 
 
 def test_a_picture_over_the_limit_is_named(tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
 """Shards that are cut, damaged or miscounted: what is refused, what is counted, and what must never be decoded."""
 
 import contextlib
+import io
 import logging
 import os
 import pickle
+import tarfile
 
 import lightning
 import pytest
@@ -81,6 +83,31 @@ def test_the_account_of_a_loader(tmp_path, module, workers):
     }
 
 
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_readers_that_share_a_shard_count_its_damage_once(tmp_path, module, workers):
+    pattern = write_shards(tmp_path / "val", 1, 12, txt=lambda n: b"" if n == 5 else b"a cat")
+    with tarfile.open(tmp_path / "val" / "000.tar", "a") as tar:
+        for name, content in (("s0-0.txt", b"a cat"), ("s0-0.jpg", jpeg(0)), ("notes.md", b"words")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    loader = module(val=pattern, num_workers=workers, max_damaged=0.5).val_dataloader()
+    assert len(keys(loader)) == 11
+    assert loader.account.to_dict() == {
+        "read": 13,
+        "delivered": 11,
+        "rejected": {"repeated key": 1, "unusable caption": 1},
+        "ignored": {"kind that is not read": 1},
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_readers_that_share_a_shard_are_held_to_the_limit(tmp_path, module, workers):
+    pattern = write_shards(tmp_path / "val", 1, 40, txt=lambda n: b"" if n < 8 else b"a cat")
+    with pytest.raises(ValueError, match=r"samples are damaged, above max_damaged=0\.1"):
+        list(module(val=pattern, num_workers=workers, max_damaged=0.1).val_dataloader())
+
+
 def test_a_training_prints_its_account_and_saves_it_in_the_checkpoint(tmp_path, module, caplog):
     pattern = write_shards(tmp_path / "train", 4, 4, txt=lambda n: b"" if n == 3 else b"a cat")
     data = module(pattern, max_damaged=0.5)
@@ -95,7 +122,7 @@ def test_a_training_prints_its_account_and_saves_it_in_the_checkpoint(tmp_path, 
     assert "train samples: 16 read, 15 delivered, 1 rejected (1 unusable caption)" in caplog.text
 
 
-@pytest.mark.parametrize("label", [b'"cat"', b"[1, 2]", b"{}", b"3.7", b"true", b"null"])
+@pytest.mark.parametrize("label", [b'"cat"', b"[1, 2]", b"{}", b"3.7", b"true", b"null", b"18446744073709551615"])
 def test_a_label_that_is_no_number_does_not_matter_to_captions(tmp_path, module, label):
     pattern = write_shards(tmp_path / "val", 1, 4, json=lambda n: b'{"label": ' + label + b"}")
     (batch,) = module(val=pattern).val_dataloader()

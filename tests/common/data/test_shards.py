@@ -1,11 +1,13 @@
 """The shard loader: who reads what and when, exact counts, what a batch holds, and what is refused."""
 
 import json
+import multiprocessing
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 from threading import Thread
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -13,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from common.data import tar
+from common.data.loader import position
 from common.data.reader import ShardDataset, caption_id, expand, shuffled
 from common.data.shards import ShardDataModule
 from common.data.smoke import write_shards
@@ -299,3 +302,23 @@ def test_fewer_shards_than_readers_still_evaluate_every_sample_once(tmp_path, mo
         assert len(batches) == len(loader) > 0
         read += keys(batches)
     assert sorted(read) == sorted(f"s{shard}-{sample}" for shard in range(2) for sample in range(7))
+
+
+@pytest.mark.parametrize(("overfit", "epochs"), [(0.0, [0, 0, 1, 1]), (2, [0, 0, 0, 0])])
+def test_a_trainer_that_overfits_some_batches_sees_the_same_ones_again(overfit, epochs):
+    def at(done):
+        progress = SimpleNamespace(total=SimpleNamespace(processed=done))
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+        return position(SimpleNamespace(fit_loop=loop, num_training_batches=2, overfit_batches=overfit))
+
+    assert [at(done) for done in range(4)] == list(zip(epochs, [0, 1, 0, 1], strict=True))
+
+
+def test_workers_end_with_the_run(tmp_path, module):
+    data = module(write_shards(tmp_path / "train", 2, 4), batch_size=2, num_workers=2)
+    before = set(multiprocessing.active_children())
+    next(iter(data.train_dataloader()))
+    workers = set(multiprocessing.active_children()) - before
+    data.teardown("fit")
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
+    assert next(iter(data.train_dataloader()))["key"], "a later run begins anew"

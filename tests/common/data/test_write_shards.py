@@ -226,6 +226,23 @@ def _kill_the_run(index, row, root, original=write_shards.sample_of):
     return original(index, row, root)
 
 
+def test_shards_of_someone_else_are_never_replaced(tmp_path, pictures, capsys):
+    out = tmp_path / "download"
+    out.mkdir()
+    (out / "00000.tar").write_bytes(b"a download")
+    assert run("folder", pictures, out) == 1
+    assert "holds 00000.tar and no manifest.json" in capsys.readouterr().err
+    assert (out / "00000.tar").read_bytes() == b"a download"
+
+
+def test_captions_that_were_corrected_are_other_samples(tmp_path, pictures, capsys):
+    out = tmp_path / "out"
+    assert run("folder", pictures, out) == 0
+    next(pictures.glob("*.txt")).write_text("a better caption")
+    assert run("folder", pictures, out) == 1
+    assert "already holds shards" in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(tmp_path, pictures, monkeypatch, capsys):
     arguments = ["folder", str(pictures), str(tmp_path / "out"), "--samples-per-shard", "1", "--workers", "1"]
     with monkeypatch.context() as patch:

@@ -45,8 +45,7 @@ def place(tmp_path_factory):
             "log_every_n_steps": 1,
             "callbacks": [
                 {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                 "init_args": {"save_last": True, "save_top_k": 0, "every_n_train_steps": 1000,
-                               "save_on_exception": True}},
+                 "init_args": {"save_last": True, "save_top_k": 0, "every_n_train_steps": 1000}},
                 {"class_path": "common.keep_work.KeepWork", "init_args": {"minutes": 1e-9}},
             ],
         },

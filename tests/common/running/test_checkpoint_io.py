@@ -67,6 +67,29 @@ def test_a_disk_for_two_files_gives_up_the_older_one(tmp_path, monkeypatch):
     assert io.failed == 0 and step_of(tmp_path / "last.ckpt") == 3 and step_of(tmp_path / "last-previous.ckpt") == 2
 
 
+def test_what_a_failed_save_should_have_replaced_is_not_removed(tmp_path):
+    io = SafeCheckpointIO()
+    for name in ("best-a.ckpt", "last-previous.ckpt", "last.ckpt"):
+        io.save_checkpoint(content(1), tmp_path / name)
+    (tmp_path / ".best-b.ckpt.part").symlink_to("/dev/full")
+    io.save_checkpoint(content(2), tmp_path / "best-b.ckpt")
+    io.remove_checkpoint(tmp_path / "best-a.ckpt")
+    io.save_checkpoint(content(3), tmp_path / "last.ckpt")
+    assert step_of(tmp_path / "best-a.ckpt") == 1
+
+
+def test_a_checkpoint_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch):
+    io = SafeCheckpointIO()
+    for name in ("a.ckpt", "b.ckpt", "c.ckpt"):
+        io.save_checkpoint(content(1), tmp_path / name)
+
+    def read_only(self, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.unlink", read_only)
+    io.remove_checkpoint(tmp_path / "a.ckpt")
+
+
 def test_weights_that_are_not_finite_never_replace_finite_ones(tmp_path, caplog):
     io = SafeCheckpointIO()
     io.save_checkpoint(content(1), tmp_path / "last.ckpt")

@@ -72,6 +72,8 @@ def test_a_requeued_job_goes_on_with_its_own_run(run, place, unstopped, workers)
     another = fit(run, place, name, workers, "--model.init_args.learning_rate", "0.5", **job)
     assert another.code == 1
     assert "learning_rate was 0.001, is 0.5" in another.printed and "another run's" in another.printed
+    another = fit(run, place, name, workers, "--seed_everything", "5", **job)
+    assert another.code == 1 and ", is 5" in another.printed and "another run's" in another.printed
     again = fit(run, place, name, workers, **job)
     assert again.code == 0 and "goes on from" in again.printed
     assert_same(weights(place / name), unstopped(workers))
