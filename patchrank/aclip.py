@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class ACLIPPretraining(ContrastivePretraining):
     Args:
         architecture: an open_clip model name (ViT-B-16) or a .json file in open_clip's model-config format.
         weights: initial weights: null (random), an open_clip tag, or a local weights file.
-        preprocess: as CLIPPretraining's.
+        preprocess, quick_gelu: as CLIPPretraining's.
         keep: share of the cells that a view keeps.
         momentum: of the slow copy in the first step; it grows to 1.
         clip_weight: weight of InfoNCE.
@@ -91,11 +91,15 @@ class ACLIPPretraining(ContrastivePretraining):
         optimizer: adamw or muon, as CLIPPretraining's.
     """
 
+    starts_from: ClassVar[dict[str, Any]] = {"weights": None}
+    """Arguments that a whole checkpoint makes unnecessary; see ``common.checkpoints``."""
+
     def __init__(
         self,
         architecture: str = "ViT-B-16",
         weights: str | None = None,
         preprocess: str | dict[str, Any] | None = None,
+        quick_gelu: bool | None = None,
         keep: float = 0.5,
         momentum: float = 0.996,
         clip_weight: float = 1.0,
@@ -122,7 +126,7 @@ class ACLIPPretraining(ContrastivePretraining):
             if value < 0:
                 raise ValueError(f"{name} {value} is negative; 0 takes the term out of the loss")
         self.save_hyperparameters()
-        self.clip = CLIP.from_open_clip(architecture, weights, preprocess=preprocess)
+        self.clip = CLIP.from_open_clip(architecture, weights, quick_gelu=quick_gelu, preprocess=preprocess)
         self.hparams.preprocess = self.clip.architecture.get("preprocess_cfg")
         tower = self.clip.image_tower
         attentive_places(torch.zeros(1, tower.grid**2), keep)  # ValueError: an odd grid

@@ -155,5 +155,6 @@ def distribution_loss(halting: Halting, depth: float) -> Tensor:
     """
     mean = halting.score.mean((1, 2))  # [L]
     mean = (mean / mean.sum().clamp(min=torch.finfo(mean.dtype).tiny)).clamp(0.01, 0.99)
-    target = distribution_target(len(mean), depth).to(mean)
-    return (target * (target.log() - mean.log())).mean().clamp(min=0)
+    target = distribution_target(len(mean), depth)
+    entropy = torch.xlogy(target, target).to(mean)  # in fp64: far from its mean the density is 0 in fp32
+    return (entropy - target.to(mean) * mean.log()).mean().clamp(min=0)

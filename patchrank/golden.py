@@ -17,7 +17,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -76,16 +75,23 @@ def golden_ranking(
     if not 0 <= prune_layer < layers:
         raise ValueError(f"prune_layer {prune_layer} is not one of this tower's blocks, 0 to {layers - 1}")
     _check_rounds(rounds, removed_per_round, tokens)
-    if memory is None:
-        memory = 2**24 if images.device.type == "cpu" else 2**30
+    memory = memory or default_memory(images.device)
     size = _variants_in(memory, tower, tokens + tower.leading, images.element_size())
-    label_parts = repeat(None) if labels is None else labels.to(images.device).split(size)
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise ValueError(f"labels of shape {tuple(labels.shape)} for {len(images)} pictures; give one a picture")
+    parts = images.split(size)
+    label_parts = [None] * len(parts) if labels is None else labels.to(images.device).split(size)
     rankings = []
-    for part, part_labels in zip(images.split(size), label_parts, strict=False):  # repeat has no end
+    for part, part_labels in zip(parts, label_parts, strict=True):
         variants = Variants(tower, part, prune_layer, memory)
         costs = partial(removal_costs, score, variants.full(), labels=part_labels, **classes)
         rankings.append(_greedy_search(variants, member, costs, rounds, removed_per_round))
     return GoldenRanking(*(torch.cat(parts) for parts in zip(*rankings, strict=True)))
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes that variants computed together may take."""
+    return 2**24 if device.type == "cpu" else 2**30
 
 
 def _check_rounds(rounds: int, removed_per_round: int | None, tokens: int) -> None:

@@ -12,11 +12,8 @@ from torch import Tensor
 
 from common.adapters import AdaptedTower
 from common.tower import ImageTower
-from patchrank.golden import Variants
+from patchrank.golden import Variants, default_memory
 from patchrank.scores import removal_costs
-
-_MEMORY = 2**24
-"""Bytes that variants computed together may take, as a golden ranking's on a CPU."""
 
 
 @torch.no_grad()
@@ -33,7 +30,7 @@ def swapped(
     batch, tokens = order.shape
     if not 0 < kept < tokens:
         raise ValueError(f"kept {kept} of {tokens} patches leaves nothing to exchange; keep 1 to {tokens - 1}")
-    variants = Variants(tower, images, prune_layer, _MEMORY)
+    variants = Variants(tower, images, prune_layer, default_memory(images.device))
     cost = partial(removal_costs, "feature", variants.full())
     single = torch.eye(tokens, dtype=torch.bool, device=order.device)
     everything = single.new_ones(batch, tokens)

@@ -87,6 +87,7 @@ class RankPredictorTraining(FrozenCLIPTraining):
 
     def setup(self, stage: str) -> None:
         """Forget the rankings of an earlier run, which may be of other images."""
+        super().setup(stage)
         self._golden = {}
 
     def on_fit_start(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.adapters import AdaptedTower
 from common.clip import CLIP
-from common.reduction import ReducedTower, Reducer, ReductionContext
+from common.reduction import ReducedTower, Reducer, ReductionContext, check_places
 from common.tower import ImageTower
 from common.weights import load_saved, save_model
 from patchrank.predictor import RankPredictor
@@ -70,6 +70,8 @@ class PatchRankTower(ReducedTower):
     ) -> None:
         tokens = tower.grid**2
         kept = keep_count(keep, tokens)
+        if predictor is not None:
+            check_places([prune_layer], len(tower.transformer.resblocks))
         pruning: dict[int, Reducer] = {}
         if kept < tokens:
             if predictor is None:

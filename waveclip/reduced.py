@@ -24,10 +24,10 @@ class ReducedWaveTower(nn.Module):
     A level's reducers work on that level's patch tokens, numbered by band and then by place. The class token and the
     cached keys and values of earlier levels stay as they are. A token that a reducer drops is missing from the cache
     of the blocks after it, so later levels do not see it there. A merged token counts by its size (proportional
-    attention) within its level alone, since the cache holds no sizes.
+    attention) within its level alone, since the cache holds no sizes and no mask.
 
     reducers: step -> place -> reducer; see ``common.reduction.Place``. Those that are modules become submodules.
-    ValueError: a step or a place that the tower does not have.
+    ValueError: a step or a place that the tower does not have, or a reducer that masks tokens before the last step.
     """
 
     def __init__(self, wave: WaveTower, reducers: Mapping[int, Mapping[Place, Reducer]]) -> None:
@@ -37,6 +37,12 @@ class ReducedWaveTower(nn.Module):
             if not 0 <= step < wave.steps:
                 raise ValueError(f"reducers at step {step}: this tower has steps 0 to {wave.steps - 1}")
             check_places(places, layers)
+            masking = [reducer for reducer in places.values() if getattr(reducer, "masks", False)]
+            if masking and step < wave.steps - 1:
+                raise ValueError(
+                    f"{type(masking[0]).__name__} at step {step} masks tokens, to which later steps would attend "
+                    f"through the cache; it may stand at the last step, {wave.steps - 1}"
+                )
         self.wave, self.reducers = wave, {step: dict(places) for step, places in reducers.items()}
         flat = (reducer for places in reducers.values() for reducer in places.values())
         self.reducer_modules = nn.ModuleList(reducer for reducer in flat if isinstance(reducer, nn.Module))

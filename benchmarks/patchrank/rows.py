@@ -16,7 +16,7 @@ from benchmarks.patchrank.evaluate import FEWER, MORE, RIVALS
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.runs import KINDS
 from benchmarks.patchrank.tasks import KEEP, SEEDS, Task, restored
-from benchmarks.patchrank.trained_rivals import DROPPING_UNTRAINED, REDUCED, TRAINED_RIVALS
+from benchmarks.patchrank.trained_rivals import DROPPING_UNTRAINED, MERGING_UNTRAINED, REDUCED, TRAINED_RIVALS
 
 Known = Mapping[str, Mapping[str, Any]]
 """Results by name, see ``benchmarks.patchrank.runs.results``."""
@@ -74,6 +74,7 @@ BASELINES = {
     **TRAINING_FREE,
     "A-ViT": Source("{task}-avit-seed{seed}", ("halting",)),
     **{name: Source(f"{{task}}-{rival.recipe}-seed{{seed}}", (REDUCED,)) for name, rival in TRAINED_RIVALS.items()},
+    MERGING_UNTRAINED: Source("{task}-merging_blocks", (REDUCED,)),
     DROPPING_UNTRAINED: Source("{task}-attention_blocks", (REDUCED,)),
 }
 ROWS = {

@@ -43,6 +43,7 @@ from benchmarks.patchrank.tasks import (
     search,
 )
 from benchmarks.patchrank.trained_rivals import TRAINED_RIVALS, evaluate_untrained
+from benchmarks.patchrank.trained_rivals import UNTRAINED as CONTROLS
 from benchmarks.training.run import RECIPES as MINUTES
 from benchmarks.training.run import STORED, Run, work
 from common.clip import load_architecture
@@ -57,7 +58,10 @@ RESULTS = STORED / "patchrank"
 KINDS = {"text": "T", "coupled": "V+T"}
 """Kinds of prompts, and the paper's names of them."""
 TUNED_AT = (1.0, KEEP)
-UNTRAINED = {"baselines": evaluate_baselines, "attention_blocks": evaluate_untrained}
+UNTRAINED: dict[str, Callable[[Task], dict[str, Any]]] = {
+    "baselines": evaluate_baselines,
+    **{what: partial(evaluate_untrained, sibling=sibling) for what, sibling in CONTROLS.items()},
+}
 """Evaluations that need no training, by the names of their results."""
 
 

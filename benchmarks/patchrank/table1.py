@@ -41,8 +41,13 @@ def run(smoke: bool = False) -> dict[str, Any]:
         intervals="95 %, resampling pictures and training seeds",
         test_reads={task.name: read_log.reads(task.weights, task.logged) for task in TASKS},
     )
-    found = [run["conditions"] for name, run in known.items() if name.endswith("-baselines")]
-    setting["reducers"] = min((run.get("reducers", 1) for run in found), default=REVISION)
+    made = {name: run["conditions"] for name, run in known.items()}
+    setting["reducers"] = min(
+        (run.get("reducers", 1) for name, run in made.items() if name.endswith("-baselines")), default=REVISION
+    )
+    setting["runs"] = {
+        what: sorted({run[what] for run in made.values() if what in run}) for what in ("device", "torch", "precision")
+    }
     return {
         "name": "patchrank-table1",
         "conditions": setting,
@@ -195,6 +200,7 @@ def _reading(result: dict[str, Any]) -> str:
     needs = ", ".join(f"{task.name} needs {task.variable}" for task in waiting if task.variable)
     not_run = f" Not run yet: `{COMMAND}`{f' ({needs})' if needs else ''}." if waiting else ""
     reads = ", ".join(f"{name} {count}" for name, count in setting["test_reads"].items())
+    made = {what: " and ".join(values) for what, values in setting["runs"].items()}
     return (
         f"Embedded scale, keep {setting['keep']}, pruned before block {setting['prune_layer']}: a quarter of the "
         "depth, as block 3 of 12 (a third in Fashion-MNIST's tower of 3 blocks). Top-1 in %, mean ± standard deviation "
@@ -204,7 +210,8 @@ def _reading(result: dict[str, Any]) -> str:
         "ten times the steps of the others. GMACs have attention on both sides; A-ViT's are measured means, and it is "
         "run masked. Each task has one CLIP of its own, with which all seeds begin: the spread between CLIPs is in no "
         "interval, and the paper's row of one predictor for all sets has none here. "
-        f"{setting['dtype']} on {setting['device']}, {setting['threads']} threads, torch {setting['torch']}."
+        f"Trained in {made['precision'] or 'no run yet'}, evaluated in {setting['dtype']}, on {made['device']}, torch "
+        f"{made['torch']}."
         f"{remark(setting)}{not_run}"
     )
 

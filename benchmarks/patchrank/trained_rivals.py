@@ -1,6 +1,6 @@
 """Rivals that train a copy of the tower with fewer tokens, at rates that cost what Patch Ranking does; and for each of
 CrossGET and DynamicViT a control with a tower that was trained alike, which tells what of a rival's accuracy is the
-tower's training. ToMe merges as CrossGET does; class attention drops where DynamicViT does, and does so in the
+tower's training. ToMe merges as CrossGET does, and class attention drops where DynamicViT does. Each does so in the
 untrained tower too, which tells what of its control's accuracy are the places.
 """
 
@@ -24,7 +24,10 @@ from patchrank.crossget import CrossGETTower
 from patchrank.dynamicvit import DynamicViTTower
 from patchrank.reducers.dynamicvit import stage_blocks
 
+MERGING, MERGING_UNTRAINED = "ToMe, tower trained", "ToMe at CrossGET's blocks"
 DROPPING, DROPPING_UNTRAINED = "class attention, tower trained", "class attention at DynamicViT's blocks"
+UNTRAINED = {"merging_blocks": MERGING, "attention_blocks": DROPPING}
+"""Controls whose tower is the task's own: their results' names, and the trained sibling with their reducer and rate."""
 REDUCED = "reduced"
 """What a result calls the answers."""
 
@@ -63,7 +66,7 @@ TRAINED_RIVALS = {
         {SHAPES: 0.68, CIFAR: 0.66, FASHION: 0.64},
         lambda weights, keep: CrossGETTower.load(weights).at(keep),
     ),
-    "ToMe, tower trained": Rival(
+    MERGING: Rival(
         "reducer_tuning", {SHAPES: 0.68, CIFAR: 0.66, FASHION: 0.72}, partial(_tuned_to, "tome", lambda _: [0])
     ),
     "DynamicViT": Rival(
@@ -80,6 +83,6 @@ TRAINED_RIVALS = {
 """By the names that tables have."""
 
 
-def evaluate_untrained(task: Task) -> dict[str, Any]:
-    """Right answers on test, and GMACs, of the control of DynamicViT whose tower is the task's own."""
-    return TRAINED_RIVALS[DROPPING].evaluate(task.weights, task)
+def evaluate_untrained(task: Task, sibling: str) -> dict[str, Any]:
+    """Right answers on test, and GMACs, of a control of UNTRAINED."""
+    return TRAINED_RIVALS[sibling].evaluate(task.weights, task)

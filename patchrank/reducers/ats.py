@@ -29,7 +29,8 @@ def sampled(significance: Tensor, points: int) -> tuple[Tensor, Tensor]:
     total = ascending.cumsum(1)
     total = (total - total[:, :1]) / (total[:, -1:] - total[:, :1]).clamp(min=torch.finfo(total.dtype).tiny)
     start = total.masked_fill(total <= 0, 1).amin(1, keepdim=True)
-    step = torch.linspace(0, 1, points, dtype=total.dtype, device=total.device)
+    # One point takes the most significant token, the end of the scale.
+    step = torch.linspace(0 if points > 1 else 1, 1, points, dtype=total.dtype, device=total.device)
     levels = start + (1 - start) * step  # [B,R]
     nearest = (levels[..., None] - total[:, None]).abs().argmin(-1)
     first = torch.ones_like(nearest[:, :1], dtype=torch.bool)
@@ -56,6 +57,8 @@ class ATS(Keeping):
 
     form: "sampled", as released; "top" takes the R most significant instead.
     """
+
+    masks = True
 
     def __init__(self, keep: float, form: Literal["sampled", "top"] = "sampled") -> None:
         super().__init__(keep)

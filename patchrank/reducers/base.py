@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from common.adapters.tower import AdaptedTower
 from common.precision import wide, without_autocast
 from common.reducer_registry import Setting
 from common.reduction import Place, Reducer, ReductionContext
+from common.tower import ImageTower
 from patchrank.scores import keep_count
 
 
@@ -71,6 +73,9 @@ class Call(NamedTuple):
 
 class TokenReducer(nn.Module, ABC):
     """A reducer of ``common.reduction`` that leaves a number of tokens known beforehand."""
+
+    masks = False
+    """Whether a mask hides some of the tokens that it leaves."""
 
     @abstractmethod
     def left(self, patches: int) -> int:
@@ -130,10 +135,25 @@ def spread(make: Callable[[int, Setting, int], Reducer]) -> Callable[[Setting], 
     return build
 
 
-def readout_of(setting: Setting, name: str) -> Callable[[Tensor], Tensor]:
-    """A tower's last norm and projection, tokens [B,K,D] -> [B,K,E], in the tower's own precision under autocast too.
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """A tower's last norm and projection, in the tower's own precision under autocast too.
 
-    name: of the reducer that reads them. ValueError: the tower of another library.
+    An object, so that copies of a reducer and its tower read the copy's.
+    """
+
+    tower: ImageTower
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """tokens [B,K,D] -> [B,K,E]."""
+        with without_autocast(tokens):
+            return self.tower.ln_post(tokens.to(self.tower.proj.dtype)) @ self.tower.proj
+
+
+def readout_of(setting: Setting, name: str) -> Readout:
+    """The readout of a setting's tower.
+
+    name: of the reducer that reads it. ValueError: the tower of another library.
     """
     tower = setting.tower
     if isinstance(tower, AdaptedTower):
@@ -141,12 +161,7 @@ def readout_of(setting: Setting, name: str) -> Callable[[Tensor], Tensor]:
             f"{name} reads ln_post and proj, which a tower of another library has under other names; take a tower of "
             "this suite, or divprune"
         )
-
-    def readout(tokens: Tensor) -> Tensor:
-        with without_autocast(tokens):
-            return tower.ln_post(tokens.to(tower.proj.dtype)) @ tower.proj
-
-    return readout
+    return Readout(tower)
 
 
 def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from common.preprocess import Preprocess
 from common.testing import TINY_CAPTIONS
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -20,6 +21,7 @@ class Pictures(LightningDataModule):
     def __init__(self, augment=False):
         super().__init__()
         self.augment = augment
+        self.preprocess = Preprocess(32)
         noise = torch.Generator().manual_seed(3)
         images = torch.randn(12, 3, 32, 32, generator=noise)
         self.samples = [{"image": image, "label": i % 4, "key": f"{i}"} for i, image in enumerate(images)]

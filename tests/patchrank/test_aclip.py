@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.checkpoints import restore
 from common.contrastive import info_nce
 from common.data.shards import ShardDataModule
 from common.data.smoke import write_shards
@@ -146,3 +147,21 @@ def test_what_it_cannot_train_on_is_refused(make):
     for name in ("simclr_weight", "byol_weight"):
         with pytest.raises(ValueError, match=f"{name} -1 is negative; 0 takes the term out"):
             make(**{name: -1})
+
+
+def test_it_starts_from_weights_that_record_no_activation(make, tmp_path):
+    weights = tmp_path / "weights.pt"
+    torch.save(make().clip.state_dict(), weights)
+    with pytest.raises(ValueError, match="quick_gelu"):
+        make(weights=str(weights), preprocess="clip")
+    assert make(weights=str(weights), preprocess="clip", quick_gelu=True).clip.quick_gelu
+
+
+def test_a_checkpoint_is_whole_without_the_file_that_it_started_from(make, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    make().clip.save(weights)
+    module = make(weights=str(weights))
+    checkpoint = {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    weights.unlink()
+    again = restore(ACLIPPretraining, checkpoint)
+    assert torch.equal(again.clip.image_tower.proj, module.clip.image_tower.proj)

@@ -131,6 +131,12 @@ def test_the_released_target_of_twelve_blocks():
     torch.testing.assert_close(distribution_target(12, 8), torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("depth", [1.0, 8.0, 16.8, 24.0])
+def test_the_distribution_loss_is_finite_in_a_deep_tower(depth):
+    halting = Halting(*torch.zeros(4, 1), torch.full((24, 2, 5), 0.04))
+    assert distribution_loss(halting, depth).isfinite()
+
+
 def test_the_distribution_loss_by_hand():
     """Mean scores of two pictures of three tokens over four blocks, of which the last is clamped to .01."""
     scores = torch.rand(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

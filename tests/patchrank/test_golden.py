@@ -195,3 +195,11 @@ def test_settings_that_cannot_be_are_refused(tower):
         golden_ranking(tower, images(), "label", prune_layer=1, class_embeddings=classes(), logit_scale=SCALE)
     with pytest.warns(UserWarning, match="removed_per_round 5 changes nothing in one round"):
         golden_ranking(tower, images(), prune_layer=1, removed_per_round=5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_labels_are_one_a_picture(tower, count):
+    texts = {"class_embeddings": classes(), "logit_scale": torch.tensor(SCALE)}
+    labels = torch.zeros(count, dtype=torch.long)
+    with pytest.raises(ValueError, match=rf"labels of shape \({count},\) for 6 pictures; give one a picture"):
+        golden_ranking(tower, images(6), score="label", prune_layer=1, labels=labels, memory=1, **texts)

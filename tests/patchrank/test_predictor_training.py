@@ -37,6 +37,12 @@ def test_validation_and_test_state_overlap_and_tau(predictor):
             assert metrics[f"{split}_{name}"] == pytest.approx(value.item(), abs=1e-6)
 
 
+def test_pictures_are_ranked_as_the_frozen_clip_was_trained_on_them(predictor):
+    module, data = predictor(preprocess={"resize_mode": "squash", "std": [0.5, 0.5, 0.5]}), Pictures()
+    fit(module, data=data)
+    assert data.preprocess == module.clip.preprocess and data.preprocess.resize_mode == "squash"
+
+
 def test_the_cosine_ends_at_the_final_rate(predictor):
     trainer, _ = fit(predictor(learning_rate=1e-3, warmup_steps=0, final_learning_rate=1e-4), steps=10)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)

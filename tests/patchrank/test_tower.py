@@ -145,8 +145,9 @@ def test_what_does_not_go_together_is_refused(parts, tmp_path):
         PatchRankTower(tower, None, 0.5, 1)
     with pytest.raises(ValueError, match="a predictor for 197 tokens of width 768 does not fit a tower with 17"):
         PatchRankTower(tower, RankPredictor(), 0.5, 1)
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        PatchRankTower(tower, predictor, 0.5, 2)
+    for keep in (0.5, 1.0):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            PatchRankTower(tower, predictor, keep, 2)
     with pytest.raises(ValueError, match=r"keep 1\.5 is not in"):
         PatchRankTower(tower, predictor, 1.5, 1)
     with pytest.raises(ValueError, match="does not describe a PatchRankTower"):

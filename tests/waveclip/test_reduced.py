@@ -10,7 +10,7 @@ from common.flops import count_macs
 from common.stages import run_chain
 from common.tower import ImageTower
 from mlip.merging import Merging
-from patchrank.reducers import ClassAttention, EViT, RandomKeep, ToMe
+from patchrank.reducers import ATS, ClassAttention, EViT, RandomKeep, ToMe
 from waveclip import MarginGate, ProgressiveClassifier, WaveTower
 from waveclip.reduced import ReducedWaveTower
 
@@ -209,3 +209,10 @@ def test_the_state_of_the_plain_tower_can_be_refined_with_reducers():
 def test_a_step_or_place_that_is_not_there_is_refused(reducers, message):
     with pytest.raises(ValueError, match=message):
         ReducedWaveTower(tower()[0], reducers)
+
+
+def test_tokens_that_a_mask_hides_would_be_seen_by_a_later_level():
+    wave, _ = tower(2)
+    ReducedWaveTower(wave, {2: {1: ATS(0.5)}})
+    with pytest.raises(ValueError, match="ATS at step 1 masks tokens, to which later steps would attend"):
+        ReducedWaveTower(wave, {1: {1: ATS(0.5)}})

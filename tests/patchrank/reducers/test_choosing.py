@@ -1,11 +1,15 @@
 """Reducers that choose among tokens, each against its formula in loops over one picture's tokens."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
-from common.reducer_registry import named, schedule
+from common.reducer_registry import named, schedule, setting_for
 from common.reduction import ReducedTower
 from patchrank.reducers import ATS, CentreCrop, DivPrune, HalfResolution, KMedoids, ZOOPrune
+from patchrank.reducers.ats import sampled
 from patchrank.reducers.farthest import cosines, squared_distances
 from patchrank.reducers.gtp import neighbour_graph
 from patchrank.reducers.kmedoids import k_medoids
@@ -217,3 +221,22 @@ def test_half_the_resolution_averages_two_by_two():
         HalfResolution(4)(x[:, :-1], plain(x[:, :-1]))
     with pytest.raises(ValueError, match="a grid of 5 patches a side has no halves"):
         HalfResolution(5)
+
+
+def test_one_point_is_the_most_significant_token():
+    significance = torch.tensor([[0.1, 0.5, 0.2, 0.15, 0.05]])
+    places, repeat = sampled(significance, 1)
+    assert places.tolist() == [[1]] and not repeat.any()
+
+
+@torch.no_grad()
+def test_a_copy_of_a_tower_reads_its_own_projection():
+    """As an average of weights does, or a model that is moved to another device."""
+    tower = small_tower()
+    reduced = ReducedTower(tower, named("zoo-prune").reducers(setting_for(tower, 0.5, 1)))
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(reduced)))
+    torch.testing.assert_close(copied(images()), reduced(images()))
+    copied.tower.proj.zero_()
+    copied.tower.proj[:, 0] = 1.0
+    again = ReducedTower(copied.tower, named("zoo-prune").reducers(setting_for(copied.tower, 0.5, 1)))
+    torch.testing.assert_close(copied.run(images())[1].positions, again.run(images())[1].positions)
