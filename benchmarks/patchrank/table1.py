@@ -46,7 +46,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
         (run.get("reducers", 1) for name, run in made.items() if name.endswith("-baselines")), default=REVISION
     )
     setting["runs"] = {
-        what: sorted({run[what] for run in made.values() if what in run}) for what in ("device", "torch", "precision")
+        what: sorted({run[what] or "32-true" for run in made.values() if what in run})
+        for what in ("device", "torch", "precision")
     }
     return {
         "name": "patchrank-table1",
