@@ -26,7 +26,8 @@ def module(architecture):
         data = ShardDataModule(train, val, architecture=architecture, **options)
         if world > 1:
             progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))
-            start = {"fit_loop": SimpleNamespace(epoch_loop=progress), "num_training_batches": 1, "overfit_batches": 0.0}
+            start = {"fit_loop": SimpleNamespace(epoch_loop=progress)}
+            start |= {"num_training_batches": 1, "overfit_batches": 0.0}
             data.trainer = SimpleNamespace(global_rank=rank, world_size=world, current_epoch=0, **start)
         return data
 
