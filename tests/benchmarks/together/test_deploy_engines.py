@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.together.deploy_engines import (
     REFERENCE,
@@ -70,6 +71,11 @@ def test_a_cascade_has_the_size_of_both_its_models(cascade, tmp_path):
         for name in cascade.options.values()
     ]
     assert engines()[0][REFERENCE].size(cascade) == sum(alone)
+
+
+def test_a_cascade_starts_in_a_process_of_its_own(cascade, tmp_path):
+    Image.effect_noise((32, 32), 64).convert("RGB").save(tmp_path / "picture.png")
+    assert first_answers(engines()[0][REFERENCE], cascade, tmp_path / "picture.png")["seconds"] > 0
 
 
 def test_the_first_model_of_a_cascade_is_itself_in_the_cascades_folder(cascade, tmp_path):
