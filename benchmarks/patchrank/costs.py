@@ -214,14 +214,19 @@ def _golden_table(golden: Sequence[Mapping[str, Any]]) -> str:
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-    """Whether each demand on the times is met: one sentence for each. A speed-up counts by its interval's lower end."""
+    """Whether each demand on the times is met: one sentence for each. A speed-up counts by its interval's lower end.
+
+    Where all medians reach what some lower ends miss, the demand is not shown to be met.
+    """
     ours = [row for row in result["rows"] if row["method"] == OURS]
+    reached = all(_faster(row)[0] >= FOLLOWS * row["fewer_gmacs"] for row in ours)
     shares = {(row["layer"], row["keep"]): _faster(row)[1] / row["fewer_gmacs"] for row in ours}
     missed = [f"block {layer}, keep {keep}" for (layer, keep), share in shares.items() if share < FOLLOWS]
     sentences = [
         f"{OURS}, its predictor included: dense time / pruned time is surely at least "
-        f"{FOLLOWS} x dense GMACs / pruned GMACs: {_verdict(not missed)}, by {len(ours) - len(missed)} of {len(ours)} "
-        f"rows, the least lower end {min(shares.values()):.2f} x{'; missed at ' + ', '.join(missed) if missed else ''}."
+        f"{FOLLOWS} x dense GMACs / pruned GMACs: {_verdict(not missed, reached)}, by {len(ours) - len(missed)} of "
+        f"{len(ours)} rows, the least lower end {min(shares.values()):.2f} x"
+        f"{'; missed at ' + ', '.join(missed) if missed else ''}."
     ]
     for row in result["golden"]:
         if "seconds" in row:
@@ -232,8 +237,9 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _verdict(met: bool) -> str:
-    return "**met**" if met else "**not met**"
+def _verdict(met: bool, reached: bool = False) -> str:
+    """reached: by the medians."""
+    return "**met**" if met else "**not shown** (all medians reach it)" if reached else "**not met**"
 
 
 def _draw(result: dict[str, Any]) -> Figure:

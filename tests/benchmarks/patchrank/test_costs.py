@@ -78,3 +78,5 @@ def test_each_demand_on_time_has_its_verdict():
     assert "**met**, by 2 of 2 rows, the least lower end 0.90 x." in pruned and "**not met**, 7.90 x" in ranked
     pruned, _ = verdicts({"rows": [row(0.6, 1.9), row(0.5, 1.7)], "golden": golden})
     assert "**not met**, by 1 of 2 rows, the least lower end 0.85 x; missed at block 3, keep 0.5." in pruned
+    pruned, _ = verdicts({"rows": [row(0.6, 1.9), row(0.5, 1.79)], "golden": golden})
+    assert "**not shown** (all medians reach it), by 1 of 2 rows, the least lower end 0.90 x;" in pruned
