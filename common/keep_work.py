@@ -101,7 +101,7 @@ class KeepWork(Checkpoint):
     def _stopped(self, trainer: Trainer) -> str:
         """What a user who stopped the run needs to know."""
         saved = 0 if trainer.fast_dev_run else self._saved_step
-        if saved == trainer.global_step and not self._failing(trainer):
+        if saved and saved == trainer.global_step and not self._failing(trainer):
             return f"stopped after step {saved}; --ckpt_path last goes on from there"
         kept = f"the last checkpoint is of step {saved}" if saved else "nothing was saved"
         return f"stopped after step {trainer.global_step}; {kept}"

@@ -76,6 +76,8 @@ def test_a_stopped_run_says_where_it_goes_on(stop, quiet):
 
 def test_a_stopped_run_that_could_not_save_says_so(quiet):
     run = Run(world_size=2)
+    run.callback.on_exception(run, None, KeyboardInterrupt())  # before its first step
+    assert quiet.pop() == "stopped after step 0; nothing was saved"
     run.global_step = 5
     run.callback.on_exception(run, None, KeyboardInterrupt())
     run.callback._saved_step = 3
