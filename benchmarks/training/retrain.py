@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import cells, read_recipe
+from benchmarks import ROOT, cells, read_recipe
 from benchmarks.embedded import GUIDE, PART, TEACHER, batches, prompts, right_answers
 from benchmarks.statistics import mean_interval
 from benchmarks.training import shapes
-from benchmarks.training.run import STORED, Evaluation, Run, command, work
+from benchmarks.training.run import STORED, Evaluation, Run, announce, command, folder_of, is_finished, train
 from benchmarks.waveclip import answers
 from common.models import load_model
 
@@ -46,7 +46,9 @@ def chosen(only: str | None) -> list[Run]:
 def main(arguments: Sequence[str] = ()) -> int:
     """Train what is not finished. ONLY=NAME: that run, or ONLY='shapes-*': those; CONFIG=FILE: an overlay on recipes.
 
-    With an overlay, weights and results stay in run folders of their own. A smoke run lists.
+    A run is finished when its result is in its run folder, or when its result and weights are committed. ONLY=NAME
+    without a wildcard asks for a committed run anew. With an overlay, weights and results stay in run folders of
+    their own. A smoke run lists.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks retrain", description=main.__doc__)
     parser.add_argument("--list", action="store_true", help="the runs with their minutes on 2 cores (LIST=1)")
@@ -54,9 +56,33 @@ def main(arguments: Sequence[str] = ()) -> int:
     overlay = os.environ.get("CONFIG") or None
     if overlay and not Path(overlay).is_file():
         raise ValueError(f"CONFIG={overlay}: no file at {Path(overlay).absolute()}")
-    for run in chosen(os.environ.get("ONLY")):
-        work([run], _evaluation(run, overlay), listing, overlay)
+    only, planned = os.environ.get("ONLY"), []
+    for run in chosen(only):
+        finished = is_finished(run, overlay, committed=run.name != only)
+        announce(run, finished, overlay)
+        if finished:
+            continue
+        planned.append(run.minutes)
+        if not listing:
+            check_start(run)
+            train(run, folder_of(run, overlay), _evaluation(run, overlay), overlay)
+    if listing:
+        print(
+            f"{len(planned)} not finished: planned for {sum(planned) / 60:.1f} hours on 2 cores; a processor that "
+            "emulates bfloat16 takes longer"
+        )
     return 0
+
+
+def check_start(run: Run) -> None:
+    """ValueError: a run starts from weights of another run which are not there."""
+    settings = {**read_recipe(run.recipe)["model"]["init_args"], **run.settings.get("model", {})}
+    for maker in (run for run in RUNS if run.output):
+        name = str(maker.output.relative_to(ROOT))
+        if name in settings.values() and not maker.output.is_file():
+            raise ValueError(
+                f"{run.name} starts from {name}, which is not there; `make retrain ONLY={maker.name}` makes it"
+            )
 
 
 def _evaluation(run: Run, overlay: str | None) -> Evaluation:

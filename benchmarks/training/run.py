@@ -1,7 +1,8 @@
 """One training run: its command line, its folder of checkpoints, its weights and its result.
 
 Every run has a folder in $EFFCLIP_RUNS/retrain. A run continues from the last checkpoint there, and is skipped when its
-result is there. The result is written as soon as it is known.
+result is there. The result is written as soon as it is known. `make retrain` also skips a run whose result and weights
+are committed.
 """
 
 from __future__ import annotations
@@ -159,11 +160,26 @@ def work(
 ) -> None:
     """Print each run with its state; unless ``listing``, train the runs that are not finished. apart: see ``fit``."""
     for run in runs:
-        folder = runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
-        finished = (folder / "result.json").is_file()
+        finished = is_finished(run, overlay)
         announce(run, finished, overlay)
         if not listing and not finished:
-            train(run, folder, evaluate, overlay, apart)
+            train(run, folder_of(run, overlay), evaluate, overlay, apart)
+
+
+def folder_of(run: Run, overlay: str | None = None) -> Path:
+    """A run's folder; with an overlay it has one of its own."""
+    return runs_directory() / "retrain" / (run.name + (f"-{Path(overlay).stem}" if overlay else ""))
+
+
+def is_finished(run: Run, overlay: str | None = None, committed: bool = False) -> bool:
+    """Whether a run's result is in its folder.
+
+    committed: a result in ``STORED`` counts too, where the weights that belong beside it are there as well.
+    """
+    if (folder_of(run, overlay) / "result.json").is_file():
+        return True
+    weights_there = run.output is None or run.output.is_file()
+    return committed and not overlay and weights_there and (STORED / f"{run.name}.json").is_file()
 
 
 def announce(run: Run, finished: bool, overlay: str | None = None) -> None:

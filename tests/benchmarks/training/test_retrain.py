@@ -1,6 +1,7 @@
 """The embedded models' runs: commands, budget, what is listed and skipped, and their table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from benchmarks.statistics import mean_interval
 from benchmarks.training import retrain, shapes
 from benchmarks.training.retrain import FIRST, RUNS, chosen
+from benchmarks.training.run import Run, is_finished
 from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
 from common.cli import main as lightning
@@ -43,7 +45,8 @@ def test_listing_trains_nothing_and_marks_what_is_finished(monkeypatch, tmp_path
     monkeypatch.delenv("CONFIG", raising=False)
     (tmp_path / "retrain/teacher").mkdir(parents=True)
     (tmp_path / "retrain/teacher/result.json").write_text("{}")
-    monkeypatch.setattr("benchmarks.training.run.train", lambda *arguments: pytest.fail("it trained"))
+    monkeypatch.setattr("benchmarks.training.run.STORED", tmp_path / "committed")
+    monkeypatch.setattr(retrain, "train", lambda *arguments: pytest.fail("it trained"))
     assert retrain.main(["--list"]) == 0
     printed = capsys.readouterr().out
     assert "teacher                 finished" in printed
@@ -51,6 +54,41 @@ def test_listing_trains_nothing_and_marks_what_is_finished(monkeypatch, tmp_path
     monkeypatch.setenv("ONLY", "teacher")  # finished: skipped without --list too
     monkeypatch.delenv("SMOKE", raising=False)
     assert retrain.main([]) == 0
+
+
+def test_a_committed_run_is_finished_in_a_fresh_clone_unless_it_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))  # a fresh clone has no run folders
+    monkeypatch.delenv("CONFIG", raising=False)
+    states = {}
+    for only in ("shapes-[tw]*", "shapes-teacher-0", "shapes-cosine10-2"):
+        monkeypatch.setenv("ONLY", only)
+        retrain.main(["--list"])
+        *lines, last = capsys.readouterr().out.splitlines()
+        states |= {(only, line.split()[0]): line.split()[1] for line in lines}
+    assert last.startswith("1 not finished: planned for 0.1 hours on 2 cores")
+    assert states["shapes-[tw]*", "shapes-teacher-0"] == "finished"
+    assert states["shapes-[tw]*", "shapes-teacher96-0"] == "about", "it has no result"
+    assert states["shapes-teacher-0", "shapes-teacher-0"] == states["shapes-cosine10-2", "shapes-cosine10-2"] == "about"
+
+
+def test_a_committed_result_without_its_weights_is_trained_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr("benchmarks.training.run.STORED", tmp_path)
+    (tmp_path / "student.json").write_text("{}")
+    for there in (False, True):
+        run = Run("student", "waveclip/shapes.yaml", 45, output=tmp_path / "student.safetensors")
+        assert is_finished(run, committed=True) is there
+        run.output.touch()
+    assert not is_finished(run) and not is_finished(run, "overlay.yaml", committed=True)
+
+
+def test_a_student_without_its_teacher_names_the_command_that_makes_it(monkeypatch):
+    teacher = next(run for run in RUNS if run.name == "shapes-teacher96-0")
+    absent = replace(teacher, output=teacher.output.with_stem("absent"))
+    monkeypatch.setattr(retrain, "RUNS", [absent if run is teacher else run for run in RUNS])
+    student = {"model": {"weights": "benchmarks/weights/absent.safetensors"}}
+    with pytest.raises(ValueError, match=r"starts from .*absent.* `make retrain ONLY=shapes-teacher96-0` makes it"):
+        retrain.check_start(Run("student", "waveclip/shapes_96.yaml", 1, settings=student))
 
 
 def test_table_says_what_was_not_run(monkeypatch, tmp_path):
