@@ -65,7 +65,7 @@ data: $(READY) ## draw and pack the embedded benchmark's pictures now (otherwise
 data-check: $(READY) ## is a recipe's data all there? (CONFIG=FILE.yaml; exit code 1 when something is wrong)
 	$(PY) -m common.data.check $(CONFIG)
 
-retrain: $(READY) ## train the embedded models again (ONLY=NAME for one; resumes, skips what is finished)
+retrain: $(READY) ## train the embedded models that are not finished (resumes; ONLY=NAME: one, also a committed one)
 	$(PY) -m benchmarks retrain
 	$(if $(ONLY)$(CONFIG),,$(PY) -m benchmarks patchrank-runs)
 
