@@ -38,14 +38,19 @@ def resolve_configs(argv: Sequence[str]) -> list[str]:
     return resolved
 
 
+def packaged_file(path: str | Path) -> Path:
+    """A path as it stands; where nothing is there, the packaged file of the same ``PACKAGE/...``, if there is one."""
+    path = Path(path)
+    if not path.exists() and path.parts[:1] and path.parts[0] in PACKAGES:
+        packaged = _folder(path.parts[0]).joinpath(*path.parts[1:])
+        return packaged if packaged.is_file() else path
+    return path
+
+
 def _config_path(name: str) -> str:
-    if Path(name).is_file():
-        return name
-    package = Path(name).parts[:1]
-    if package and package[0] in PACKAGES:
-        packaged = _folder(package[0]).joinpath(*Path(name).parts[1:])
-        if packaged.is_file():
-            return str(packaged)
+    found = packaged_file(name)
+    if found.is_file():
+        return name if found == Path(name) else str(found)
     near = get_close_matches(name, _packaged_recipes(), 1)
     mend = f"did you mean {near[0]}?" if near else f"give a local YAML file, or a packaged one such as {_EXAMPLE}"
     raise ValueError(f"no config file at {Path(name).absolute()}; {mend}")

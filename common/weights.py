@@ -1,6 +1,7 @@
 """Weights files: safetensors with a record of what they hold, and the state dicts of other programs.
 
-A state dict is returned in open_clip's names, whichever program wrote it (``common.layouts``).
+A state dict is returned in open_clip's names, whichever program wrote it (``common.layouts``). A path is looked up as
+that of a recipe is: in the working directory, then in the installed packages (``benchmarks/weights/FILE``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from common.checkpoints import read_plain
 from common.layouts import open_clip_names
+from common.recipes import packaged_file
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -73,9 +75,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     The section "architecture" is a CLIP's; a model of another registered type adds a section named after the type.
     ValueError: there is no file, or it is damaged.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"no weights at {Path(path).absolute()}")
-    if Path(path).suffix != ".safetensors":
+    path = packaged_file(path)
+    if not path.is_file():
+        raise ValueError(f"no weights at {path.absolute()}")
+    if path.suffix != ".safetensors":
         return {}
     with _opened(path) as file:
         metadata = file.metadata() or {}
@@ -89,7 +92,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     A state dict inside ``{"state_dict": ...}`` or ``{"model": ...}`` is taken out.
     ValueError: there is no file, it is damaged, or it holds something else than a state dict.
     """
-    path = Path(path)
+    path = packaged_file(path)
     if not path.is_file():
         raise ValueError(f"no weights at {path.absolute()}")
     if path.suffix == ".safetensors":
