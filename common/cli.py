@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from common.errors import leave_closed_pipe, sentence
 from common.recipes import own_error, resolve_configs
@@ -72,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     other = _other_lightning()
     if other is not None:
         return other.load()()
-    print(f"{USAGE}\n\nlightning: error: {_unknown(argv)}", file=sys.stderr)
+    program = "effclip" if Path(sys.argv[0]).stem == "effclip" else "lightning"
+    usage = "" if argv else f"{USAGE}\n\n"
+    print(f"{usage}{program}: error: {_unknown(argv)}", file=sys.stderr)
     return 2
 
 
@@ -81,8 +84,10 @@ def _unknown(argv: list[str]) -> str:
     if not argv:
         return "a subcommand is missing"
     near = get_close_matches(argv[0], (*SUBCOMMANDS, *COMMANDS), 1)
-    guess = f"; did you mean {near[0]}?" if near else "; it comes first on the line"
-    return f"no subcommand {argv[0]!r}{guess}"
+    if near:
+        return f"no subcommand {argv[0]!r}; did you mean {near[0]}?"
+    names = ", ".join((*SUBCOMMANDS, *COMMANDS))
+    return f"no subcommand {argv[0]!r}; it comes first on the line, and is one of {names}"
 
 
 def _version() -> str:
@@ -118,8 +123,16 @@ def _answered(call: Callable[[], int], name: str) -> int:
         return 1
 
 
+def _check_recipe(argv: Sequence[str]) -> None:
+    """ValueError: a line names neither a recipe nor a model of its own, and asks for no help."""
+    words = [word.partition("=")[0] for word in argv[1:]]
+    if not any(word in ("-c", "--config", "-h", "--help") or word.startswith("--model") for word in words):
+        raise ValueError(f"{argv[0]} needs a recipe: -c FILE.yaml, such as -c common/shapes_clip.yaml")
+
+
 def _train(argv: list[str]) -> int:
     options, arguments = take_options(resolve_configs(argv))
+    _check_recipe(arguments)
     check_path(option_value(arguments, "--ckpt_path"))
     # A console script does not see the working directory. It goes last, so that it shadows no package.
     sys.path.append(os.getcwd())

@@ -1,9 +1,14 @@
 """This suite's LightningCLI: models and data by class path, run folders, checkpoints, and what every run is given."""
 
-from collections.abc import Sequence
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import yaml
 from lightning.pytorch import Callback, Trainer
@@ -67,6 +72,12 @@ class RecipeCLI(LightningCLI):
         """Only the subcommand that runs, since building each parser takes long."""
         name = self._arguments[0]
         return {name: LightningCLI.subcommands()[name]}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser, which answers an unknown setting of model or data in one line."""
+        parser = super().init_parser(**kwargs)
+        parser.error = partial(_refuse, parser.error)
+        return parser
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Build the data before the model, so that missing data is reported before weights are downloaded."""
@@ -185,6 +196,20 @@ class RecipeCLI(LightningCLI):
             rank_zero_warn("the last checkpoint could not be written; the newest below is of an earlier step")
         if not self.trainer.fast_dev_run:
             rank_zero_info("\n".join(closing_lines(self.trainer, self.model, self.options.recipe)))
+
+
+def _refuse(other: Callable[..., NoReturn], message: str, error: Exception | None = None) -> NoReturn:
+    """Name a setting that a class does not have, with the nearest one. other: answers all other mistakes."""
+    wrong = re.search(r"given class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message)
+    if wrong is None:
+        other(message, error)
+    module, _, name = wrong[1].rpartition(".")
+    bases = getattr(import_module(module), name).__mro__
+    settings = {setting for base in bases for setting in inspect.signature(base.__init__).parameters} - {"self"}
+    near = get_close_matches(wrong[2], sorted(settings), 1)
+    mend = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(settings - {'args', 'kwargs'}))}"
+    print(f"lightning: error: {name} has no setting {wrong[2]!r}; {mend}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _need_weights(subcommand: str, model: Any) -> None:

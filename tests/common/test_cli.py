@@ -20,6 +20,7 @@ from common import lightning_cli, recipes
 from common.cli import main
 from common.prediction_file import PredictionFile
 from common.recipes import resolve_configs
+from common.weights import read_record, save_state
 
 MODULE_NAME = "boring_recipe_classes"
 
@@ -213,6 +214,26 @@ def test_a_misspelt_setting_is_named(recipe, capsys):
     assert "tua" in capsys.readouterr().err
 
 
+def test_a_misspelt_setting_of_the_model_is_one_line_with_a_guess(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", "waveclip/shapes.yaml", "--model.lerning_rate", "1"])
+    assert stop.value.code == 2
+    sentence = "lightning: error: WaveCLIPDistillation has no setting 'lerning_rate'; did you mean learning_rate?"
+    assert capsys.readouterr().err.splitlines()[-1] == sentence
+
+
+def test_weights_that_a_packaged_recipe_names_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = "benchmarks/weights/shapes_clip.safetensors"  # waveclip/shapes.yaml starts from it
+    assert read_record(named)["architecture"]["embed_dim"] > 0
+    file = tmp_path / named
+    file.parent.mkdir(parents=True)
+    save_state({"x": torch.ones(1)}, file, {"own": {}}, torch.float32)
+    assert read_record(named) == {"own": {}}  # a file of the working directory comes first
+    with pytest.raises(ValueError, match=re.escape(f"no weights at {tmp_path}/benchmarks/weights/absent.safetensors")):
+        read_record("benchmarks/weights/absent.safetensors")
+
+
 def test_packaged_recipes_are_found_from_anywhere(tmp_path, monkeypatch):
     package = tmp_path / "installed" / "waveclip"
     (package / "sub").mkdir(parents=True)
@@ -265,8 +286,11 @@ def test_what_is_not_ours_goes_to_the_other_owner_of_the_name(monkeypatch, capsy
     for arguments, reason in {("login",): "'login'", (): "missing", ("-c", "a.yaml", "fit"): "first"}.items():
         assert main(arguments) == 2
         error = capsys.readouterr().err
-        assert "usage: lightning" in error
+        assert "usage: lightning" in error if not arguments else error.count("\n") == 1
         assert reason in error
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/effclip"])
+    assert main(["clasify"]) == 2
+    assert capsys.readouterr().err == "effclip: error: no subcommand 'clasify'; did you mean classify?\n"
     assert main(["--help"]) == 0
 
 
