@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PREFIXES = ("hf-hub:", "local-dir:")
 """How models on the hub, and folders of other programs, are named."""
@@ -14,6 +17,27 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 """Of weights files."""
 DTYPES = ("float32", "bfloat16", "float16")
 """What an image tower may compute in; below float32 it runs under autocast."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Answers a mistake in one line, without the usage, and guesses what a mistyped option should be."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Keep the words for ``error``."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message with a guess, and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}{self._guess()}\n")
+
+    def _guess(self) -> str:
+        known = self._option_string_actions
+        for word in (word.partition("=")[0] for word in self._words if word.startswith("--")):
+            near = get_close_matches(word, known, 1)
+            if near and not any(option.startswith(word) for option in known):
+                return f"; did you mean {near[0]}?"
+        return ""
 
 
 def number(what: str, holds: Callable[[Any], bool], kind: type = float) -> Callable[[str], Any]:
@@ -100,6 +124,8 @@ def model_arguments(args: argparse.Namespace) -> dict[str, str | bool | None]:
         check_first(first)
     if args.model is not None and ("/" in args.model or Path(args.model).suffix in SUFFIXES):
         _check_there(args.model)
+    elif args.model is not None:
+        _check_name(args.model)
     quick_gelu = None if args.quick_gelu is None else args.quick_gelu == "yes"
     others = {name: getattr(args, name) for name in ("model", "weights", "text_model", "preprocess")}
     return {**others, "quick_gelu": quick_gelu}
@@ -113,7 +139,22 @@ def check_first(name: str) -> None:
 def _check_there(name: str, mend: str = "") -> None:
     """ValueError: nothing is at a path. mend: the end of the message."""
     if not name.startswith(PREFIXES) and not Path(name).exists():
-        raise ValueError(f"no weights at {Path(name).absolute()}{mend}")
+        what = "weights" if Path(name).suffix in SUFFIXES else "model"
+        raise ValueError(f"no {what} at {Path(name).absolute()}{mend}")
+
+
+def _check_name(name: str) -> None:
+    """ValueError: a name is like one of open_clip's models, but is none of them, and no file or folder.
+
+    open_clip is not imported; its list may grow at run time, so a name that is like none of them is left to it.
+    """
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None or Path(name).exists() or name.startswith(PREFIXES):
+        return
+    names = [file.stem for file in (Path(package.origin).parent / "model_configs").glob("*.json")]
+    near = get_close_matches(name, sorted(names), 1)
+    if near and name not in names:
+        raise ValueError(f"{name!r} is no file or folder here and no open_clip model; did you mean {near[0]}?")
 
 
 def read_templates(value: str, others: str = "") -> tuple[str, ...]:

@@ -10,8 +10,9 @@ ImageNet's prompts come from open_clip; this project wrote the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -75,7 +76,7 @@ def entry(name: str, protocol: str = "mlip") -> Entry:
     if protocol not in PROTOCOLS:
         raise ValueError(f"the protocols are {PROTOCOLS}, not {protocol!r}")
     if name not in names():
-        raise ValueError(f"{name!r} is not in the catalogue; it has {', '.join(names())}")
+        raise ValueError(f"{name!r} is not in the catalogue; {guess(name)}it has {', '.join(names())}")
     data = yaml.safe_load((_folder() / f"{name}.yaml").read_text())
     coop = data.pop("coop", {})
     if protocol == "coop":
@@ -87,6 +88,12 @@ def entry(name: str, protocol: str = "mlip") -> Entry:
     class_names = _words(data.pop("class_names", None), imagenet_names)
     templates = _words(data.pop("templates", ()), imagenet_templates)
     return Entry(name=name, protocol=protocol, splits=splits, class_names=class_names, templates=templates, **data)
+
+
+def guess(name: str, others: Sequence[str] = ()) -> str:
+    """The part of an error message that names the set nearest to ``name``; others: names beside the catalogue's."""
+    near = get_close_matches(name, [*names(), *others], 1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def _folder() -> Traversable:

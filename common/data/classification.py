@@ -112,8 +112,9 @@ def classification_set(
     except Exception as error:
         if not _is_about_data(error):
             raise
-        reason = str(error).rstrip(".")
-        raise ValueError(f"{entry.title} ({split}) in {root}: {reason}. It needs {entry.get}") from error
+        reason, advice, _ = str(error).rstrip(".").partition(". You can use download=True")  # no option of ours
+        wrong = f"is not in {root}" if advice and reason == "Dataset not found" else f"in {root}: {reason}"
+        raise ValueError(f"{entry.title} ({split}) {wrong}. It needs {entry.get}") from error
 
 
 def _is_about_data(error: Exception) -> bool:

@@ -164,9 +164,10 @@ def _own(name: str) -> bool:
 def _entry(name: str) -> Entry:
     known, _, protocol = name.partition("@")
     if known not in catalogue.names():
+        near = catalogue.guess(known, (*REVISIONS, *EMBEDDED_TASKS))
         raise ValueError(
-            f"no data called {name!r}, and no file or folder; there are {', '.join([*REVISIONS, *EMBEDDED_TASKS])}, "
-            f"{', '.join(catalogue.names())}"
+            f"no data called {name!r}, and no file or folder; {near}there are "
+            f"{', '.join([*REVISIONS, *EMBEDDED_TASKS, *catalogue.names()])}"
         )
     return catalogue.entry(known, protocol or "mlip")
 

@@ -13,7 +13,16 @@ from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from common.arguments import GMACS, add_first, add_model, model_arguments, number, read_templates, whole_number
+from common.arguments import (
+    GMACS,
+    CommandParser,
+    add_first,
+    add_model,
+    model_arguments,
+    number,
+    read_templates,
+    whole_number,
+)
 from common.paths import check_writable
 
 if TYPE_CHECKING:
@@ -27,7 +36,7 @@ _ACCURACY = number("a fraction in (0, 1), such as 0.60", lambda value: 0 < value
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(prog="effclip calibrate", description=__doc__.splitlines()[0])
+    command = CommandParser(prog="effclip calibrate", description=__doc__.splitlines()[0])
     add = command.add_argument
     add("--data", required=True, help="embedded, a set of the catalogue, a folder of class folders, or a table")
     wish = command.add_mutually_exclusive_group(required=True)
@@ -174,8 +183,12 @@ def lines(calibration: Calibration) -> list[str]:
     (low, high), (least, most) = point.gmacs_interval, point.accuracy_interval
     wish = " ".join(f"{name} {value:g}" for name, value in calibration.wish.items() if value is not None)
     prompts = ", the model's own templates" if calibration.conditions.get("own_templates") else ""
+    chosen, dearest = f"{calibration.knob} {point.setting:.6g}", max(calibration.costs)
+    if (calibration.wish["gmacs"] or 0) >= dearest:
+        every = "all levels" if calibration.knob == "threshold" else "the whole model"
+        chosen = f"every picture may take {every} ({dearest:.3g}): no {calibration.knob} is needed"
     return [
-        f"for {wish}: {calibration.knob} {point.setting:.6g}, from {calibration.pictures:,} pictures{prompts}",
+        f"for {wish}: {chosen}, from {calibration.pictures:,} pictures{prompts}",
         f"mean cost {point.gmacs:.4g} GMACs; on as many new pictures {low:.4g} to {high:.4g} (95 %)",
         f"accuracy {100 * point.accuracy:.2f} %; on those {100 * least:.2f} to {100 * most:.2f} %",
         f"the paths cost {', '.join(f'{cost:.4g}' for cost in calibration.costs)}",

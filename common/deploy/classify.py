@@ -24,6 +24,7 @@ from common.arguments import (
     CONFIDENCE,
     DTYPES,
     GMACS,
+    CommandParser,
     add_first,
     add_model,
     model_arguments,
@@ -43,7 +44,7 @@ _SUFFIXES = (".csv", ".jsonl")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(prog="effclip classify", description=__doc__.splitlines()[0])
+    command = CommandParser(prog="effclip classify", description=__doc__.splitlines()[0])
     add = command.add_argument
     add(
         "paths", nargs="+", metavar="PATH", help="pictures, folders of pictures at any depth; - reads paths, one a line"

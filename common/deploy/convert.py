@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import read_labels, read_templates
+from common.arguments import CommandParser, read_labels, read_templates
 from common.paths import refuse_existing, written_whole
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ GROUP = "effclip.trainings"
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(prog="effclip convert", description=__doc__.splitlines()[0])
+    command = CommandParser(prog="effclip convert", description=__doc__.splitlines()[0])
     add = command.add_argument
     add("checkpoint", metavar="CKPT", help="a .ckpt of `lightning fit`, or a weights file of this suite")
     add("folder", metavar="DIR", type=Path, help="the model directory, a new folder")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
+from common.arguments import CommandParser
+
 _SHOWN = {1: " in their own colours", 2: " in random tints, so that shape tells names apart"}
 """How the pictures of each revision show their emoji."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    return argparse.ArgumentParser(prog="effclip datasets", description=__doc__.splitlines()[0])
+    return CommandParser(prog="effclip datasets", description=__doc__.splitlines()[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

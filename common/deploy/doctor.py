@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.arguments import CommandParser
 from common.deploy.machine import surroundings
 from common.paths import runs_directory
 from common.recipes import recipe_variables
@@ -41,7 +42,7 @@ class Finding:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    return argparse.ArgumentParser(prog="effclip doctor", description=__doc__.splitlines()[0])
+    return CommandParser(prog="effclip doctor", description=__doc__.splitlines()[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

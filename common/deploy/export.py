@@ -17,7 +17,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.arguments import add_first, add_model, model_arguments, number, read_labels, read_templates, whole_number
+from common.arguments import (
+    CommandParser,
+    add_first,
+    add_model,
+    model_arguments,
+    number,
+    read_labels,
+    read_templates,
+    whole_number,
+)
 from common.deploy.standalone import standalone
 from common.paths import written_whole
 
@@ -40,7 +49,7 @@ _CHECKED, _TIMED = (1, 3), (1, 32)
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(prog="effclip export", description=__doc__.splitlines()[0])
+    command = CommandParser(prog="effclip export", description=__doc__.splitlines()[0])
     add_model(command, positional=True)
     add_first(command)
     add = command.add_argument
@@ -87,6 +96,7 @@ def keep_rates(text: str) -> tuple[float, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return 0. ValueError: what cannot be exported, and why."""
     args = parser().parse_args(arguments)
+    named = model_arguments(args)
     names = read_labels(None, args.labels_file)
     templates = None if args.template is None else read_templates(args.template)
     folder = args.out or Path(args.model) / args.format
@@ -114,7 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"--min-agreement {args.min_agreement:g} must be a share in [0, 1], such as 0.95")
     if args.format == "open-clip" and (names or templates):
         raise ValueError("--labels-file and --template go with graphs; open_clip has the text tower itself")
-    named = model_arguments(args)
     from common.deploy.model import load
 
     deployed = load(**named, device="cpu", calibration=args.calibration, first=args.first)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 
+from common.arguments import CommandParser
 from common.packaged import packaged_models
 
 _TYPES = "effclip.models"
@@ -14,7 +15,7 @@ _TYPES = "effclip.models"
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(prog="effclip models", description=__doc__.splitlines()[0])
+    command = CommandParser(prog="effclip models", description=__doc__.splitlines()[0])
     command.add_argument("word", nargs="?", help="list open_clip's models with this in their name, and their weights")
     return command
 

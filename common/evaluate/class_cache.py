@@ -27,14 +27,29 @@ def cache_key(
     """64 hex digits that name the class embeddings, from the weights' hash and every prompt's ids, in order.
 
     The ids depend on the names, the templates and the tokenizer's vocabulary, so the key changes with each of them.
+    ValueError: a prompt that the tokenizer refuses; where it takes the names alone, the message points to --template.
     """
     key = sha256(f"{weights} {len(class_names)} {len(templates)}".encode())
     prompts = [fill(template, name) for name in class_names for template in templates]
     for start in range(0, len(prompts), _PROMPTS_AT_A_TIME):
-        ids = tokenizer(prompts[start : start + _PROMPTS_AT_A_TIME])
+        try:
+            ids = tokenizer(prompts[start : start + _PROMPTS_AT_A_TIME])
+        except ValueError as error:
+            if "vocabulary" in str(error) and _takes(tokenizer, class_names):
+                raise ValueError(f'{error}; other prompts: --template "a {{}}"') from error
+            raise
         key.update(f"{tuple(ids.shape)}".encode())
         key.update(ids.numpy().tobytes())
     return key.hexdigest()
+
+
+def _takes(tokenizer: Callable[[list[str]], Tensor], texts: Sequence[str]) -> bool:
+    """Whether a tokenizer refuses none of the texts."""
+    try:
+        tokenizer(list(texts))
+    except ValueError:
+        return False
+    return True
 
 
 def cached_class_embeddings(

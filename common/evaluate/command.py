@@ -16,7 +16,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import DTYPES, add_first, add_model, folder_for_results, model_arguments, whole_number
+from common.arguments import (
+    DTYPES,
+    CommandParser,
+    add_first,
+    add_model,
+    folder_for_results,
+    model_arguments,
+    whole_number,
+)
 from common.evaluate.points import (
     add_image_size,
     add_point,
@@ -52,7 +60,7 @@ OF_TASK = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(prog="effclip evaluate", description=__doc__.splitlines()[0])
+    command = CommandParser(prog="effclip evaluate", description=__doc__.splitlines()[0])
     add = command.add_argument
     add_model(command)
     add(

@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from common.arguments import DTYPES, add_first, add_model, folder_for_results, model_arguments, whole_number
+from common.arguments import (
+    DTYPES,
+    CommandParser,
+    add_first,
+    add_model,
+    folder_for_results,
+    model_arguments,
+    whole_number,
+)
 from common.evaluate.command import EVALUATIONS
 from common.evaluate.points import (
     Point,
@@ -45,7 +53,7 @@ JOURNAL = "points.jsonl"
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(prog="effclip sweep", description=__doc__.splitlines()[0])
+    command = CommandParser(prog="effclip sweep", description=__doc__.splitlines()[0])
     add = command.add_argument
     add_model(command)
     add(

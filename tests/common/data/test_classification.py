@@ -191,6 +191,11 @@ def textures(tmp_path):
     return tmp_path, small(entry("dtd"), SPLITS, 2)
 
 
+def test_a_set_that_torchvision_reads_names_no_option_of_torchvision(tmp_path):
+    with pytest.raises(ValueError, match=rf"^Food-101 \(test\) is not in {tmp_path}\. It needs http.*food-101/images"):
+        classification_set("food101", tmp_path)
+
+
 def test_missing_and_partial_data_say_what_to_download(textures):
     root, of = textures
     cases = [

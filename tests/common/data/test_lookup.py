@@ -78,7 +78,7 @@ def test_a_revision_is_trained_on_by_its_data_module(name):
 
 
 def test_what_is_not_there_is_named():
-    known = r"no data called 'imagnet', .*; there are embedded, embedded-1, embedded-sketch, "
+    known = r"no data called 'imagnet', .*; did you mean imagenet\? there are embedded, embedded-1, embedded-sketch, "
     with pytest.raises(ValueError, match=known):
         source("imagnet", "zeroshot")
     with pytest.raises(ValueError, match=r"no split 'tset' for zeroshot; it has \['test', 'val'"):

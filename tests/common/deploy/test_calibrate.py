@@ -115,6 +115,14 @@ def test_a_users_own_pictures_take_the_models_templates(model, labelled, tmp_pat
     assert "is not in this model's vocabulary" in capsys.readouterr().err
 
 
+def test_a_budget_beyond_the_dearest_path_needs_no_threshold(model, labelled, capsys):
+    line = ["calibrate", "--data", labelled, "--model", model, "--gmacs", "100", "--device", "cpu", "--workers", "0"]
+    assert main(line) == 0
+    whole = f"{load(model, device='cpu').costs[-1]:.3g}"
+    said = capsys.readouterr().out.splitlines()[0]
+    assert f"for gmacs 100: every picture may take all levels ({whole}): no threshold is needed" in said
+
+
 def test_held_out_pictures_cost_what_was_foretold(tmp_path, monkeypatch):
     """The embedded model, calibrated on val: the mean cost of test pictures, really run, lies in the interval."""
     monkeypatch.setitem(embedded.SPLITS, 2, {"val": (400, 200), "test": (400, 200)})

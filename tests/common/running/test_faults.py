@@ -181,6 +181,11 @@ def test_a_typing_mistake_is_answered_before_anything_heavy_is_imported(tmp_path
         ("fot -c waveclip/shapes.yaml", 2, "did you mean fit"),
         ("fit -c waveclip/shapes.yaml --ckpt_path nowhere.ckpt", 1, "no checkpoint at"),
         ("convert nowhere.ckpt model", 1, "no checkpoint at"),
+        ("fit --trainer.max_steps 4", 1, "fit needs a recipe: -c FILE.yaml, such as -c common/shapes_clip.yaml"),
+        ("classify x.jpg --treshold 0.3", 2, "unrecognized arguments: --treshold 0.3; did you mean --threshold?"),
+        ("evaluate --modell m --data embedded", 2, "did you mean --model?"),
+        ("evaluate --model ViT-B16 --data embedded", 1, "no open_clip model; did you mean ViT-B-16?"),
+        ("export runs/none --format onnx", 1, "no model at"),
     )
     found = answers([line.split() for line, _, _ in lines], tmp_path)
     for (_, code, sentence), answer in zip(lines, found, strict=True):
