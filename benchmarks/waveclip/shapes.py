@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Result, points, table
-from benchmarks.statistics import RESAMPLES, difference, holm, mean_interval
+from benchmarks.statistics import RESAMPLES, adjusted_p, difference, mean_interval
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.training import shapes as trained
 from benchmarks.training.shapes import Known
@@ -136,7 +136,7 @@ def by_seed(families: Known, split: str) -> list[SeedAnswers]:
 
 def rows(families: Known, costs: dict[str, float], resamples: int) -> list[dict[str, Any]]:
     """Accuracy of every finished line with its interval, and its difference from the teacher, Holm-adjusted."""
-    result, p_values = [], {}
+    result, gaps = [], {}
     for line in _finished(families):
         right = _right(families, line)
         row: dict[str, Any] = {"row": line.name, "gmacs": costs[line.cost], "seeds": len(right)}
@@ -147,9 +147,9 @@ def rows(families: Known, costs: dict[str, float], resamples: int) -> list[dict[
             from_scratch = line.family == "shapes-half" and families[line.family]["test"].keys() == teachers.keys()
             met = np.stack([part.last for part in teachers.values()]) if from_scratch else teachers[0].correct[-1:]
             gap = difference(right, met, from_scratch, resamples)
-            row["difference"], p_values[line.name] = gap.ends, gap.p
+            row["difference"], gaps[line.name] = gap.ends, gap
         result.append(row)
-    adjusted = holm(p_values)
+    adjusted = adjusted_p(gaps)
     return [row | ({"p": adjusted[row["row"]]} if row["row"] in adjusted else {}) for row in result]
 
 
