@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cells import Result, points, table
+from benchmarks.cells import Result, p_value, points, table
 from benchmarks.mlip import shapes_runs
 from benchmarks.mlip.shapes_runs import COMMAND, GUIDE, ROWS, SEEDS
 from benchmarks.statistics import RESAMPLES, adjusted_p, difference, mean_interval
@@ -219,7 +219,7 @@ def _terms(rows: Sequence[dict[str, Any]]) -> str:
 
 def _verdicts(title: str, claims: Sequence[dict[str, Any]]) -> str:
     lines = [
-        [claim["claim"], claim["seeds"], points(claim["difference"]), f"{claim['p']:.3f}", claim["verdict"]]
+        [claim["claim"], claim["seeds"], points(claim["difference"]), p_value(claim["p"]), claim["verdict"]]
         for claim in claims
     ]
     head = [title, "seeds", "difference, points [95 %]", "p, Holm", "verdict"]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cells import Result, points, table
+from benchmarks.cells import Result, p_value, points, table
 from benchmarks.statistics import RESAMPLES, Interval, adjusted_p, mean_interval, mean_over_sets
 from benchmarks.training.run import STORED
 from benchmarks.waveclip import answers
@@ -198,7 +198,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
                 f"{points(row['difference'])} ({100 * row['refined']:.0f} %, {100 * row['own']:.0f} %)" for row in rows
             ]
             lead = at["leads"].get(gate)
-            said = ["–", "–"] if lead is None else [points(lead["difference"]), f"{lead['p']:.3f}"]
+            said = ["–", "–"] if lead is None else [points(lead["difference"]), p_value(lead["p"])]
             lines.append([f"{100 * at['share']:.1f} %", gate, *cells, points(mean), *said])
     seeds = min(result["seeds"].values())
     note = (

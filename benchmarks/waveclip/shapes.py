@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Result, points, table
+from benchmarks.cells import Result, p_value, points, table
 from benchmarks.statistics import RESAMPLES, adjusted_p, difference, mean_interval
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.training import shapes as trained
@@ -185,7 +185,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         return {"md": "No training of revision 2 is finished; `make retrain ONLY='shapes-*'` trains.\n", "figures": {}}
     lines = []
     for row in result["rows"]:
-        p = f"{row['p']:.3f}" if "p" in row else "–"
+        p = p_value(row["p"]) if "p" in row else "–"
         gap = points(row.get("difference"))
         lines.append([row["row"], row["seeds"], _accuracy(row["accuracy"]), gap, p, f"{row['gmacs']:.4f}"])
     head = ["scenes of shape", "seeds", "accuracy [95 %]", "against its teacher", "p, Holm", "GMACs"]
