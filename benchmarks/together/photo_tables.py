@@ -11,7 +11,7 @@ from benchmarks.cells import p_value, points, table
 from benchmarks.together import reference_ladder
 from benchmarks.together.frontier import PICTURES
 from benchmarks.together.frontier_tables import rows_table, verdicts
-from benchmarks.waveclip.controls import CASCADE, HEADLINE_SEEDS, WAVE, headline, savings_table
+from benchmarks.waveclip.controls import CASCADE, HALF, HEADLINE_SEEDS, WAVE, headline, savings_table
 from benchmarks.waveclip.table2_embedded import COLUMNS, row_cells
 
 
@@ -61,9 +61,11 @@ def _ladder(result: dict[str, Any]) -> list[str]:
 def _reducers(result: dict[str, Any]) -> list[str]:
     rows = result["reducers"]
     said = (
-        f"Token reducers and the controls, seed 0, on {PICTURES['test']:,} of the test pictures at most, with settings "
-        f"chosen on {PICTURES['val']:,} of val at most:"
+        f"Token reducers, seed 0, on {PICTURES['test']:,} of the test pictures at most, with settings chosen on "
+        f"{PICTURES['val']:,} of val at most."
     )
+    if HALF not in {row["method"] for row in rows}:
+        said += " This run has no control among the rivals: the half-resolution CLIP and the cascade stand above."
     return [f"{said}\n\n{rows_table(rows, rows[0])}", *verdicts(rows)]
 
 
