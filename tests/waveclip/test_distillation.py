@@ -113,7 +113,7 @@ def test_where_there_are_classes_the_text_terms_read_their_prompts(make):
     module, batch = make(contrastive_weight=2.0, distribution_weight=1.0, distribution_scale=3.0)
     levels, target, texts = embeddings(module, batch)
     classes, labels = texts[:5], batch["caption_id"]
-    module._classes, batch["label"] = classes, labels
+    module._train_classes, batch["label"] = classes, labels
     scale = module.teacher.logit_scale.exp()
     right = [(scale * z @ classes.T).softmax(-1)[range(6), labels] for z in levels]
     p, *q = ((3 * scale * z @ classes.T).softmax(-1) for z in (target, *levels))
@@ -217,6 +217,12 @@ class LabelledShards(ShardDataModule):
         return list(TINY_CAPTIONS)
 
 
+class ValidatedByClass(LabelledShards):
+    """The same, whose training says nothing of the classes."""
+
+    train_class_prompts = None
+
+
 @pytest.fixture
 def fit(tmp_path):
     """Runs a few steps; gives the module, its weights before the run, the trainer and the data."""
@@ -272,6 +278,15 @@ def test_without_classes_validation_is_the_cosine_distance_of_each_level(fit):
     levels, target, _ = embeddings(module, batch)
     for level, expected in enumerate(cosine_terms(levels, target)):
         assert metrics[f"val_cosine_{level}"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_classes_of_validation_alone_leave_the_loss_as_it_is(fit):
+    terms = {"distribution_weight": 1.0, "contrastive_weight": 1.0, "steps": 2}
+    named, without = (fit(data=data, **terms)[2].callback_metrics for data in (ValidatedByClass, ShardDataModule))
+    for term in ("train_distribution", "train_contrastive"):
+        torch.testing.assert_close(named[term], without[term])
+    assert "val_top1_0" in named and "val_top1_0" not in without
 
 
 @pytest.mark.filterwarnings("ignore")
