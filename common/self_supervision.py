@@ -46,8 +46,9 @@ class BatchNormOverRanks(nn.BatchNorm1d):
         variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             rows = ranks * len(x)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
+            # lerp takes one dtype alone, and a tower of bf16 keeps its statistics in bf16.
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * rows / (rows - 1)).to(self.running_var.dtype), self.momentum)
             self.num_batches_tracked += 1
         normalised = (wide - mean) * (variance + self.eps).rsqrt()
         return (normalised * self.weight + self.bias).to(x.dtype)
