@@ -85,6 +85,13 @@ def test_on_one_rank_the_norm_is_pytorchs():
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
+@pytest.mark.parametrize("layer", [BatchNormOverRanks(5), SimSiam(5, hidden=8)], ids=["over ranks", "SimSiam"])
+def test_a_batch_of_one_picture_cannot_be_normalised(layer):
+    one = torch.ones(1, 5)
+    with pytest.raises(ValueError, match=r"a batch of 1 picture has no variance .*; make the data's batch_size 2"):
+        layer(one) if isinstance(layer, BatchNormOverRanks) else layer(one, one)
+
+
 def normed(norm, rows):
     """A norm after two batches of eight, of which it sees the rows: the last output, and all that it keeps."""
     norm = norm(5)
