@@ -173,7 +173,8 @@ class MLIPPretraining(ContrastivePretraining):
         if weights["neighbour"]:
             self.neighbours = NearestCaptions(queue, sizes["embed_dim"], form)
         if weights["masking"]:
-            self.masked = MaskedLanguage(sizes["text_cfg"]["width"], sizes["text_cfg"]["vocab_size"])
+            text = sizes["text_cfg"]
+            self.masked = MaskedLanguage(text["width"], text["vocab_size"], text["context_length"])
         head = self.clip.image_tower.frequency_head
         if head is not None and not (weights["frequency"] or weights["frequency_token"]):
             head.requires_grad_(False)  # DDP would wait for its gradient
