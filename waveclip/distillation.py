@@ -96,7 +96,7 @@ class WaveCLIPDistillation(LightningModule):
         contrastive_weight: weight of InfoNCE between the student and the teacher's text embeddings: the class
             prompts where the training has classes (cross-entropy with the label), else the batch's captions. 0: none.
         token_weight: weight of the cosine distance between student's and teacher's last tokens. 0: none.
-        fine_first_steps: steps at the beginning in which only the last level's loss counts.
+        fine_first_steps: steps at the beginning in which only the last level's loss counts; fewer than the run has.
         optimizer: adamw, or muon for the matrices of the blocks and AdamW for all else (``common.muon``).
     """
 
@@ -180,7 +180,16 @@ class WaveCLIPDistillation(LightningModule):
         return None if prompts is None else embed_prompts(self.teacher, prompts)
 
     def on_fit_start(self) -> None:
-        """Embed the training's class prompts once: the text tower is frozen."""
+        """Embed the training's class prompts once: the text tower is frozen.
+
+        ValueError: ``fine_first_steps`` leave the other levels none.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if self.fine_first_steps >= steps:
+            raise ValueError(
+                f"fine_first_steps {self.fine_first_steps} is not below the run's {steps} steps, so no other level "
+                "would train; shorten it, or lengthen the run by trainer.max_steps"
+            )
         self._train_classes = self._embedded(training_prompts(self.trainer.datamodule))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:

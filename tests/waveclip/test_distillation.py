@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from common.data.shards import ShardDataModule
 from common.data.smoke import write_shards
+from common.dev_run import DevRun
 from common.testing import TINY_CAPTIONS, tiny_architecture
 from waveclip import WaveCLIPDistillation
 
@@ -185,6 +186,18 @@ def test_fewer_than_no_steps_are_refused(make):
         make(fine_first_steps=-3)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_in_which_the_fine_level_alone_would_train_is_refused(fit):
+    with pytest.raises(ValueError, match="fine_first_steps 3 is not below the run's 3 steps, .* shorten it"):
+        fit(fine_first_steps=3, steps=3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dry_run_is_long_enough_for_all_levels(fit):
+    module, *_ = fit(fine_first_steps=1000, steps=3, callbacks=[DevRun(always=True)])
+    assert module.fine_first_steps == 2
+
+
 def test_a_term_over_captions_asks_for_them(make):
     module, batch = make(contrastive_weight=1.0)
     with pytest.raises(ValueError, match="captions the data does not have; set its captions: true"):
@@ -233,12 +246,13 @@ def fit(tmp_path):
     }
     pattern = write_shards(tmp_path / "shards", 1, 12, **members)
 
-    def run(data=LabelledShards, steps=3, warmup_steps=1, **options):
+    def run(data=LabelledShards, steps=3, warmup_steps=1, callbacks=(), **options):
         lightning.seed_everything(0, verbose=False)
         module = WaveCLIPDistillation(architecture, learning_rate=1e-2, warmup_steps=warmup_steps, **options)
         before = {key: value.clone() for key, value in module.state_dict().items()}
         loader = data(pattern, pattern, pattern, architecture=architecture, batch_size=6, num_workers=0)
-        trainer = lightning.Trainer(max_steps=steps, enable_checkpointing=False, **QUIET)
+        callbacks = list(callbacks)
+        trainer = lightning.Trainer(max_steps=steps, enable_checkpointing=False, callbacks=callbacks, **QUIET)
         trainer.fit(module, loader)
         return module, before, trainer, loader
 
