@@ -124,6 +124,11 @@ def points(difference: Sequence[float] | None) -> str:
     return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def p_value(p: float) -> str:
+    """A p-value; one that would read 0 says below what it is."""
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
 def saved(cost: float, dense: float) -> str:
     """The saving of a cost against the dense one, in %."""
     return f"{100 * (1 - cost / dense):.1f} %"

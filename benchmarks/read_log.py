@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import RESULTS
 from common.conditions import conditions, digest
@@ -38,9 +39,14 @@ def digests(weights: Sequence[Path]) -> dict[str, str]:
 
 def reads(weights: Path, data: str, log: Path | None = None) -> int:
     """How often the model in a weights file was evaluated on the test split of a data set. log: see ``record``."""
-    log = log or LOG
-    if not log.is_file():
-        return 0
-    lines = map(json.loads, log.read_text().splitlines())
     known = digest(weights)
-    return sum(line["data"] == data and known in line["models"].values() for line in lines)
+    return sum(line["data"] == data and known in line["models"].values() for line in _lines(log or LOG))
+
+
+def reads_of_all(data: str) -> int:
+    """How often the test split of a data set was read, with whatever models."""
+    return sum(line["data"] == data for line in _lines(LOG))
+
+
+def _lines(log: Path) -> Iterator[dict[str, Any]]:
+    return map(json.loads, log.read_text().splitlines() if log.is_file() else ())

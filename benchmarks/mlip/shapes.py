@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cells import Result, points, table
+from benchmarks.cells import Result, p_value, points, table
 from benchmarks.mlip import shapes_runs
 from benchmarks.mlip.shapes_runs import COMMAND, GUIDE, ROWS, SEEDS
-from benchmarks.statistics import RESAMPLES, difference, holm, mean_interval
+from benchmarks.statistics import RESAMPLES, adjusted_p, difference, mean_interval
 from common.conditions import conditions
 from common.data.embedded.module import SPLITS, scenes_of
 
@@ -113,7 +113,7 @@ def claims(found: Known, resamples: int, among: Sequence[Claim] = CLAIMS) -> lis
         if shared := sorted(better.keys() & worse.keys()):
             pair = (np.stack([side[seed] for seed in shared]) for side in (better, worse))
             measured.append((claim, difference(*pair, paired_seeds=True, resamples=resamples)))
-    adjusted = holm({claim.text: gap.p for claim, gap in measured})
+    adjusted = adjusted_p({claim.text: gap for claim, gap in measured})
     return [
         {
             "claim": claim.text,
@@ -133,9 +133,9 @@ def _alike(result: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def verdict(seeds: int, middle: float, p: float) -> str:
-    """What a difference says about a claim. One seed says nothing, and p is Holm's."""
-    if seeds < 2:
-        return "one seed alone"
+    """What a difference says about a claim. Fewer than three seeds say nothing, and p is Holm's."""
+    if seeds < len(SEEDS):
+        return "one seed alone" if seeds == 1 else f"{seeds} seeds alone"
     if p >= LEVEL:
         return "not shown"
     return "holds here" if middle > 0 else "the opposite here"
@@ -219,7 +219,7 @@ def _terms(rows: Sequence[dict[str, Any]]) -> str:
 
 def _verdicts(title: str, claims: Sequence[dict[str, Any]]) -> str:
     lines = [
-        [claim["claim"], claim["seeds"], points(claim["difference"]), f"{claim['p']:.3f}", claim["verdict"]]
+        [claim["claim"], claim["seeds"], points(claim["difference"]), p_value(claim["p"]), claim["verdict"]]
         for claim in claims
     ]
     head = [title, "seeds", "difference, points [95 %]", "p, Holm", "verdict"]

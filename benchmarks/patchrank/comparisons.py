@@ -15,7 +15,7 @@ from benchmarks.patchrank.evaluate import RIVALS
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.rows import ROWS, Known, at_equal_cost, correct, planned
 from benchmarks.patchrank.runs import COMMAND
-from benchmarks.patchrank.tasks import TASKS, Task
+from benchmarks.patchrank.tasks import SEEDS, TASKS, Task
 from benchmarks.patchrank.trained_rivals import (
     DROPPING,
     DROPPING_UNTRAINED,
@@ -23,7 +23,7 @@ from benchmarks.patchrank.trained_rivals import (
     MERGING_UNTRAINED,
     TRAINED_RIVALS,
 )
-from benchmarks.statistics import difference, holm
+from benchmarks.statistics import adjusted_p, difference
 
 EQUAL_KEEP, EQUAL_COST, OWN_COST = "equal keep", "equal GMACs", "own cost"
 BASES = (EQUAL_KEEP, EQUAL_COST, OWN_COST)
@@ -58,7 +58,7 @@ def differences(known: Known, pairs: Sequence[tuple[str, str]]) -> list[dict[str
     A pair stands where both were run. Equal GMACs are Patch Ranking's at ``KEEP``. p is adjusted by Holm over all pairs
     and tasks of one basis.
     """
-    rows = []
+    rows, found = [], {}
     for task in TASKS:
         entries = ROWS[OURS].entries_of(task, known)
         if not entries:
@@ -70,22 +70,16 @@ def differences(known: Known, pairs: Sequence[tuple[str, str]]) -> list[dict[str
                 if theirs is None:
                     continue
                 seeds = [ROWS[name].seeds_of(task, known) for name in (first, second)]
-                found = difference(ours, theirs, paired_seeds=seeds[0] == seeds[1] and len(ours) > 1)
-                row = {
-                    "task": task.name,
-                    "of": first,
-                    "rival": second,
-                    "basis": basis,
-                    "lead": found.ends,
-                    "p": found.p,
-                }
+                gap = difference(ours, theirs, paired_seeds=seeds[0] == seeds[1] and len(ours) > 1)
+                found[task.name, first, second, basis] = gap
+                row = {"task": task.name, "of": first, "rival": second, "basis": basis, "lead": gap.ends}
                 # What needs no training has no seeds, and a verdict as many as the trained side with the fewest.
                 counts = [len(right) for name, right in ((first, ours), (second, theirs)) if planned(name) > 1]
                 rows.append(row | {"seeds": min(counts)})
     for basis in BASES:
-        those = {f"{row['task']}/{row['of']}/{row['rival']}": row for row in rows if row["basis"] == basis}
-        for name, adjusted in holm({name: row["p"] for name, row in those.items()}).items():
-            those[name]["adjusted"] = adjusted
+        adjusted = adjusted_p({key: gap for key, gap in found.items() if key[-1] == basis})
+        for row in (row for row in rows if row["basis"] == basis):
+            row["adjusted"] = adjusted[row["task"], row["of"], row["rival"], basis]
     return rows
 
 
@@ -101,8 +95,8 @@ def _answers(name: str, task: Task, known: Known, budget: float) -> dict[str, Te
 
 def verdict(row: Mapping[str, Any]) -> str:
     """Whether a pair's first method is better or worse than its second, or that this is not shown, or "one seed"."""
-    if row["seeds"] < 2:
-        return "one seed"
+    if row["seeds"] < len(SEEDS):
+        return "one seed" if row["seeds"] == 1 else f"{row['seeds']} seeds"
     if row["adjusted"] >= LEVEL:
         return "not shown"
     return "better" if row["lead"][0] > 0 else "worse"

@@ -76,7 +76,7 @@ class Item:
     def measure(self, weights: Path) -> dict[str, Any]:
         """Evaluate the weights, once the log of reads of test says so."""
         if self.task is not None:
-            read_log.record("patchrank-runs", self.task.logged, [weights])
+            read_log.record("patchrank-runs", self.task.logged, list({weights, self.task.weights}))
         return self.evaluate(weights)
 
 

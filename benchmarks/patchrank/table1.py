@@ -39,7 +39,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         chosen_on="val",
         reported_on="test",
         intervals="95 %, resampling pictures and training seeds",
-        test_reads={task.name: read_log.reads(task.weights, task.logged) for task in TASKS},
+        test_reads={task.name: read_log.reads_of_all(task.logged) for task in TASKS},
     )
     made = {name: run["conditions"] for name, run in known.items()}
     setting["reducers"] = min(
@@ -205,12 +205,12 @@ def _reading(result: dict[str, Any]) -> str:
     return (
         f"Embedded scale, keep {setting['keep']}, pruned before block {setting['prune_layer']}: a quarter of the "
         "depth, as block 3 of 12 (a third in Fashion-MNIST's tower of 3 blocks). Top-1 in %, mean ± standard deviation "
-        f"over up to {seeds} training seeds (random: draws); test pictures: {pictures}; evaluations on test with these "
-        f"CLIPs so far: {reads}. Predictors and the trained rivals learn from pictures ({shots} of each class) without "
-        "labels, CrossGET from their classes' prompts too, prompts from 16 shots. DynamicViT and its control take "
-        "ten times the steps of the others. GMACs have attention on both sides; A-ViT's are measured means, and it is "
-        "run masked. Each task has one CLIP of its own, with which all seeds begin: the spread between CLIPs is in no "
-        "interval, and the paper's row of one predictor for all sets has none here. "
+        f"over up to {seeds} training seeds (random: draws); test pictures: {pictures}; reads of these pictures so "
+        f"far, by whatever models: {reads}. Predictors and the trained rivals learn from pictures ({shots} of "
+        "each class) without labels, CrossGET from their classes' prompts too, prompts from 16 shots. DynamicViT and "
+        "its control take ten times the steps of the others. GMACs have attention on both sides; A-ViT's are "
+        "measured means, and it is run masked. Each task has one CLIP of its own, with which all seeds begin: the "
+        "spread between CLIPs is in no interval, and the paper's row of one predictor for all sets has none here. "
         f"Trained in {made['precision'] or 'no run yet'}, evaluated in {setting['dtype']}, on {made['device']}, torch "
         f"{made['torch']}."
         f"{remark(setting)}{not_run}"

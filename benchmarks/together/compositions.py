@@ -87,15 +87,21 @@ class Family:
 
 
 class HalfResolution(nn.Module):
-    """A CLIP of half the resolution, which sees the means of 2 x 2 pixels; making them is part of its work."""
+    """A CLIP of half the resolution, which halves the pictures itself; that is part of its work.
 
-    def __init__(self, clip: CLIP) -> None:
+    interpolation: "area", the means of 2 x 2 pixels, or "bicubic", as it was trained.
+    """
+
+    def __init__(self, clip: CLIP, interpolation: str = "area") -> None:
         super().__init__()
-        self.tower = ReducedTower(clip.image_tower, {})
+        self.tower, self.interpolation = ReducedTower(clip.image_tower, {}), interpolation
 
     def encode_image(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> z [B,E]."""
-        return self.tower.encode_image(F.avg_pool2d(images, 2))
+        smooth = self.interpolation != "area"  # which weighs every pixel anyway
+        return self.tower.encode_image(
+            F.interpolate(images, scale_factor=0.5, mode=self.interpolation, antialias=smooth)
+        )
 
 
 def training_free() -> list[str]:
@@ -104,12 +110,16 @@ def training_free() -> list[str]:
 
 
 def families(
-    teacher: CLIP, waves: Mapping[int, WaveTower], reducers: Sequence[str], smoke: bool = False, embedded: bool = True
+    teacher: CLIP,
+    waves: Mapping[int, WaveTower],
+    reducers: Sequence[str],
+    smoke: bool = False,
+    controls: Sequence[Family] | None = None,
 ) -> list[Family]:
     """Every method alone whose weights exist, the dense teacher first.
 
     waves: of one level, by training seed; the teacher is that of all.  reducers: names.  smoke: one keep rate.
-    embedded: whether the methods trained for the embedded teacher, and the controls, are among them.
+    controls: those of this teacher; None: those of the embedded one, and the methods that were trained for it.
     """
     tower, keeps = teacher.image_tower, KEEPS[1:2] if smoke else KEEPS
     methods = [Family(DENSE, {None: [ReducedTower(tower, {})]}, [teacher])]
@@ -117,7 +127,8 @@ def families(
         rates = dict.fromkeys(map(entry.rate, keeps))
         models = {keep: [ReducedTower(tower, entry.reducers(setting_for(tower, keep, LAYER)))] for keep in rates}
         methods.append(Family(f"teacher + {entry.title}", models, [teacher], reducer=entry.name))
-    methods += [*trained(teacher, keeps), *controls()] if embedded else []
+    embedded = controls is None
+    methods += [*trained(teacher, keeps), *embedded_controls()] if embedded else controls
     runs = dict(shapes.FAMILIES)[SEEDED[WAVE]] if embedded else ()
     left = {run.seed: path for run in runs if run.seed not in waves and (path := shapes.file(run.name)).is_file()}
     return [*methods, Family(WAVE, {None: list(waves.values())}, [teacher] * len(waves), tuple(waves), left=left)]
@@ -168,27 +179,34 @@ def weights_of(method: str) -> dict[int, Path]:
     return {run.seed: run.weights for run in runs if run.weights.is_file()}
 
 
-def controls() -> list[Family]:
-    """What benchmarks/protocol.md sets beside WaveCLIP and has weights; a cascade has the seeds of both its parts."""
-    by_name = {}
-    for name in (TRAINED_ON, HALF):
-        clips = {seed: CLIP.load(path).eval() for seed, path in weights_of(name).items()}
-        if clips:
-            models = [
-                HalfResolution(clip) if name == HALF else ReducedTower(clip.image_tower, {}) for clip in clips.values()
-            ]
-            by_name[name] = Family(name, {None: models}, list(clips.values()), tuple(clips))
-    if len(by_name) == 2:
-        second, first = by_name.values()
-        both = tuple(seed for seed in first.seeds if seed in second.seeds)
-        if both:
-            by_name[CASCADE] = Family(CASCADE, {None: ()}, (), both, cascade=(first, second))
+def embedded_controls() -> list[Family]:
+    """What benchmarks/protocol.md sets beside WaveCLIP and has weights."""
+    clips = ({seed: CLIP.load(path).eval() for seed, path in weights_of(name).items()} for name in (TRAINED_ON, HALF))
+    methods = controls_of(*clips)
     students, teacher = weights_of(LATER_WAVE), weights_of(TRAINED_ON).get(0)
     if students and teacher:
         waves = [WaveTower.load(path).eval() for path in students.values()]
         clips = [CLIP.load(teacher).eval()] * len(waves)
-        by_name[LATER_WAVE] = Family(LATER_WAVE, {None: waves}, clips, tuple(students))
-    return list(by_name.values())
+        methods.append(Family(LATER_WAVE, {None: waves}, clips, tuple(students)))
+    return methods
+
+
+def controls_of(trained_on: Mapping[int, CLIP], half: Mapping[int, CLIP], interpolation: str = "area") -> list[Family]:
+    """The CLIPs beside a WaveCLIP by training seed, and the cascade of both of the seeds that both have.
+
+    interpolation: see ``HalfResolution``.
+    """
+    towers = (
+        [ReducedTower(clip.image_tower, {}) for clip in trained_on.values()],
+        [HalfResolution(clip, interpolation) for clip in half.values()],
+    )
+    second, first = (
+        Family(name, {None: models}, list(clips.values()), tuple(clips))
+        for name, models, clips in zip((TRAINED_ON, HALF), towers, (trained_on, half), strict=True)
+    )
+    both = tuple(seed for seed in half if seed in trained_on)
+    cascade = [Family(CASCADE, {None: ()}, (), both, cascade=(first, second))] if both else []
+    return [method for method in (second, first) if method.seeds] + cascade
 
 
 def missing() -> dict[str, str]:

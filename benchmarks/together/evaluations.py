@@ -135,7 +135,7 @@ def _name(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     if run["dtype"] != "float32":
         name += f", {run['dtype']}"
     if run["limit"]:
-        name += f", first {run['limit']:,} pictures"
+        name += f", {run['limit']:,} pictures"
     return name
 
 

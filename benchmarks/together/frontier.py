@@ -39,7 +39,6 @@ from benchmarks.together.operating_points import (
     best_within,
     mark_dominated,
     operating_points,
-    outcome,
     set_against_rivals,
     settings,
     table_row,
@@ -134,14 +133,11 @@ def measure(
     methods = [*alone, *joined]
     chosen = [(method, point) for method in methods for point in operating_points(known[method.name], limits)]
     on_test = observe(methods, test, prompts, "test", {point.key for _, point in chosen})
-    rows = [
-        table_row(method, point, outcome(on_val[point.key], on_test[point.key], costs[point.key], point.share))
-        for method, point in chosen
-    ]
+    rows = [table_row(method, point, on_val, on_test, costs) for method, point in chosen]
     for row, (method, _) in zip(rows, chosen, strict=True):
         row["named"] = method.composed or not method.reducer or method.reducer in best
     # 3. WaveCLIP and each composition against the best other method alone, then all rows by the clock.
-    set_against_rivals(rows, methods, known, on_val, on_test, costs)
+    set_against_rivals(rows, methods, on_val, on_test, costs)
     texts = class_texts(methods, prompts)
     for row, duration in zip(rows, seconds_per_image(rows, methods, timed, texts, rounds), strict=True):
         row["seconds"] = duration

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.statistics import difference, holm, mean_interval
+from benchmarks.statistics import adjusted_p, difference, mean_interval
 from benchmarks.together.compositions import Family
 from benchmarks.waveclip.controls import LATER_WAVE, WAVE
 from benchmarks.waveclip.exits import refined_by_share
@@ -97,8 +97,14 @@ def operating_points(settings: Sequence[Setting], budgets: Sequence[float]) -> l
     return sorted({setting for setting in best if setting is not None}, key=lambda setting: setting.gmacs)
 
 
-def table_row(method: Family, setting: Setting, reached: Outcome) -> dict[str, Any]:
-    """A setting with its numbers on ``test``."""
+def table_row(
+    method: Family, setting: Setting, val: Mapping[Key, BySeed], test: Mapping[Key, BySeed], costs: Costs
+) -> dict[str, Any]:
+    """A setting with its numbers on ``test``; under "of_models" those of the seeds whose models are here."""
+    key = setting.key
+    reached = outcome(val[key], test[key], costs[key], setting.share)
+    here = len(method.seeds)
+    of_models = outcome(val[key][:here], test[key][:here], costs[key], setting.share)
     middle, low, high = mean_interval(reached.correct).ends
     return {
         "method": method.name,
@@ -112,6 +118,7 @@ def table_row(method: Family, setting: Setting, reached: Outcome) -> dict[str, A
         "val": {"accuracy": setting.accuracy, "gmacs": setting.gmacs},
         "accuracy": middle,
         "interval": [low, high],
+        "of_models": {"accuracy": float(of_models.correct.mean()), "gmacs": of_models.gmacs},
         "rival": None,
     }
 
@@ -119,50 +126,66 @@ def table_row(method: Family, setting: Setting, reached: Outcome) -> dict[str, A
 def set_against_rivals(
     rows: Sequence[dict[str, Any]],
     methods: Sequence[Family],
-    known: Mapping[str, Sequence[Setting]],
     val: Mapping[Key, BySeed],
     test: Mapping[Key, BySeed],
     costs: Costs,
 ) -> None:
     """Give WaveCLIP's rows and every composed one their rival: the best other method alone that costs no more on val.
 
-    known: the settings of each method. A rival with early exit may take any share, so that a composition gains nothing
-    by falling between two budgets; the others take the settings that were evaluated on ``test``. The WaveCLIP from the
-    teacher trained on is no rival, as it had half as many steps again as all others have at most. The difference on
-    ``test`` is paired by picture, and by seed where both have the same ones; ``p`` is Holm's over all rows. A row has
-    no rival where nothing else is as cheap.
+    A rival with early exit may take any share, so that a composition gains nothing by falling between two budgets; the
+    others take the settings that were evaluated on ``test``. The WaveCLIP from the teacher trained on is no rival: it
+    had half as many steps again as all others have at most. A composition has the seeds whose models are here, and its
+    rivals are seen by these alone, so that none gains by luckier trainings. The difference on ``test`` is paired by
+    picture, and by seed where both have the same ones; ``p`` is adjusted over all rows. A row has no rival where
+    nothing else is as cheap.
     """
-    by_name = {method.name: method for method in methods}
     rivals = [method for method in methods if not method.composed and method.name != LATER_WAVE]
-    alone = [s for method in rivals for s in known[method.name] if s.key in test]
-    p_values: dict[str, float] = {}
-    for number, row in enumerate(rows):
-        if not row["composed"] and row["method"] != WAVE:
-            continue
-        rival = best_within([s for s in alone if s.method != row["method"]], row["val"]["gmacs"])
-        if rival is None:
-            continue
-        key = row["method"], row["keep"]
-        ours = outcome(val[key], test[key], costs[key], row["share"])
-        theirs = outcome(val[rival.key], test[rival.key], costs[rival.key], rival.share)
-        paired = by_name[row["method"]].all_seeds == by_name[rival.method].all_seeds
-        gap = difference(ours.correct, theirs.correct, paired)
-        row["rival"] = {"method": rival.method, "keep": rival.keep, "difference": list(gap.ends)}
-        p_values[str(number)] = gap.p
-    for number, p in holm(p_values).items():
-        rows[int(number)]["rival"]["p"] = p
+    gaps = {}
+    for composed in (False, True):
+        on_val, on_test = (of_models(methods, seen) if composed else seen for seen in (val, test))
+        alone = [setting for method in rivals for setting in settings(method, on_val, costs) if setting.key in test]
+        seeds = {method.name: method.seeds if composed else method.all_seeds for method in methods}
+        for number, row in enumerate(rows):
+            if row["composed"] != composed or not (composed or row["method"] == WAVE):
+                continue
+            rival = best_within([s for s in alone if s.method != row["method"]], row["val"]["gmacs"])
+            if rival is None:
+                continue
+            ours, theirs = (
+                outcome(on_val[key], on_test[key], costs[key], share).correct
+                for key, share in (((row["method"], row["keep"]), row["share"]), (rival.key, rival.share))
+            )
+            gap = difference(ours, theirs, seeds[row["method"]] == seeds[rival.method])
+            row["rival"] = {"method": rival.method, "keep": rival.keep, "difference": list(gap.ends)}
+            gaps[number] = gap
+    for number, p in adjusted_p(gaps).items():
+        rows[number]["rival"]["p"] = p
+
+
+def of_models(methods: Sequence[Family], seen: Mapping[Key, BySeed]) -> dict[Key, BySeed]:
+    """The answers of the seeds whose models are here, without those of which only answers are left."""
+    seeds = {method.name: len(method.seeds) for method in methods}
+    return {key: answers[: seeds[key[0]]] for key, answers in seen.items()}
 
 
 def mark_dominated(rows: Collection[dict[str, Any]]) -> None:
-    """For each row, list the costs ("gmacs", "seconds") in which another row dominates it."""
+    """For each row, list the costs ("gmacs", "seconds") in which another row dominates it.
+
+    Beside a composition, a row counts by the seeds whose models are here, as compositions do.
+    """
     for row in rows:
         row["dominated"] = [
             cost
             for cost in ("gmacs", "seconds")
-            if any(
-                other[cost] <= row[cost]
-                and other["accuracy"] >= row["accuracy"]
-                and (other[cost], other["accuracy"]) != (row[cost], row["accuracy"])
-                for other in rows
-            )
+            if any(_dominates(*(_seen(each, row, other) for each in (other, row)), cost) for other in rows)
         ]
+
+
+def _seen(row: dict[str, Any], *pair: dict[str, Any]) -> dict[str, Any]:
+    """A row's numbers in the comparison of a pair to which it belongs."""
+    return row | row["of_models"] if any(each["composed"] for each in pair) else row
+
+
+def _dominates(other: dict[str, Any], row: dict[str, Any], cost: str) -> bool:
+    ahead = other[cost] <= row[cost] and other["accuracy"] >= row["accuracy"]
+    return ahead and (other[cost], other["accuracy"]) != (row[cost], row["accuracy"])

@@ -7,10 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import points, table
+from benchmarks.cells import p_value, points, table
 from benchmarks.together import reference_ladder
+from benchmarks.together.frontier import PICTURES
 from benchmarks.together.frontier_tables import rows_table, verdicts
-from benchmarks.waveclip.controls import CASCADE, HEADLINE_SEEDS, WAVE, headline, savings_table
+from benchmarks.waveclip.controls import CASCADE, HALF, HEADLINE_SEEDS, WAVE, headline, savings_table
 from benchmarks.waveclip.table2_embedded import COLUMNS, row_cells
 
 
@@ -31,7 +32,7 @@ def _accuracies(result: dict[str, Any]) -> list[str]:
 
 
 def _p(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else p_value(value)
 
 
 def _goals(result: dict[str, Any]) -> list[str]:
@@ -59,7 +60,13 @@ def _ladder(result: dict[str, Any]) -> list[str]:
 
 def _reducers(result: dict[str, Any]) -> list[str]:
     rows = result["reducers"]
-    return [f"Token reducers, seed 0:\n\n{rows_table(rows, rows[0])}", *verdicts(rows)]
+    said = (
+        f"Token reducers, seed 0, on {PICTURES['test']:,} of the test pictures at most, with settings chosen on "
+        f"{PICTURES['val']:,} of val at most."
+    )
+    if HALF not in {row["method"] for row in rows}:
+        said += " This run has no control among the rivals: the half-resolution CLIP and the cascade stand above."
+    return [f"{said}\n\n{rows_table(rows, rows[0])}", *verdicts(rows)]
 
 
 def _trainings(result: dict[str, Any]) -> list[str]:

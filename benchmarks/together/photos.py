@@ -28,7 +28,7 @@ from benchmarks.cells import accuracy_of
 from benchmarks.embedded import PART
 from benchmarks.statistics import RESAMPLES
 from benchmarks.together import frontier, reference_ladder
-from benchmarks.together.compositions import FEW, compose, families
+from benchmarks.together.compositions import FEW, compose, controls_of, families
 from benchmarks.together.photo_models import CLIP as TEACHER
 from benchmarks.together.photo_models import (
     HALF,
@@ -192,7 +192,7 @@ def evaluate(
         "savings": controls.savings(val, test, costs, 20 if smoke else RESAMPLES),
         "curves": controls.curves(test, costs),
         "ladder": _ladder(models, data, parts["val"], smoke),
-        "reducers": _reducers(teacher, wave, parts, data, smoke),
+        "reducers": _reducers(models[0], parts, data, smoke),
     }
 
 
@@ -251,20 +251,24 @@ def _arrays(pictures: ClassificationSet, preprocess: Preprocess) -> reference_la
 
 
 def _reducers(
-    teacher: CLIP,
-    wave: WaveTower,
+    models: SeedModels,
     parts: Mapping[str, ClassificationSet],
     data: ClassificationDataModule,
     smoke: bool,
 ) -> list[dict[str, Any]]:
-    """Token reducers, alone and within WaveCLIP's fine level, as on the frontier: seed 0, some pictures a class."""
+    """Token reducers, alone and within WaveCLIP's fine level, beside its controls, as on the frontier.
+
+    models: of seed 0. All see some pictures of each class.
+    """
+    teacher, wave = models[TEACHER], models[WAVE]
     batches = {}
     for split, part in parts.items():
         count = min(len(part), 250 if smoke else frontier.PICTURES[split])
         spread = part.subset([index * len(part) // count for index in range(count)])  # classes follow one another
         batches[split] = loader(spread, data.preprocess, frontier.BATCH)
     timed = torch.cat([batch["image"] for batch in batches["test"]])[: frontier.BATCH if smoke else frontier.TIMED]
-    methods = families(teacher, {0: wave}, FEW, smoke=smoke, embedded=False)
+    beside = controls_of({0: models[TRAINED_ON]}, {0: models[HALF]}, data.preprocess.interpolation)
+    methods = families(teacher, {0: wave}, FEW, smoke=smoke, controls=beside)
     composing = partial(compose, teacher=teacher, waves={0: wave}, smoke=smoke)
     budgets, rounds = (frontier.BUDGETS[1:3], 1) if smoke else (frontier.BUDGETS, frontier.ROUNDS)
     splits = batches["val"], batches["test"]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.cells import points, table
-from benchmarks.statistics import Values, difference, holm, mean_interval
+from benchmarks.statistics import Values, adjusted_p, difference, mean_interval
 from benchmarks.waveclip.answers import Answers
 from benchmarks.waveclip.costs import Cost
 from benchmarks.waveclip.exits import curve_by_share, refined_by_share
@@ -92,7 +92,7 @@ def rows(
     result.append(_row(HALF, [seen.cascade.first for seen in test], half) | {"refined": None})
     result += _points(CASCADE, [seen.cascade for seen in val], [seen.cascade for seen in test], costs, shares)
     compared = {row["method"]: difference(row.pop("correct"), teacher, paired_seeds=True) for row in result}
-    adjusted = holm({name: interval.p for name, interval in compared.items() if name != TEACHER})
+    adjusted = adjusted_p({name: interval for name, interval in compared.items() if name != TEACHER})
     for row in result:
         row["against_teacher"], row["p"] = compared[row["method"]].ends, adjusted.get(row["method"])
     return result

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cells import Result, points, table
-from benchmarks.statistics import RESAMPLES, holm, mean_interval, mean_over_sets
+from benchmarks.cells import Result, p_value, points, table
+from benchmarks.statistics import RESAMPLES, Interval, adjusted_p, mean_interval, mean_over_sets
 from benchmarks.training.run import STORED
 from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
@@ -95,15 +95,22 @@ def at_shares(found: Mapping[str, Sequence[Splits]], resamples: int = RESAMPLES)
     found: the answers on "val" and "test" by data set and training seed. Sets are compared over the seeds that all
     have. The p-values of all leads are adjusted together.
     """
-    shares = [_at_share(found, share, resamples) for share in SHARES]
-    leads = {(at["share"], gate): lead for at in shares for gate, lead in at["leads"].items()}
-    adjusted = holm({f"{share} {gate}": lead["p"] for (share, gate), lead in leads.items()})
-    for (share, gate), lead in leads.items():
-        lead["p"] = adjusted[f"{share} {gate}"]
+    shares, leads = [], {}
+    for share in SHARES:
+        at, of_margin = _at_share(found, share, resamples)
+        shares.append(at)
+        leads |= {f"{share} {gate}": lead for gate, lead in of_margin.items()}
+    adjusted = adjusted_p(leads)
+    for at in shares:
+        for gate, lead in at["leads"].items():
+            lead["p"] = adjusted[f"{at['share']} {gate}"]
     return shares
 
 
-def _at_share(found: Mapping[str, Sequence[Splits]], share: float, resamples: int) -> dict[str, Any]:
+def _at_share(
+    found: Mapping[str, Sequence[Splits]], share: float, resamples: int
+) -> tuple[dict[str, Any], dict[str, Interval]]:
+    """What a share comes to, and the margin's lead over each other gate."""
     classes = {each.name: each.classes for each in SETS}
     rows, gained = [], {}
     for gate, confidence in GATES.items():
@@ -126,12 +133,9 @@ def _at_share(found: Mapping[str, Sequence[Splits]], share: float, resamples: in
         for gate in GATES
         if gate != MARGIN
     }
-    return {
-        "share": share,
-        "rows": rows,
-        "means": {gate: mean_over_sets(list(values.values()), resamples).ends for gate, values in gained.items()},
-        "leads": {gate: {"difference": lead.ends, "p": lead.p} for gate, lead in leads.items()},
-    }
+    means = {gate: mean_over_sets(list(values.values()), resamples).ends for gate, values in gained.items()}
+    shown = {gate: {"difference": lead.ends} for gate, lead in leads.items()}
+    return {"share": share, "rows": rows, "means": means, "leads": shown}, leads
 
 
 class _Outcome(NamedTuple):
@@ -194,7 +198,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
                 f"{points(row['difference'])} ({100 * row['refined']:.0f} %, {100 * row['own']:.0f} %)" for row in rows
             ]
             lead = at["leads"].get(gate)
-            said = ["–", "–"] if lead is None else [points(lead["difference"]), f"{lead['p']:.3f}"]
+            said = ["–", "–"] if lead is None else [points(lead["difference"]), p_value(lead["p"])]
             lines.append([f"{100 * at['share']:.1f} %", gate, *cells, points(mean), *said])
     seeds = min(result["seeds"].values())
     note = (

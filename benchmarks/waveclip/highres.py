@@ -173,7 +173,7 @@ def _embedded_markdown(block: dict[str, Any]) -> list[str]:
         f"the pixels change the teacher's accuracy by {points(gained['teacher'])} points and that of the student's "
         f"last level by {points(gained['student'])}; at 96 px that level is {points(block['behind'])} points "
         "from its teacher (paired intervals). The 96 px teacher is the 48 px one, trained on at that size. Within a "
-        "point of its own last level a student comes, in this sweep, with "
+        "point of its own last level a student comes, at a threshold chosen on these pictures, with "
         f"{' and '.join(_saving(model) for model in block['models'])} of its dense teacher's multiply-adds."
     )
     exits = table(["embedded scale", "path", "tokens", "GMACs", "accuracy [95 %]"], rows, left=(0, 1))

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Result, points, table
-from benchmarks.statistics import RESAMPLES, difference, holm, mean_interval
+from benchmarks.cells import Result, p_value, points, table
+from benchmarks.statistics import RESAMPLES, adjusted_p, difference, mean_interval
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.training import shapes as trained
 from benchmarks.training.shapes import Known
@@ -136,7 +136,7 @@ def by_seed(families: Known, split: str) -> list[SeedAnswers]:
 
 def rows(families: Known, costs: dict[str, float], resamples: int) -> list[dict[str, Any]]:
     """Accuracy of every finished line with its interval, and its difference from the teacher, Holm-adjusted."""
-    result, p_values = [], {}
+    result, gaps = [], {}
     for line in _finished(families):
         right = _right(families, line)
         row: dict[str, Any] = {"row": line.name, "gmacs": costs[line.cost], "seeds": len(right)}
@@ -147,9 +147,9 @@ def rows(families: Known, costs: dict[str, float], resamples: int) -> list[dict[
             from_scratch = line.family == "shapes-half" and families[line.family]["test"].keys() == teachers.keys()
             met = np.stack([part.last for part in teachers.values()]) if from_scratch else teachers[0].correct[-1:]
             gap = difference(right, met, from_scratch, resamples)
-            row["difference"], p_values[line.name] = gap.ends, gap.p
+            row["difference"], gaps[line.name] = gap.ends, gap
         result.append(row)
-    adjusted = holm(p_values)
+    adjusted = adjusted_p(gaps)
     return [row | ({"p": adjusted[row["row"]]} if row["row"] in adjusted else {}) for row in result]
 
 
@@ -185,7 +185,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         return {"md": "No training of revision 2 is finished; `make retrain ONLY='shapes-*'` trains.\n", "figures": {}}
     lines = []
     for row in result["rows"]:
-        p = f"{row['p']:.3f}" if "p" in row else "–"
+        p = p_value(row["p"]) if "p" in row else "–"
         gap = points(row.get("difference"))
         lines.append([row["row"], row["seeds"], _accuracy(row["accuracy"]), gap, p, f"{row['gmacs']:.4f}"])
     head = ["scenes of shape", "seeds", "accuracy [95 %]", "against its teacher", "p, Holm", "GMACs"]

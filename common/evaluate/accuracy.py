@@ -49,7 +49,7 @@ def accuracy(
 
     progress: draw a bar.
     Among equal scores, the class listed first is the guess. With fewer than five classes, ``top5`` is 1.
-    ValueError: no batch, a batch without labels, or a label outside [0, C).
+    ValueError: no batch, a batch without labels, a label outside [0, C), or a score that is not a number.
     """
     correct, among_five, shown, keys = [], [], [], []
     for batch in bar(loader, "evaluating") if progress else loader:
@@ -59,6 +59,8 @@ def accuracy(
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"labels from {labels.min()} to {labels.max()} do not fit {num_classes} classes")
         logits = scores(batch["image"].to(device)).float()
+        if logits.isnan().any():
+            raise ValueError("a score is not a number; evaluate in float32, and check the weights")
         best = logits.topk(min(5, num_classes)).indices
         correct.append((logits.argmax(-1) == labels).cpu())
         among_five.append((best == labels[:, None]).any(-1).cpu())

@@ -45,3 +45,10 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     digests = read_log.digests(paths)
     assert list(digests) == ["run-0/weights.safetensors", "run-1/weights.safetensors"]
     assert len(set(digests.values())) == 2
+
+
+def test_reads_of_a_set_count_whatever_the_models(weights):
+    for contents in (b"first", b"second"):
+        weights.write_bytes(contents)
+        read_log.record("a table", "cats", [weights])
+    assert (read_log.reads_of_all("cats"), read_log.reads_of_all("dogs")) == (2, 0)

@@ -79,7 +79,7 @@ def test_other_settings_and_weights_are_other_rows(write):
         result(weights={"image": "ffff"}),
     )
     text = markdown(collect([folder]))
-    for row in ("clip (clip-h)", "clip (clip-h), bfloat16", "clip (clip-h), first 500 pictures", "clip (ffff)"):
+    for row in ("clip (clip-h)", "clip (clip-h), bfloat16", "clip (clip-h), 500 pictures", "clip (ffff)"):
         assert f"| {row} |" in text
     assert "| clip (clip-h), template a {} |" in text
 

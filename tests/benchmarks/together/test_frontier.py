@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
 from benchmarks.mlip import shapes_runs
 from benchmarks.mlip.shapes_runs import CLIP as CLIP_ROW
@@ -223,6 +225,15 @@ def test_a_half_resolution_clip_sees_the_means_of_2_x_2_pixels(controlled):
         torch.testing.assert_close(method.models[None][0].encode_image(images), expected)
 
 
+def test_a_half_resolution_clip_of_photographs_sees_what_its_training_read(controlled):
+    clip = next(method for method in controlled if method.name == HALF).clips[0]
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    full, small = (to_tensor(image)[None] for image in (picture, picture.resize((16, 16), Image.Resampling.BICUBIC)))
+    with torch.no_grad():
+        seen = compositions.HalfResolution(clip, "bicubic").encode_image(full)
+        torch.testing.assert_close(seen, clip.encode_image(small), atol=5e-3, rtol=0)  # the file has whole grey values
+
+
 def test_missing_weights_and_seeds_are_named_with_the_command_that_trains_them(controlled):
     lacking = {name: command for name, command in compositions.missing().items() if name not in TRAINED}
     assert lacking == {
@@ -240,7 +251,7 @@ def test_a_student_of_the_teacher_trained_on_is_read_with_that_teachers_texts(co
     monkeypatch.setattr(
         compositions, "weights_of", lambda name: {1: student} if name == LATER_WAVE else weights_of(name)
     )
-    family = next(method for method in compositions.controls() if method.name == LATER_WAVE)
+    family = next(method for method in compositions.embedded_controls() if method.name == LATER_WAVE)
     assert family.seeds == (1,)
     texts = family.clips[0].state_dict()
     assert all(torch.equal(value, texts[name]) for name, value in teacher.state_dict().items())

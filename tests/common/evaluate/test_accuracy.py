@@ -90,6 +90,7 @@ def test_fewer_than_five_classes():
         ([], "no batch"),
         ([{"image": torch.eye(3)}], "no 'label'"),
         ([{"image": torch.eye(3), "label": torch.tensor([0, 1, 3])}], "do not fit 3 classes"),
+        ([{"image": torch.full((3, 3), torch.nan), "label": torch.tensor([0, 1, 0])}], "not a number"),
     ],
 )
 def test_unusable_data(loader, message):
