@@ -81,7 +81,12 @@ class ContrastivePretraining(LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The loss of one batch, logged with the logit scale."""
+        self._need_captions(batch)
         return self.log_step(self.loss(batch))
+
+    def _need_captions(self, batch: dict) -> None:
+        if "text" not in batch:
+            raise ValueError("the loss compares pictures with captions, and has none; set the data's captions: true")
 
     def log_step(self, loss: Tensor) -> Tensor:
         """Log a step's loss and the logit scale; returns the loss."""
@@ -109,6 +114,7 @@ class ContrastivePretraining(LightningModule):
             text = self.clip.encode_text(batch["text"])
             self.validation_recall.update(image, text, batch["caption_id"])
         if self._classes is None:
+            self._need_captions(batch)
             loss = info_nce(image, text, self.clip.logit_scale.exp(), same=batch["caption_id"], gather=False)
             self.log("val_loss", loss, sync_dist=True, batch_size=len(image))
             return

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -134,6 +135,10 @@ class WaveCLIPDistillation(LightningModule):
         terms = {"distribution": distribution_weight, "contrastive": contrastive_weight, "token": token_weight}
         _check_terms(terms, distribution_scale, fine_first_steps)
         _check_student(train, optimizer, detail_scale, new_rate_factor)
+        if not distribution_weight and distribution_scale != 1:
+            rank_zero_warn(f"distribution_scale {distribution_scale} is ignored: distribution_weight is 0")
+        if start == "random" and detail_scale != 4:
+            rank_zero_warn(f"detail_scale {detail_scale} is ignored: start random takes no filter of the teacher's")
         self.save_hyperparameters()
         self.distribution_scale = distribution_scale
         clip = CLIP.from_open_clip(

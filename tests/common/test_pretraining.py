@@ -113,6 +113,13 @@ def test_without_classes_validation_is_the_loss(parts, monkeypatch):
     assert metrics["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize("step", ["training_step", "validation_step"])
+def test_pictures_without_captions_are_refused_in_a_sentence(parts, step):
+    module, _ = parts()
+    with pytest.raises(ValueError, match="captions, and has none; set the data's captions: true"):
+        getattr(module, step)({"image": torch.zeros(2, 3, 32, 32)}, 0)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_scale_is_clamped_after_a_step(parts):
     module, data = parts()

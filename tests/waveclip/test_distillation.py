@@ -186,9 +186,21 @@ def test_fewer_than_no_steps_are_refused(make):
         make(fine_first_steps=-3)
 
 
+@pytest.mark.parametrize(
+    ("set_up", "ignored"),
+    [
+        ({"distribution_scale": 2.0}, "distribution_scale 2.0 is ignored: distribution_weight is 0"),
+        ({"start": "random", "detail_scale": 1.0}, "detail_scale 1.0 is ignored: start random"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_named(make, set_up, ignored):
+    with pytest.warns(UserWarning, match=ignored):
+        make(**set_up)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_in_which_the_fine_level_alone_would_train_is_refused(fit):
-    with pytest.raises(ValueError, match="fine_first_steps 3 is not below the run's 3 steps, .* shorten it"):
+    with pytest.raises(ValueError, match=r"fine_first_steps 3 is not below the run's 3 steps, .* shorten it"):
         fit(fine_first_steps=3, steps=3)
 
 
