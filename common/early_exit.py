@@ -36,6 +36,7 @@ def exit_at(threshold: float, confidence: Tensor, correct: Tensor) -> tuple[Tens
 def threshold_for(confidence: Tensor, share: float) -> float:
     """The threshold below which round(share M) of the confidences [M] lie, half-way to the next one.
 
+    Where equal confidences lie on both sides of that place, none of them is refined, and the share is smaller.
     0 refines nothing and NEVER everything. ValueError: a share outside [0, 1].
     """
     if not 0 <= share <= 1:

@@ -45,8 +45,9 @@ def parameter_groups(
 ) -> list[dict]:
     """The trainable parameters in groups for ``configure``.
 
-    Weight decay applies to matrices, not to gains, biases and vectors. A stack of vectors
-    looks like a matrix; a module names its own in ``vectors``, a tuple of parameters' names.
+    Weight decay applies to parameters of two dimensions or more, not to gains, biases and vectors. A stack of vectors
+    looks like a matrix; a module names its own in ``vectors``, a tuple of parameters' names. Class and position tokens
+    of timm's towers, [1,1,W] and [1,N,W], decay, as in open_clip's training.
     Frozen parameters are left out: what is unfrozen later goes to the optimiser's ``add_param_group``.
     new: parameters without pretrained values; their learning rate is ``new_factor`` times the others'.
     optimizer: with muon, each group's "muon" says whether it holds matrices of blocks: the 2-D parameters of every

@@ -19,7 +19,7 @@ from common.contrastive import clamp_logit_scale, info_nce, scaled_cosines
 from common.pair_recall import PairRecall
 from common.preprocess import prepare_data
 from common.two_pass import in_parts
-from common.zeroshot import embed_prompts, similarity
+from common.zeroshot import embed_prompts, similarity, training_prompts
 
 
 class Deployable(Protocol):
@@ -81,7 +81,12 @@ class ContrastivePretraining(LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The loss of one batch, logged with the logit scale."""
+        self._need_captions(batch)
         return self.log_step(self.loss(batch))
+
+    def _need_captions(self, batch: dict) -> None:
+        if "text" not in batch:
+            raise ValueError("the loss compares pictures with captions, and has none; set the data's captions: true")
 
     def log_step(self, loss: Tensor) -> Tensor:
         """Log a step's loss and the logit scale; returns the loss."""
@@ -109,6 +114,7 @@ class ContrastivePretraining(LightningModule):
             text = self.clip.encode_text(batch["text"])
             self.validation_recall.update(image, text, batch["caption_id"])
         if self._classes is None:
+            self._need_captions(batch)
             loss = info_nce(image, text, self.clip.logit_scale.exp(), same=batch["caption_id"], gather=False)
             self.log("val_loss", loss, sync_dist=True, batch_size=len(image))
             return
@@ -158,7 +164,7 @@ class CLIPPretraining(ContrastivePretraining):
         weight_decay: weight decay of matrices; gains, biases and vectors do not decay.
         warmup_steps: steps of linear warm-up before the cosine.
         label_smoothing: share of each target spread over all candidates, in [0, 1).
-        class_weight: weight of the cross-entropy of each image over the data's class prompts, for data with classes.
+        class_weight: weight of the cross-entropy of each image over the data's class prompts, for training with labels.
             It is meant for captions that tell much besides the class. 0 leaves it out.
         parts: number of parts in which a batch passes through the towers. More than 1 is for batches larger than
             memory: the same loss and gradient, for one more forward pass; see ``common.two_pass``.
@@ -196,9 +202,9 @@ class CLIPPretraining(ContrastivePretraining):
     def on_fit_start(self) -> None:
         """Ask for classes where the loss needs them. ValueError: the data has none; accumulated gradients."""
         super().on_fit_start()
-        if self.class_weight and getattr(self.trainer.datamodule, "class_prompts", None) is None:
+        if self.class_weight and training_prompts(self.trainer.datamodule) is None:
             raise ValueError(
-                f"class_weight {self.class_weight} needs data with classes, and these have none; set it to 0"
+                f"class_weight {self.class_weight} needs training data with classes, and these have none; set it to 0"
             )
 
     def loss(self, batch: dict) -> Tensor:
@@ -208,7 +214,7 @@ class CLIPPretraining(ContrastivePretraining):
         contrast = info_nce(image, text, scale, same=batch["caption_id"], label_smoothing=self.label_smoothing)
         if not self.class_weight:
             return contrast
-        ids = self.clip.tokenizer(self.trainer.datamodule.class_prompts, longest=True).to(image.device)
+        ids = self.clip.tokenizer(training_prompts(self.trainer.datamodule), longest=True).to(image.device)
         classes = self.clip.encode_text(ids)
         classification = F.cross_entropy(scaled_cosines(image, classes, scale), batch["label"])
         self.log_dict({"train_contrast": contrast, "train_class": classification})

@@ -13,7 +13,7 @@ def of_this_rank(draw: Callable[[int], Tensor], rows: int) -> Tensor:
     Every rank draws all of them from the same state, so that no two pictures share a draw, and several ranks draw what
     one would for the joined batch.
 
-    draw: number of rows -> that many.
+    draw: number of rows -> that many, of one size and kind on every rank.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return draw(rows)

@@ -30,6 +30,14 @@ def views_of(batch: dict[str, Any], wanted: int, method: str, augmentation: str 
     return views
 
 
+def _need_several(rows: int) -> None:
+    """ValueError: too few rows for a variance."""
+    if rows < 2:
+        raise ValueError(
+            f"a batch of {rows} picture has no variance to normalise by; make the data's batch_size 2 or more"
+        )
+
+
 class BatchNormOverRanks(nn.BatchNorm1d):
     """Batch normalisation with mean and variance of the rows of all ranks, on any device and backend.
 
@@ -37,8 +45,10 @@ class BatchNormOverRanks(nn.BatchNorm1d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B,H] -> [B,H]."""
+        """x [B,H] -> [B,H]. ValueError: one row over all ranks in training."""
         ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        if self.training:
+            _need_several(ranks * len(x))
         if ranks == 1 or not self.training:
             return super().forward(x)
         wide = x.float()
@@ -46,8 +56,9 @@ class BatchNormOverRanks(nn.BatchNorm1d):
         variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             rows = ranks * len(x)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
+            # lerp takes one dtype alone, and a tower of bf16 keeps its statistics in bf16.
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * rows / (rows - 1)).to(self.running_var.dtype), self.momentum)
             self.num_batches_tracked += 1
         normalised = (wide - mean) * (variance + self.eps).rsqrt()
         return (normalised * self.weight + self.bias).to(x.dtype)
@@ -100,7 +111,10 @@ class SimSiam(nn.Module):
         """Image embeddings [B,E] of two views, not normalised -> scalar in [-1, 1].
 
         Each view's prediction is drawn to the other's projection, through which no gradient flows.
+        ValueError: one pair on this rank in training.
         """
+        if self.training:
+            _need_several(len(first))
         z1, z2 = self.projector(first), self.projector(second)
         p1, p2 = self.predictor(z1), self.predictor(z2)
         return -0.5 * (_agreement(p1, z2) + _agreement(p2, z1))

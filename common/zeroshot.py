@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,14 @@ PHOTO: tuple[str, ...] = ("a photo of a {}.",)
 
 Template = str | Callable[[str], str]
 """A prompt with ``{}`` for the class name and optionally ``{a}`` for its article; or a function of the class name."""
+
+
+def training_prompts(data: Any) -> Sequence[str] | None:
+    """One prompt for each class that the training batches of a data module are labelled with; None: they have none.
+
+    data: says them as ``train_class_prompts`` where they are not the ``class_prompts`` of validation.
+    """
+    return getattr(data, "train_class_prompts", getattr(data, "class_prompts", None))
 
 
 @cache

@@ -69,6 +69,12 @@ class GuideMAE(LightningModule):
         self.to_pixels = nn.Linear(decoder_width, 3 * patch_size**2)
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
 
+    def setup(self, stage: str) -> None:
+        """Take pictures as the data shows them."""
+        data = self.trainer.datamodule
+        if hasattr(data, "preprocess"):
+            self.guide.see_as(data.preprocess)
+
     def targets(self, small: Tensor) -> Tensor:
         """small [B,3,S,S] -> each patch's pixels [B,P,L], minus their mean and divided by their deviation."""
         patches = F.unfold(small, self.patch_size, stride=self.patch_size).transpose(1, 2)

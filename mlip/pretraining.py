@@ -173,7 +173,8 @@ class MLIPPretraining(ContrastivePretraining):
         if weights["neighbour"]:
             self.neighbours = NearestCaptions(queue, sizes["embed_dim"], form)
         if weights["masking"]:
-            self.masked = MaskedLanguage(sizes["text_cfg"]["width"], sizes["text_cfg"]["vocab_size"])
+            text = sizes["text_cfg"]
+            self.masked = MaskedLanguage(text["width"], text["vocab_size"], text["context_length"])
         head = self.clip.image_tower.frequency_head
         if head is not None and not (weights["frequency"] or weights["frequency_token"]):
             head.requires_grad_(False)  # DDP would wait for its gradient
@@ -256,6 +257,7 @@ class MLIPPretraining(ContrastivePretraining):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The loss of one batch, each term logged apart."""
+        self._need_captions(batch)
         terms = self.losses(batch)
         self.log_dict({f"train_{name}_loss": value for name, value in terms.items()})
         return self.log_step(self._total(terms))
@@ -268,6 +270,8 @@ def _warn_of_idle(settings: Mapping[str, Any]) -> None:
         for name in names if not settings[reader] else ():
             if settings[name] != defaults[name].default:
                 rank_zero_warn(f"{name} {settings[name]!r} is ignored: nothing reads it while {reader} is not set")
+    if settings["guide"] == "random" and settings["guide_heads"] is not None:
+        rank_zero_warn(f"guide_heads {settings['guide_heads']} is ignored: a random guide has DeiT-Tiny's heads")
 
 
 def _architecture(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -19,7 +20,7 @@ from common import optim
 from common.clip import CLIP
 from common.contrastive import info_nce, scaled_cosines
 from common.preprocess import prepare_data
-from common.zeroshot import embed_prompts, similarity
+from common.zeroshot import embed_prompts, similarity, training_prompts
 from waveclip.growing import adopt_levels
 from waveclip.tokenizer import Start
 from waveclip.tower import WaveTower
@@ -89,14 +90,14 @@ class WaveCLIPDistillation(LightningModule):
         weight_decay: of matrices.
         warmup_steps: steps of linear warm-up before the cosine.
         distribution_weight: weight of the KL divergence between teacher's and student's class probabilities: over
-            the data's class prompts where it has classes, else over the captions of the rank's own batch (InfoNCE
-            gathers those of all ranks; this term does not). 0 leaves it out.
+            the data's class prompts where its training has classes, else over the captions of the rank's own batch
+            (InfoNCE gathers those of all ranks; this term does not). 0 leaves it out.
         distribution_scale: factor on the teacher's logit scale in that term; above 1 the likeliest classes count
             more and the tail less.
         contrastive_weight: weight of InfoNCE between the student and the teacher's text embeddings: the class
-            prompts where the data has classes (cross-entropy with the label), else the batch's captions. 0: none.
+            prompts where the training has classes (cross-entropy with the label), else the batch's captions. 0: none.
         token_weight: weight of the cosine distance between student's and teacher's last tokens. 0: none.
-        fine_first_steps: steps at the beginning in which only the last level's loss counts.
+        fine_first_steps: steps at the beginning in which only the last level's loss counts; fewer than the run has.
         optimizer: adamw, or muon for the matrices of the blocks and AdamW for all else (``common.muon``).
     """
 
@@ -134,6 +135,10 @@ class WaveCLIPDistillation(LightningModule):
         terms = {"distribution": distribution_weight, "contrastive": contrastive_weight, "token": token_weight}
         _check_terms(terms, distribution_scale, fine_first_steps)
         _check_student(train, optimizer, detail_scale, new_rate_factor)
+        if not distribution_weight and distribution_scale != 1:
+            rank_zero_warn(f"distribution_scale {distribution_scale} is ignored: distribution_weight is 0")
+        if start == "random" and detail_scale != 4:
+            rank_zero_warn(f"detail_scale {detail_scale} is ignored: start random takes no filter of the teacher's")
         self.save_hyperparameters()
         self.distribution_scale = distribution_scale
         clip = CLIP.from_open_clip(
@@ -159,7 +164,8 @@ class WaveCLIPDistillation(LightningModule):
         self.term_weights, self.fine_first_steps = terms, fine_first_steps
         self.optimizer_name = optimizer
         self.validation_top1 = nn.ModuleList(MeanMetric() for _ in range(self.wave.steps))
-        self._classes: Tensor | None = None
+        self._classes: Tensor | None = None  # of validation and test
+        self._train_classes: Tensor | None = None
 
     def setup(self, stage: str) -> None:
         """Show pictures as the teacher was trained on them."""
@@ -175,13 +181,21 @@ class WaveCLIPDistillation(LightningModule):
         """images [B,3,S,S] -> (z_0, ..., z_L), each [B,E]."""
         return self.wave(images)
 
-    def _embed_classes(self) -> None:
-        prompts = getattr(self.trainer.datamodule, "class_prompts", None)
-        self._classes = None if prompts is None else embed_prompts(self.teacher, prompts)
+    def _embedded(self, prompts: Sequence[str] | None) -> Tensor | None:
+        return None if prompts is None else embed_prompts(self.teacher, prompts)
 
     def on_fit_start(self) -> None:
-        """Embed the class prompts once: the text tower is frozen."""
-        self._embed_classes()
+        """Embed the training's class prompts once: the text tower is frozen.
+
+        ValueError: ``fine_first_steps`` leave the other levels none.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if self.fine_first_steps >= steps:
+            raise ValueError(
+                f"fine_first_steps {self.fine_first_steps} is not below the run's {steps} steps, so no other level "
+                "would train; shorten it, or lengthen the run by trainer.max_steps"
+            )
+        self._train_classes = self._embedded(training_prompts(self.trainer.datamodule))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The distillation loss of one batch: section 3.1's term and the additions, each logged apart."""
@@ -206,7 +220,7 @@ class WaveCLIPDistillation(LightningModule):
         if not (self.term_weights["contrastive"] or self.term_weights["distribution"]):
             return {}
         scale, terms = self.teacher.logit_scale.exp(), {}
-        texts = self._captions(batch) if self._classes is None else self._classes
+        texts = self._captions(batch) if self._train_classes is None else self._train_classes
         if self.term_weights["distribution"]:
             sharp = self.distribution_scale * scale
             terms["distribution"] = _mean([distribution_distance(z, target, texts, sharp) for z in levels])
@@ -221,13 +235,13 @@ class WaveCLIPDistillation(LightningModule):
             return self.teacher.encode_text(batch["text"])
 
     def _contrast(self, z: Tensor, texts: Tensor, scale: Tensor, batch: dict) -> Tensor:
-        if self._classes is None:
+        if self._train_classes is None:
             return info_nce(z, texts, scale, same=batch["caption_id"])
         return F.cross_entropy(scaled_cosines(z, texts, scale), batch["label"])
 
     def on_validation_epoch_start(self) -> None:
         """Embed the class prompts, also when validation runs without a fit."""
-        self._embed_classes()
+        self._classes = self._embedded(getattr(self.trainer.datamodule, "class_prompts", None))
 
     on_test_epoch_start = on_validation_epoch_start
 

@@ -75,7 +75,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 late-interaction gives half of the loss to the embedding that is evaluated and half to FILIP's loss. The paper
 states no smoothing, and no weight or queue of the neighbours; those are our choice (the weight is half of InfoNCE's, as
-in DeCLIP, and the queue has as many batches as DeCLIP's 64 Ki at batch 4,096). growing-smoothing and masking are
+in DeCLIP, and the queue has 16 batches). growing-smoothing and masking are
 LightCLIP's additions. A row's steps show 25,600 of all 60,000 pictures, so a fraction matters only where it
 makes pictures come again.
 """

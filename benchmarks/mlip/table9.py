@@ -93,7 +93,7 @@ def _heads(method: str, architecture: dict[str, Any]) -> float:
             return 2 * _linear(head)
         if method == "DeCLIP":
             text = architecture["text_cfg"]
-            masked = MaskedLanguage(text["width"], text["vocab_size"])
+            masked = MaskedLanguage(text["width"], text["vocab_size"], text["context_length"])
             return 2 * _linear(SimSiam(architecture["embed_dim"])) + 0.15 * text["context_length"] * _linear(masked)
     return 0.0
 

@@ -195,6 +195,13 @@ class ShardDataModule(LightningDataModule):
         """One prompt a class by the set's first template, in the order of the labels; None without classes."""
         return self._set and [fill(self.templates[0], name) for name in self.class_names]
 
+    @property
+    def train_class_prompts(self) -> list[str] | None:
+        """The classes that training batches are labelled with: none for ``classes``, which validation and test alone
+        show; those of a module that has ``class_prompts`` of its own.
+        """
+        return None if self._set else self.class_prompts
+
     def picture_transform(self, train: bool) -> Transform:
         """(PIL image, Random) -> uint8 [H,W,3]: the augmentation, or open_clip's evaluation transform."""
         return self._drawn.transform(self.image_size) if train else eval_transform(self.preprocess)

@@ -15,6 +15,11 @@ def test_threshold_lets_exactly_the_share_through(share):
     assert threshold_for(confidence, 0.0) == 0.0 and threshold_for(confidence, 1.0) == NEVER
 
 
+def test_equal_confidences_at_the_place_are_all_answered():
+    confidence = torch.tensor([0.1, 0.5, 0.5, 0.9])
+    assert (confidence < threshold_for(confidence, 0.5)).tolist() == [True, False, False, False]
+
+
 def test_a_share_is_a_fraction():
     with pytest.raises(ValueError, match=r"share 1\.2 must be a fraction"):
         threshold_for(torch.rand(3), 1.2)

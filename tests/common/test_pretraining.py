@@ -44,6 +44,12 @@ class LabelledShards(ShardDataModule):
         return list(TINY_CAPTIONS)
 
 
+class ValidatedByClass(LabelledShards):
+    """The same, whose training says nothing of the classes."""
+
+    train_class_prompts = None
+
+
 @pytest.fixture
 def parts(tmp_path):
     """Makes module and data; options go to the module."""
@@ -107,6 +113,13 @@ def test_without_classes_validation_is_the_loss(parts, monkeypatch):
     assert metrics["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize("step", ["training_step", "validation_step"])
+def test_pictures_without_captions_are_refused_in_a_sentence(parts, step):
+    module, _ = parts()
+    with pytest.raises(ValueError, match="captions, and has none; set the data's captions: true"):
+        getattr(module, step)({"image": torch.zeros(2, 3, 32, 32)}, 0)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_scale_is_clamped_after_a_step(parts):
     module, data = parts()
@@ -165,9 +178,15 @@ def test_the_class_term_is_cross_entropy_over_the_class_prompts(parts, monkeypat
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_class_term_needs_classes(parts):
-    module, data = parts(data=ShardDataModule, class_weight=1.0, warmup_steps=0)
-    with pytest.raises(ValueError, match=r"class_weight 1.0 needs data with classes, and these have none; set it to 0"):
+@pytest.mark.parametrize("kind", [ShardDataModule, ValidatedByClass])
+def test_the_class_term_needs_classes_in_training(parts, kind):
+    module, data = parts(data=kind, class_weight=1.0, warmup_steps=0)
+    with pytest.raises(
+        ValueError, match=r"class_weight 1.0 needs training data with classes, .* have none; set it to 0"
+    ):
         lightning.Trainer(max_steps=1, enable_checkpointing=False, **QUIET).fit(module, data)
+
+
+def test_a_class_term_of_negative_weight_is_refused(parts):
     with pytest.raises(ValueError, match="class_weight -1 is negative"):
         parts(class_weight=-1)

@@ -85,6 +85,13 @@ def test_on_one_rank_the_norm_is_pytorchs():
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
+@pytest.mark.parametrize("layer", [BatchNormOverRanks(5), SimSiam(5, hidden=8)], ids=["over ranks", "SimSiam"])
+def test_a_batch_of_one_picture_cannot_be_normalised(layer):
+    one = torch.ones(1, 5)
+    with pytest.raises(ValueError, match=r"a batch of 1 picture has no variance .*; make the data's batch_size 2"):
+        layer(one) if isinstance(layer, BatchNormOverRanks) else layer(one, one)
+
+
 def normed(norm, rows):
     """A norm after two batches of eight, of which it sees the rows: the last output, and all that it keeps."""
     norm = norm(5)
@@ -106,6 +113,20 @@ def test_on_two_ranks_the_norm_is_pytorchs_of_all_rows_and_so_is_what_it_keeps_f
     torch.testing.assert_close(torch.cat(outputs), expected, atol=1e-5, rtol=0)
     for rank in range(2):
         torch.testing.assert_close(dict(kept[rank]), dict(state), atol=1e-5, rtol=0)
+
+
+def one_rank_of_bf16(rank, folder):
+    norm = BatchNormOverRanks(5).bfloat16()
+    output = norm(torch.arange(10.0).reshape(2, 5).bfloat16() + rank)
+    torch.save([output.detach(), norm.running_mean], f"{folder}/{rank}.pt")
+
+
+def test_on_two_ranks_a_norm_of_bf16_stays_in_bf16(tmp_path):
+    on_two_ranks(one_rank_of_bf16, tmp_path)
+    output, mean = torch.load(tmp_path / "0.pt", weights_only=True)
+    assert output.dtype == mean.dtype == torch.bfloat16
+    expected = 0.1 * (torch.arange(5) + 3.0)  # of rows that begin at 0, 5, 1 and 6; the momentum is 0.1
+    torch.testing.assert_close(mean.float(), expected, atol=4e-3, rtol=0)
 
 
 def test_simclr_moves_views_of_one_picture_together():

@@ -1,8 +1,12 @@
 """The masked autoencoder: what it sees, what it is asked for, and that it learns."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from common.preprocess import Preprocess
 from mlip.guide import Guide
 from mlip.guide_mae import GuideMAE
 
@@ -71,6 +75,15 @@ def test_it_learns_one_batch(module):
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_it_takes_pictures_as_the_data_shows_them(module):
+    halves = Preprocess(48, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(preprocess=halves))
+    module.setup("fit")
+    grey = torch.zeros(1, 3, 48, 48)  # of value 0.5 in the data's terms
+    expected = (torch.tensor([0.5] * 3) - torch.tensor(IMAGENET_DEFAULT_MEAN)) / torch.tensor(IMAGENET_DEFAULT_STD)
+    torch.testing.assert_close(module.guide.shrink(grey)[0, :, 0, 0], expected)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])

@@ -271,6 +271,7 @@ def test_a_short_run_logs_its_terms_and_leaves_a_plain_checkpoint(make, data, tm
     ("set_up", "ignored"),
     [
         ({"guide_heads": 7}, "guide_heads 7 is ignored: nothing reads it while guide is not set"),
+        ({"guide": "random", "guide_heads": 7}, "guide_heads 7 is ignored: a random guide has"),
         ({**PLAIN, "pieces": 4}, "pieces 4 is ignored"),
         ({"smoothing_grows": True}, "smoothing_grows True is ignored"),
         ({"frequency_token_weight": 0.0, "frequency_matching": "filip"}, "frequency_matching 'filip' is ignored"),

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from common.data.shards import ShardDataModule
 from common.data.smoke import write_shards
+from common.dev_run import DevRun
 from common.testing import TINY_CAPTIONS, tiny_architecture
 from waveclip import WaveCLIPDistillation
 
@@ -113,7 +114,7 @@ def test_where_there_are_classes_the_text_terms_read_their_prompts(make):
     module, batch = make(contrastive_weight=2.0, distribution_weight=1.0, distribution_scale=3.0)
     levels, target, texts = embeddings(module, batch)
     classes, labels = texts[:5], batch["caption_id"]
-    module._classes, batch["label"] = classes, labels
+    module._train_classes, batch["label"] = classes, labels
     scale = module.teacher.logit_scale.exp()
     right = [(scale * z @ classes.T).softmax(-1)[range(6), labels] for z in levels]
     p, *q = ((3 * scale * z @ classes.T).softmax(-1) for z in (target, *levels))
@@ -185,6 +186,30 @@ def test_fewer_than_no_steps_are_refused(make):
         make(fine_first_steps=-3)
 
 
+@pytest.mark.parametrize(
+    ("set_up", "ignored"),
+    [
+        ({"distribution_scale": 2.0}, "distribution_scale 2.0 is ignored: distribution_weight is 0"),
+        ({"start": "random", "detail_scale": 1.0}, "detail_scale 1.0 is ignored: start random"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_named(make, set_up, ignored):
+    with pytest.warns(UserWarning, match=ignored):
+        make(**set_up)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_in_which_the_fine_level_alone_would_train_is_refused(fit):
+    with pytest.raises(ValueError, match=r"fine_first_steps 3 is not below the run's 3 steps, .* shorten it"):
+        fit(fine_first_steps=3, steps=3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dry_run_is_long_enough_for_all_levels(fit):
+    module, *_ = fit(fine_first_steps=1000, steps=3, callbacks=[DevRun(always=True)])
+    assert module.fine_first_steps == 2
+
+
 def test_a_term_over_captions_asks_for_them(make):
     module, batch = make(contrastive_weight=1.0)
     with pytest.raises(ValueError, match="captions the data does not have; set its captions: true"):
@@ -217,6 +242,12 @@ class LabelledShards(ShardDataModule):
         return list(TINY_CAPTIONS)
 
 
+class ValidatedByClass(LabelledShards):
+    """The same, whose training says nothing of the classes."""
+
+    train_class_prompts = None
+
+
 @pytest.fixture
 def fit(tmp_path):
     """Runs a few steps; gives the module, its weights before the run, the trainer and the data."""
@@ -227,12 +258,13 @@ def fit(tmp_path):
     }
     pattern = write_shards(tmp_path / "shards", 1, 12, **members)
 
-    def run(data=LabelledShards, steps=3, warmup_steps=1, **options):
+    def run(data=LabelledShards, steps=3, warmup_steps=1, callbacks=(), **options):
         lightning.seed_everything(0, verbose=False)
         module = WaveCLIPDistillation(architecture, learning_rate=1e-2, warmup_steps=warmup_steps, **options)
         before = {key: value.clone() for key, value in module.state_dict().items()}
         loader = data(pattern, pattern, pattern, architecture=architecture, batch_size=6, num_workers=0)
-        trainer = lightning.Trainer(max_steps=steps, enable_checkpointing=False, **QUIET)
+        callbacks = list(callbacks)
+        trainer = lightning.Trainer(max_steps=steps, enable_checkpointing=False, callbacks=callbacks, **QUIET)
         trainer.fit(module, loader)
         return module, before, trainer, loader
 
@@ -272,6 +304,15 @@ def test_without_classes_validation_is_the_cosine_distance_of_each_level(fit):
     levels, target, _ = embeddings(module, batch)
     for level, expected in enumerate(cosine_terms(levels, target)):
         assert metrics[f"val_cosine_{level}"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_classes_of_validation_alone_leave_the_loss_as_it_is(fit):
+    terms = {"distribution_weight": 1.0, "contrastive_weight": 1.0, "steps": 2}
+    named, without = (fit(data=data, **terms)[2].callback_metrics for data in (ValidatedByClass, ShardDataModule))
+    for term in ("train_distribution", "train_contrastive"):
+        torch.testing.assert_close(named[term], without[term])
+    assert "val_top1_0" in named and "val_top1_0" not in without
 
 
 @pytest.mark.filterwarnings("ignore")

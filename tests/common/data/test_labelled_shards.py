@@ -20,7 +20,7 @@ def test_labelled_pictures_of_a_known_set_validate_captioned_ones(tmp_path, modu
     labelled = write_shards(tmp_path / "val", 1, 4, **members)
     data = module(pairs, labelled)
     assert data.class_prompts[0] == "a bad photo of a tench." and len(data.class_names) == 1000
-    assert "text" in next(iter(data.train_dataloader()))
+    assert "text" in next(iter(data.train_dataloader())) and data.train_class_prompts is None
     (batch,) = data.val_dataloader()
     assert "text" not in batch and batch["label"].tolist() == [999, 998, 997, 996]
 

@@ -147,7 +147,7 @@ def test_what_is_typed_wins_over_the_checkpoint_in_the_optimiser_too(run, place,
 def test_dry_runs_shorten_the_warm_up_with_a_note(run, place, words):
     ended = fit(run, place, "dry", 0, "--model.init_args.warmup_steps", "7", "--trainer.max_steps", "-1", *words)
     assert ended.code == 0, ended.printed
-    assert re.search(r"dry run of \d steps: warm-up \d instead of 7", ended.printed)
+    assert re.search(r"dry run of \d steps: warmup_steps \d instead of 7", ended.printed)
 
 
 def test_a_checkpoint_of_another_optimiser_is_one_sentence_and_leaves_no_checkpoint(run, place, trained):
