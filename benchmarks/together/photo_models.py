@@ -29,6 +29,8 @@ CLIP, WAVE, TRAINED_ON, HALF = "clip", "waveclip", "clip-trained-on", "clip-half
 """The models of one seed: the teacher, the student, the teacher trained on, the half-resolution CLIP."""
 LEVELS = {CLIP: ("teacher",), WAVE: ("coarse", "fine"), TRAINED_ON: (controls.TRAINED_ON,), HALF: (controls.HALF,)}
 """The names of each model's levels in a result."""
+OBSERVERS = ("lightning.pytorch.callbacks.RichProgressBar", "lightning.pytorch.callbacks.ModelCheckpoint")
+"""Callbacks of recipes that change nothing of what is trained."""
 Weights = Mapping[str, Path]
 """The weights file of each model of one seed."""
 
@@ -89,7 +91,7 @@ class PhotoSet:
         recipe = read_recipe(run.recipe)
         architecture = self.architecture or recipe["data"]["init_args"]["architecture"]
         return {
-            "recipe": f"{run.recipe} {_hash(recipe)}",
+            "recipe": f"{run.recipe} {_hash(training_of(recipe))}",
             "steps": run.steps,
             "settings": run.settings,
             "architecture": _hash(load_architecture(architecture)),
@@ -170,6 +172,13 @@ def _train(pictures: PhotoSet, run: Run, teacher: Run | None, smoke: bool) -> di
     _write_card(pictures, run, result)
     _write(pictures.record(run), result)  # last: it marks the run as finished
     return result
+
+
+def training_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a recipe that decides what it trains: not what it shows, logs and saves meanwhile."""
+    trainer = {name: value for name, value in recipe["trainer"].items() if name != "log_every_n_steps"}
+    callbacks = [callback for callback in trainer.pop("callbacks", []) if callback["class_path"] not in OBSERVERS]
+    return {**recipe, "trainer": {**trainer, "callbacks": callbacks}}
 
 
 def _finished(pictures: PhotoSet, run: Run, teacher: Run | None = None) -> dict[str, Any] | None:

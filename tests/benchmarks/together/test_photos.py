@@ -9,7 +9,17 @@ from benchmarks import read_recipe
 from benchmarks.cells import points
 from benchmarks.together import photo_models, photos
 from benchmarks.together.frontier import PICTURES
-from benchmarks.together.photo_models import CLIP, HALF, TRAINED_ON, WAVE, PhotoSet, spelling, train, written_once
+from benchmarks.together.photo_models import (
+    CLIP,
+    HALF,
+    TRAINED_ON,
+    WAVE,
+    PhotoSet,
+    spelling,
+    train,
+    training_of,
+    written_once,
+)
 from benchmarks.together.photos import RECIPES, render, stand_in
 from benchmarks.waveclip import answers, controls
 from common.cli import main as lightning
@@ -215,6 +225,15 @@ def test_a_record_of_another_training_is_refused(sittings, monkeypatch, tmp_path
     with pytest.raises(ValueError, match="here it is missing; bring back what it tells of"):
         train(pictures, range(1), smoke=False)
     assert trained == ["p-clip"]
+
+
+def test_what_a_recipe_shows_and_saves_is_no_other_training():
+    recipe = read_recipe("common/photos_clip.yaml")
+    quiet = {name: value for name, value in recipe["trainer"].items() if name not in ("callbacks", "log_every_n_steps")}
+    assert training_of(recipe) == training_of({**recipe, "trainer": quiet})
+    averaged = [{"class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging"}]
+    assert training_of(recipe) != training_of({**recipe, "trainer": {**quiet, "callbacks": averaged}})
+    assert training_of(recipe) != training_of({**recipe, "trainer": {**quiet, "precision": "bf16-mixed"}})
 
 
 def test_a_run_that_began_with_another_recipe_does_not_go_on(sittings, monkeypatch):
