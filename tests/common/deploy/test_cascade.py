@@ -123,7 +123,7 @@ def test_in_python_too_a_cascade_needs_to_know_when_the_first_answer_stands(pair
     with pytest.raises(ValueError, match="small then big: give a threshold, gmacs or a calibration"):
         cascade.classify(photos)
     assert {answer.level for answer in cascade.classify(photos, gmacs=1.0)} == {1}
-    with pytest.raises(ValueError, match=r"no weights at .*ViT-B-32; --first is a model directory"):
+    with pytest.raises(ValueError, match=r"no model at .*ViT-B-32; --first is a model directory"):
         load(pair[0], first="ViT-B-32")
 
 
