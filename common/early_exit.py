@@ -44,7 +44,11 @@ def threshold_for(confidence: Tensor, share: float) -> float:
     ordered, refined = confidence.sort().values, round(share * len(confidence))
     if refined == 0:
         return 0.0
-    return NEVER if refined == len(confidence) else float(ordered[refined - 1 : refined + 1].mean())
+    if refined == len(confidence):
+        return NEVER
+    below, above = ordered[refined - 1], ordered[refined]
+    middle = (below + above) / 2  # rounds to ``below`` where the two are neighbours
+    return float(middle if middle > below else above)
 
 
 class ThresholdSweep:

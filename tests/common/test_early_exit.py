@@ -15,6 +15,12 @@ def test_threshold_lets_exactly_the_share_through(share):
     assert threshold_for(confidence, 0.0) == 0.0 and threshold_for(confidence, 1.0) == NEVER
 
 
+def test_neighbouring_numbers_are_told_apart():
+    below = torch.tensor(0.5)
+    confidence = torch.stack([below, torch.nextafter(below, torch.tensor(1.0))])
+    assert (confidence < threshold_for(confidence, 0.5)).tolist() == [True, False]
+
+
 def test_equal_confidences_at_the_place_are_all_answered():
     confidence = torch.tensor([0.1, 0.5, 0.5, 0.9])
     assert (confidence < threshold_for(confidence, 0.5)).tolist() == [True, False, False, False]
