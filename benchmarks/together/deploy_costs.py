@@ -39,7 +39,7 @@ from benchmarks.together.deploy_cases import (
     title,
 )
 from benchmarks.together.deploy_engines import REFERENCE, REFERENCE_INT8, Engine, engines, first_answers
-from benchmarks.together.deploy_workers import Workers, workers
+from benchmarks.together.deploy_workers import Workers, give_back_memory, workers
 from benchmarks.training.shapes import HALF, STUDENT, TEACHER
 from common.conditions import conditions, digest
 from common.data.lookup import Labelled
@@ -78,6 +78,7 @@ def measure(smoke: bool = False) -> dict[str, Any]:
         folders = {name: Path(place) / str(number) for number, name in enumerate(makers)}  # a name may hold a slash
         # All exports come first, so that models which cannot be exported are known before anything is measured.
         cases = {name: make(folders[name]) for name, make in makers.items() if name not in result["tables"]}
+        give_back_memory()  # of the exports; the engines need it
         for name, case in cases.items():
             rounds = 1 if smoke else 3 if name == RANDOM else 11
             result["tables"][name] = _table(case, found, folders[name], rounds, smoke)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,20 +42,43 @@ takes tens of times as long as that of fp32."""
 
 @dataclass(frozen=True)
 class Prepared:
-    """A loaded model with its exported folders, one for each of FOLDERS. Another process loads its pickle anew.
+    """A model with its exported folders, one for each of FOLDERS.
+
+    Its pickle is without the model: another process loads that anew, and only where an engine asks for it.
 
     options: arguments of ``load`` that give it again.  labels: two class names that its text tower can spell.
-    names: of its graphs in the folders; None: those of its stages.
+    names: of its graphs in the folders.  scale: the model's logit scale.
     """
 
-    deployed: Deployed
     options: dict[str, Any]
     labels: Sequence[str]
     folder: Path
-    names: Sequence[str] | None = None
+    names: Sequence[str]
+    scale: float
 
-    def __reduce__(self) -> tuple[Callable[..., Prepared], tuple[Any, ...]]:
-        return _prepared_again, (self.options, self.labels, self.folder, self.names)
+    @classmethod
+    def of(
+        cls,
+        deployed: Deployed,
+        options: dict[str, Any],
+        labels: Sequence[str],
+        folder: Path,
+        names: Sequence[str] | None = None,
+    ) -> Prepared:
+        """Of a model that is loaded. names: None: those of its stages."""
+        if names is None:
+            names = [stage.name for stages, _ in own_chains(deployed, deployed.setting()) for stage in stages]
+        prepared = cls(options, labels, folder, names, deployed.scale)
+        prepared.__dict__["deployed"] = deployed
+        return prepared
+
+    @cached_property
+    def deployed(self) -> Deployed:
+        """The model."""
+        return load(**self.options, device="cpu")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "deployed"}
 
     @property
     def stages(self) -> list[Stage]:
@@ -64,8 +87,7 @@ class Prepared:
 
     def files(self, dtype: str) -> list[Path]:
         """The graphs of one exported folder."""
-        names = self.names or [stage.name for stage in self.stages]
-        return [self.folder / dtype / f"{name}.onnx" for name in names]
+        return [self.folder / dtype / f"{name}.onnx" for name in self.names]
 
     def chains(self, dtype: str) -> list[tuple[list[Path], int]]:
         """The graphs of each model, which run one after another, with the size of its images."""
@@ -75,18 +97,12 @@ class Prepared:
     @property
     def first(self) -> Prepared:
         """The first model of a cascade by itself; its graph is in the cascade's folders."""
-        names = [self.stages[0].name]
-        return Prepared(self.deployed.first, {"model": self.options["first"]}, self.labels, self.folder, names)
+        options, names = {"model": self.options["first"]}, self.names[:1]
+        return Prepared.of(self.deployed.first, options, self.labels, self.folder, names)
 
     @property
     def _chains(self) -> list[tuple[Sequence[Stage], int]]:
         return own_chains(self.deployed, self.deployed.setting())
-
-
-def _prepared_again(
-    options: dict[str, Any], labels: Sequence[str], folder: Path, names: Sequence[str] | None
-) -> Prepared:
-    return Prepared(load(**options, device="cpu"), options, labels, folder, names)
 
 
 def prepare(
@@ -97,7 +113,7 @@ def prepare(
     images: for each of its ``members``, [3,S,S] each, which choose the ranges of int8-static.
     """
     folder.mkdir(parents=True)
-    prepared = Prepared(deployed, options, labels, folder)
+    prepared = Prepared.of(deployed, options, labels, folder)
     write_graphs(deployed, "onnx", folder / "fp32", labels, PROMPT, texts=False)
     for dtype in FOLDERS[1:]:
         shutil.copytree(folder / "fp32", folder / dtype)

@@ -7,6 +7,8 @@ So an engine that crashes takes no other with it, and their compilers and thread
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import pickle
 import signal
@@ -80,7 +82,7 @@ class Loaded:
 
     def __init__(self, graphs: Sequence[Graph], part: Part) -> None:
         self._graphs, self.images = graphs, part.images
-        self._classes, self._scale = part.classes, part.prepared.deployed.scale
+        self._classes, self._scale = part.classes, part.prepared.scale
         self._probabilities = self.classifier(0.0).probabilities
 
     def classifier(self, threshold: float) -> ProgressiveClassifier:
@@ -151,6 +153,14 @@ def _settle() -> None:
         time.sleep(_LOOK)
         if time.process_time() - before < _IDLE * _LOOK:
             return
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, which the C library otherwise keeps."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+    if trim is not None:
+        trim(0)
 
 
 class Workers:
@@ -256,5 +266,7 @@ def _serve(pipe: Connection, threads: int) -> None:
                 runner = Runner(*given)
         except Exception as error:  # engines raise their own types
             failure = f"{type(error).__name__}: {reason(error)}"
-        call = given = None  # models of ViT-B/16's size, once as bytes and once unpacked, in each of eleven processes
+        call = given = None
+        if not method:
+            give_back_memory()  # models of ViT-B/16's size, of which engines keep copies, in each of eleven processes
         pipe.send_bytes(pickle.dumps((failure, found)))

@@ -23,7 +23,7 @@ from tests.common.towers import NAMES, tiny_directory
 def nothing_exported(deployed, options, labels, folder, images):
     """``prepare`` without its folders; there are images for each of the models."""
     assert len(images) == len(deployed.members)
-    return Prepared(deployed, options, labels, folder)
+    return Prepared.of(deployed, options, labels, folder)
 
 
 @pytest.mark.parametrize("variable", ["DENSE", "WAVECLIP", "FIRST"])

@@ -66,7 +66,7 @@ def test_a_smoke_run_measures_every_pair(photographs, monkeypatch, tmp_path):
     def prepare(deployed, options, labels, folder, images):
         folder.mkdir(parents=True)
         assert all(map(len, images)), "the ranges of int8-static have pictures"
-        return Prepared(deployed, options, labels, folder)
+        return Prepared.of(deployed, options, labels, folder)
 
     monkeypatch.setenv("DATA", str(photographs))
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))

@@ -53,7 +53,7 @@ def test_first_answers_are_measured_in_a_process_of_their_own(tmp_path):
 
 def test_a_models_size_on_pytorch_is_that_of_its_image_tower(tmp_path):
     deployed = load(tiny_directory(tmp_path / "model", 0), device="cpu")
-    prepared = Prepared(deployed, {}, NAMES[:2], tmp_path)
+    prepared = Prepared.of(deployed, {}, NAMES[:2], tmp_path)
     values = sum(parameter.numel() for parameter in deployed.model.images.image_tower.parameters())
     assert engines()[0][REFERENCE].size(prepared) == 4 * values
 
@@ -62,12 +62,12 @@ def test_a_models_size_on_pytorch_is_that_of_its_image_tower(tmp_path):
 def cascade(tmp_path):
     """A small model before a larger one, of which nothing is exported."""
     options = {"model": str(tiny_directory(tmp_path / "big", 0)), "first": small_directory(tmp_path / "small")}
-    return Prepared(load(**options, device="cpu"), options, NAMES[:2], tmp_path)
+    return Prepared.of(load(**options, device="cpu"), options, NAMES[:2], tmp_path)
 
 
 def test_a_cascade_has_the_size_of_both_its_models(cascade, tmp_path):
     alone = [
-        engines()[0][REFERENCE].size(Prepared(load(name, device="cpu"), {}, NAMES[:2], tmp_path))
+        engines()[0][REFERENCE].size(Prepared.of(load(name, device="cpu"), {}, NAMES[:2], tmp_path))
         for name in cascade.options.values()
     ]
     assert engines()[0][REFERENCE].size(cascade) == sum(alone)
@@ -76,6 +76,14 @@ def test_a_cascade_has_the_size_of_both_its_models(cascade, tmp_path):
 def test_a_cascade_starts_in_a_process_of_its_own(cascade, tmp_path):
     Image.effect_noise((32, 32), 64).convert("RGB").save(tmp_path / "picture.png")
     assert first_answers(engines()[0][REFERENCE], cascade, tmp_path / "picture.png")["seconds"] > 0
+
+
+def test_another_process_loads_a_model_only_where_an_engine_asks_for_it(cascade, tmp_path, monkeypatch):
+    again = pickle.loads(pickle.dumps(cascade))
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.together.deploy_engines.load", lambda **_: pytest.fail("it is loaded"))
+        assert again.files("fp32") == cascade.files("fp32") and again.scale == cascade.scale
+    assert len(again.stages) == 2
 
 
 def test_the_first_model_of_a_cascade_is_itself_in_the_cascades_folder(cascade, tmp_path):
@@ -104,7 +112,7 @@ def test_the_program_of_openvino_begins_anew_with_each_model(cascade, tmp_path, 
     monkeypatch.setattr("benchmarks.together.deploy_engines.openvino_settings", lambda dtype: {})
     exec(_openvino_program(cascade, "fp32", torch.float32), {})
     assert ran == [("level_0.onnx", [(32, 3, 16, 16)]), ("level_1.onnx", [(32, 3, 32, 32)])]
-    wave = Prepared(load(tiny_directory(tmp_path / "wave"), device="cpu"), {}, NAMES[:2], tmp_path)
+    wave = Prepared.of(load(tiny_directory(tmp_path / "wave"), device="cpu"), {}, NAMES[:2], tmp_path)
     ran.clear()
     exec(_openvino_program(wave, "fp32", torch.float32), {})
     assert ran == [("level_0.onnx", [(32, 3, 32, 32)]), ("level_1.onnx", [(32, 7)])], "levels follow one another"

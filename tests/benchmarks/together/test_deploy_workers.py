@@ -20,7 +20,7 @@ def case(monkeypatch, tmp_path):
     """The tiny towers with random weights, of which nothing is exported."""
 
     def prepare(deployed, options, labels, folder, images):
-        return Prepared(deployed, options, labels, folder)
+        return Prepared.of(deployed, options, labels, folder)
 
     monkeypatch.setattr(deploy_cases, "prepare", prepare)
     return deploy_cases.of_random_weights(tmp_path, smoke=True)
