@@ -135,10 +135,7 @@ class WaveCLIPDistillation(LightningModule):
         terms = {"distribution": distribution_weight, "contrastive": contrastive_weight, "token": token_weight}
         _check_terms(terms, distribution_scale, fine_first_steps)
         _check_student(train, optimizer, detail_scale, new_rate_factor)
-        if not distribution_weight and distribution_scale != 1:
-            rank_zero_warn(f"distribution_scale {distribution_scale} is ignored: distribution_weight is 0")
-        if start == "random" and detail_scale != 4:
-            rank_zero_warn(f"detail_scale {detail_scale} is ignored: start random takes no filter of the teacher's")
+        _warn_of_idle(distribution_weight, distribution_scale, start, detail_scale)
         self.save_hyperparameters()
         self.distribution_scale = distribution_scale
         clip = CLIP.from_open_clip(
@@ -302,6 +299,14 @@ def _check_student(train: str, optimizer: str, detail_scale: float, new_rate_fac
         raise ValueError(f"detail_scale {detail_scale} must be finite and not negative; 1 keeps the teacher's filter")
     if not 0 < new_rate_factor < math.inf:
         raise ValueError(f"new_rate_factor {new_rate_factor} must be finite and positive; 1 takes the others' rate")
+
+
+def _warn_of_idle(distribution_weight: float, distribution_scale: float, start: Start, detail_scale: float) -> None:
+    """Name what is set but not read."""
+    if not distribution_weight and distribution_scale != 1:
+        rank_zero_warn(f"distribution_scale {distribution_scale} is ignored: distribution_weight is 0")
+    if start == "random" and detail_scale != 4:
+        rank_zero_warn(f"detail_scale {detail_scale} is ignored: start random takes no filter of the teacher's")
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
