@@ -78,7 +78,6 @@ def measure(smoke: bool = False) -> dict[str, Any]:
         folders = {name: Path(place) / str(number) for number, name in enumerate(makers)}  # a name may hold a slash
         # All exports come first, so that models which cannot be exported are known before anything is measured.
         cases = {name: make(folders[name]) for name, make in makers.items() if name not in result["tables"]}
-        give_back_memory()  # of the exports; the engines need it
         for name, case in cases.items():
             rounds = 1 if smoke else 3 if name == RANDOM else 11
             result["tables"][name] = _table(case, found, folders[name], rounds, smoke)
@@ -127,6 +126,9 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
         ]
         read_log.record("deploy", case.logged, map(Path, dict.fromkeys(read)))
     keys = [(name, side) for name in found for side in case.models]
+    for prepared in (*case.models.values(), *(part.prepared for parts in case.work.values() for part in parts)):
+        prepared.forget()
+    give_back_memory()  # of models and exports; the engines need it
     with workers(found, case.work) as team:
         if case.test is None:  # the shares are met on the images that are timed
             answers = {"val": {(name, side): team.ask(name, "answer", side) for name, side in keys}}

@@ -74,8 +74,12 @@ class Prepared:
 
     @cached_property
     def deployed(self) -> Deployed:
-        """The model."""
+        """The model, loaded where it is not."""
         return load(**self.options, device="cpu")
+
+    def forget(self) -> None:
+        """Let go of the model; whoever asks for it loads it anew."""
+        self.__dict__.pop("deployed", None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "deployed"}

@@ -267,6 +267,6 @@ def _serve(pipe: Connection, threads: int) -> None:
         except Exception as error:  # engines raise their own types
             failure = f"{type(error).__name__}: {reason(error)}"
         call = given = None
-        if not method:
-            give_back_memory()  # models of ViT-B/16's size, of which engines keep copies, in each of eleven processes
+        if method != "time":
+            give_back_memory()  # of models that engines have copied, and of answers, in each of eleven processes
         pipe.send_bytes(pickle.dumps((failure, found)))
