@@ -126,7 +126,8 @@ def _answered(call: Callable[[], int], name: str) -> int:
 def _check_recipe(argv: Sequence[str]) -> None:
     """ValueError: a line names neither a recipe nor a model of its own, and asks for no help."""
     words = [word.partition("=")[0] for word in argv[1:]]
-    if not any(word in ("-c", "--config", "-h", "--help") or word.startswith("--model") for word in words):
+    asked = ("--config", "-h", "--help", "--print_config")
+    if not any(word in asked or word.startswith(("-c", "--model")) or word.endswith(".help") for word in words):
         raise ValueError(f"{argv[0]} needs a recipe: -c FILE.yaml, such as -c common/shapes_clip.yaml")
 
 

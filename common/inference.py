@@ -36,7 +36,7 @@ def chosen_device(device: str | None) -> str:
     """A device by its name; None: a GPU where there is one. ValueError: nothing can be computed on it here."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.partition(":")[0] in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError("no GPU is found here; give --device cpu")
+        raise ValueError(f"device {device!r}: no GPU is found here; give --device cpu")
     try:
         torch.ones(1, device=device).item()  # "meta" holds no values
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without CUDA

@@ -1,6 +1,5 @@
 """This suite's LightningCLI: models and data by class path, run folders, checkpoints, and what every run is given."""
 
-import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -204,10 +204,11 @@ def _refuse(other: Callable[..., NoReturn], message: str, error: Exception | Non
     if wrong is None:
         other(message, error)
     module, _, name = wrong[1].rpartition(".")
-    bases = getattr(import_module(module), name).__mro__
-    settings = {setting for base in bases for setting in inspect.signature(base.__init__).parameters} - {"self"}
-    near = get_close_matches(wrong[2], sorted(settings), 1)
-    mend = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(settings - {'args', 'kwargs'}))}"
+    known = ArgumentParser()  # its names are those of the class, and of a base where the class passes them on
+    known.add_class_arguments(getattr(import_module(module), name), "of")
+    settings = sorted(vars(known.get_defaults(skip_validation=True).of))
+    near = get_close_matches(wrong[2], settings, 1)
+    mend = f"did you mean {near[0]}?" if near else f"it has {', '.join(settings)}"
     print(f"lightning: error: {name} has no setting {wrong[2]!r}; {mend}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -26,6 +26,7 @@ from common.network import LOCAL_WEIGHTS, downloads
 from common.packaged import packaged_model
 from common.preprocess import Preprocess
 from common.pretrained import HUB, LOCAL, Folder, find_pretrained, named_folder, read_folder
+from common.recipes import packaged_file
 from common.text_model import TextModel
 from common.tower import ImageTower
 from common.weights import read_record, read_state_dict
@@ -190,6 +191,7 @@ def _from_directory(folder: Path) -> Model:
 
 
 def _from_file(model: str, path: Path) -> Model:
+    path = packaged_file(path)
     record = read_record(path)  # ValueError where there is no file
     kind = model_type(record, path)
     module = registered()[kind].load().load(path).eval()

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from common import optim
 from common.clip import CLIP
 from common.preprocess import prepare_data
+from common.zeroshot import training_prompts
 
 
 class FrozenCLIPTraining(LightningModule):
@@ -110,8 +111,8 @@ class ReducedTowerTraining(FrozenCLIPTraining):
 
 
 def class_prompts(trainer: Trainer) -> Sequence[str]:
-    """The data's class prompts, one a class. ValueError: the data has no classes."""
-    prompts = getattr(trainer.datamodule, "class_prompts", None)
+    """The prompts of the classes that training batches are labelled with. ValueError: there are none."""
+    prompts = training_prompts(trainer.datamodule)
     if prompts is None:
         raise ValueError("this training compares pictures with classes; give data that has them, such as few shots")
     return prompts

@@ -10,7 +10,7 @@ with the engine's own answers, so that all engines refine the same share; ``test
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import nan
 from pathlib import Path
@@ -79,6 +79,7 @@ def measure(smoke: bool = False) -> dict[str, Any]:
         # All exports come first, so that models which cannot be exported are known before anything is measured.
         cases = {name: make(folders[name]) for name, make in makers.items() if name not in result["tables"]}
         for name, case in cases.items():
+            _forget(cases.values())
             rounds = 1 if smoke else 3 if name == RANDOM else 11
             result["tables"][name] = _table(case, found, folders[name], rounds, smoke)
             if stored:
@@ -126,9 +127,6 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
         ]
         read_log.record("deploy", case.logged, map(Path, dict.fromkeys(read)))
     keys = [(name, side) for name in found for side in case.models]
-    for prepared in (*case.models.values(), *(part.prepared for parts in case.work.values() for part in parts)):
-        prepared.forget()
-    give_back_memory()  # of models and exports; the engines need it
     with workers(found, case.work) as team:
         if case.test is None:  # the shares are met on the images that are timed
             answers = {"val": {(name, side): team.ask(name, "answer", side) for name, side in keys}}
@@ -154,6 +152,14 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
         "rounds": rounds,
         "timed": timed,
     }
+
+
+def _forget(cases: Iterable[Case]) -> None:
+    """Let go of all models, which each engine's process loads for itself, and of what exports have left."""
+    for case in cases:
+        for prepared in (*case.models.values(), *(part.prepared for parts in case.work.values() for part in parts)):
+            prepared.forget()
+    give_back_memory()
 
 
 def _files(deployed: Deployed) -> dict[str, str]:

@@ -183,7 +183,7 @@ def lines(calibration: Calibration) -> list[str]:
     (low, high), (least, most) = point.gmacs_interval, point.accuracy_interval
     wish = " ".join(f"{name} {value:g}" for name, value in calibration.wish.items() if value is not None)
     prompts = ", the model's own templates" if calibration.conditions.get("own_templates") else ""
-    chosen, dearest = f"{calibration.knob} {point.setting:.6g}", max(calibration.costs)
+    chosen, dearest = f"{calibration.knob} {point.setting:.6g}", calibration.costs[-1]
     if (calibration.wish["gmacs"] or 0) >= dearest:
         every = "all levels" if calibration.knob == "threshold" else "the whole model"
         chosen = f"every picture may take {every} ({dearest:.3g}): no {calibration.knob} is needed"

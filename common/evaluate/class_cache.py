@@ -36,7 +36,7 @@ def cache_key(
             ids = tokenizer(prompts[start : start + _PROMPTS_AT_A_TIME])
         except ValueError as error:
             if "vocabulary" in str(error) and _takes(tokenizer, class_names):
-                raise ValueError(f'{error}; other prompts: --template "a {{}}"') from error
+                raise ValueError(f'{error}; other prompts: --template "{{}}"') from error
             raise
         key.update(f"{tuple(ids.shape)}".encode())
         key.update(ids.numpy().tobytes())

@@ -17,7 +17,8 @@ import yaml
 from torch.utils.data import DataLoader
 
 from common import lightning_cli, recipes
-from common.cli import main
+from common.cli import _check_recipe, main
+from common.models import load_model
 from common.prediction_file import PredictionFile
 from common.recipes import resolve_configs
 from common.weights import read_record, save_state
@@ -222,10 +223,23 @@ def test_a_misspelt_setting_of_the_model_is_one_line_with_a_guess(capsys):
     assert capsys.readouterr().err.splitlines()[-1] == sentence
 
 
+def test_a_setting_of_a_base_that_the_class_does_not_take_is_no_guess(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", "waveclip/shapes.yaml", "--data.shuffle_bufer", "5"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "EmbeddedDataModule has no setting 'shuffle_bufer'" in said and "shuffle_buffer" not in said
+
+
+@pytest.mark.parametrize("asked", [["--print_config"], ["--data.help", "common.data.shards.ShardDataModule"]])
+def test_help_needs_no_recipe(asked):
+    _check_recipe(["fit", *asked])
+
+
 def test_weights_that_a_packaged_recipe_names_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     named = "benchmarks/weights/shapes_clip.safetensors"  # waveclip/shapes.yaml starts from it
     assert read_record(named)["architecture"]["embed_dim"] > 0
+    assert load_model(named).files.keys() == {Path(named).name}
     file = tmp_path / named
     file.parent.mkdir(parents=True)
     save_state({"x": torch.ones(1)}, file, {"own": {}}, torch.float32)

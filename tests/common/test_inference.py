@@ -172,3 +172,9 @@ def test_a_dtype_that_this_processor_does_not_multiply_in_runs_as_before(clip, m
     monkeypatch.setattr(inference, "_DTYPES", (torch.float32,))
     tower = optimize_for_inference(clip.image_tower).bfloat16()
     assert "mkldnn::_linear_pointwise" not in operations(lambda: tower(pictures(1).bfloat16()))
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'gpu': no GPU is found here; give --device cpu"):
+        inference.chosen_device("gpu")

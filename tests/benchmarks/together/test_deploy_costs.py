@@ -97,6 +97,7 @@ def test_a_run_that_was_interrupted_goes_on_behind_its_tables(monkeypatch, tmp_p
     monkeypatch.setattr(deploy_costs, "engines", lambda: ({}, {}))
     monkeypatch.setattr(deploy_costs, "of_shapes", lambda folder, smoke: SHAPES)
     monkeypatch.setattr(deploy_costs, "of_random_weights", lambda folder, smoke: RANDOM)
+    monkeypatch.setattr(deploy_costs, "_forget", lambda cases: None)
     made = {"clean": True, "revision": "a", "date": "2026"}
     monkeypatch.setattr(deploy_costs, "conditions", lambda scale, **others: made | others)
     measured = []

@@ -253,7 +253,6 @@ def test_names_that_are_no_unicode(model, tmp_path, capsys):
     [
         (["{picture}", ""], "a path is empty"),
         (["{picture}", "--device", "foo"], "device 'foo' computes nothing here"),
-        (["{picture}", "--device", "gpu"], "no GPU is found here; give --device cpu"),
         (["{picture}", "--device", "meta"], "device 'meta' computes nothing here"),
         (["{picture}", "--out", "{folder}.csv"], "is a folder; name a file"),
     ],

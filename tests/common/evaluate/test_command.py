@@ -262,7 +262,7 @@ def test_a_threshold_costs_what_its_exits_cost(monkeypatch, tmp_path):
         (["--reducer", "tca", "--gmacs", "0.00001"], "a picture costs"),
         (["--template", "a photo"], "has no {} for the class name"),
         (["--template", "none.txt"], "no templates at"),
-        (["--template", "a photo of a {}"], 'whole vocabulary; other prompts: --template "a {}"'),
+        (["--template", "a photo of a {}"], 'whole vocabulary; other prompts: --template "{}"'),
         (["--data", "embeded"], "no file or folder; did you mean embedded? there are embedded"),
         (["--model", "nowhere.safetensors"], "no weights at"),
         (["--weights", "openai"], "belong to open_clip names"),
