@@ -257,7 +257,7 @@ def _serve(pipe: Connection, threads: int) -> None:
             call = pipe.recv_bytes()
         except EOFError:
             return
-        failure, found = "", None
+        method, failure, found = "", "", None
         try:
             method, given = pickle.loads(call)
             if method:
