@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapters import AdaptedTower, PatchMap
 from common.tower import ImageTower
-from waveclip.wavelet import Transform, analysis_kernel, check_transform, wavedec2
+from waveclip.wavelet import Transform, analysis_kernel, check_transform, dwt2, wavedec2
 
 Start = Literal["teacher", "random"]
 
@@ -56,7 +57,8 @@ class WaveletTokenizer(nn.Module):
 
     The colour map is applied after CLIP's normalisation, to the same images that every other tower takes. There it is
     linear without an offset, so its inverse folds exactly into the teacher's patch filter. (The offsets of YCbCr
-    would need a bias that CLIP's patch embedding does not have.)
+    would need a bias that CLIP's patch embedding does not have.) It acts on pixels and the first level of the wavelet
+    is linear too, so both are one convolution.
 
     Coefficients of level l are divided by 2^l, which puts them in pixel units: the orthonormal LL_l is 2^l times
     the mean of 2^l x 2^l pixels.
@@ -92,9 +94,8 @@ class WaveletTokenizer(nn.Module):
         width = tower.width
         weight, positions, class_token = (None if part is None else part.detach() for part in patch_map(tower))
         # In fp32 beside a tower of any dtype: they are cast where they are used.
-        kernel = analysis_kernel(wavelet, len(YCBCR)).float()
-        self.register_buffer("colour", YCBCR.float().to(weight.device), persistent=False)
-        self.register_buffer("kernel", kernel.to(weight.device), persistent=False)
+        for name, mixing in (("first_kernel", YCBCR.numpy()), ("kernel", np.eye(len(YCBCR)))):
+            self.register_buffer(name, analysis_kernel(wavelet, mixing).float().to(weight.device), persistent=False)
         teacher = torch.einsum("dcij,ck->dkij", weight.double(), YCBCR.inverse().to(weight.device)).to(weight)
         spread = width**-0.5
 
@@ -139,9 +140,11 @@ class WaveletTokenizer(nn.Module):
             raise ValueError(
                 f"pictures of {tuple(images.shape[-2:])} pixels given to a tokenizer for {self.image_size}; resize them"
             )
-        ycbcr = F.conv2d(images, self.colour.to(images)[:, :, None, None])
-        coarse, *details = wavedec2(ycbcr, self.levels, self.wavelet, self.transform, self.kernel)
-        bands = [coarse.unsqueeze(1), *details]
+        if self.transform == "ptwt":
+            images = F.conv2d(images, YCBCR.float().to(images)[:, :, None, None])
+        x, finest = dwt2(images, self.wavelet, self.transform, self.first_kernel)
+        coarse, *details = wavedec2(x, self.levels - 1, self.wavelet, self.transform, self.kernel)
+        bands = [coarse.unsqueeze(1), *details, finest]
         return [band / 2 ** self._level(step) for step, band in enumerate(bands)]
 
     def embed(self, bands: Tensor, step: int) -> Tensor:
