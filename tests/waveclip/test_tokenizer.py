@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import pywt
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
 from common.clip import CLIP
+from common.flops import count_macs
 from common.tower import ImageTower
 from waveclip import WaveTower
 from waveclip.tokenizer import WaveletTokenizer
@@ -101,6 +103,36 @@ def test_the_coarse_pass_starts_as_the_teacher_at_low_resolution(levels):
 def test_a_choice_that_is_not_there_is_refused_at_once(option, message):
     with pytest.raises(ValueError, match=message):
         WaveletTokenizer(tower(), **option)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db2", "sym4"])
+def test_bands_are_pywavelets_of_each_colour(wavelet):
+    """Colours and the first level are one convolution; here they are made one after the other."""
+    matrix = [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+    picture = np.random.default_rng(0).standard_normal((3, 32, 32))
+    colours = np.tensordot(matrix, picture, 1)
+    low, middle, fine = pywt.wavedec2(colours, wavelet, mode="periodization", level=2, axes=(1, 2))
+    images = torch.from_numpy(picture)[None]
+    coarse, *details = WaveletTokenizer(tower(), levels=2, wavelet=wavelet).decompose(images)
+    expected = [low[None] / 4, np.stack(middle) / 4, np.stack(fine) / 2]
+    for actual, numbers in zip([coarse, *details], expected, strict=True):
+        torch.testing.assert_close(actual[0], torch.from_numpy(numbers), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_the_transform_costs_twelve_by_twelve_products_a_block_of_pixels(levels):
+    """Three colours in four bands, from 2 x 2 pixels of three colours; a second level sees a quarter as many."""
+
+    class Decompose(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokenizer = WaveletTokenizer(tower(), levels)
+
+        def forward(self, images):
+            return self.tokenizer.decompose(images)
+
+    blocks = sum((32 // 2**level) ** 2 for level in range(1, levels + 1))
+    assert round(1e9 * count_macs(Decompose(), torch.zeros(1, 3, 32, 32)).gmacs) == 144 * blocks
 
 
 @torch.no_grad()
