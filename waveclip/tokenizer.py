@@ -57,7 +57,7 @@ class WaveletTokenizer(nn.Module):
 
     The colour map is applied after CLIP's normalisation, to the same images that every other tower takes. There it is
     linear without an offset, so its inverse folds exactly into the teacher's patch filter. (The offsets of YCbCr
-    would need a bias that CLIP's patch embedding does not have.) It acts on pixels and the first level of the wavelet
+    would need a bias that CLIP's patch embedding does not have.) It acts on pixels, and the first level of the wavelet
     is linear too, so both are one convolution.
 
     Coefficients of level l are divided by 2^l, which puts them in pixel units: the orthonormal LL_l is 2^l times
