@@ -47,6 +47,8 @@ BATCHES = (1, 8, 32)
 SHAPES, RANDOM = "scenes of shape", "random"
 _REVISION = 2
 _TIMED, _CLASSES = 128, 1000
+_AT_ONCE = 6
+"""A process with the three models of ViT-B/16's size takes up to 3 GB, so that six of them leave room in 24 GB."""
 WORKERS = 0  # the engines take every core while they answer
 _TWO = ("red cat", "blue bird")
 Options = dict[str, str]
@@ -62,6 +64,7 @@ class Case:
     limit: the first so many of each; None: all.  every: one of so many is answered.
     logged: the data's name in the log of reads of test; None: the models are not committed ones.
     steps: the training steps of DENSE, of WAVE after them, and of FIRST, where they are known.
+    at_once: how many engines' processes the memory holds; None: all.
     """
 
     models: Mapping[str, Prepared]
@@ -72,6 +75,7 @@ class Case:
     every: int = 1
     logged: str | None = None
     steps: Mapping[str, int] = field(default_factory=dict)
+    at_once: int | None = None
 
     @property
     def views(self) -> list[Preprocess]:
@@ -262,4 +266,4 @@ def of_random_weights(folder: Path, smoke: bool) -> Case:
         deployed = load(**some, device="cpu")
         models[side] = prepare(deployed, some, _TWO, folder / side, images[-len(deployed.members) :])
     classes = F.normalize(torch.randn(_CLASSES, architecture["embed_dim"]), dim=-1)
-    return Case(models, _work(models, lambda _: classes, images))
+    return Case(models, _work(models, lambda _: classes, images), at_once=_AT_ONCE)

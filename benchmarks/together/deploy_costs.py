@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from math import nan
+from math import ceil, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,6 +53,7 @@ from common.timing import Timed, rounds_ratio, take_turns
 
 POINTS = {"low": 0.15, "mid": 0.27, "high": 0.56}
 """Operating points of early exit: the share of images that the first level does not answer."""
+REFERENCES = (REFERENCE, REFERENCE_INT8)
 Key = tuple[str, str]
 """An engine's name, and one of the models of a ``Case``."""
 
@@ -126,32 +127,51 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
             made.options[name] for made in case.models.values() for name in ("model", "first") if name in made.options
         ]
         read_log.record("deploy", case.logged, map(Path, dict.fromkeys(read)))
-    keys = [(name, side) for name in found for side in case.models]
-    with workers(found, case.work) as team:
-        if case.test is None:  # the shares are met on the images that are timed
-            answers = {"val": {(name, side): team.ask(name, "answer", side) for name, side in keys}}
-        else:
-            splits = (("val", case.val), ("test", case.test))
-            answers = {split: _answers(case, keys, team, data) for split, data in splits}
-        rows = [row for key in keys if key[0] not in team.lost for row in _points(key, answers)]
-        _time(rows, timed, team, rounds)
-    lost = dict(team.lost)
-    rows = [row for row in rows if row["engine"] not in lost]
+    groups, rows, lost, pictures = _groups(list(found), case.at_once), [], {}, {}
+    for group in groups:
+        again = REFERENCES if rows else ()  # their own rows are those of the first group
+        keys = [(name, side) for name in group for side in case.models if side == DENSE or name not in again]
+        with workers({name: found[name] for name in group}, case.work) as team:
+            some, pictures = _accuracies(case, keys, team)
+            _time(some, timed, team, rounds)
+        rows += [row for row in some if row["engine"] not in (*team.lost, *again)]
+        lost |= team.lost
+    rows.sort(key=lambda row: list(found).index(row["engine"]))
     needs = _needs(case, {name: engine for name, engine in found.items() if name not in lost}, folder, lost, smoke)
-    pictures = (
-        {} if case.test is None else {split: some[REFERENCE, DENSE][1].shape[1] for split, some in answers.items()}
-    )
     return {
         "conditions": at_start,
         "weights": {side: _files(prepared.deployed) for side, prepared in case.models.items()},
         "steps": case.steps,
         "rows": rows,
+        "groups": groups,
         "needs": needs,
         "missing": lost,
         "pictures": pictures,
         "rounds": rounds,
         "timed": timed,
     }
+
+
+def _groups(names: Sequence[str], at_once: int | None) -> list[list[str]]:
+    """Engines whose processes stand side by side: at most ``at_once``, both references in every group."""
+    others = [name for name in names if name not in REFERENCES]
+    count = ceil(len(others) / (at_once - len(REFERENCES))) if at_once and others else 1
+    return [[name for name in names if name in (*REFERENCES, *others[number::count])] for number in range(count)]
+
+
+def _accuracies(case: Case, keys: Sequence[Key], team: Workers) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The rows of engines that are not lost, without their speed, and how many pictures of val and test they answered.
+
+    Without test the shares are met on the images that are timed.
+    """
+    if case.test is None:
+        answers = {"val": {(name, side): team.ask(name, "answer", side) for name, side in keys}}
+    else:
+        splits = (("val", case.val), ("test", case.test))
+        answers = {split: _answers(case, keys, team, data) for split, data in splits}
+    rows = [row for key in keys if key[0] not in team.lost for row in _points(key, answers)]
+    counted = {} if case.test is None else answers
+    return rows, {split: some[REFERENCE, DENSE][1].shape[1] for split, some in counted.items()}
 
 
 def _forget(cases: Iterable[Case]) -> None:
@@ -177,7 +197,7 @@ def _needs(
     needs = []
     for name, engine in found.items():
         for side, prepared in case.models.items():
-            small = smoke and (side != DENSE or name not in (REFERENCE, REFERENCE_INT8))
+            small = smoke and (side != DENSE or name not in REFERENCES)
             try:
                 measured = None if small else first_answers(engine, prepared, picture)
             except ValueError as error:
@@ -196,7 +216,7 @@ def _points(key: Key, answers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if "test" in answers:
             margin_of_test, correct = answers["test"][key]
             right, shares = exit_at(threshold, margin_of_test, correct)
-            dense, dense_int8 = (answers["test"][name, DENSE][1][-1] for name in (REFERENCE, REFERENCE_INT8))
+            dense, dense_int8 = (answers["test"][name, DENSE][1][-1] for name in REFERENCES)
             row |= accuracy_of(right) | {"refined": 1 - shares[0]}
             row |= {"against": paired_difference(right, dense), "against_int8": paired_difference(right, dense_int8)}
         yield row
@@ -230,7 +250,7 @@ def _time(rows: Sequence[dict[str, Any]], count: int, team: Workers, rounds: int
     for batch in BATCHES:
         turns = {str(place): partial(_turn, team, row, batch) for place, row in enumerate(rows)}
         measured = list(take_turns(turns, rounds).values())
-        dense, dense_int8 = (measured[keys.index((name, DENSE))] for name in (REFERENCE, REFERENCE_INT8))
+        dense, dense_int8 = (measured[keys.index((name, DENSE))] for name in REFERENCES)
         for row, spent in zip(rows, measured, strict=True):
             row["speed"][str(batch)] = {
                 "images_per_second": count / spent["seconds"],

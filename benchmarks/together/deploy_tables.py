@@ -60,7 +60,8 @@ def parts(result: dict[str, Any], run: Mapping[str, Any]) -> list[str]:
             f"{about} Brackets behind images/s: × dense PyTorch fp32, and × dense ONNX Runtime int8, medians of "
             f"{found['rounds']} rounds in which all rows take turns, on {found['timed']} pictures drawn at random. "
             "Every engine runs in a process of its own and sleeps between its turns. "
-            + _machine(found.get("conditions", run)),
+            + _machine(found.get("conditions", run))
+            + _grouped(found.get("groups", ())),
             *_training(found.get("steps", {})),
             table(head, lines, left=(0, 1)),
             _needs(found["needs"]),
@@ -72,6 +73,16 @@ def parts(result: dict[str, Any], run: Mapping[str, Any]) -> list[str]:
 
 def _machine(run: Mapping[str, Any]) -> str:
     return f"{run['device']}, {run['threads']} threads, torch {run['torch']}."
+
+
+def _grouped(groups: Sequence[Sequence[str]]) -> str:
+    """Which engines took turns with each other, where not all of them did."""
+    if len(groups) < 2:
+        return ""
+    return (
+        f" The engines take turns in {len(groups)} groups, because memory does not hold all of them at once. Both "
+        "dense references run in every group, which is compared with them; their images/s are those of the first."
+    )
 
 
 def _training(steps: Mapping[str, int]) -> list[str]:

@@ -156,8 +156,13 @@ def _settle() -> None:
 
 
 def give_back_memory() -> None:
-    """Return what was freed to the system, which the C library otherwise keeps."""
+    """Collect what is no longer used, and return it to the system."""
     gc.collect()
+    _trim()
+
+
+def _trim() -> None:
+    """Return what was freed to the system, which the C library otherwise keeps."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
     if trim is not None:
         trim(0)
@@ -267,6 +272,9 @@ def _serve(pipe: Connection, threads: int) -> None:
         except Exception as error:  # engines raise their own types
             failure = f"{type(error).__name__}: {reason(error)}"
         call = given = None
-        if method != "time":
-            give_back_memory()  # of models that engines have copied, and of answers, in each of eleven processes
+        # Each of eleven processes keeps little: collecting takes a quarter of a second, so it waits for copied models.
+        if not method:
+            give_back_memory()
+        elif method != "time":
+            _trim()
         pipe.send_bytes(pickle.dumps((failure, found)))

@@ -135,3 +135,14 @@ def test_a_turn_ends_when_the_threads_of_the_engine_do(monkeypatch):
     monkeypatch.setattr(deploy_workers, "time", clock)
     deploy_workers._settle()
     assert len(slept) == 3, "a spinning thread computes as long as the clock runs"
+
+
+def test_engines_that_memory_does_not_hold_together_take_turns_in_groups(case, tmp_path):
+    found = dict.fromkeys(("a", REFERENCE, "b", REFERENCE_INT8, "c"), PYTORCH)
+    table = deploy_costs._table(replace(case, at_once=4), found, tmp_path, 1, smoke=True)
+    assert table["groups"] == [["a", REFERENCE, REFERENCE_INT8, "c"], [REFERENCE, "b", REFERENCE_INT8]]
+    whole = [(name, side) for name in found for side in (DENSE, *[WAVE] * 3, *[CASCADE] * 3)]
+    assert [(row["engine"], row["side"]) for row in table["rows"]] == whole
+    assert all(len(speed["ratios"]) == 1 for row in table["rows"] for speed in row["speed"].values())
+    text = "\n".join(deploy_tables.parts({"missing": {}, "tables": {"random": table}}, {}))
+    assert "The engines take turns in 2 groups, because memory does not hold all of them at once." in text
