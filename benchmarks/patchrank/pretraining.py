@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.cells import Result, accuracy, missing_runs, points, table
 from benchmarks.statistics import RESAMPLES, difference, mean_interval
 from benchmarks.training import shapes
+from benchmarks.waveclip.shapes import heads_beyond
 from common.conditions import conditions
 
 
@@ -67,7 +68,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     for row in result["rows"]:
         measured = [accuracy(row[split][0], row[split][1:]) if split in row else "not run" for split in MEASURED]
         lines.append([row["row"], row["sees"], row["seeds"], *measured, points(row["difference"])])
-    head = ["pretraining", "a step sees", "seeds", "accuracy [95 %]", "held-out names", "own caption"]
+    head = ["pretraining", "a step sees", "seeds", "accuracy [95 %]", *heads_beyond()]
     text = table([*head, "less the CLIP above"], lines, left=(0, 1))
     note = (
         f"Zero-shot on scenes of shape, in %, whole pictures for all. Each row trains {result['steps']:,} steps of one "

@@ -84,10 +84,12 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         own = [row for row in composed(rows) if row["method"] == name]
         above, below = (sum(verdict(row) == sign for row in own) for sign in (1, -1))
         quick = sum("seconds" not in row["dominated"] for row in own)
-        few = "" if own[0]["seeds"] >= HEADLINE_SEEDS else f" ({counted(own[0]['seeds'])})"
+        begin = f"**{name} {'pays' if above else 'does not pay'}** in multiply-adds: it"
+        if own[0]["seeds"] < HEADLINE_SEEDS:
+            begin = f"**{name}** has {counted(own[0]['seeds'])}, which makes no headline. In multiply-adds it"
         lines.append(
-            f"**{name} {'pays' if above else 'does not pay'}** in multiply-adds{few}: at {above} of {len(own)} "
-            f"operating points it is clearly above the best method alone that costs no more, at {below} clearly below. "
+            f"{begin} is clearly above the best method alone that costs no more at {above} of {len(own)} operating "
+            f"points, and clearly below it at {below}. "
             f"In measured time it is on the frontier at {quick} of them: no other row is as accurate and no slower."
         )
     return lines
@@ -99,7 +101,10 @@ def summary(result: Result) -> str:
     for row in result["rows"]:
         best[row["method"]] = max(best.get(row["method"], row), row, key=lambda row: row["val"]["accuracy"])
     dense, wave = best[DENSE], best[WAVE]
-    said = [f"The dense teacher names {_named(dense)}, WaveCLIP {_named(wave)} at {_cost(wave, dense)}."]
+    said = [
+        f"On {result['pictures']['test']:,} pictures of test the dense teacher names {_named(dense)}, WaveCLIP "
+        f"{_named(wave)} at {_cost(wave, dense)}."
+    ]
     measured = [f"the {name} {_named(best[name])} at {_cost(best[name], dense)}" for name in CONTROLS if name in best]
     said += [f"Its controls: {', '.join(measured)}."] if measured else []
     commands = {name: result["missing"].get(name, "make reproduce-frontier") for name in CONTROLS if name not in best}

@@ -2,7 +2,9 @@
 
 The paper calls the margin the more stable gate. Here a threshold common to all data sets refines a share of the
 pictures of their val splits together, each set having the same weight; each set's own threshold refines that share of
-its own val. What the common one loses on test is compared between gates (benchmarks/protocol.md).
+its own val. Compared between gates, on test: the share of the pictures that the common one treats otherwise than the
+set's own, which is how far the two refined shares lie apart, and what that does to the accuracy. The accuracy alone
+does not measure stability: where refining lowers it, a gate gains by refining few (benchmarks/protocol.md).
 
 Shapes: S training seeds, M pictures of a data set, D data sets.
 
@@ -17,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cells import Result, p_value, points, table
+from benchmarks.cells import Result, accuracy, p_value, points, table
 from benchmarks.statistics import RESAMPLES, Interval, adjusted_p, mean_interval, mean_over_sets
 from benchmarks.training.run import STORED
 from benchmarks.waveclip import answers
@@ -65,8 +67,13 @@ GATES: dict[str, Gate] = {
     MARGIN: lambda given, classes: given.margin[0],
     "maximum probability": lambda given, classes: given.maximum[0],
     "maximum probability above chance": lambda given, classes: (given.maximum[0] - 1 / classes) / (1 - 1 / classes),
+    "margin × classes": lambda given, classes: given.margin[0] * classes,
 }
-"""The last one is 0 at chance and 1 at certainty, however many classes there are."""
+"""The third is 0 at chance and 1 at certainty, however many classes there are; a threshold of the last is relative to
+their number."""
+MEASURES = ("moved", "gained")
+"""The names of ``_Outcome``'s values of each picture; the margin leads by less of the first, and by more of the second.
+"""
 Splits = Mapping[str, Answers]
 
 
@@ -90,59 +97,74 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 
 def at_shares(found: Mapping[str, Sequence[Splits]], resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """For every share: what each gate's common threshold loses on each set, and the margin's lead over the others.
+    """For every share: what each gate's common threshold does to each set, and the margin's lead over the others.
 
     found: the answers on "val" and "test" by data set and training seed. Sets are compared over the seeds that all
-    have. The p-values of all leads are adjusted together.
+    have. The p-values of all leads by one measure are adjusted together.
     """
     shares, leads = [], {}
     for share in SHARES:
         at, of_margin = _at_share(found, share, resamples)
         shares.append(at)
-        leads |= {f"{share} {gate}": lead for gate, lead in of_margin.items()}
-    adjusted = adjusted_p(leads)
-    for at in shares:
-        for gate, lead in at["leads"].items():
-            lead["p"] = adjusted[f"{at['share']} {gate}"]
+        leads |= {(measure, f"{share} {gate}"): lead for (measure, gate), lead in of_margin.items()}
+    for measure in MEASURES:
+        adjusted = adjusted_p({name: lead for (which, name), lead in leads.items() if which == measure})
+        for at in shares:
+            for gate, lead in at["leads"][measure].items():
+                lead["p"] = adjusted[f"{at['share']} {gate}"]
     return shares
 
 
 def _at_share(
     found: Mapping[str, Sequence[Splits]], share: float, resamples: int
-) -> tuple[dict[str, Any], dict[str, Interval]]:
-    """What a share comes to, and the margin's lead over each other gate."""
+) -> tuple[dict[str, Any], dict[tuple[str, str], Interval]]:
+    """What a share comes to, and the margin's lead over each other gate by each measure."""
     classes = {each.name: each.classes for each in SETS}
-    rows, gained = [], {}
+    rows, values = [], {}
     for gate, confidence in GATES.items():
         # 1. The common threshold of each training seed, and what it answers on every set's test.
         outcomes = [
             _one_seed({name: seeds[seed] for name, seeds in found.items()}, classes, confidence, share)
             for seed in range(min(map(len, found.values())))
         ]
-        # 2. Right answers gained over each set's own threshold, [S,M]; mostly lost.
-        gained[gate] = {name: np.stack([of_seed[name].gained for of_seed in outcomes]) for name in found}
-        for name, values in gained[gate].items():
+        # 2. What it changes of each set's own, [S,M] by measure.
+        for measure in MEASURES:
+            values[measure, gate] = {
+                name: np.stack([getattr(of_seed[name], measure) for of_seed in outcomes]) for name in found
+            }
+        for name, gained in values["gained", gate].items():
             refined, own = (
                 float(np.mean([getattr(of_seed[name], which) for of_seed in outcomes])) for which in ("refined", "own")
             )
-            difference = mean_interval(values, resamples).ends
+            difference = mean_interval(gained, resamples).ends
             rows.append({"gate": gate, "data": name, "refined": refined, "own": own, "difference": difference})
     # 3. The margin against each other gate, on the same pictures.
+    sign = {"moved": -1, "gained": 1}
     leads = {
-        gate: mean_over_sets([gained[MARGIN][name] - gained[gate][name] for name in found], resamples)
-        for gate in GATES
+        (measure, gate): mean_over_sets(
+            [sign[measure] * (values[measure, MARGIN][name] - values[measure, gate][name]) for name in found], resamples
+        )
+        for measure, gate in values
         if gate != MARGIN
     }
-    means = {gate: mean_over_sets(list(values.values()), resamples).ends for gate, values in gained.items()}
-    shown = {gate: {"difference": lead.ends} for gate, lead in leads.items()}
+    means: dict[str, dict[str, Any]] = {measure: {} for measure in MEASURES}
+    shown: dict[str, dict[str, Any]] = {measure: {} for measure in MEASURES}
+    for (measure, gate), of_sets in values.items():
+        means[measure][gate] = mean_over_sets(list(of_sets.values()), resamples).ends
+    for (measure, gate), lead in leads.items():
+        shown[measure][gate] = {"difference": lead.ends}
     return {"share": share, "rows": rows, "means": means, "leads": shown}, leads
 
 
 class _Outcome(NamedTuple):
-    """On one set's test: the shares that the common and its own threshold refine, and the first's gain [M]."""
+    """On one set's test, of M pictures: the shares that the common and its own threshold refine; by picture, whether
+    the two differ on it, and what the first one gains. The pictures that differ all lie between the two thresholds, so
+    their share is the distance of the refined shares.
+    """
 
     refined: float
     own: float
+    moved: np.ndarray
     gained: np.ndarray
 
 
@@ -158,9 +180,10 @@ def _one_seed(
     for name, splits in found.items():
         own = common_threshold([val[name]], share)
         given = splits["test"]
-        right = [np.where(test[name] < each, given.last, given.correct[0]) for each in (common, own)]
-        shares = (float((test[name] < each).mean()) for each in (common, own))
-        outcomes[name] = _Outcome(*shares, right[0].astype(float) - right[1].astype(float))
+        refined = [test[name] < each for each in (common, own)]
+        right = [np.where(each, given.last, given.correct[0]).astype(float) for each in refined]
+        shares = (float(each.mean()) for each in refined)
+        outcomes[name] = _Outcome(*shares, (refined[0] != refined[1]).astype(float), right[0] - right[1])
     return outcomes
 
 
@@ -189,24 +212,34 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     lacking = "\n".join(f"- {what}: `{command}`" for what, command in missing(result))
     if not result["shares"]:
         return {"md": f"Not run: the comparison needs two data sets.\n\n{lacking}\n", "figures": {}}
-    head = ["refined", "gate", *result["seeds"], "mean of the sets [95 %]", "the margin's lead", "p, Holm"]
+    head = ["refined", "gate", *result["seeds"], "refined otherwise, % [95 %]", "the margin's lead", "p, Holm"]
     lines = []
     for at in result["shares"]:
-        for gate, mean in at["means"].items():
+        for gate in GATES:
             rows = [row for row in at["rows"] if row["gate"] == gate]
             cells = [
                 f"{points(row['difference'])} ({100 * row['refined']:.0f} %, {100 * row['own']:.0f} %)" for row in rows
             ]
-            lead = at["leads"].get(gate)
-            said = ["–", "–"] if lead is None else [points(lead["difference"]), p_value(lead["p"])]
-            lines.append([f"{100 * at['share']:.1f} %", gate, *cells, points(mean), *said])
+            moved, gained = (
+                [show(at["means"][measure][gate]), *_lead(at["leads"][measure].get(gate))]
+                for measure, show in (("moved", lambda ends: accuracy(ends[0], ends[1:])), ("gained", points))
+            )
+            lines.append([f"{100 * at['share']:.1f} %", gate, *cells, *moved, *gained])
+    head += ["accuracy, mean of the sets [95 %]", "the margin's lead", "p, Holm"]
     seeds = min(result["seeds"].values())
     note = (
-        "Points of accuracy on test that one threshold for all sets gains over each set's own, when both refine this "
-        "share of val; below 0 it loses. In brackets, how much of a set's test the common one refines, and its own. "
-        "Pictures of equal confidence are refined together, so a share may not be met. "
+        "Under each set: points of accuracy on test that one threshold for all sets gains over the set's own, when "
+        "both refine this share of val; below 0 it loses. In brackets, how much of a set's test the common one "
+        "refines, and its own. Refined otherwise: the pictures that only one of the two refines, mean of the sets, "
+        "which is how far the brackets lie apart in each training; less is more stable. A lead is the margin's: fewer "
+        "such pictures, or more accuracy, in points. Pictures of equal confidence are refined together, so a share may "
+        "not be met. "
         f"{'One training seed' if seeds == 1 else f'{seeds} training seeds'}; intervals resample seeds and pictures, p "
-        "is adjusted over the leads."
+        "is adjusted over the leads of a column."
     )
     parts = [table(head, lines, left=(1,)), note, *([f"Not run:\n\n{lacking}"] if lacking else [])]
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
+
+
+def _lead(lead: Mapping[str, Any] | None) -> list[str]:
+    return ["–", "–"] if lead is None else [points(lead["difference"]), p_value(lead["p"])]

@@ -38,6 +38,10 @@ BEYOND = ("unseen", "retrieval")
 _ARCHITECTURE = "common/shapes_clip.json"
 
 
+LEVELS = ("WaveCLIP, coarse level", "WaveCLIP, fine level")
+"""The rows of WaveCLIP's own levels."""
+
+
 def cosine_alone(share: int) -> str:
     """How rows of the paper's recipe begin, after ``share`` % of the teacher's steps."""
     return f"cosine distance alone, {share} % of the teacher's steps"
@@ -60,8 +64,8 @@ LINES = (
     Line("teacher", "shapes-teacher", -1, "dense"),
     Line("teacher, trained on", "shapes-longer", -1, "dense"),
     Line("half-resolution CLIP", "shapes-half", -1, "half"),
-    Line("WaveCLIP, coarse level", "shapes-waveclip", 0, "coarse"),
-    Line("WaveCLIP, fine level", "shapes-waveclip", -1, "fine"),
+    Line(LEVELS[0], "shapes-waveclip", 0, "coarse"),
+    Line(LEVELS[1], "shapes-waveclip", -1, "fine"),
     Line(f"{controls.LATER_WAVE}, coarse level", FROM_LONGER, 0, "coarse", "shapes-longer"),
     Line(f"{controls.LATER_WAVE}, fine level", FROM_LONGER, -1, "fine", "shapes-longer"),
     *(
@@ -202,14 +206,17 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     return {"md": "\n\n".join([*parts, sentence(2), _note(result)]) + "\n", "figures": figures}
 
 
-def _kept_table(rows: Sequence[dict[str, Any]]) -> str:
-    names = len(class_names("unseen"))
-    captions = SPLITS[2]["retrieval"][0]
-    head = [
-        "beyond the trained names",
+def heads_beyond() -> list[str]:
+    """The heads of the columns of ``BEYOND``, each with its chance."""
+    names, captions = len(class_names("unseen")), SPLITS[2]["retrieval"][0]
+    return [
         f"{names} held-out names, chance {100 / names:.1f} %",
         f"own caption among {captions:,}, chance {100 / captions:.2f} %",
     ]
+
+
+def _kept_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["beyond the trained names", *heads_beyond()]
     return table(head, [[row["row"], *(_accuracy(row[split]) for split in BEYOND)] for row in rows])
 
 

@@ -12,10 +12,9 @@ from benchmarks.report.headlines import (
     levels_of_waveclip,
     mlip_against_clip,
     saved_by_mlip,
-    saved_by_waveclip,
     table,
 )
-from benchmarks.waveclip.shapes import cosine_alone
+from benchmarks.waveclip.shapes import LEVELS, cosine_alone
 from common.early_exit import NEVER
 
 
@@ -34,21 +33,13 @@ def test_nothing_is_found_where_nothing_was_run(monkeypatch, tmp_path):
     assert tuned.cells()[2] == "not run"
 
 
-def test_a_saving_is_said_with_its_interval_and_one_that_is_not_shown_as_such():
-    line = {"reference": "teacher", "chosen": True, "saved": [0.273, 0.2, 0.3], "difference": [0.011, 0.004, 0.017]}
-
-    def said(**changes):
-        return saved_by_waveclip({"embedded": {"savings": [line | changes]}})
-
-    assert said() == "27.3 % [20.0, 30.0] (accuracy +1.1 [+0.4, +1.7] points) (one seed)"
-    assert said(saved=[0.1, -0.1, 0.3]) == "no saving shown (one seed)"
-    assert said(chosen=False, thresholds=[NEVER]) == "no saving shown: on val no threshold comes near enough (one seed)"
-
-
 def test_both_levels_stand_beside_their_teacher():
-    rows = [{"method": "teacher"}, *({"against_teacher": [gap, gap - 0.01, gap + 0.01]} for gap in (-0.01, 0, 0.02))]
-    said = levels_of_waveclip({"embedded": {"rows": rows}})
-    assert said == "-1.0 [-2.0, +0.0] and +2.0 [+1.0, +3.0] points (one seed)"
+    rows = [{"row": "teacher", "seeds": 1}]
+    gaps = zip(LEVELS, (-0.01, 0.02), strict=True)
+    rows += [{"row": name, "seeds": 3, "difference": [gap, gap - 0.01, gap + 0.01]} for name, gap in gaps]
+    said = levels_of_waveclip({"rows": rows})
+    assert said == "-1.0 [-2.0, +0.0] and +2.0 [+1.0, +3.0] points"
+    assert levels_of_waveclip({"rows": rows[:1]}) is None, "WaveCLIP is not trained"
 
 
 def test_a_saving_stands_beside_that_of_a_cascade():
@@ -62,6 +53,8 @@ def test_a_saving_stands_beside_that_of_a_cascade():
     ]
     said = headlines.saved_beside_a_cascade({"savings": lines})
     assert said == "50.0 % [40.0, 60.0]; +10.0 [-5.0, +20.0] points"
+    lines[0] |= {"saved": [0.1, -0.1, 0.3]}
+    assert headlines.saved_beside_a_cascade({"savings": lines}).startswith("no saving shown; ")
     lines[0] |= {"chosen": False, "thresholds": [NEVER]}
     said = headlines.saved_beside_a_cascade({"savings": lines})
     assert said.startswith("no saving shown: on val no threshold comes near enough; not comparable")
@@ -83,11 +76,15 @@ def test_the_papers_recipe_is_that_of_the_longest_finished_training():
 
 def test_the_margin_as_a_gate_is_counted_where_it_is_sure():
     def at(*leads):
-        return {"leads": {str(n): {"difference": [gap, 0, 0], "p": p} for n, (gap, p) in enumerate(leads)}}
+        found = {str(n): {"difference": [gap, 0, 0], "p": p} for n, (gap, p) in enumerate(leads)}
+        return {"leads": {"moved": found, "gained": {"0": {"difference": [0.1, 0, 0], "p": 1.0}}}}
 
     shares = [at((0.01, 0.01), (0.02, 0.2)), at((-0.01, 0.04), (0.03, 0.001))]
     said = headlines.margin_as_a_gate({"shares": shares, "seeds": {"a": 3, "b": 1}})
-    assert said == "surely ahead in 2 of 4 comparisons, behind in 1 (one seed)"
+    assert said == (
+        "shares refined: surely ahead in 2 of 4 comparisons, behind in 1; "
+        "accuracy: surely ahead in 0 of 2 comparisons, behind in 0 (one seed)"
+    )
     assert headlines.margin_as_a_gate({"shares": [], "seeds": {}}) is None
 
 

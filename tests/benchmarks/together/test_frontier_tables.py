@@ -23,7 +23,12 @@ def rival(method, middle, p):
 def result(*changed, missing=None):
     rows = {DENSE: row(DENSE, 0.75, 0.03), WAVE: row(WAVE), HALF: row(HALF), CASCADE: row(CASCADE)}
     rows |= {TRAINED_ON: row(TRAINED_ON, 0.76, 0.03), JOINED: row(JOINED, rival=rival(WAVE, 0.0, 1.0))}
-    return {"rows": list((rows | {each["method"]: each for each in changed}).values()), "missing": missing or {}}
+    pictures = {"val": 2000, "test": 4000}
+    return {
+        "pictures": pictures,
+        "rows": list((rows | {each["method"]: each for each in changed}).values()),
+        "missing": missing or {},
+    }
 
 
 @pytest.mark.parametrize(("middle", "p", "expected"), [(0.02, 0.04, 1), (0.02, 0.06, 0), (-0.02, 0.04, -1)])
@@ -34,14 +39,14 @@ def test_a_difference_is_called_one_below_an_adjusted_p_of_five_per_cent(middle,
 def test_a_composition_pays_where_it_is_clearly_above():
     above = row(JOINED, rival=rival(WAVE, 0.02, 0.01), dominated=["seconds"])
     (said,) = verdicts([row(WAVE), above])
-    assert said.startswith(f"**{JOINED} pays** in multiply-adds: at 1 of 1 ")
+    assert said.startswith(f"**{JOINED} pays** in multiply-adds: it is clearly above ") and "at 1 of 1 " in said
     assert "on the frontier at 0 of them" in said
 
 
 def test_a_composition_of_one_seed_says_so():
     (said,) = verdicts([row(JOINED, seeds=1, rival=rival(WAVE, -0.02, 0.01))])
-    assert said.startswith(f"**{JOINED} does not pay** in multiply-adds (one training seed): at 0 of 1 ")
-    assert "at 1 clearly below" in said
+    assert said.startswith(f"**{JOINED}** has one training seed, which makes no headline.")
+    assert "costs no more at 0 of 1 operating points, and clearly below it at 1." in said
 
 
 def test_a_composition_that_refines_nothing_is_no_composition():
@@ -59,6 +64,7 @@ def test_the_summary_names_all_controls_and_the_rival():
     controls = (
         "the half-resolution CLIP 70.0 [69.0, 71.0] % at 33 % of its multiply-adds, the cascade of two CLIPs 70.0"
     )
+    assert said.startswith("On 4,000 pictures of test the dense teacher names 75.0 ")
     assert f"Its controls: {controls}" in said and "the teacher trained on 76.0" in said and "not measured" not in said
     assert f"WaveCLIP is clearly below the best other method alone that costs no more, the {HALF}: -2.0" in said
     assert "Of 1 compositions, none is clearly above" in said and "no headline" not in said

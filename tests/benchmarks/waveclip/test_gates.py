@@ -6,6 +6,7 @@ import pytest
 from benchmarks.waveclip import gates
 from benchmarks.waveclip.answers import Answers
 from benchmarks.waveclip.gates import at_shares, common_threshold, missing, render
+from waveclip import margin_threshold
 
 PLACE = np.linspace(0.001, 0.999, 400)
 
@@ -51,10 +52,30 @@ def test_a_gate_whose_scale_differs_between_sets_loses_and_the_margin_leads():
     assert refined["maximum probability", "scenes of shape"] == 1
     assert refined["maximum probability", "CIFAR-10"] == pytest.approx(2 * 0.558 - 1, abs=0.01)
     # Each set's own threshold refines all that is wrong; the common one leaves most of CIFAR-10's as it is.
-    assert at["means"]["maximum probability"][0] == pytest.approx((2 * 0.558 - 1 - 0.5) / 2, abs=0.01)
-    assert at["means"]["margin"] == (0, 0, 0)
-    lead = at["leads"]["maximum probability"]
-    assert lead["difference"][1] > 0.1 and lead["p"] < 0.5
+    gained, moved = (at["means"][measure] for measure in ("gained", "moved"))
+    assert gained["maximum probability"][0] == pytest.approx((2 * 0.558 - 1 - 0.5) / 2, abs=0.01)
+    assert moved["maximum probability"][0] == pytest.approx(1 - 0.558, abs=0.01), "of each set, in opposite directions"
+    assert gained["margin"] == moved["margin"] == (0, 0, 0)
+    for measure in ("gained", "moved"):
+        lead = at["leads"][measure]["maximum probability"]
+        assert lead["difference"][1] > 0.1 and lead["p"] < 0.5
+
+
+def test_a_gate_that_gains_by_refining_few_of_a_set_is_not_the_more_stable_one():
+    """Refining is wrong on one set; the gate that leaves that set alone wins accuracy, and moves every share."""
+    worse = splits(PLACE, PLACE / 10 + 0.9)
+    worse["val"].correct[:] = worse["val"].correct[::-1].copy()  # test's are the same
+    found = {"CIFAR-10": [splits(PLACE, PLACE)] * 3, "scenes of shape": [worse] * 3}
+    (at,) = [at for at in at_shares(found, 50) if at["share"] == 0.264]
+    leads = {measure: at["leads"][measure]["maximum probability"]["difference"][0] for measure in gates.MEASURES}
+    assert leads["gained"] < 0 < leads["moved"]
+
+
+def test_a_threshold_relative_to_the_number_of_classes_is_one_of_the_gates():
+    given = splits(PLACE, PLACE)["val"]
+    relative, classes = 20.0, 252
+    exits = gates.GATES["margin × classes"](given, classes) >= relative
+    assert (exits == (given.margin[0] >= margin_threshold(relative, classes))).all() and 0 < exits.mean() < 1
 
 
 def test_pictures_of_equal_confidence_go_together_and_the_row_says_how_many():
