@@ -237,7 +237,7 @@ def _note(result: dict[str, Any]) -> str:
 
 
 def _draw(result: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     axes = figure.subplots()
     for name, curve in result["curves"].items():
         axes.plot(curve["gmacs"], [100 * value for value in curve["accuracy"]], label=name)
@@ -246,5 +246,5 @@ def _draw(result: dict[str, Any]) -> Figure:
         middle, low, high = (100 * value for value in row["accuracy"])
         axes.errorbar(row["gmacs"], middle, [[middle - low], [high - middle]], fmt="o", capsize=3, label=row["row"])
     axes.set(xlabel="GMACs a picture", ylabel="test top-1, %", title="scenes of shape: early exit and its controls")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)  # where it covers no curve
     return figure
