@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0 when everything was done, 1 when a benchmark could not be run."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
+        add_help=False,  # behind an action's name it is the action's
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"The papers' tables and figures, each beside ours.\n\n{listing()}",
         epilog="environment: SMOKE=1 (smallest runs, written to the run directory), IMAGENET and WEIGHTS "
@@ -86,7 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmarks = {entry.name: entry for entry in BENCHMARKS}
     actions = {entry.name: entry for entry in ACTIONS}
     parser.add_argument("name", nargs="?", choices=[*benchmarks, *actions, "all"], metavar="NAME")
+    parser.add_argument("-h", "--help", action="store_true", help="this text, or that of an action behind its name")
     args, rest = parser.parse_known_args(argv)
+    if args.help and args.name not in actions:
+        parser.print_help()
+        return 0
     if args.name is None:
         print(listing())
         return 0
@@ -94,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{args.name} takes no {' '.join(rest)}")
     console = Console(width=None if sys.stdout.isatty() else 160)
     if args.name in actions:
-        return _reported(lambda: actions[args.name].main(rest), args.name, console)
+        given = [*rest, "--help"] if args.help else rest
+        return _reported(lambda: actions[args.name].main(given), args.name, console)
     chosen = list(BENCHMARKS) if args.name == "all" else [benchmarks[args.name]]
     if args.name == "all" and not smoke():
         for entry in (entry for entry in BENCHMARKS if entry.needs and not os.environ.get(entry.needs)):
