@@ -220,5 +220,8 @@ def how(rows: Iterable[Mapping[str, Any]], columns: Iterable[Column]) -> str:
         if chosen:
             start = f"effclip evaluate --model {names[0]} --data NAME --root DIR"
             commands.append(f"`{start}{option} --tasks {','.join(tasks)}` for {data}")
+    filip = [name for name in names if name.startswith("filip")]
+    if filip and any(column.task == "linear-probe" for column in columns):
+        commands[0] += f" ({filip[0]}, which has no features before a projection: zeroshot alone)"
     lines.append(f"and {'; '.join(commands)}. The same command as now then fills it in.")
     return "\n".join(lines)

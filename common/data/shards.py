@@ -41,6 +41,7 @@ class ShardDataModule(LightningDataModule):
         num_workers: Worker processes per device; 0 reads in the training process.
         train_num_samples: Training pairs that the recipe expects in all shards. Must be what ``manifest.json``
             says where one stands beside them, and is taken as given where none does.
+        train_fraction: Part of the training shards that is read, the first ones, rounded up.
         variant: Which of several data sets of one name is meant; must be what the manifest says.
         seed: Start of all randomness, together with epoch, rank, worker and key.
         shuffle_buffer: Undecoded samples per worker among which the next one is drawn.

@@ -183,6 +183,7 @@ class Plan:
 def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Namespace, settings: Settings) -> Plan:
     from common.data.images import ORIENTATION
     from common.data.lookup import source, splits_of, version_within
+    from common.evaluate.tasks import check_features
     from common.reducer_registry import REVISION
 
     templates: tuple[Template, ...] = ()
@@ -198,6 +199,7 @@ def _plan(task: str, data: Labelled | Captioned, model: Model, args: argparse.Na
     if args.point is not None and args.point.reducer is not None:
         depends["reducers"] = REVISION
     if task == "linear-probe":
+        check_features(model, args.features)
         depends |= {"weights": {"image": model.weights["image"]}, "shots": args.shots, "seeds": args.seeds}
         depends["features"] = args.features
         parts = {part: source(args.data, "training", part, args.place) for part in splits_of(args.data, "training")}

@@ -299,13 +299,8 @@ def encoder(model: Model, settings: Settings, features: Feature = "embedding") -
     tower, device = model.images.to(settings.device), torch.device(settings.device)
     if model.type != OPEN_CLIP:
         optimize_for_inference(tower)
-    method = "encode_image" if features == "embedding" else "penultimate"
-    if not hasattr(tower, method):
-        raise ValueError(
-            f"{model.name} (type {model.type}) gives embeddings alone, not what is before its projection; probe those "
-            "with --features embedding"
-        )
-    compute = getattr(tower, method)
+    check_features(model, features)
+    compute = tower.encode_image if features == "embedding" else tower.penultimate
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
@@ -314,6 +309,15 @@ def encoder(model: Model, settings: Settings, features: Feature = "embedding") -
         return F.normalize(z.float(), dim=-1)
 
     return encode
+
+
+def check_features(model: Model, features: Feature) -> None:
+    """ValueError: penultimate features of a model that has none."""
+    if features == "penultimate" and not hasattr(model.images, "penultimate"):
+        raise ValueError(
+            f"{model.name} (type {model.type}) gives embeddings alone, not what is before its projection; probe those "
+            "with --features embedding"
+        )
 
 
 def _precision(settings: Settings) -> AbstractContextManager:

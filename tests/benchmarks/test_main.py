@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.__main__ import write
+from benchmarks.__main__ import main, write
 from benchmarks.registry import benchmark, results
 
 
@@ -30,3 +30,17 @@ def test_a_device_keeps_its_speeds_when_another_is_measured(tmp_path):
     ]
     assert [result["speed"] for result in results("speed", tmp_path)] == [3, 2], "the newest first"
     assert [result["speed"] for result in results("speed-x86-64-cpu-avx2", tmp_path)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("retrain", "--list"), ("patchrank-runs", "--seeds"), ("report", "--page")]
+)
+def test_help_behind_an_action_is_that_of_the_action(name, option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0 and option in capsys.readouterr().out
+
+
+def test_help_behind_a_benchmark_is_the_general_one(capsys):
+    assert main(["table2", "--help"]) == 0
+    assert "environment: SMOKE=1" in capsys.readouterr().out

@@ -275,6 +275,13 @@ def test_a_users_mistake_is_one_line(model, others, message, capsys):
     assert message in error
 
 
+def test_a_probe_of_features_that_a_model_lacks_is_refused_before_the_first_task(model, monkeypatch, capsys):
+    monkeypatch.setattr(tasks, "zero_shot", lambda *_: pytest.fail("computed before the probe was checked"))
+    wave = str(TEACHER.with_name("shapes_waveclip.safetensors"))
+    assert evaluate(wave, "--tasks", "zeroshot,linear-probe", "--features", "penultimate") == 1
+    assert "gives embeddings alone, not what is before its projection" in capsys.readouterr().err
+
+
 def test_a_misspelt_reducer_is_answered_before_the_model_and_the_data_are_opened(model, monkeypatch, capsys):
     for opened in ("common.models.load_model", "common.data.lookup.source"):
         monkeypatch.setattr(opened, lambda *arguments, **named: pytest.fail("opened before the name was checked"))
