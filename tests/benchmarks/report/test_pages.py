@@ -161,7 +161,6 @@ def test_all_is_all_where_data_is_there_or_stood_in_for(monkeypatch, variables):
 
 
 def test_help_lists_every_name(capsys):
-    with pytest.raises(SystemExit):
-        runner.main(["--help"])
+    assert runner.main(["--help"]) == 0
     printed = capsys.readouterr().out
     assert all(entry.name in printed for entry in (*BENCHMARKS, *ACTIONS)) and "SMOKE" in printed
