@@ -144,6 +144,7 @@ def named_folder(name: str) -> Path:
         if name.startswith(LOCAL) and not path.is_dir():
             raise ValueError(f"no folder at {path.absolute()}; {LOCAL} is followed by one")
         return path
+    from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     repository = name.removeprefix(HUB)
@@ -153,6 +154,11 @@ def named_folder(name: str) -> Path:
             weights = _fetched(repository, _WEIGHTS[-2:] if OPEN_CLIP_CONFIG not in configs else _WEIGHTS, enough=1)
         except (RepositoryNotFoundError, HFValidationError) as error:
             raise ValueError(f"{name}: the hub has no such model; a private one needs HF_TOKEN") from error
+        if not (configs and weights) and constants.HF_HUB_OFFLINE:
+            raise ValueError(
+                f"{name} is not whole in the cache, and HF_HUB_OFFLINE keeps from asking the hub; download it once "
+                "without that variable, or give a folder with its files instead (local-dir:FOLDER)"
+            )
         if not configs or not weights:
             raise ValueError(f"{name} has no CLIP in open_clip's or transformers' layout")
     return next(iter(configs.values())).parent

@@ -154,6 +154,10 @@ def _reduction(args: argparse.Namespace) -> Reduction:
 
 def write_open_clip(deployed: Deployed, folder: Path) -> None:
     """Write a plain CLIP as a folder that open_clip loads. ValueError: the model is of another type."""
+    from common.models import OPEN_CLIP
+
+    if deployed.model.type == OPEN_CLIP:
+        raise ValueError(f"{deployed.model.name} is open_clip's already; its own save_pretrained writes such a folder")
     if deployed.model.type != "CLIP":
         raise ValueError(
             f"{deployed.model.name} is of type {deployed.model.type}, for which open_clip has no image tower; only "

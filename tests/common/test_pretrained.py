@@ -138,6 +138,13 @@ def test_without_a_network_a_model_of_the_hub_is_refused(monkeypatch):
         load_model("hf-hub:no/such")
 
 
+def test_offline_a_model_that_is_not_cached_is_not_said_to_be_of_another_layout(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="hf-hub:no/such is not whole in the cache, and HF_HUB_OFFLINE keeps from"):
+        load_model("hf-hub:no/such")
+
+
 @torch.no_grad()
 def test_an_image_tower_in_timms_names():
     """Below visual.trunk., as open_clip keeps it."""

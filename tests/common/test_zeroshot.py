@@ -77,6 +77,22 @@ def test_a_name_with_an_article_is_given_no_second_one():
     assert fill("{a} red {}", "a car") == "a red car" and fill("a {}", "android") == "a android"
 
 
+def test_a_name_leaves_its_article_where_other_words_stand_between():
+    assert fill("a photo of a clean {}.", "a beach") == "a photo of a clean beach."
+    assert fill("a photo of my {}.", "a beach") == "a photo of my beach."
+    assert fill("the plastic {}", "the Eiffel Tower") == "the plastic Eiffel Tower"
+    assert fill("a photo showing {}", "a beach") == "a photo showing a beach", "there it begins anew"
+
+
+@pytest.mark.parametrize("template", imagenet_templates())
+def test_no_template_of_the_ensemble_gives_a_second_article(template):
+    expected = {fill(template, "beach")}
+    for direct in ("a {}", "an {}", "the {}"):
+        if f" {direct}" in f" {template}":
+            expected.add(template.replace(direct, "a beach"))
+    assert fill(template, "a beach") in expected
+
+
 def test_similarity_is_fp32_under_autocast():
     torch.manual_seed(0)
     z, classes = torch.randn(64, 32), F.normalize(torch.randn(200, 32), dim=-1)
