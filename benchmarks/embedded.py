@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks import WEIGHTS
 from common.clip import CLIP
-from common.data.embedded.module import VIEW, EmbeddedDataModule, prompt, samples, scenes_of
+from common.data.embedded.module import SPLITS, VIEW, EmbeddedDataModule, prompt, samples, scenes_of
 from common.data.transforms import center_view, to_batch
 from common.evaluate.accuracy import accuracy, zero_shot
 from common.preprocess import Preprocess
@@ -113,3 +113,12 @@ def right_answers(
     if by_tokens and hasattr(model, "class_scorer"):
         return accuracy(model.class_scorer([[text] for text in prompts]), loader, len(prompts)).correct
     return zero_shot(model, loader, embed_prompts(model, prompts)).correct
+
+
+def heads_beyond() -> list[str]:
+    """The heads of columns of what revision 2's models can do beyond the trained names, each with its chance."""
+    names, captions = len(scenes_of(REVISION).class_names("unseen")), SPLITS[REVISION]["retrieval"][0]
+    return [
+        f"{names} held-out names, chance {100 / names:.1f} %",
+        f"own caption among {captions:,}, chance {100 / captions:.2f} %",
+    ]

@@ -9,7 +9,8 @@ _CONSONANT = re.compile(r"(?i:uni(?![nm])|u[bst][aeiou]|ur[aeiou]|eu|ewe|(?:one|
 _WITH_ARTICLE = re.compile(r"(?:\b(?:a|an|the)|\{a\}) \{\}")
 # Adjectives may stand between, as in "the plastic {}"; behind "a photo of" or "a photo showing" a name begins anew.
 _DETERMINED = re.compile(
-    r"(?:\b(?:a|an|the|my|one|many|this|that)|\{a\}) (?:(?!(?:of|in|on|with|from|by|at|near|for|and|\w+ing)\b)[\w-]+ )*\{\}"
+    r"(?:\b(?:a|an|the|my|one|many|this|that)|\{a\}) "
+    r"(?:(?!(?:of|in|on|with|from|by|at|near|for|and|\w+ing)\b)[\w-]+ )*\{\}"
 )
 
 

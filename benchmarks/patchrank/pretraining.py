@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.cells import Result, accuracy, missing_runs, points, table
+from benchmarks.embedded import heads_beyond
 from benchmarks.statistics import RESAMPLES, difference, mean_interval
 from benchmarks.training import shapes
-from benchmarks.waveclip.shapes import heads_beyond
 from common.conditions import conditions
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.cells import Result, p_value, points, table
+from benchmarks.embedded import heads_beyond
 from benchmarks.statistics import RESAMPLES, adjusted_p, difference, mean_interval
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.training import shapes as trained
@@ -25,8 +26,6 @@ from benchmarks.waveclip.costs import Cost, cost, exit_costs
 from benchmarks.waveclip.saving import ALLOWANCE, saving
 from common.clip import CLIP, load_architecture
 from common.conditions import conditions
-from common.data.embedded.module import SPLITS
-from common.data.embedded.shapes import class_names
 from waveclip import WaveTower
 
 CONTROLLED = {"shapes-teacher", "shapes-waveclip", "shapes-half", "shapes-longer"}
@@ -204,15 +203,6 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         said = f"{controls.LATER_WAVE}, {count} training seed{'s' if count > 1 else ''}:"
         parts += [said, controls.savings_table(result["savings_from_longer"])]
     return {"md": "\n\n".join([*parts, sentence(2), _note(result)]) + "\n", "figures": figures}
-
-
-def heads_beyond() -> list[str]:
-    """The heads of the columns of ``BEYOND``, each with its chance."""
-    names, captions = len(class_names("unseen")), SPLITS[2]["retrieval"][0]
-    return [
-        f"{names} held-out names, chance {100 / names:.1f} %",
-        f"own caption among {captions:,}, chance {100 / captions:.2f} %",
-    ]
 
 
 def _kept_table(rows: Sequence[dict[str, Any]]) -> str:
