@@ -63,13 +63,16 @@ def saved_beside_a_cascade(result: Result) -> str | None:
 
 
 def papers_recipe(result: Result) -> str | None:
-    """What both levels lose by the paper's recipe, at the longest training that is finished."""
-    for share in reversed(COSINE_SHARES):
+    """What both levels lose by the paper's recipe, at the longest training that has enough seeds, or is finished."""
+    lengths = []
+    for share in COSINE_SHARES:
         rows = [row for row in result["rows"] if row["row"].startswith(cosine_alone(share)) and "difference" in row]
-        if rows:
-            coarse, fine = (points(row["difference"]) for row in rows)
-            return f"{coarse} and {fine} points after {share} % of the teacher's steps{_remark(rows[0]['seeds'])}"
-    return None
+        lengths += [(share, rows)] if rows else []
+    if not lengths:
+        return None
+    share, rows = max(lengths, key=lambda each: (each[1][0]["seeds"] >= controls.HEADLINE_SEEDS, each[0]))
+    coarse, fine = (points(row["difference"]) for row in rows)
+    return f"{coarse} and {fine} points after {share} % of the teacher's steps{_remark(rows[0]['seeds'])}"
 
 
 def margin_as_a_gate(result: Result) -> str | None:

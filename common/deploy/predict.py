@@ -28,7 +28,7 @@ import numpy as np
 from common.arguments import GMACS, number, read_labels, read_templates, whole_number
 from common.data.prepared import SPECIAL, SUFFIXES, is_special, is_system_file, kind_of, left_out_line
 from common.deploy.rows import row_writer
-from common.deploy.runtime import ALL_LEVELS, PROVIDERS, EarlyExit
+from common.deploy.runtime import ALL_LEVELS, PROVIDERS, EarlyExit, keep_within
 from common.errors import leave_closed_pipe
 from common.paths import written_whole
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--template", help="a prompt with {} for the label and {a} for its article, or a .txt file of such")
     cost = command.add_mutually_exclusive_group()
     cost.add_argument("--threshold", type=_MARGIN, help="stop at the first level whose margin reaches it; 2: never")
-    cost.add_argument("--gmacs", type=GMACS, help="mean budget for a picture, by the calibration in the folder")
+    cost.add_argument("--gmacs", type=GMACS, help="mean budget for a picture: calibrated levels, or a keep rate")
     cost.add_argument("--keep", type=float, help="share of the tokens that stays, one of the folder's keep rates")
     add("--out", type=Path, help="a .csv or .jsonl file for the rows")
     add("--jsonl", action="store_true", help="rows on the screen as JSON lines")
@@ -84,7 +84,8 @@ def _run(args: argparse.Namespace) -> int:
     _check(args.paths, args.allow_urls)
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
-        model = EarlyExit(args.folder, args.provider, args.threads, args.keep)
+        keep = args.keep if args.gmacs is None else keep_within(args.folder, args.gmacs)
+        model = EarlyExit(args.folder, args.provider, args.threads, keep)
     if labels or templates:
         model.name_classes(labels or model.names, templates)
     if args.embeddings is not None and len(model.members) > 1:
@@ -101,10 +102,10 @@ def _run(args: argparse.Namespace) -> int:
         sources, threshold, args.batch_size, args.workers, lambda source: model.pixels(_opened(source, args.allow_urls))
     )
     jsonl = args.jsonl if args.out is None else args.out.suffix == ".jsonl"
-    with row_writer(args.out, jsonl) as write, _embeddings(args.embeddings, model.embed_dim) as keep:
+    with row_writer(args.out, jsonl) as write, _embeddings(args.embeddings, model.embed_dim) as store:
         for answer, embedding in answers:
             write(asdict(answer))
-            keep(embedding)
+            store(embedding)
             damaged += answer.error is not None
             if answer.error is None:
                 levels[answer.level or 0] += 1

@@ -285,6 +285,22 @@ def margins(probabilities: np.ndarray) -> np.ndarray:
     return first - second
 
 
+def keep_within(folder: str | Path, gmacs: float) -> float | None:
+    """The greatest keep rate of an exported folder within a budget of a picture; None: it has one graph alone.
+
+    ValueError: the smallest rate costs more, or it is no such folder.
+    """
+    rates = [entry for entry in description(Path(folder)).get("keep_rates") or () if entry["gmacs"] is not None]
+    within = [entry["keep"] for entry in rates if entry["gmacs"][0] <= gmacs * (1 + 1e-9)]
+    if rates and not within:
+        least = min(rates, key=lambda entry: entry["gmacs"][0])
+        raise ValueError(
+            f"gmacs {gmacs:g}: a picture costs {least['gmacs'][0]:.4g} GMACs at least, at keep rate {least['keep']:g}; "
+            "give that or more"
+        )
+    return max(within, default=None)
+
+
 def _at_rate(about: dict[str, Any], keep: float) -> dict[str, Any]:
     """The entries of export.json that a keep rate changes."""
     by_rate = {entry["keep"]: entry for entry in about.get("keep_rates", ())}

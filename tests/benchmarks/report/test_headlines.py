@@ -71,6 +71,11 @@ def test_the_papers_recipe_is_that_of_the_longest_finished_training():
     ]
     said = headlines.papers_recipe({"rows": rows})
     assert said == "-10.0 [-11.0, -9.0] and -20.0 [-21.0, -19.0] points after 25 % of the teacher's steps"
+    single = [
+        row | {"row": f"{cosine_alone(100)}, {level}", "seeds": 1} for row, level in zip(rows, "cf", strict=False)
+    ]
+    assert headlines.papers_recipe({"rows": [*rows, *single]}) == said, "one seed makes no headline"
+    assert headlines.papers_recipe({"rows": single}).endswith("after 100 % of the teacher's steps (one seed)")
     assert headlines.papers_recipe({"rows": []}) is None
 
 

@@ -73,6 +73,17 @@ def test_predict_takes_a_rate_of_the_folder_and_names_them_otherwise(report, tmp
     assert "keep 0.3: this folder has the rates 0.25, 0.5, 1.0; `effclip export" in capsys.readouterr().err
 
 
+def test_a_budget_takes_the_greatest_rate_within_it(report, tmp_path, capsys):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    line = [str(tmp_path / "red.png"), "--folder", str(report["folder"]), "--jsonl", "--gmacs"]
+    quarter, half, whole = (entry["gmacs"][0] for entry in report["keep_rates"])
+    for budget, expected in ((quarter, quarter), ((half + whole) / 2, half), (2 * whole, whole)):
+        assert predict.main([*line, str(budget)]) == 0
+        assert json.loads(capsys.readouterr().out)["gmacs"] == pytest.approx(expected)
+    assert predict.main([*line, str(quarter / 2)]) == 1
+    assert f"a picture costs {quarter:.4g} GMACs at least, at keep rate 0.25" in capsys.readouterr().err
+
+
 def test_a_model_without_a_rate_is_told_so(tmp_path, capsys):
     folder = str(tiny_directory(tmp_path / "model"))
     for line, message in (
