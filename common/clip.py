@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.arguments import PREFIXES
 from common.layouts import of_timm
 from common.preprocess import Preprocess, choose_preprocess
 from common.pretrained import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, find_pretrained
@@ -44,7 +45,8 @@ def load_architecture(name: str) -> dict[str, Any]:
     A file may name another one or a model as its "base", and say only what differs; "vision_cfg" and "text_cfg" are
     merged key by key.
 
-    ValueError: an unknown name, a missing file, or a part that CLIP's plain ViT family does not have.
+    ValueError: an unknown name, a missing file, the name of a folder with weights, or a part that CLIP's plain ViT
+        family does not have.
     """
     if name.endswith(".json"):
         path = Path(name) if Path(name).exists() else Path(__file__).parent.parent / name
@@ -55,6 +57,11 @@ def load_architecture(name: str) -> dict[str, Any]:
             base = load_architecture(architecture.pop("base"))
             merged = {key: base.get(key, {}) | value for key, value in architecture.items() if isinstance(value, dict)}
             architecture = base | architecture | merged
+    elif name.startswith(PREFIXES):  # open_clip would read the configuration alone, and the weights would be random
+        raise ValueError(
+            f"{name} is a model with weights, which an architecture leaves behind; name it as the weights, and its "
+            "architecture by a model name such as ViT-B-32 or a .json file"
+        )
     else:
         import open_clip  # with torchvision, as slow to import as torch
 

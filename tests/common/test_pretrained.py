@@ -18,8 +18,10 @@ from common import pretrained
 from common.clip import CLIP
 from common.models import load_model
 from common.preprocess import Preprocess
+from common.pretraining import CLIPPretraining
 from common.weights import read_state_dict
 from tests.common.towers import pictures
+from waveclip import WaveCLIPDistillation
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 PLAIN = {
@@ -129,6 +131,12 @@ def test_a_model_of_the_hub_is_fetched_as_a_folder(folder, monkeypatch):
     assert {repository for repository, _ in asked} == {"someone/clip"}
     with pytest.raises(ValueError, match="hf-hub:someone/clip records its architecture; --weights"):
         load_model("hf-hub:someone/clip", "openai")
+
+
+@pytest.mark.parametrize("door", [CLIP.from_open_clip, CLIPPretraining, WaveCLIPDistillation])
+def test_a_folder_with_weights_is_no_architecture_whose_weights_are_random(folder, door):
+    with pytest.raises(ValueError, match=r"local-dir:.* is a model with weights, .*; name it as the weights, and"):
+        door(f"local-dir:{folder}")
 
 
 def test_without_a_network_a_model_of_the_hub_is_refused(monkeypatch):
