@@ -28,7 +28,7 @@ from common.deploy.export import own_chains, write_graphs
 from common.deploy.graphs import WEIGHTS, Graph, onnx_graph
 from common.deploy.model import Deployed, load
 from common.deploy.reduced import STATIC, reduce_graphs
-from common.inference import BF16_PRODUCTS, optimize_for_inference
+from common.inference import BF16_PRODUCTS
 from common.stages import Stage
 
 REFERENCE, REFERENCE_INT8 = "PyTorch fp32", "ONNX Runtime int8"
@@ -143,10 +143,7 @@ class Engine:
 
 def engines() -> tuple[dict[str, Engine], dict[str, str]]:
     """The engines that run here by name, the reference first, and how to get each of the others."""
-    found = {
-        REFERENCE: _torch(torch.float32, program="float32"),
-        "PyTorch fp32, optimised": _torch(torch.float32, optimize_for_inference),
-    }
+    found = {REFERENCE: _torch(torch.float32, program="float32")}  # a deployed model's linear maps are packed already
     missing = {}
     if BF16_PRODUCTS:
         found["PyTorch bf16"] = _torch(torch.bfloat16, program="bfloat16")
