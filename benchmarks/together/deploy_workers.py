@@ -272,7 +272,7 @@ def _serve(pipe: Connection, threads: int) -> None:
         except Exception as error:  # engines raise their own types
             failure = f"{type(error).__name__}: {reason(error)}"
         call = given = None
-        # Each of eleven processes keeps little: collecting takes a quarter of a second, so it waits for copied models.
+        # Every engine's process keeps little. Collecting takes a quarter of a second, so it waits for copied models.
         if not method:
             give_back_memory()
         elif method != "time":
