@@ -48,7 +48,7 @@ SHAPES, RANDOM = "scenes of shape", "random"
 _REVISION = 2
 _TIMED, _CLASSES = 128, 1000
 _AT_ONCE = 6
-"""Eleven processes with the three models of ViT-B/16's size needed more than 29 GB, so six should leave room in 24 GB."""
+"""Eleven processes with the three models of ViT-B/16's size needed more than 29 GB; six should leave room in 24 GB."""
 WORKERS = 0  # the engines take every core while they answer
 _TWO = ("red cat", "blue bird")
 Options = dict[str, str]
