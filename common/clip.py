@@ -52,7 +52,12 @@ def load_architecture(name: str) -> dict[str, Any]:
         path = Path(name) if Path(name).exists() else Path(__file__).parent.parent / name
         if not path.exists():
             raise ValueError(f"no architecture file at {Path(name).absolute()}")
-        architecture = json.loads(path.read_text())
+        try:
+            architecture = json.loads(path.read_text())
+        except ValueError as error:  # no JSON, or no text
+            raise ValueError(f"{path.absolute()} is no JSON ({error}); write a model config of open_clip") from error
+        if not isinstance(architecture, dict):
+            raise ValueError(f"{path.absolute()} holds no model config of open_clip, an object with embed_dim")
         if "base" in architecture:
             base = load_architecture(architecture.pop("base"))
             merged = {key: base.get(key, {}) | value for key, value in architecture.items() if isinstance(value, dict)}
@@ -81,7 +86,10 @@ def check_architecture(architecture: dict[str, Any], name: str = "architecture")
             unknown = key not in _KEYS[section] and value is not None
             if unknown or (key == "layers" and not isinstance(value, int)):  # a ResNet has a list of them
                 where = f"{section}.{key}" if section else key
-                raise ValueError(f"{name}: {where} = {value!r} is not part of CLIP's plain ViT family")
+                raise ValueError(
+                    f"{name}: {where} = {value!r} is not part of CLIP's plain ViT family, which alone is trained and "
+                    "distilled here, such as ViT-B-32; `effclip evaluate` and token reducers take the others as well"
+                )
     vocabulary = architecture["text_cfg"].get("vocabulary")
     if vocabulary is not None and len(vocabulary) != architecture["text_cfg"]["vocab_size"]:
         raise ValueError(f"{name}: vocab_size {architecture['text_cfg']['vocab_size']} but {len(vocabulary)} ids kept")

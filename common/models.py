@@ -22,23 +22,21 @@ from common.clip import CLIP
 from common.conditions import digest, state_digest
 from common.directory import TEXT, WEIGHTS, is_directory
 from common.directory import read as read_directory
+from common.layouts import of_timm
 from common.network import LOCAL_WEIGHTS, downloads
 from common.packaged import packaged_model
 from common.preprocess import Preprocess
-from common.pretrained import HUB, LOCAL, Folder, find_pretrained, named_folder, read_folder
+from common.pretrained import HUB, LOCAL, QUICK, Folder, find_pretrained, named_folder, read_folder
 from common.recipes import packaged_file
 from common.text_model import TextModel
 from common.tower import ImageTower
-from common.weights import read_record, read_state_dict
+from common.weights import load_state, read_record, read_state_dict
 
 GROUP = "effclip.models"
 """The entry-point group of the model types that may be loaded."""
 
 OPEN_CLIP = "open_clip"
 """The type of a model that open_clip's own code runs; its results are open_clip's bit by bit."""
-
-_QUICK = "-quickgelu"
-"""How open_clip's names of architectures with that activation end."""
 
 
 @dataclass(frozen=True)
@@ -257,10 +255,11 @@ def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None, pre
     native, trained = bool(config.get("quick_gelu", False)), source.quick_gelu
     if quick_gelu not in (None, trained) or native > trained or (source.file is None and native != trained):
         activation = {True: "QuickGELU", False: "GELU"}
+        matching = name.removesuffix(QUICK) + (QUICK if trained else "")
+        mend = "such weights need another architecture" if matching == name else f"name the matching one, {matching}"
         raise ValueError(
-            f"{weights} was trained with {activation[trained]}; {name} has {activation[native]}"
-            f"{'' if quick_gelu is None else f' and --quick-gelu says {activation[quick_gelu]}'}; name the matching "
-            f"architecture, {name.removesuffix(_QUICK) + (_QUICK if trained else '')}"
+            f"{weights} was trained with {activation[trained]}; the architecture {name} has {activation[native]}"
+            f"{'' if quick_gelu is None else f' and --quick-gelu says {activation[quick_gelu]}'}; {mend}"
         )
     state = None if source.file is None else source.read()  # a damaged file is an error before a model is built
     with _building(name, config):
@@ -299,7 +298,9 @@ def _foreign(
     name: str, model: nn.Module, tokenizer: Any, preprocess: Preprocess, salt: str, file: Path | None
 ) -> Model:
     """An open_clip model with its weights.  salt: what changes its outputs beside those.  file: theirs, if local."""
-    size = model.visual.image_size
+    # A timm tower of fixed size may be of another one than its architecture says (ViTamin-XL-384); it is right.
+    fixed = getattr(getattr(getattr(model.visual, "trunk", None), "patch_embed", None), "img_size", None)
+    size = fixed or model.visual.image_size
     if not isinstance(size, int):
         if size[0] != size[1]:
             raise ValueError(f"{name} reads pictures of {size}; evaluation gives square ones")
@@ -329,16 +330,13 @@ def _building(name: str, config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _load_strictly(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
-    """Load a state dict, in one of the forms that open_clip knows, into its model. ValueError: keys do not fit."""
+    """Load a state dict, in timm's names or one of the forms that open_clip knows. ValueError: keys do not fit."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
-    state = convert_state_dict(model, state)
+    state = convert_state_dict(model, state if hasattr(model.visual, "trunk") else of_timm(state))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     if "logit_scale" in state:  # both () and (1,) are in use
         state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{source} does not fit {name}: {str(error)[:400]}") from error
+    load_state(model, state, source, name)

@@ -7,6 +7,7 @@ A folder is in open_clip's hub layout (``open_clip_config.json``) or in that of 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +30,13 @@ _WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-_CONFIGS = (OPEN_CLIP_CONFIG, "config.json", "preprocessor_config.json")
+_PROCESSORS = {"processor_config.json": "image_processor", "preprocessor_config.json": None}
+"""Where transformers writes how pictures are prepared, the file and its section: with a tokenizer, and alone."""
+_CONFIGS = (OPEN_CLIP_CONFIG, "config.json", *_PROCESSORS)
 VOCABULARY = 49_408
 """The ids of CLIP's byte-pair vocabulary."""
+QUICK = "-quickgelu"
+"""How open_clip's names of architectures with that activation end, where there is one without it too."""
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers, which transformers writes."""
 
@@ -61,10 +66,13 @@ def read_folder(path: Path) -> Folder | None:
     plain = file.name != OPEN_CLIP_CONFIG
     try:
         config = json.loads(file.read_text())
-        architecture = _of_transformers(config, path) if plain else _of_open_clip(config)
+        architecture = _of_transformers(config) if plain else _of_open_clip(config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file} describes no CLIP: {reason}; give a folder of open_clip or CLIPModel") from error
+    if plain:
+        size = architecture["vision_cfg"]["image_size"]
+        architecture = Preprocess.read(_image_processor(path, size), size).recorded_in(architecture)
     names = _WEIGHTS[-2:] if plain else _WEIGHTS
     weights = next((path / name for name in names if (path / name).is_file()), None)
     if weights is None:
@@ -79,7 +87,7 @@ def _of_open_clip(config: dict[str, Any]) -> dict[str, Any]:
     return Preprocess.read(config.get("preprocess_cfg"), size).recorded_in(architecture)
 
 
-def _of_transformers(config: dict[str, Any], path: Path) -> dict[str, Any]:
+def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
     """The architecture of a CLIPConfig, which leaves out what equals its defaults."""
     if config.get("model_type") != "clip":
         raise ValueError(f"its model_type is {config.get('model_type')!r}, not 'clip'")
@@ -93,7 +101,7 @@ def _of_transformers(config: dict[str, Any], path: Path) -> dict[str, Any]:
     activation = vision["hidden_act"]
     if activation != text["hidden_act"] or activation not in ("quick_gelu", "gelu"):
         raise ValueError(f"hidden_act is {activation!r} and {text['hidden_act']!r}, not both quick_gelu or both gelu")
-    architecture = {
+    return {
         "embed_dim": config.get("projection_dim", 512),
         "quick_gelu": activation == "quick_gelu",
         "vision_cfg": {
@@ -113,24 +121,53 @@ def _of_transformers(config: dict[str, Any], path: Path) -> dict[str, Any]:
             "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
         },
     }
-    file = path / "preprocessor_config.json"
-    pictures = _of_image_processor(json.loads(file.read_text())) if file.is_file() else None
-    return Preprocess.read(pictures, vision["image_size"]).recorded_in(architecture)
 
 
-def _of_image_processor(config: dict[str, Any]) -> dict[str, Any]:
-    """transformers' preprocessor_config.json in open_clip's words."""
+def _image_processor(path: Path, size: int) -> dict[str, Any] | None:
+    """How a folder of transformers prepares pictures for a tower of ``size`` pixels, in open_clip's words.
+
+    None: it does not say.  ValueError: no JSON, or a step or a size that ``Preprocess`` does not have.
+    """
+    for name, section in _PROCESSORS.items():
+        if not (path / name).is_file():
+            continue
+        try:
+            config = json.loads((path / name).read_text())
+            if config := (config.get(section) if section else config):
+                return _of_image_processor(config, size)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path / name} prepares pictures in a way that is not known here: {error}; give the weights file to "
+                "an architecture's name and say --preprocess, such as --model ViT-B-32 --weights FILE --preprocess clip"
+            ) from error
+    return None
+
+
+def _of_image_processor(config: dict[str, Any], size: int) -> dict[str, Any]:
+    """The settings of transformers' image processor in open_clip's words. ValueError: see ``_image_processor``."""
+    for key, only in {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}.items():
+        if not math.isclose(value := config.get(key, only), only, rel_tol=1e-4):
+            raise ValueError(f"{key} is {value}, where pictures are always resized, and scaled by 1/255")
     resampling = config.get("resample", 3)
     if resampling not in _RESAMPLING:
         raise ValueError(f"resample {resampling} is neither 2 (bilinear) nor 3 (bicubic)")
-    size = config.get("size", {})
-    shortest = isinstance(size, int) or "shortest_edge" in size or not size
+    cropped = config.get("do_center_crop", True)
+    resized, crop = config.get("size") or size, (config.get("crop_size") or size) if cropped else size
+    resized = {"shortest_edge": resized} if isinstance(resized, int) else resized
+    squash = resized.keys() == {"height", "width"}
+    known = squash or (resized.keys() == {"shortest_edge"} and cropped)
+    sides = {*resized.values(), *(crop.values() if isinstance(crop, dict) else [crop])}
+    if not known or sides != {size}:
+        raise ValueError(
+            f"size {resized}, crop_size {crop} and do_center_crop {cropped} do not resize to the tower's {size} pixels "
+            "and crop to the same"
+        )
     normalised = config.get("do_normalize", True)
     return {
         "mean": config.get("image_mean") if normalised else 0.0,
         "std": config.get("image_std") if normalised else 1.0,
         "interpolation": _RESAMPLING[resampling],
-        "resize_mode": "shortest" if shortest else "squash",
+        "resize_mode": "squash" if squash else "shortest",
     }
 
 
@@ -231,13 +268,18 @@ def find_pretrained(
 
 
 def tag_quick_gelu(name: str, tag: str) -> bool:
-    """Whether an open_clip tag's weights were trained with QuickGELU; works offline. ValueError: no such tag."""
+    """Whether an open_clip tag's weights were trained with QuickGELU; works offline. ValueError: no such tag.
+
+    An architecture that has it without saying so in its name (roberta-ViT-B-32) has no other form, whatever the tag
+    records; open_clip builds it so.
+    """
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise ValueError(f"{tag!r} is no weights tag of {name}; it has {tags}, or give a local file")
-    return bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    native = not name.endswith(QUICK) and open_clip.get_model_config(name).get("quick_gelu", False)
+    return bool(native or open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
 
 
 def _tag_state_dict(name: str, tag: str, quick_gelu: bool) -> dict[str, Tensor]:

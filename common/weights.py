@@ -53,8 +53,13 @@ def load_saved(path: str | Path, sections: set[str], problem: str, build: Callab
     return model
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a complete state dict; ``source`` is its name in an error. ValueError names the keys that do not fit."""
+def load_state(
+    module: nn.Module, state: dict[str, Tensor], source: str, architecture: str = "this architecture"
+) -> None:
+    """Load a complete state dict. ValueError names the keys that do not fit.
+
+    source, architecture: the names of the weights and of the module in an error.
+    """
     expected = module.state_dict()
     wrong = [f"missing {key}" for key in expected.keys() - state.keys()]
     wrong += [f"unknown {key}" for key in state.keys() - expected.keys()]
@@ -65,7 +70,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise ValueError(f"{source} does not fit this architecture: {'; '.join(sorted(wrong)[:4])}{more}")
+        raise ValueError(f"{source} does not fit {architecture}: {'; '.join(sorted(wrong)[:4])}{more}")
     module.load_state_dict(state)
 
 
@@ -73,7 +78,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """The record in a safetensors file's metadata, as JSON objects by section; {} for a file without one.
 
     The section "architecture" is a CLIP's; a model of another registered type adds a section named after the type.
-    ValueError: there is no file, or it is damaged.
+    ValueError: there is no file, or it or its record is damaged.
     """
     path = packaged_file(path)
     if not path.is_file():
@@ -83,7 +88,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     with _opened(path) as file:
         metadata = file.metadata() or {}
     # Other programs write plain words there ("format": "pt"), which are not part of the record.
-    return {key: json.loads(value) for key, value in metadata.items() if value.startswith("{")}
+    try:
+        return {key: json.loads(value) for key, value in metadata.items() if value.startswith("{")}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a damaged record ({error}); copy, download or convert it again") from error
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

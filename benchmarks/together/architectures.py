@@ -87,10 +87,10 @@ def image_side(config: dict[str, Any], trials: dict[str, dict[str, str]]) -> dic
 
     trials: what came of those before, by the towers' kinds of parts; a new one is added.
     """
-    visual, size = built(config), config["vision_cfg"]["image_size"]
+    visual = built(config)
     if _refusal(visual):
         with_memory(visual, drawn=False)
-        gmacs = count_macs(visual, torch.zeros(1, 3, size, size)).gmacs
+        gmacs = count_macs(visual, torch.zeros(1, 3, *2 * [config["vision_cfg"]["image_size"]])).gmacs
         cut(visual)
         if (kind := kinds(visual)) not in trials:
             trials[kind] = trial(config, visual, None)
@@ -104,8 +104,6 @@ def image_side(config: dict[str, Any], trials: dict[str, dict[str, str]]) -> dic
     outcome = dict(trials[kind])
     if outcome["wave"] == YES:
         outcome["wave"] = wave_size(tower)
-    if tower.image_size != size:
-        outcome["embeds"] = f"no: open_clip's pictures have {size} px, its tower {tower.image_size}"
     cut(visual, 1)
     tower = adapt(visual)
     macs = count_macs(tower, torch.zeros(1, 3, tower.image_size, tower.image_size))

@@ -71,6 +71,43 @@ def test_a_folder_of_transformers(folder, tmp_path):
     assert trained.preprocess == expected
 
 
+def described(folder, tmp_path, name, config):
+    """That folder in another place, with another description of its pictures."""
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "preprocessor_config.json").unlink()
+    (tmp_path / "other" / name).write_text(config if isinstance(config, str) else json.dumps(config))
+    return str(tmp_path / "other")
+
+
+def test_pictures_are_prepared_as_the_file_of_a_whole_processor_says(folder, tmp_path):
+    """As ``CLIPProcessor.save_pretrained`` of transformers 5 writes it."""
+    pictures = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "resample": 2}
+    other = described(folder, tmp_path, "processor_config.json", {"image_processor": pictures | {"do_normalize": False}})
+    assert load_model(other).preprocess == Preprocess(16, (0.0,) * 3, (1.0,) * 3, "bilinear")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"do_resize": False}, "do_resize is False"),
+        ({"do_rescale": False}, "do_rescale is False"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
+        ({"resample": 1}, r"resample 1 is neither 2 \(bilinear\) nor 3 \(bicubic\)"),
+        ({"size": {"shortest_edge": 18}, "crop_size": 16}, "size {'shortest_edge': 18}, crop_size 16 and do_center_"),
+        ({"size": {"shortest_edge": 16}, "crop_size": 14}, "crop_size 14 .* do not resize to the tower's 16 pixels"),
+        ({"size": {"shortest_edge": 16}, "do_center_crop": False}, "do_center_crop False do not resize to"),
+        ({"size": {"longest_edge": 16}, "crop_size": 16}, "size {'longest_edge': 16}"),
+        ("no json", "preprocessor_config.json prepares pictures in a way that is not known here"),
+        ("[1]", "say --preprocess, such as --model ViT-B-32 --weights FILE --preprocess clip"),
+    ],
+    ids=str,
+)
+def test_a_preparation_of_transformers_that_is_not_known_is_refused(folder, tmp_path, config, message):
+    config = config if isinstance(config, str) else {"size": 16, "crop_size": 16} | config
+    with pytest.raises(ValueError, match=message):
+        load_model(described(folder, tmp_path, "preprocessor_config.json", config))
+
+
 def test_a_file_of_transformers(folder, tmp_path):
     (tmp_path / "plain.json").write_text(json.dumps(load_model(str(folder)).images.architecture))
     file = f"{folder}/model.safetensors"
