@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from common.tower import Attention
+from common.attention import Attention
 
 _Model = TypeVar("_Model", bound=nn.Module)
 

@@ -66,9 +66,12 @@ class ContrastivePretraining(LightningModule):
         """ValueError: accumulated gradients, which would not have the negatives of the larger batch."""
         parts = self.trainer.accumulate_grad_batches
         if parts > 1:
+            mend = f"make the batch {parts} times as large and set the model's parts to {parts}"
+            if "parts" not in self.hparams:
+                mend = f"{type(self).__name__} passes the batch at once, so take a smaller one or more devices"
             raise ValueError(
                 f"accumulate_grad_batches {parts} would not make a batch {parts} times as large: each part would have "
-                f"its own negatives alone; make the batch {parts} times as large and set the model's parts to {parts}"
+                f"its own negatives alone; {mend}"
             )
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

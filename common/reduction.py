@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapters.tower import AdaptedBlock, AdaptedTower
-from common.tower import Block, ImageTower, KVCache, class_logits
+from common.attention import KVCache, class_logits
+from common.tower import Block, ImageTower
 
 Place = int | tuple[int, str]
 """Where a reducer runs: ``i`` before block i, ``(i, "middle")`` between its half steps, ``(i, "after")`` after it."""
@@ -95,8 +96,8 @@ class ReductionContext:
     def class_logits(self) -> Tensor:
         """Attention logits [B,H,M+N] of the class token in this block.
 
-        M cached tokens come first; ``common.tower.class_logits`` computes this one row cheaply. In a tower without a
-        class token, the query of its pooling head stands for it [B,H,N].
+        M cached tokens come first; ``common.attention.class_logits`` computes this one row cheaply. In a tower without
+        a class token, the query of its pooling head stands for it [B,H,N].
         ValueError: the tower has neither.
         """
         assert self.block is not None and self.entered is not None, "only a reducer at a block has class attention"

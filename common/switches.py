@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common.tower import KVCache, Mask
+from common.attention import KVCache, Mask
 
 
 class CheckpointBlocks(Callback):

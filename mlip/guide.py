@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.attention import fused_attention
 from common.preprocess import Preprocess
-from common.tower import fused_attention
 from common.weights import load_state, read_record, read_state_dict, save_model
 
 

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from common.adapters import AdaptedBlock, AdaptedTower
-from common.tower import Block, ImageTower, class_logits, fused_attention
+from common.attention import class_logits, fused_attention
+from common.tower import Block, ImageTower
 from patchrank.scores import Score, check_score, grid_blocks, removal_costs, token_scores
 
 

@@ -1,10 +1,13 @@
 """Every model under the tools that PyTorch offers for models: the results are those of the model itself."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.ao.quantization import quantize_dynamic
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -24,6 +27,15 @@ from waveclip.reduced import ReducedWaveTower
 
 SIZES = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 32}
 IDS = torch.tensor([[7, 1, 9, *[0] * 13], [7, 2, 3, 9, *[0] * 12], [9, *[0] * 15]])
+
+
+ELSEWHERE = """
+import sys, torch
+sys.modules["common"] = None
+program = torch.export.load(sys.argv[1] + "/model.pt2")
+answers = torch.utils._pytree.tree_leaves(program.module()(torch.load(sys.argv[1] + "/given.pt")))
+torch.save(answers, sys.argv[1] + "/answers.pt")
+"""
 
 
 class Refine(nn.Module):
@@ -125,6 +137,66 @@ def test_dynamic_quantization_takes_every_linear_map(model_and_input):
     for actual, expected in zip(*map(tree_leaves, (quantized(given), model(given))), strict=True):
         if expected is not None:
             assert torch.cosine_similarity(actual, expected, dim=-1).mean() > 0.9
+
+
+@torch.no_grad()
+def test_fake_tensors_leave_no_trace(model_and_input):
+    """Shapes without values, as planners of memory ask for; the model then answers as before."""
+    model, given = model_and_input
+    expected = model(given)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        faked = model(mode.from_tensor(given))
+    for fake, real in zip(*map(tree_leaves, (faked, expected)), strict=True):
+        assert real is None or fake.shape == real.shape
+    assert_same(model(given), expected)
+
+
+def test_training_works_after_inference_mode(model_and_input):
+    """Nothing that was made in inference mode is kept, which autograd would refuse."""
+    model, given = model_and_input
+    with torch.inference_mode():
+        model(given)
+    outputs = [z for z in tree_leaves(model(given)) if z is not None]
+    sum(z.float().square().sum() for z in outputs).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["image", "refine"])
+def test_an_exported_program_runs_where_this_suite_is_not(name, tmp_path):
+    torch.manual_seed(0)
+    model, given = MODELS[name](CLIP.tiny().image_tower).eval(), pictures(3)
+    program = torch.export.export(model, (given,), strict=True, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    torch.save(given[:2], tmp_path / "given.pt")
+    run = subprocess.run([sys.executable, "-I", "-c", ELSEWHERE, str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert_same(tuple(torch.load(tmp_path / "answers.pt")), tuple(tree_leaves(model(given[:2]))))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["image", "refine"])
+def test_inductor_freezes_the_weights(name):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model, given = MODELS[name](CLIP.tiny().image_tower).eval(), pictures(3)
+    with torch._inductor.config.patch(freezing=True):
+        assert_same(torch.compile(model, fullgraph=True)(given), model(given))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_torchao_quantizes_every_linear_map(model_and_input, config):
+    model, given = model_and_input
+    torchao = pytest.importorskip("torchao.quantization")
+    expected = model(given)
+    torchao.quantize_(model, getattr(torchao, config)())
+    maps = [part for part in model.modules() if type(part) is nn.Linear]
+    assert maps and not any(type(part.weight) is nn.Parameter for part in maps)
+    for actual, wanted in zip(*map(tree_leaves, (model(given), expected)), strict=True):
+        if wanted is not None:
+            assert torch.cosine_similarity(actual, wanted, dim=-1).mean() > 0.9
 
 
 def test_jit_script_is_refused_with_the_mend(model_and_input):

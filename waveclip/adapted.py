@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.adapters import AdaptedTower
 from common.tower import BlockOutput, BlockTower
 from waveclip.tokenizer import WaveletTokenizer
-from waveclip.tower import WaveTower, step_mask
+from waveclip.tower import WaveTower
 
 
 class AdaptedWaveTower(WaveTower):
@@ -27,7 +27,6 @@ class AdaptedWaveTower(WaveTower):
     def __init__(self, tokenizer: WaveletTokenizer, tower: AdaptedTower) -> None:
         BlockTower.__init__(self)
         self.tokenizer, self.tower = tokenizer, tower.without_stem()
-        self.register_buffer("mask", step_mask(tokenizer), persistent=False)
 
     @property
     def transformer(self) -> nn.Module:
@@ -41,7 +40,7 @@ class AdaptedWaveTower(WaveTower):
 
     def pool(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [B,N,D] -> one embedding [B,E] of each step's tokens."""
-        steps = x.split([self.tokens_in(step) for step in range(self.steps)], dim=1)
+        steps = x.split(self.mask, dim=1)
         return tuple(self.tower.pool(tokens) for tokens in steps)
 
     def read(self, x: Tensor, sizes: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

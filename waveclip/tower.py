@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapters import AdaptedTower
+from common.attention import KVCache
 from common.clip import CLIP
 from common.reduction import Place, Reducer, ReductionContext, run_reduced
 from common.stages import Stage
-from common.tower import BlockOutput, BlockTower, ImageTower, KVCache
+from common.tower import BlockOutput, BlockTower, ImageTower
 from common.weights import load_saved, save_model
 from waveclip.gating import MarginGate
 from waveclip.progressive import ProgressiveClassifier
@@ -54,7 +56,6 @@ class WaveTower(BlockTower):
             copy.deepcopy(part) for part in (tower.ln_pre, tower.transformer, tower.ln_post)
         )
         self.proj = nn.Parameter(tower.proj.detach().clone())
-        self.register_buffer("mask", step_mask(tokenizer), persistent=False)
 
     @classmethod
     def from_image_tower(
@@ -81,6 +82,11 @@ class WaveTower(BlockTower):
         """S + 1, the number of embeddings, coarse to fine."""
         return self.tokenizer.steps
 
+    @property
+    def mask(self) -> tuple[int, ...]:
+        """The mask of equation 1, block-causal: how many tokens enter at each step; see ``common.attention.Mask``."""
+        return tuple(self.tokens_in(step) for step in range(self.steps))
+
     def tokens_in(self, step: int) -> int:
         """n, the tokens that enter at one step, its class token included."""
         return self.tokenizer.tokens_in(step)
@@ -92,10 +98,7 @@ class WaveTower(BlockTower):
 
     def pool(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [B,N,D] -> one embedding [B,E] of each step's class token."""
-        first, places = 0, []
-        for step in range(self.steps):
-            places.append(first)
-            first += self.tokens_in(step)
+        places = [0, *accumulate(self.mask[:-1])]
         return tuple((self.ln_post(x[:, places]) @ self.proj).unbind(1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -205,13 +208,6 @@ class WaveTower(BlockTower):
 
         problem = "does not describe a WaveTower; convert its training checkpoint first"
         return load_saved(path, {"architecture", "wave"}, problem, build)
-
-
-def step_mask(tokenizer: WaveletTokenizer) -> Tensor:
-    """Equation 1's mask, bool [N,N]: the row's query sees the column's key, unless that is of a later step."""
-    device = tokenizer.coarse.device
-    step = torch.cat([torch.full((tokenizer.tokens_in(s),), s, device=device) for s in range(tokenizer.steps)])
-    return step[:, None] >= step[None, :]
 
 
 class Level(nn.Module):

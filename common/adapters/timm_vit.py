@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.adapters.tower import AdaptedBlock, AdaptedTower, PatchMap, Reader, mean_of, no_class_attention
+from common.attention import Mask
 
 
 class TimmBlock(AdaptedBlock):
@@ -65,11 +66,14 @@ class RelativeBlock(TimmBlock):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         places: Tensor | None = None,
     ) -> Tensor:
         bias = self.bias(places, key.shape[2])[:, :, : query.shape[2]].to(query.dtype)
         if mask is not None:
+            assert isinstance(mask, Tensor), (
+                "relative positions are a mask already, to which only a tensor can be added"
+            )
             bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
         return super().mix(x, query, key, value, bias)
 

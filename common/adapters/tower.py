@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from common.tower import BlockTower, KVCache, fused_attention
+from common.attention import KVCache, Mask, fused_attention
+from common.tower import Block, BlockOutput, BlockTower
 
 Reader = Callable[[Tensor], Tensor]
 """Attention logits [B,H,N] of a pooling head's query to tokens x [B,N,D] that enter a block."""
@@ -53,6 +54,8 @@ class AdaptedBlock(nn.Module, ABC):
         super().__init__()
         self.source, self.reader = source, reader
 
+    __prepare_scriptable__ = Block.__prepare_scriptable__
+
     @abstractmethod
     def project(self, x: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B,H,N,d] of the block's input x [B,N,D]; each depends on its own token alone."""
@@ -71,7 +74,7 @@ class AdaptedBlock(nn.Module, ABC):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         places: Tensor | None = None,
     ) -> Tensor:
         """x + output(softmax(Q K^T / sqrt(d) + mask) V). x and ``query`` may be of the first tokens alone."""
@@ -81,12 +84,12 @@ class AdaptedBlock(nn.Module, ABC):
     def attend(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: KVCache | None = None,
         layer: int = 0,
         places: Tensor | None = None,
     ) -> Tensor:
-        """The first half step, x [B,N,D] -> [B,N,D]; for mask and cache see ``common.tower.Attention.forward``."""
+        """The first half step, x [B,N,D] -> [B,N,D]; for mask and cache see ``common.attention``."""
         query, key, value = self.project(x, places)
         if cache is not None:
             key, value = cache.append(layer, key, value)
@@ -95,7 +98,7 @@ class AdaptedBlock(nn.Module, ABC):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: KVCache | None = None,
         layer: int = 0,
         places: Tensor | None = None,
@@ -200,7 +203,7 @@ class AdaptedTower(BlockTower, ABC):
         x: Tensor,
         start: int = 0,
         stop: int | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: KVCache | None = None,
         places: Tensor | None = None,
     ) -> Tensor:
@@ -213,6 +216,25 @@ class AdaptedTower(BlockTower, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """images [B,3,S,S] -> z [B,E], not normalised; equal to the original tower's."""
         return self.pool(self.run_blocks(self.embed(images)))
+
+    def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[BlockOutput]:
+        """As ``ImageTower.intermediates``; class attention [B,H,P+g²] is to registers too.
+
+        Without a class token it is that of the pooling head's query, and None where the tower pools by the mean.
+        """
+        wanted, x, outputs = self.block_numbers(layers), self.embed(images), {}
+        for layer, block in enumerate(self.transformer.resblocks):
+            entered, x = x, block(x)
+            if layer in wanted:
+                try:
+                    logits = block.class_logits(entered)
+                except ValueError:  # neither a class token nor a head that attends
+                    attention = None
+                else:
+                    attention = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32))
+                class_token = x[:, 0] if self.leading else None
+                outputs[layer] = BlockOutput(x[:, self.leading :], class_token, attention)
+        return [outputs[layer] for layer in wanted]
 
     def check_size(self, images: Tensor) -> None:
         """ValueError: the images are not S×S."""

@@ -49,7 +49,7 @@ class Call(NamedTuple):
 
     @property
     def class_row(self) -> int:
-        """The class token's attention, in this suite's blocks (``common.tower.class_logits``)."""
+        """The class token's attention, in this suite's blocks (``common.attention.class_logits``)."""
         width = self.width
         return self.norm + self.tokens * width * self.heads + 2 * width**2 + self.cached * width
 

@@ -47,6 +47,32 @@ def test_without_reducers_it_equals_the_original(name):
 
 @each_family
 @torch.no_grad()
+def test_intermediates_are_what_hooks_on_the_originals_blocks_see(name):
+    original = foreign(name)
+    tower, seen = adapt(original), []
+    trunk = getattr(original, "trunk", original)
+    for block in trunk.transformer.resblocks if hasattr(trunk, "transformer") else trunk.blocks:
+        block.register_forward_hook(lambda _, __, output: seen.append(output))
+    images = pictures(tower)
+    original(images)
+    for layer, output in zip([2, 0], tower.intermediates(images, [-1, 0]), strict=True):
+        leading = [] if output.class_token is None else [output.class_token]
+        assert output.patches.shape[1] == 16 and bool(leading) == (tower.leading > 0)
+        torch.testing.assert_close(output.patches, seen[layer][:, tower.leading :], atol=1e-10, rtol=0)
+        for token in leading:
+            torch.testing.assert_close(token, seen[layer][:, 0], atol=1e-10, rtol=0)
+        assert (output.class_attention is None) == (name in WITHOUT_CLASS_ATTENTION)
+        if output.class_attention is not None:
+            torch.testing.assert_close(output.class_attention.sum(-1), torch.ones(()).double().expand(2, 2))
+
+
+def test_jit_script_is_refused_with_the_mend():
+    with pytest.raises(NotImplementedError, match=r"use torch\.export\.export, or torch\.jit\.trace"):
+        torch.jit.script(adapt(foreign("SigLIP")))
+
+
+@each_family
+@torch.no_grad()
 def test_the_order_of_patches_means_nothing_since_positions_go_with_them(name):
     tower = adapt(foreign(name))
 

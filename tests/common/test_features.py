@@ -77,19 +77,26 @@ def test_intermediates_are_open_clips_tokens_and_the_attention_of_its_class_toke
         torch.testing.assert_close(output.patches, tokens[f"{layer}.block"][:, 1:], atol=1e-5, rtol=0)
 
 
+def equation_1(wave):
+    """A query reads the keys of its own and of earlier steps, bool [N,N]."""
+    step = torch.tensor([step for step in range(wave.steps) for _ in range(wave.tokens_in(step))])
+    return step[:, None] >= step
+
+
 @torch.no_grad()
 def test_intermediates_of_a_wave_tower_are_those_of_the_masked_pass():
     wave = WaveTower.from_image_tower(pair()[1].image_tower, levels=2).double()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     (outputs,) = wave.intermediates(images, [1])
-    entered = wave.run_blocks(wave.embed(images), stop=1, mask=wave.mask)
+    mask = equation_1(wave)
+    entered = wave.run_blocks(wave.embed(images), stop=1, mask=mask)
     block = wave.transformer.resblocks[1]
     weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
     query, key, _ = (
         part.unflatten(-1, (2, 32)).transpose(1, 2) for part in (block.ln_1(entered) @ weight.T + bias).chunk(3, -1)
     )
-    attention = (query @ key.transpose(-1, -2) / 32**0.5).masked_fill(~wave.mask, -torch.inf).softmax(-1)
-    tokens = block(entered, wave.mask)
+    attention = (query @ key.transpose(-1, -2) / 32**0.5).masked_fill(~mask, -torch.inf).softmax(-1)
+    tokens = block(entered, mask)
     first = 0
     for step, output in enumerate(outputs):
         after = first + wave.tokens_in(step)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.attention import KVCache
 from common.flops import count_macs, expected_macs
-from common.tower import Block, ImageTower, KVCache, TextTower
+from common.tower import Block, ImageTower, TextTower
 from tests.common.towers import undrawn
 
 

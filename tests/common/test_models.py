@@ -5,10 +5,12 @@ import json
 import open_clip
 import pytest
 import torch
+from timm import create_model
 
 from common import models
 from common.clip import CLIP
 from common.models import load_model, registered
+from common.pretrained import tag_quick_gelu
 from common.reduction import ReducedTower
 from common.weights import save_model
 from waveclip import WaveTower
@@ -132,15 +134,51 @@ def test_refusals_before_anything_is_fetched(small, clip, tmp_path, monkeypatch)
         ("ViT-Z-99",): "'ViT-Z-99' is no file or folder here and no open_clip model",
         ("ViT-B-16",): r"without weights is random; give --weights with one of \['openai'",
         ("ViT-B-16", "laion9b"): "'laion9b' is no weights tag of ViT-B-16",
-        ("ViT-B-16", "openai"): "ViT-B-16 has GELU; name the matching architecture, ViT-B-16-quickgelu",
+        ("ViT-B-16", "openai"): "ViT-B-16 has GELU; name the matching one, ViT-B-16-quickgelu",
+        ("roberta-ViT-B-32", file, False): "roberta-ViT-B-32 has QuickGELU .* such weights need another architecture",
         ("ViT-B-16-quickgelu", "openai", False): "--quick-gelu says GELU",
         (name, file): "--quick-gelu yes or no",
-        (name, f"{tmp_path}/wrong.pt", False): "does not fit evaluated-small",
+        (name, f"{tmp_path}/wrong.pt", False): "does not fit evaluated-small: missing ln_final.bias; missing ",
         (name, f"{tmp_path}/none.pt", False): "no weights at",
     }
     for arguments, message in cases.items():
         with pytest.raises(ValueError, match=message):
             load_model(*arguments)
+
+
+@torch.no_grad()
+def test_weights_in_timms_names_as_training_takes_them(small, tmp_path):
+    name, model, _ = small
+    vit = create_model(
+        "vit_base_patch16_clip_224", img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=2, num_classes=32
+    )
+    torch.nn.init.zeros_(vit.head.bias)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith("visual.")}
+    torch.save(state | {f"visual.trunk.{key}": value for key, value in vit.state_dict().items()}, tmp_path / "timm.pt")
+    images, found = torch.randn(2, 3, 32, 32), load_model(name, f"{tmp_path}/timm.pt", quick_gelu=False)
+    torch.testing.assert_close(found.images.encode_image(images, False), vit.eval()(images), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_pictures_have_the_size_of_a_tower_that_its_architecture_says_wrongly(tmp_path):
+    """ViTamin-XL-384's architecture says 256 pixels, which timm's tower then refuses."""
+    vision = {"timm_model_name": "vit_base_patch16_clip_224", "timm_model_pretrained": False, "image_size": 224}
+    vision |= {"timm_pool": "token", "timm_proj": "linear"}
+    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": SMALL["text_cfg"], "custom_text": True}
+    (tmp_path / "wrong-size.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "wrong-size.json")
+    theirs = open_clip.create_model("wrong-size")
+    torch.save(theirs.state_dict(), tmp_path / "wrong.pt")
+    (tmp_path / "wrong-size.json").write_text(json.dumps({**config, "vision_cfg": {**vision, "image_size": 160}}))
+    open_clip.add_model_config(tmp_path / "wrong-size.json")
+    found = load_model("wrong-size", f"{tmp_path}/wrong.pt", False)
+    assert found.image_size == 224
+
+
+def test_weights_of_a_tag_have_the_activation_that_open_clip_builds():
+    """roberta-ViT-B-32 has QuickGELU, which its tag does not record."""
+    assert tag_quick_gelu("roberta-ViT-B-32", "laion2b_s12b_b32k")
+    assert tag_quick_gelu("ViT-B-32", "openai") and not tag_quick_gelu("ViT-B-32", "laion2b_s34b_b79k")
 
 
 def test_any_changed_weight_changes_the_digest():

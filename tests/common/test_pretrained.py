@@ -82,7 +82,9 @@ def described(folder, tmp_path, name, config):
 def test_pictures_are_prepared_as_the_file_of_a_whole_processor_says(folder, tmp_path):
     """As ``CLIPProcessor.save_pretrained`` of transformers 5 writes it."""
     pictures = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "resample": 2}
-    other = described(folder, tmp_path, "processor_config.json", {"image_processor": pictures | {"do_normalize": False}})
+    other = described(
+        folder, tmp_path, "processor_config.json", {"image_processor": pictures | {"do_normalize": False}}
+    )
     assert load_model(other).preprocess == Preprocess(16, (0.0,) * 3, (1.0,) * 3, "bilinear")
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.attention import KVCache
 from common.flops import count_macs
 from common.reduction import ReducedTower, ReductionContext, run_reduced
-from common.tower import ImageTower, KVCache
+from common.tower import ImageTower
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 16}
 

@@ -12,10 +12,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
 
 from common import tower
+from common.attention import KVCache
 from common.clip import CLIP
 from common.switches import CheckpointBlocks, CompileBlocks
 from common.testing import TINY_CAPTIONS
-from common.tower import KVCache
 from mlip.pretraining import MLIPPretraining
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}

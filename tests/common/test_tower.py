@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.attention import KVCache, fused_attention
 from common.clip import CLIP, load_architecture
-from common.tower import ImageTower, KVCache, TextTower, fused_attention
+from common.tower import ImageTower, TextTower
 from tests.common.towers import undrawn
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 16}
@@ -139,8 +140,21 @@ def test_a_cached_run_equals_one_masked_run(groups, dtype, tolerance):
     mask = block_causal(groups)
     masked = tower.run_blocks(x, mask=mask)
     torch.testing.assert_close(cached_run(tower, x, groups), masked, atol=tolerance, rtol=0)
+    torch.testing.assert_close(tower.run_blocks(x, mask=tuple(groups)), masked, atol=tolerance, rtol=0)
     additive = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
     torch.testing.assert_close(tower.run_blocks(x, mask=additive), masked, atol=tolerance, rtol=0)
+
+
+def test_a_block_causal_pass_has_the_gradients_of_the_masked_one():
+    torch.manual_seed(0)
+    tower, groups = ImageTower(**TOWER).double(), (5, 12)
+    x, weight = torch.randn(3, 17, 64, dtype=torch.float64), torch.randn(3, 17, 64, dtype=torch.float64)
+    gradients = []
+    for mask in (block_causal(groups), groups):
+        entered = x.clone().requires_grad_()
+        (tower.run_blocks(entered, mask=mask) * weight).sum().backward()
+        gradients.append(entered.grad)
+    torch.testing.assert_close(*gradients, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("groups", GROUPS, ids=str)

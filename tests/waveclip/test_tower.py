@@ -193,5 +193,5 @@ def test_attention_is_paid_for_new_tokens_alone():
     assert [wave.tokens_in(step) for step in range(2)] == [coarse, fine]
     cost, masked = count_macs(Refined(wave), images[:1]), count_macs(wave, images[:1])
     products = 2 * width * layers * (coarse**2 + fine * (coarse + fine))
-    assert round((cost.gmacs - cost.gmacs_paper) * 1e9) == products
-    assert round((masked.gmacs - masked.gmacs_paper) * 1e9) == 2 * width * layers * (coarse + fine) ** 2
+    for counted in (cost, masked):  # nor does one pass form the products that the mask of equation 1 would hide
+        assert round((counted.gmacs - counted.gmacs_paper) * 1e9) == products

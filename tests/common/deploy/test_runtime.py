@@ -27,7 +27,7 @@ from common.deploy.text_export import write_tokenizer
 from common.deploy.words import Words
 from common.preprocess import Preprocess
 from common.tokenizer import Tokenizer
-from tests.common.fresh import WITHOUT_TORCH
+from tests.common.fresh import ROOT, WITHOUT_TORCH
 from tests.common.towers import NAMES
 
 
@@ -89,6 +89,14 @@ def test_the_program_imports_nothing_of_the_suite():
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     others = {name.split(".")[0] for name in names} - sys.stdlib_module_names
     assert others == {"numpy", "PIL", "onnxruntime", "tokenizers", "ftfy"}
+
+
+def test_the_library_imports_no_torch():
+    code = (
+        "import sys; from common.deploy.runtime import EarlyExit; print(*{'torch', 'torchvision'} & sys.modules.keys())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (run.returncode, run.stdout) == (0, "\n"), run.stderr
 
 
 def test_levels_share_their_weights(model, folder):

@@ -5,8 +5,9 @@ import math
 import torch
 from torch.nn import functional as F
 
+from common.attention import KVCache
 from common.reduction import ReductionContext
-from common.tower import ImageTower, KVCache
+from common.tower import ImageTower
 
 TOWER = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "embed_dim": 16}
 PATCHES = 16
