@@ -222,6 +222,11 @@ BENCHMARKS = (
         "deploy", "classify, calibrate, convert and export, with what they print", "together.deploy", each="device"
     ),
     Benchmark(
+        "runtime",
+        "the exported folder's program without torch, beside classify, on all test pictures",
+        "together.runtime",
+    ),
+    Benchmark(
         "speed", "our towers and MLIP's training step, each against its reference", "speed.towers", each="device"
     ),
     Benchmark("loading", "our shard loader against open_clip's", "speed.loading", each="device"),

@@ -11,6 +11,7 @@ from common.data.embedded.shapes import class_names
 from common.data.embedded.splits import SPLITS, indices, scene
 from common.data.embedded.twemoji import CANVAS, VIEW
 from common.errors import sentence
+from common.progress import bar
 
 REVISION = 2
 """Of the scenes."""
@@ -25,7 +26,7 @@ def write_folder(folder: Path, split: str = "test", pictures: int = 200) -> None
     if not 0 < pictures <= len(numbers):
         raise ValueError(f"{pictures} pictures of {split!r}: give 1 to {len(numbers)}")
     names, edge = class_names("all"), (CANVAS - VIEW) // 2
-    for number in numbers[:pictures]:
+    for number in bar(numbers[:pictures], "drawing"):
         drawn, _ = scene(split, number, REVISION)
         file = folder / names[drawn.main.label] / f"{number:06d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
