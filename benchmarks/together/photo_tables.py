@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import p_value, points, table
+from benchmarks.cells import table
 from benchmarks.together import reference_ladder
 from benchmarks.together.frontier import PICTURES
 from benchmarks.together.frontier_tables import rows_table, verdicts
@@ -24,15 +24,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
 
 def _accuracies(result: dict[str, Any]) -> list[str]:
     rows = result["rows"]
-    head = [result["conditions"]["data"], *COLUMNS, "p, Holm"]
-    cells = [[*row_cells(row, rows[0]["gmacs"]), _p(row.get("p"))] for row in rows]
-    for line, row in zip(cells[1:], rows[1:], strict=True):
-        line[3] = points(row["against_teacher"])  # also of controls, which refine nothing
-    return [table(head, cells)]
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else p_value(value)
+    return [table([result["conditions"]["data"], *COLUMNS], [row_cells(row, rows[0]["gmacs"]) for row in rows])]
 
 
 def _goals(result: dict[str, Any]) -> list[str]:

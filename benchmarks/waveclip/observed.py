@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
@@ -116,7 +117,12 @@ def sweep_conditions() -> dict[str, Any]:
     return conditions("embedded", seeds=1, dtype="float32", batch=1, weights=weights, chosen_on=chosen)
 
 
-def counts(answers: Observed) -> dict[str, list[int]]:
-    """Correct answers among each PART consecutive images, by which a later evaluation of a part is checked."""
-    models = {"teacher": answers.teacher, "coarse": answers.coarse, "fine": answers.fine}
-    return {name: [int(part.sum()) for part in correct.split(PART)] for name, correct in models.items()}
+def counts(right: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
+    """Right answers among each PART consecutive images, by which a later evaluation of a part is checked.
+
+    right: which answers of each model are right, bool [M].
+    """
+    return {
+        name: [int(correct[start : start + PART].sum()) for start in range(0, len(correct), PART)]
+        for name, correct in right.items()
+    }

@@ -85,6 +85,12 @@ def costs() -> dict[str, Cost]:
     return {"dense": cost(clip.image_tower, size), "half": cost(small.image_tower, 24), "coarse": coarse, "fine": fine}
 
 
+def prices() -> controls.Costs:
+    """The same of WaveCLIP and its controls."""
+    priced = costs()
+    return controls.Costs(priced["dense"], [priced["coarse"], priced["fine"]], priced["half"])
+
+
 def run(smoke: bool = False) -> dict[str, Any]:
     """All rows whose trainings are finished, and the savings once all controls are. smoke: few resamples."""
     resamples = 20 if smoke else RESAMPLES
@@ -105,7 +111,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     val, test = (by_seed(families, split) for split in ("val", "test"))
     if not test:
         return result
-    price = controls.Costs(priced["dense"], [priced["coarse"], priced["fine"]], priced["half"])
+    price = prices()
     curves = controls.curves(test, price)
     if FROM_LONGER in families:
         exits = [wave.exits(wave.last) for wave in families[FROM_LONGER]["test"].values()]

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from benchmarks import read_recipe
-from benchmarks.cells import points
+from benchmarks.cells import p_value, points
 from benchmarks.together import photo_models, photos
 from benchmarks.together.frontier import PICTURES
 from benchmarks.together.photo_models import (
@@ -99,7 +99,9 @@ def test_the_table_has_all_parts(outcome):
     ):
         assert row in text, row
     (control,) = (row for row in result["rows"] if row["method"] == "teacher trained on")
-    assert f"| {points(control['against_teacher'])} | 65.0 |" in text, "a control stands against the teacher too"
+    assert f"| {points(control['against_teacher'])} | {p_value(control['p'])} | 65.0 |" in text, (
+        "a control stands against the teacher too"
+    )
     assert "| teacher + class attention |" in text and "| WaveCLIP + random, one draw for all pictures |" in text
     assert "Zero-shot among 3 names by “a photo of a {}.”, on 60 test pictures" in text
     assert "Reads of test by the most often read of these models: 1." in text
