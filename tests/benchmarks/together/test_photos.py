@@ -99,7 +99,8 @@ def test_the_table_has_all_parts(outcome):
     ):
         assert row in text, row
     (control,) = (row for row in result["rows"] if row["method"] == "teacher trained on")
-    assert f"| {points(control['against_teacher'])} | {p_value(control['p'])} | 65.0 |" in text, (
+    beside = f"| {points(control['against_teacher'])} | {p_value(control['p'])} | 65.0 |"
+    assert beside in text, "a control stands against the teacher too"
         "a control stands against the teacher too"
     )
     assert "| teacher + class attention |" in text and "| WaveCLIP + random, one draw for all pictures |" in text

@@ -23,8 +23,10 @@ def test_a_control_that_is_not_trained_is_named(monkeypatch):
 
 @torch.no_grad()
 def test_what_is_timed_answers_as_the_rows_of_seed_0():
-    """But for pictures between two names or at the threshold: another machine left the answers, and halved pictures were
-    rounded to eight bits there."""
+    """But for pictures between two names or at the threshold.
+
+    Another machine left the answers, and halved pictures were rounded to eight bits there.
+    """
     seen, margin = by_seed(finished(), "test")[0], 0.3
     rows = [{"method": name} for name in (TEACHER, TRAINED_ON, HALF)]
     rows += [{"method": f"{name} mid", "thresholds": [margin]} for name in (WAVE, CASCADE)]
