@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ def reads(weights: Path, data: str, log: Path | None = None) -> int:
 def reads_of_all(data: str) -> int:
     """How often the test split of a data set was read, with whatever models."""
     return sum(line["data"] == data for line in _lines(LOG))
+
+
+def remark(run: Mapping[str, Any]) -> str:
+    """What the note below a table adds: how often its test split had been read; empty where it is not stored.
+
+    run: conditions with ``reads_of_test``.
+    """
+    count = run.get("reads_of_test")
+    return f" Test had been read {count} times by then, with whatever models." if count else ""
 
 
 def _lines(log: Path) -> Iterator[dict[str, Any]]:

@@ -11,12 +11,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks import read_log
 from benchmarks.cells import Result, missing_runs, percent, saved, table
+from benchmarks.embedded import REVISION
 from benchmarks.figures import legend_entries
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.rows import ROWS, Known, Source, attended, planned, pruned, tuned
 from benchmarks.patchrank.runs import COMMAND, KINDS, results
 from benchmarks.patchrank.tasks import KEEP, KEEPS, TASKS, Task
+from benchmarks.together.embedded_reference import sentence
 from common.conditions import conditions
 
 RATES = (1.0, *KEEPS)
@@ -36,7 +39,14 @@ def curves() -> dict[str, dict[float, Source]]:
 
 def run(smoke: bool = False) -> dict[str, Any]:
     """The curves from the results of the finished runs. smoke: the same."""
-    known, setting = results(), conditions("embedded", chosen_on="nothing is chosen: a sweep")
+    known, setting = (
+        results(),
+        conditions(
+            "embedded",
+            chosen_on="nothing is chosen: a sweep",
+            reads_of_test={task.name: read_log.reads_of_all(task.logged) for task in TASKS},
+        ),
+    )
     whole = {task: entries[0] for task in TASKS if (entries := ROWS[DENSE].entries_of(task, known))}
     dense, unpruned = ({task: entry[what] for task, entry in whole.items()} for what in ("gmacs", "accuracy"))
     rows = [
@@ -70,14 +80,17 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     if not result["rows"]:
         parts = [f"Not run: `{COMMAND}`."]
     seeds = max((len(point["accuracy"]) for row in result["rows"] for point in row["points"]), default=0)
+    counts = result["conditions"].get("reads_of_test", {})
+    reads = ", ".join(f"{task} {count}" for task, count in counts.items())
     note = (
         f"Embedded scale: top-1 on test in %, mean ± standard deviation over up to {seeds} training seeds, by the "
         "share of patch tokens kept from block 1 on. Prompts are tuned with 16 shots, the same steps each: without "
         f"pruning for 100 %, at keep {KEEP} for all other rates. T: text prompts; V+T: visual prompts mapped from "
         "text prompts. GMACs are the image tower's, saved is against all its tokens without prompts. "
         "The paper draws its curves for Caltech101 and prints no numbers."
+        f"{f' Reads of these test pictures so far, by whatever models: {reads}.' if reads else ''}"
     )
-    return {"md": "\n\n".join([*parts, note]) + "\n", "figures": {"patchrank-fig1": _draw(result)}}
+    return {"md": "\n\n".join([*parts, sentence(REVISION), note]) + "\n", "figures": {"patchrank-fig1": _draw(result)}}
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ from benchmarks.patchrank.evaluate import gmacs, golden, oracle, plain
 from benchmarks.patchrank.methods import DENSE, training_free
 from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import COMMITTED, KEEPS, SEEDS, SHAPES, answers
-from benchmarks.statistics import difference
+from benchmarks.statistics import difference, mean_interval
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.reduction import ReducedTower
@@ -92,7 +92,9 @@ def _row(right: Mapping[Key, Tensor], costs: Mapping[Key, float], name: str, kee
     if rival is not None and name != ATTENTION:
         lead = difference(torch.stack(by_seed).float(), rival[None].float()).ends
     accuracy = [correct.double().mean().item() for correct in by_seed]
-    return {"method": name, "keep": keep, "accuracy": accuracy, "gmacs": costs[name, keep], "lead": lead}
+    interval = mean_interval(torch.stack(by_seed)).ends[1:]
+    row = {"method": name, "keep": keep, "accuracy": accuracy, "interval": interval}
+    return row | {"gmacs": costs[name, keep], "lead": lead}
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +133,11 @@ def _draw(result: dict[str, Any]) -> Figure:
         rows = [dense, *(row for row in result["rows"] if row["method"] == name)]
         if len(rows) > 1:
             means = [100 * fmean(row["accuracy"]) for row in rows]
-            axes.plot([100 * row["keep"] for row in rows], means, "o-", markersize=4, label=name)
+            keeps = [100 * row["keep"] for row in rows]
+            (line,) = axes.plot(keeps, means, "o-", markersize=4, label=name)
+            if all("interval" in row for row in rows):
+                low, high = ([100 * row["interval"][end] for row in rows] for end in (0, 1))
+                axes.fill_between(keeps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(title="pruned before the first block", xlabel="patch tokens kept, %", ylabel="top-1, %")
     axes.invert_xaxis()
     name_lines(axes, 0.45)

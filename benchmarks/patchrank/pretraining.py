@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import read_log
 from benchmarks.cells import Result, accuracy, missing_runs, points, table
-from benchmarks.embedded import heads_beyond
+from benchmarks.embedded import LOGGED, REVISION, heads_beyond
 from benchmarks.statistics import RESAMPLES, difference, mean_interval
+from benchmarks.together.embedded_reference import sentence
 from benchmarks.training import shapes
 from common.conditions import conditions
 
@@ -53,7 +55,12 @@ def run(smoke: bool = False) -> dict[str, Any]:
             against = _right(known, line.control, "test")
             row["difference"] = difference(right["test"], against, paired, resamples).ends
         rows.append(row)
-    setting = conditions("embedded", seeds=len(shapes.SEEDS), reported_on="test")
+    setting = conditions(
+        "embedded",
+        seeds=len(shapes.SEEDS),
+        reported_on="test",
+        reads_of_test=read_log.reads_of_all(LOGGED[REVISION]),
+    )
     return {"name": "fewer-patches", "conditions": setting, "steps": shapes.STEPS, "rows": rows}
 
 
@@ -76,9 +83,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "views and a slow copy, more. FLIP "
         "learns from classes and captions as the CLIP above it; A-CLIP has no classes, and views of its own beside "
         "SimCLR and BYOL. Intervals resample training seeds and pictures; a row of one seed leaves the spread of "
-        "trainings out, and no headline rests on it."
+        f"trainings out, and no headline rests on it.{read_log.remark(result['conditions'])}"
     )
-    return {"md": f"{text}\n\n{note}\n", "figures": {}}
+    return {"md": f"{text}\n\n{sentence(REVISION)}\n\n{note}\n", "figures": {}}
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import read_log
 from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, saved, table
+from benchmarks.embedded import REVISION as SCENES
 from benchmarks.figures import COLOURS, legend_entries
 from benchmarks.patchrank import comparisons
 from benchmarks.patchrank.methods import DENSE, remark
@@ -22,6 +23,7 @@ from benchmarks.patchrank.runs import COMMAND, KINDS, results
 from benchmarks.patchrank.tasks import KEEP, PRUNE_LAYER, SHAPES, TASKS, Task
 from benchmarks.printed import paper_numbers
 from benchmarks.statistics import difference, mean_over_sets
+from benchmarks.together.embedded_reference import sentence
 from common.conditions import conditions
 from common.reducer_registry import REVISION
 
@@ -118,6 +120,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         comparisons.learned_table(result["learned"]),
         comparisons.oracle_table(result["oracle"]),
         _paper_table(),
+        sentence(SCENES),
         _reading(result),
     ]
     return {"md": "\n\n".join(parts) + "\n", "figures": {"patchrank-table1": _draw(result)}}

@@ -11,7 +11,7 @@ from benchmarks.cells import table
 from benchmarks.together import reference_ladder
 from benchmarks.together.frontier import PICTURES
 from benchmarks.together.frontier_tables import rows_table, verdicts
-from benchmarks.waveclip.controls import CASCADE, HALF, HEADLINE_SEEDS, WAVE, headline, savings_table
+from benchmarks.waveclip.controls import CASCADE, HALF, HEADLINE_SEEDS, WAVE, draw_curve, headline, savings_table
 from benchmarks.waveclip.table2_embedded import COLUMNS, row_cells
 
 
@@ -109,7 +109,7 @@ def _draw(result: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     colours = {WAVE: "#0072b2", CASCADE: "#d55e00"}  # told apart by the colour-blind
     for name, curve in result["curves"].items():
-        axes.plot(_millions(curve["gmacs"]), _percent(curve["accuracy"]), color=colours[name], label=name)
+        draw_curve(axes, curve, name, scale=1000, color=colours[name])
     for row in result["rows"]:
         if row["refined"] is None:
             (x,), (y, low, high) = _millions([row["gmacs"]]), _percent([row["accuracy"], *row["interval"]])

@@ -14,13 +14,13 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
+from matplotlib.axes import Axes
 
 from benchmarks.cells import points, table
 from benchmarks.statistics import Values, adjusted_p, difference, mean_interval
 from benchmarks.waveclip.answers import Answers
 from benchmarks.waveclip.costs import Cost
-from benchmarks.waveclip.exits import curve_by_share, refined_by_share
+from benchmarks.waveclip.exits import refined_by_share
 from benchmarks.waveclip.saving import ALLOWANCE, RESAMPLES, Exits, Saving, saving
 from common.early_exit import NEVER
 
@@ -32,6 +32,10 @@ SAVES = "saves"
 NOT_COMPARABLE = "not comparable: one of them has no threshold at that accuracy"
 HEADLINE_SEEDS = 3
 """Training seeds behind a headline."""
+CURVE_POINTS, CURVE_RESAMPLES = 21, 1000
+"""Shares of refined pictures on a curve, and the resamples behind each one's interval."""
+Curve = dict[str, list[float]]
+"""A value of "refined", "gmacs", "accuracy" and its interval's ends "low" and "high" for each share."""
 
 
 @dataclass(frozen=True)
@@ -160,24 +164,36 @@ def saving_line(name: str, reference: str, value: Saving) -> dict[str, Any]:
     }
 
 
-def curves(test: Sequence[SeedAnswers], costs: Costs) -> dict[str, dict[str, list[float]]]:
+def curves(test: Sequence[SeedAnswers], costs: Costs, resamples: int = CURVE_RESAMPLES) -> dict[str, Curve]:
     """The ``curve`` of either classifier."""
     exits = {WAVE: [seen.wave for seen in test], CASCADE: [seen.cascade for seen in test]}
-    return {name: curve(some, [gmacs for _, gmacs in costs.steps(name)]) for name, some in exits.items()}
+    return {name: curve(some, [gmacs for _, gmacs in costs.steps(name)], resamples) for name, some in exits.items()}
 
 
-def curve(test: Sequence[Exits], steps: Sequence[float]) -> dict[str, list[float]]:
-    """Mean accuracy over the seeds against GMACs, when ever more of the least confident pictures are refined.
+def curve(test: Sequence[Exits], steps: Sequence[float], resamples: int = CURVE_RESAMPLES) -> Curve:
+    """Accuracy over the seeds against GMACs, when ever more of the least confident pictures are refined.
 
     steps: GMACs of leaving at the first step and at the second.
     """
-    lines = []
-    for exits in test:
-        shares, line = curve_by_share(*map(torch.from_numpy, (exits.confidence, exits.first, exits.second)))
-        lines.append(line)
-    first, second = steps
-    gmacs = [first + share * (second - first) for share in shares]
-    return {"gmacs": gmacs, "accuracy": [fmean(values) for values in zip(*lines, strict=True)]}
+    ranks = [exits.confidence.argsort(kind="stable").argsort() for exits in test]
+    line: Curve = {name: [] for name in ("refined", "gmacs", "accuracy", "low", "high")}
+    for share in np.linspace(0, 1, CURVE_POINTS).tolist():
+        refined = round(share * len(ranks[0]))
+        right = [np.where(rank < refined, exits.second, exits.first) for rank, exits in zip(ranks, test, strict=True)]
+        ends = mean_interval(np.stack(right), resamples).ends
+        values = (refined / len(ranks[0]), steps[0] + share * (steps[1] - steps[0]), *ends)
+        for name, value in zip(line, values, strict=True):
+            line[name].append(value)
+    return line
+
+
+def draw_curve(axes: Axes, line: Curve, label: str, scale: float = 1, **style: Any) -> None:
+    """A ``curve`` in %, with its interval as a band. scale: what a GMAC is drawn as."""
+    xs = [scale * gmacs for gmacs in line["gmacs"]]
+    (drawn,) = axes.plot(xs, [100 * value for value in line["accuracy"]], label=label, **style)
+    if "low" in line:  # results of before curves had intervals are drawn too
+        low, high = ([100 * value for value in line[end]] for end in ("low", "high"))
+        axes.fill_between(xs, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
 
 
 def savings_table(lines: Sequence[Mapping[str, Any]]) -> str:

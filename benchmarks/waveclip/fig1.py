@@ -5,21 +5,26 @@ Shapes: M images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.cells import Comparison, Result, table
-from benchmarks.embedded import models
+from benchmarks import read_log
+from benchmarks.cells import Comparison, Result, accuracy, table
+from benchmarks.embedded import REVISION, models
 from benchmarks.printed import paper_numbers
+from benchmarks.statistics import mean_interval
+from benchmarks.together.embedded_reference import sentence
 from benchmarks.training import shapes as trained
-from benchmarks.waveclip import answers, shapes
-from benchmarks.waveclip.costs import expected
-from benchmarks.waveclip.exits import curve_by_share
+from benchmarks.waveclip import controls, shapes
+from benchmarks.waveclip.costs import Cost
 from benchmarks.waveclip.observed import costs, observed, sweep_conditions
 from benchmarks.waveclip.sweep import examples, margins, sweep
 
+PLACES = {"CLIP ViT-B/16": ((0, 5), "center"), "TinyCLIP": ((6, -3), "left")}
+"""Where names stand from their points on the right panel, in points of type; the others to the left."""
 FLOOR = 61
 """The lowest accuracy of the right panel; points below it are named at its edge."""
 
@@ -33,18 +38,18 @@ def run(smoke: bool = False) -> dict[str, Any]:
     test = observed("test", smoke)
     teacher, student = models()
     dense, exits = costs(teacher, student)
-    shares, accuracy = curve_by_share(test.margin[0], test.coarse, test.fine)
+    price, seeds = shapes.prices(), shapes.by_seed(trained.finished(), "test")
+    resamples = 20 if smoke else controls.CURVE_RESAMPLES
+    line = controls.curve([seen.wave for seen in seeds], [gmacs for _, gmacs in price.steps(controls.WAVE)], resamples)
     printed = paper_numbers("waveclip")
     return {
         "name": "waveclip-fig1",
         "conditions": run_conditions,
         "pictures": len(test.teacher),
-        "teacher": {"gmacs": dense.macs.gmacs, "accuracy": test.teacher.double().mean().item()},
-        "half": half_resolution(),
-        "frontier": [
-            {"refined": share, "gmacs": expected(exits, [1 - share, share]).macs.gmacs, "accuracy": correct}
-            for share, correct in zip(shares, accuracy, strict=True)
-        ],
+        "seeds": len(seeds),
+        "teacher": _point(dense, [seeds[0].wave.reference]),
+        "half": _point(price.half, [seen.cascade.first for seen in seeds]),
+        "frontier": [dict(zip(line, values, strict=True)) for values in zip(*line.values(), strict=True)],
         "paper": [
             {key: row[key] for key in ("method", "gflops", "accuracy", "refined") if key in row}
             for row in printed["table2"] + printed["prose"]
@@ -55,13 +60,10 @@ def run(smoke: bool = False) -> dict[str, Any]:
     }
 
 
-def half_resolution() -> dict[str, float] | None:
-    """The half-resolution CLIP of seed 0 from its stored answers: what fewer pixels do without a WaveCLIP; or None."""
-    file = trained.file("shapes-half-0")
-    if not file.is_file():
-        return None
-    right = answers.read(file)["test"].last
-    return {"gmacs": shapes.costs()["half"].macs.gmacs, "accuracy": float(right.mean())}
+def _point(cost: Cost, right: Sequence[np.ndarray]) -> dict[str, float]:
+    """A model's cost, and its accuracy with the interval's ends. right: bool [M] of each training seed."""
+    middle, low, high = mean_interval(np.stack(right)).ends
+    return {"gmacs": cost.macs.gmacs, "accuracy": middle, "low": low, "high": high}
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
@@ -71,34 +73,32 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         [
             f"{100 * point['refined']:.0f} %",
             f"{point['gmacs']:.4f}",
-            f"{100 * point['accuracy']:.1f}",
+            accuracy(point["accuracy"], [point["low"], point["high"]]),
             f"{100 * point['gmacs'] / dense['gmacs']:.0f} %",
         ]
         for point in points[:: max(1, len(points) // 10)]
     ]
-    curve = table(["refined", "GMACs", "accuracy", "of the teacher's GMACs"], rows, left=())
+    curve = table(["refined", "GMACs", "accuracy [95 %]", "of the teacher's GMACs"], rows, left=())
     note = (
         f"Embedded scale: the margin gate swept over all thresholds on {result['pictures']:,} test pictures of the "
-        f"scenes of shape, one training seed; the dense teacher has {100 * dense['accuracy']:.1f} at "
-        f"{dense['gmacs']:.4f} GMACs. Paper scale: the printed points, whose GFLOPs mix two accounts (see Table 2). "
+        f"scenes of shape, {result['seeds']} training seeds; the dense teacher has {100 * dense['accuracy']:.1f} at "
+        f"{dense['gmacs']:.4f} GMACs. Intervals resample seeds and pictures.{read_log.remark(result['conditions'])} "
+        "Paper scale: the printed points, whose GFLOPs mix two accounts (see Table 2). "
         "The two panels share no axis."
     )
-    return {"md": f"{curve}\n\n{note}\n", "figures": {"waveclip-fig1": _draw(result)}}
+    return {"md": f"{curve}\n\n{sentence(REVISION)}\n\n{note}\n", "figures": {"waveclip-fig1": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     ours, printed = figure.subplots(1, 2)
     points, dense = result["frontier"], result["teacher"]
-    ours.plot(
-        [point["gmacs"] for point in points],
-        [100 * point["accuracy"] for point in points],
-        label="WaveCLIP, margin gate",
-    )
-    ours.plot(dense["gmacs"], 100 * dense["accuracy"], "k*", markersize=11, label="dense teacher")
-    if half := result.get("half"):
-        ours.plot(half["gmacs"], 100 * half["accuracy"], "ks", markersize=6, label="half-resolution CLIP")
-    ours.set(title="scenes of shape, measured, one seed", xlabel="GMACs a picture", ylabel="top-1, %")
+    line = {name: [point[name] for point in points] for name in points[0]}
+    controls.draw_curve(ours, line, "WaveCLIP, margin gate")
+    for point, mark, label in ((dense, "*", "dense teacher"), (result["half"], "s", "half-resolution CLIP")):
+        middle, low, high = (100 * point[end] for end in ("accuracy", "low", "high"))
+        ours.errorbar(point["gmacs"], middle, [[middle - low], [high - middle]], fmt=f"k{mark}", capsize=3, label=label)
+    ours.set(title=f"scenes of shape, measured, {result['seeds']} seeds", xlabel="GMACs a picture", ylabel="top-1, %")
     ours.legend()
     for wave, style, label in ((True, "o-", "WAVECLIP"), (False, "ks", "others")):
         rows = sorted(
@@ -108,14 +108,14 @@ def _draw(result: dict[str, Any]) -> Figure:
         xs, ys = [row["gflops"] for row in rows], [row["accuracy"] for row in rows]
         printed.plot(xs, ys, style if wave else "ks", label=label, markersize=5)
     for row in result["paper"]:
-        name, right = row["method"].split(" (")[0], row["gflops"] > 12
-        place = {"xytext": (-6 if right else 6, -9 if right else 4), "textcoords": "offset points", "fontsize": 7}
+        name, style = row["method"].split(" (")[0], {"textcoords": "offset points", "fontsize": 7}
         if row["accuracy"] < FLOOR:
             below = f"{name}: {row['accuracy']} at {row['gflops']}, below"
-            printed.annotate(below, (1.2, FLOOR + 0.2), **place)
+            printed.annotate(below, (1.2, FLOOR + 0.2), xytext=(6, 4), **style)
         elif not name.startswith("WAVECLIP"):
-            point = (row["gflops"], row["accuracy"])
-            printed.annotate(name, point, ha="right" if right else "left", **place)
+            # Away from WAVECLIP's line, which rises from the left.
+            offset, side = PLACES.get(name, ((-6, -3), "right"))
+            printed.annotate(name, (row["gflops"], row["accuracy"]), xytext=offset, ha=side, **style)
     printed.set(xlim=(1, 18.5), ylim=(FLOOR, 67))
     printed.set(title="ImageNet-1k, as the paper prints it", xlabel="GFLOPs as printed", ylabel="top-1, %")
     printed.legend(loc="lower right")

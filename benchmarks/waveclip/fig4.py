@@ -11,7 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks import read_log
 from benchmarks.cells import table
+from benchmarks.embedded import REVISION
+from benchmarks.statistics import share_interval
+from benchmarks.together.embedded_reference import sentence
 from benchmarks.waveclip.exits import curve_by_share, separation
 from benchmarks.waveclip.observed import Observed, observed, sweep_conditions
 from common.early_exit import exit_at, threshold_for
@@ -41,12 +45,14 @@ def compare_gates(answers: Observed) -> dict[str, Any]:
 
 def _gate(confidence: Tensor, answers: Observed) -> dict[str, Any]:
     shares, accuracy = curve_by_share(confidence, answers.coarse, answers.fine)
+    pictures = len(answers.coarse)
+    intervals = [share_interval(round(value * pictures), pictures) for value in accuracy]
     histograms = {
         name: torch.histc(confidence[group], BINS, 0, 1).long().tolist()
         for name, group in (("right", answers.coarse), ("wrong", ~answers.coarse))
     }
     return {
-        "frontier": {"refined": shares, "accuracy": accuracy},
+        "frontier": {"refined": shares, "accuracy": accuracy, "interval": intervals},
         "mean_accuracy": sum(accuracy) / len(accuracy),
         "auroc_right": separation(confidence, answers.coarse),
         "auroc_agrees": separation(confidence, answers.agrees[0]),
@@ -80,9 +86,11 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     beside = table(["refined", "accuracy with the margin minus with the maximum, points"], differences, left=())
     note = (
         f"Embedded scale, {result['pictures']:,} test pictures of the scenes of shape, the least confident of them "
-        "refined. Brackets: paired bootstrap intervals at 95 %. The paper draws this comparison without numbers."
+        "refined, of one training seed. Brackets: paired bootstrap intervals at 95 %, and bands those of each curve "
+        f"alone. The paper draws this comparison without numbers.{read_log.remark(result['conditions'])}"
     )
-    return {"md": "\n\n".join([table(head, rows), beside, note]) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
+    parts = [table(head, rows), beside, sentence(REVISION), note]
+    return {"md": "\n\n".join(parts) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:
@@ -91,11 +99,11 @@ def _draw(result: dict[str, Any]) -> Figure:
     edges = [i / BINS for i in range(BINS)]
     for panel, (name, gate) in zip(histograms, result["gates"].items(), strict=True):
         points = gate["frontier"]
-        curve.plot(
-            [100 * share for share in points["refined"]],
-            [100 * right for right in points["accuracy"]],
-            label=GATES[name],
-        )
+        shares = [100 * share for share in points["refined"]]
+        (line,) = curve.plot(shares, [100 * right for right in points["accuracy"]], label=GATES[name])
+        if "interval" in points:
+            low, high = ([100 * value for value in ends] for ends in zip(*points["interval"], strict=True))
+            curve.fill_between(shares, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         for outcome, colour in (("right", "C2"), ("wrong", "C1")):
             values = gate["histograms"][outcome]
             panel.bar(edges, values, 1 / BINS, align="edge", alpha=0.55, color=colour, label=f"coarse {outcome}")

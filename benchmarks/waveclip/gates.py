@@ -19,8 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import read_log
 from benchmarks.cells import Result, accuracy, p_value, points, table
+from benchmarks.embedded import LOGGED, REVISION
 from benchmarks.statistics import RESAMPLES, Interval, adjusted_p, mean_interval, mean_over_sets
+from benchmarks.together.embedded_reference import sentence
 from benchmarks.training.run import STORED
 from benchmarks.waveclip import answers
 from benchmarks.waveclip.answers import Answers
@@ -89,7 +92,11 @@ def run(smoke: bool = False) -> dict[str, Any]:
     return {
         "name": "waveclip-gates",
         "conditions": conditions(
-            "embedded", seeds=min(map(len, found.values()), default=0), chosen_on="val", reported_on="test"
+            "embedded",
+            seeds=min(map(len, found.values()), default=0),
+            chosen_on="val",
+            reported_on="test",
+            reads_of_test=read_log.reads_of_all(LOGGED[REVISION]),
         ),
         "seeds": {name: len(seeds) for name, seeds in found.items()},
         "shares": at_shares(found, 20 if smoke else RESAMPLES) if len(found) > 1 else [],
@@ -235,9 +242,9 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "such pictures, or more accuracy, in points. Pictures of equal confidence are refined together, so a share may "
         "not be met. "
         f"{'One training seed' if seeds == 1 else f'{seeds} training seeds'}; intervals resample seeds and pictures, p "
-        "is adjusted over the leads of a column."
+        f"is adjusted over the leads of a column.{read_log.remark(result['conditions'])}"
     )
-    parts = [table(head, lines, left=(1,)), note, *([f"Not run:\n\n{lacking}"] if lacking else [])]
+    parts = [table(head, lines, left=(1,)), note, sentence(REVISION), *([f"Not run:\n\n{lacking}"] if lacking else [])]
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
 
 

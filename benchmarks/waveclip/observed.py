@@ -114,7 +114,9 @@ def sweep_conditions() -> dict[str, Any]:
     """The conditions of a figure that shows the committed models at every threshold."""
     weights = {path.name: digest(path) for path in MODELS[REVISION]}
     chosen = "nothing is chosen: a sweep"
-    return conditions("embedded", seeds=1, dtype="float32", batch=1, weights=weights, chosen_on=chosen)
+    reads = read_log.reads_of_all(LOGGED[REVISION])
+    run = {"dtype": "float32", "batch": 1, "weights": weights, "chosen_on": chosen, "reads_of_test": reads}
+    return conditions("embedded", seeds=1, **run)
 
 
 def counts(right: Mapping[str, np.ndarray]) -> dict[str, list[int]]:

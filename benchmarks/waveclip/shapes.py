@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks import read_log
 from benchmarks.cells import Result, p_value, points, table
-from benchmarks.embedded import heads_beyond
+from benchmarks.embedded import LOGGED, REVISION, heads_beyond
 from benchmarks.statistics import RESAMPLES, adjusted_p, difference, mean_interval
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.training import shapes as trained
@@ -98,7 +99,13 @@ def run(smoke: bool = False) -> dict[str, Any]:
     seeds = {family: len(splits["test"]) for family, splits in families.items()}
     result = {
         "name": "waveclip-shapes",
-        "conditions": conditions("embedded", seeds=min(seeds.values(), default=0), chosen_on="val", reported_on="test"),
+        "conditions": conditions(
+            "embedded",
+            seeds=min(seeds.values(), default=0),
+            chosen_on="val",
+            reported_on="test",
+            reads_of_test=read_log.reads_of_all(LOGGED[REVISION]),
+        ),
         "seeds": seeds,
         "pictures": next((_right(families, line).shape[1] for line in _finished(families)), 0),
         "rows": rows(families, {name: value.macs.gmacs for name, value in priced.items()}, resamples),
@@ -112,10 +119,11 @@ def run(smoke: bool = False) -> dict[str, Any]:
     if not test:
         return result
     price = prices()
-    curves = controls.curves(test, price)
+    drawn = 20 if smoke else controls.CURVE_RESAMPLES
+    curves = controls.curves(test, price, drawn)
     if FROM_LONGER in families:
         exits = [wave.exits(wave.last) for wave in families[FROM_LONGER]["test"].values()]
-        curves[controls.LATER_WAVE] = controls.curve(exits, [cost.macs.gmacs for cost in price.wave])
+        curves[controls.LATER_WAVE] = controls.curve(exits, [cost.macs.gmacs for cost in price.wave], drawn)
     return result | {"savings": controls.savings(val, test, price, resamples), "curves": curves}
 
 
@@ -229,6 +237,7 @@ def _note(result: dict[str, Any]) -> str:
         "seed 0, the students of the teacher trained on from that; p is adjusted over the rows. GMACs "
         "count attention on both sides, the image tower's alone. The "
         "cascade asks the half-resolution CLIP first, then the teacher trained on, shares nothing, and pays both."
+        f"{read_log.remark(result['conditions'])}"
     )
 
 
@@ -236,7 +245,7 @@ def _draw(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     axes = figure.subplots()
     for name, curve in result["curves"].items():
-        axes.plot(curve["gmacs"], [100 * value for value in curve["accuracy"]], label=name)
+        controls.draw_curve(axes, curve, name)
     single = [row for row in result["rows"] if row["row"] in {line.name for line in LINES[:3]}]
     for row in single:
         middle, low, high = (100 * value for value in row["accuracy"])

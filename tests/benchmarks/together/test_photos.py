@@ -101,8 +101,6 @@ def test_the_table_has_all_parts(outcome):
     (control,) = (row for row in result["rows"] if row["method"] == "teacher trained on")
     beside = f"| {points(control['against_teacher'])} | {p_value(control['p'])} | 65.0 |"
     assert beside in text, "a control stands against the teacher too"
-        "a control stands against the teacher too"
-    )
     assert "| teacher + class attention |" in text and "| WaveCLIP + random, one draw for all pictures |" in text
     assert "Zero-shot among 3 names by “a photo of a {}.”, on 60 test pictures" in text
     assert "Reads of test by the most often read of these models: 1." in text

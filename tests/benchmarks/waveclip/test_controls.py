@@ -14,6 +14,7 @@ from benchmarks.waveclip.controls import (
     WAVE,
     Costs,
     SeedAnswers,
+    curve,
     curves,
     headline,
     rows,
@@ -155,3 +156,16 @@ def test_each_model_of_a_seed_has_its_place():
     assert np.array_equal(result.cascade.reference, teacher.correct[0]), "the teacher is the reference of both"
     for exits, first in ((result.wave, wave), (result.cascade, half)):
         assert np.array_equal(exits.confidence, first.margin[0])
+
+
+def test_a_curve_refines_the_least_confident_first_and_has_intervals():
+    """Of a thousand pictures a coarse level knows the surer half, the fine one all."""
+    confidence = np.linspace(0, 1, 1000)
+    exits = Exits(confidence, confidence >= 0.5, np.ones(1000, bool), np.ones(1000, bool))
+    line = curve([exits, exits], (1.0, 3.0), resamples=50)
+    assert line["refined"][0] == 0 and line["refined"][-1] == 1 and (line["gmacs"][0], line["gmacs"][-1]) == (1, 3)
+    for refined, accuracy, low, high in zip(
+        *(line[key] for key in ("refined", "accuracy", "low", "high")), strict=True
+    ):
+        assert accuracy == pytest.approx(min(0.5 + refined, 1), abs=2e-3) and low <= accuracy <= high
+    assert line["low"][0] < line["high"][0] and line["low"][-1] == line["high"][-1] == 1

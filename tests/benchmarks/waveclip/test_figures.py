@@ -113,13 +113,19 @@ def test_figures_1_and_4_render():
     margin = torch.rand(50)
     coarse, fine = margin > 0.5, margin > 0.2
     gates = fig4.compare_gates(observed(margin, margin, coarse, fine))
-    rendered = fig4.render({"pictures": 50} | gates)
+    rendered = fig4.render({"conditions": {}, "pictures": 50} | gates)
     assert "AUROC" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig4"}
+    point = {"gmacs": 0.03, "accuracy": 0.8, "low": 0.7, "high": 0.9}
     result = {
+        "conditions": {"reads_of_test": 7},
         "pictures": 50,
-        "teacher": {"gmacs": 0.03, "accuracy": 0.8},
-        "frontier": [{"refined": i / 10, "gmacs": 0.01 + i / 400, "accuracy": 0.5 + i / 50} for i in range(11)],
+        "seeds": 3,
+        "teacher": point,
+        "half": point,
+        "frontier": [point | {"refined": i / 10, "gmacs": 0.01 + i / 400} for i in range(11)],
         "paper": paper_numbers("waveclip")["table2"],
     }
     rendered = fig1.render(result)
-    assert "50 test pictures" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig1"}
+    assert "| 0 % | 0.0100 | 80.0 [70.0, 90.0] | 33 % |" in rendered["md"]
+    assert "50 test pictures" in rendered["md"] and "read 7 times by then" in rendered["md"]
+    assert set(rendered["figures"]) == {"waveclip-fig1"}
