@@ -164,8 +164,7 @@ def test_a_curve_refines_the_least_confident_first_and_has_intervals():
     exits = Exits(confidence, confidence >= 0.5, np.ones(1000, bool), np.ones(1000, bool))
     line = curve([exits, exits], (1.0, 3.0), resamples=50)
     assert line["refined"][0] == 0 and line["refined"][-1] == 1 and (line["gmacs"][0], line["gmacs"][-1]) == (1, 3)
-    for refined, accuracy, low, high in zip(
-        *(line[key] for key in ("refined", "accuracy", "low", "high")), strict=True
-    ):
+    points = zip(line["refined"], line["accuracy"], line["low"], line["high"], strict=True)
+    for refined, accuracy, low, high in points:
         assert accuracy == pytest.approx(min(0.5 + refined, 1), abs=2e-3) and low <= accuracy <= high
     assert line["low"][0] < line["high"][0] and line["low"][-1] == line["high"][-1] == 1
