@@ -212,7 +212,7 @@ def _terms(rows: Sequence[dict[str, Any]]) -> str:
     ]
     chance = f"In a batch of 128, chance has InfoNCE {np.log(128):.2f} and top-1 {1 / 128:.3f}"
     return (
-        table(["terms on val", *(name.replace("_", " ") for name in names)], lines)
+        table(["terms, on val but where it says so", *(name.replace("_", " ") for name in names)], lines)
         + f"\n\n{chance}; a token term is minus the mean cosine of matched tokens."
     )
 

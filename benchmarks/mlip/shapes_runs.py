@@ -10,8 +10,10 @@ Shapes: M pictures.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -31,7 +33,7 @@ from benchmarks.cells import accuracy_of
 from benchmarks.embedded import right_answers
 from benchmarks.mlip import ablations
 from benchmarks.training.drift import built
-from benchmarks.training.run import RECIPES, STORED, Run, work
+from benchmarks.training.run import RECIPES, STORED, Run, folder_of, work
 from benchmarks.training.shapes import candidates, labelled
 from common.data.embedded.module import EmbeddedDataModule
 from common.flops import count_macs
@@ -202,7 +204,8 @@ def measure(
     weights: Path, recipe: str, run: Run, splits: Sequence[str], output: Path, batches: int | None = None
 ) -> dict[str, Any]:
     """``evaluate``, and what says whether each term of the loss trains at all."""
-    return evaluate(weights, recipe, splits, output, batches) | {"terms": terms(weights, run, batches or 8)}
+    found = terms(weights, run, batches or 8) or logged_terms(folder_of(run))
+    return evaluate(weights, recipe, splits, output, batches) | {"terms": found}
 
 
 @torch.no_grad()
@@ -238,7 +241,7 @@ def terms(weights: Path, run: Run, batches: int = 8) -> dict[str, float]:
     """Means over batches of val: equation 2's losses by name, and in-batch top-1 of both image embeddings.
 
     "frequency top1" and "spatial top1" are the shares of pictures that are nearest to their own caption in the batch.
-    Empty for SLIP, DeCLIP and FILIP, whose heads do not belong to the trained model.
+    Empty for SLIP, DeCLIP and FILIP, whose heads do not belong to the trained model; see ``logged_terms``.
     """
     model = run.settings["model"]
     left_out = dict.fromkeys(model.keys() & {"neighbour_weight", "masking_weight"}, 0.0)  # queue and head are not kept
@@ -253,6 +256,21 @@ def terms(weights: Path, run: Run, batches: int = 8) -> dict[str, float]:
         found = {**module.losses(batch), **_in_batch(module.clip, batch)}
         for name, value in found.items():
             values.setdefault(name, []).append(float(value))
+    return {name: fmean(each) for name, each in values.items()}
+
+
+def logged_terms(folder: Path) -> dict[str, float]:
+    """Means of a training's losses over the last tenth of its steps, "NAME in training", from its folder of logs."""
+    rows = [
+        row for file in sorted(folder.glob("*/metrics.csv")) for row in csv.DictReader(file.read_text().splitlines())
+    ]
+    values: dict[str, list[float]] = {}
+    last = max((int(row["step"]) for row in rows), default=0)
+    for row in rows:
+        for column, value in row.items():
+            term = re.fullmatch("train_(.+)_loss", column)
+            if term and value and int(row["step"]) >= 0.9 * last:
+                values.setdefault(f"{term[1]} in training", []).append(float(value))
     return {name: fmean(each) for name, each in values.items()}
 
 

@@ -136,6 +136,17 @@ def few(monkeypatch, tmp_path):
     return tmp_path
 
 
+def test_the_terms_of_heads_that_are_not_kept_are_those_of_the_last_tenth_of_the_training(tmp_path):
+    """Of a training that was interrupted and went on."""
+    for version, lines in enumerate((["0,9.0,8.0,17.0,", "50,4.0,2.0,6.0,"], ["95,1.0,,1.0,", "99,2.0,0.5,2.5,0.3"])):
+        (tmp_path / f"version_{version}").mkdir()
+        text = "\n".join(["step,train_clip_loss,train_simclr_loss,train_loss,val_top1", *lines])
+        (tmp_path / f"version_{version}" / "metrics.csv").write_text(text)
+    found = shapes_runs.logged_terms(tmp_path)
+    assert found == {"clip in training": 1.5, "simclr in training": 0.5}
+    assert shapes_runs.logged_terms(tmp_path / "nothing") == {}
+
+
 @pytest.mark.parametrize("row", ["no-guide", "masking", "texture-frequency", "filip"])
 def test_a_trained_row_leaves_its_answers_and_what_its_terms_do(row, few):
     torch.manual_seed(0)
