@@ -36,6 +36,15 @@ BATCHES = (1, 8)
 REFERENCE = "open_clip"
 DENSE, COARSE = "ours", "WaveCLIP, level 0"
 OPTIMIZED = ", optimised"
+GOALS = (
+    ("ONNX Runtime", "float32", {1: 0.98, 8: 0.98}),
+    (REFERENCE, "float32", {1: 1.15, 8: 1.15}),
+    (REFERENCE, "bfloat16", {1: 1.15, 8: 1.15}),
+    ("OpenVINO", "bfloat16", {1: 0.95, 8: 0.95}),
+)
+"""Rival, dtype, and the least ratio to it by batch size, which the optimised dense tower was to reach on a CPU."""
+COARSE_GOALS = {1: 0.85, 8: 0.92}
+"""The least share of the counted saving that the optimised coarse level was to show in fp32, by batch size."""
 OPTIONAL = {"transformers", "ONNX Runtime", "OpenVINO"}
 
 
@@ -188,9 +197,37 @@ def parts(result: dict[str, Any]) -> list[str]:
         for row in rows
     ]
     texts = [table(head, lines, left=(0, 1)), _realised(rows)]
+    texts += [goals(rows)] if rows[0]["peak_bytes"] is None else []
     if result["missing"]:
         texts.append(f"Not measured: {', '.join(result['missing'])} (`pip install -e '.[export,rivals]'`).")
     return texts
+
+
+def goals(rows: Sequence[dict[str, Any]]) -> str:
+    """Whether the optimised towers reach what they were to reach, as a Markdown table; rivals that are missing are not.
+
+    A goal is reached where the whole interval of the rounds' ratios reaches it, and missed where none of it does.
+    """
+    by_name = {(row["engine"], row["dtype"], row["batch"]): row for row in rows}
+    lines = []
+
+    def judge(what: str, dtype: str, batch: int, least: float, ratios: Sequence[float]) -> None:
+        low, high = median_interval(ratios)
+        verdict = "reached" if low >= least else "MISSED" if high < least else "neither shown"
+        lines.append([what, dtype, batch, f"{least:.2f}", _ratio(ratios), verdict])
+
+    for rival, dtype, least in GOALS:
+        for batch in least:
+            sides = (by_name.get((name, dtype, batch)) for name in (rival, DENSE + OPTIMIZED))
+            if all(sides := list(sides)):
+                judge(f"dense tower, × {rival}", dtype, batch, least[batch], rounds_ratio(*sides))
+    for batch, least in COARSE_GOALS.items():
+        dense, coarse = (by_name[name + OPTIMIZED, "float32", batch] for name in (DENSE, COARSE))
+        counted = dense["gmacs"] / coarse["gmacs"]
+        shares = [ratio / counted for ratio in rounds_ratio(dense, coarse)]
+        judge("coarse level, share of its counted saving", "float32", batch, least, shares)
+    head = ["goal on a CPU, optimised", "weights", "batch", "least", "found [95 %]", "verdict"]
+    return table(head, lines, left=(0, 1, 5))
 
 
 def _speed(row: dict[str, Any]) -> str:

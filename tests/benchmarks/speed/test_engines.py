@@ -28,6 +28,23 @@ def test_the_table_names_what_is_missing(result):
     assert "Not measured: OpenVINO (`pip install -e '.[export,rivals]'`)." in text
 
 
+def test_goals_are_judged_by_the_whole_interval_of_the_rounds():
+    def row(engine, dtype, seconds, gmacs=16.0):
+        return {"engine": engine, "dtype": dtype, "gmacs": gmacs, "rounds": [seconds] * 5}
+
+    at_one = [
+        row("ONNX Runtime", "float32", 1.0), row("open_clip", "float32", 1.0), row("ours, optimised", "float32", 0.9),
+        row("WaveCLIP, level 0, optimised", "float32", 0.25, gmacs=4.0), row("open_clip", "bfloat16", 1.0),
+        row("ours, optimised", "bfloat16", 0.8),
+    ]  # fmt: skip
+    text = engines.goals([each | {"batch": batch} for batch in (1, 8) for each in at_one])
+    assert "| dense tower, × ONNX Runtime | float32 | 1 | 0.98 | 1.11 [1.11, 1.11] | reached |" in text
+    assert "| dense tower, × open_clip | float32 | 8 | 1.15 | 1.11 [1.11, 1.11] | MISSED |" in text
+    assert "| dense tower, × open_clip | bfloat16 | 1 | 1.15 | 1.25 [1.25, 1.25] | reached |" in text
+    assert "OpenVINO" not in text, "it is not installed"
+    assert "| coarse level, share of its counted saving | float32 | 8 | 0.92 | 0.90 [0.90, 0.90] | MISSED |" in text
+
+
 def test_the_interval_of_a_median_is_that_of_its_resamples():
     assert median_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
     low, high = median_interval([1.0, 2.0, 3.0, 4.0, 5.0])
