@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.ranks import of_this_rank
+from common.ranks import mean_over_ranks, of_this_rank
 from common.tower import TextTower
 from mlip.alignment import caption_mask
 
@@ -74,9 +74,9 @@ class MaskedLanguage(nn.Module):
         return hidden[torch.arange(len(hidden), device=hidden.device), ids.argmax(1)] @ tower.text_projection
 
     def loss(self, hidden: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
-        """Mean cross-entropy of the chosen words -> scalar; 0 where a batch has none.
+        """Mean cross-entropy of the chosen words of all ranks -> scalar; 0 where there are none.
 
         hidden: [B,T,D].  ids: [B,T], not corrupted.  chosen: boolean [B,T].
         """
         logits = self.head(hidden[chosen]).float()  # [M,V]
-        return F.cross_entropy(logits, ids[chosen], reduction="sum") / max(len(logits), 1)
+        return mean_over_ranks(F.cross_entropy(logits, ids[chosen], reduction="sum"), len(logits))

@@ -27,6 +27,8 @@ ALIKE = {
         "masking_weight": 0.0,
     },
     "mlip": {"label_smoothing": 0.1},
+    "masked words": {"masking_weight": 0.5},
+    "declip's masked words": {"training": DeCLIPPretraining, "neighbour_weight": 0.0, "simsiam_weight": 0.0},
     "filip": {"frequency_matching": "filip", "spatial_matching": "filip"},
     "filip with keys": {"training": FILIPPretraining, "token_dim": 12, "keys": 2},
     "neighbours": {"neighbour_weight": 0.5, "neighbour_queue": 9, "neighbour_form": "symmetric"},
