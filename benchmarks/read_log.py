@@ -49,12 +49,14 @@ def reads_of_all(data: str) -> int:
 
 
 def remark(run: Mapping[str, Any]) -> str:
-    """What the note below a table adds: how often its test split had been read; empty where it is not stored.
+    """What the note below a table adds: how often its test pictures had been read; empty where it is not stored.
 
-    run: conditions with ``reads_of_test``.
+    run: conditions with ``reads_of_test``, a number, or one for each data set by name.
     """
     count = run.get("reads_of_test")
-    return f" Test had been read {count} times by then, with whatever models." if count else ""
+    if isinstance(count, Mapping):
+        count = ", ".join(f"{name} {number}" for name, number in count.items())
+    return f" Reads of these test pictures by then, with whatever models: {count}." if count else ""
 
 
 def _lines(log: Path) -> Iterator[dict[str, Any]]:

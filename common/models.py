@@ -257,6 +257,7 @@ def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None, pre
         activation = {True: "QuickGELU", False: "GELU"}
         matching = name.removesuffix(QUICK) + (QUICK if trained else "")
         mend = "such weights need another architecture" if matching == name else f"name the matching one, {matching}"
+        mend = "leave --quick-gelu out" if native == trained else mend
         raise ValueError(
             f"{weights} was trained with {activation[trained]}; the architecture {name} has {activation[native]}"
             f"{'' if quick_gelu is None else f' and --quick-gelu says {activation[quick_gelu]}'}; {mend}"
@@ -339,4 +340,6 @@ def _load_strictly(model: nn.Module, state: dict[str, Tensor], source: str, name
         state = convert_to_custom_text_state_dict(state)
     if "logit_scale" in state:  # both () and (1,) are in use
         state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
-    load_state(model, state, source, name)
+    # Counters of batch normalisation, which inference does not read, are missing from older files.
+    counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    load_state(model, counters | state, source, name)

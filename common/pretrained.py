@@ -55,9 +55,10 @@ class Folder:
     plain: bool
 
 
-def read_folder(path: Path) -> Folder | None:
+def read_folder(path: Path, pictures: bool = True) -> Folder | None:
     """The model of a folder; None: it has no configuration of open_clip or transformers.
 
+    pictures: whether to read how transformers prepared them; where somebody says it, this need not be known.
     ValueError: the configuration cannot be read, is of another kind of model, or the weights are missing.
     """
     file = next((path / name for name in _CONFIGS[:2] if (path / name).is_file()), None)
@@ -70,7 +71,7 @@ def read_folder(path: Path) -> Folder | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file} describes no CLIP: {reason}; give a folder of open_clip or CLIPModel") from error
-    if plain:
+    if plain and pictures:
         size = architecture["vision_cfg"]["image_size"]
         architecture = Preprocess.read(_image_processor(path, size), size).recorded_in(architecture)
     names = _WEIGHTS[-2:] if plain else _WEIGHTS
@@ -133,18 +134,22 @@ def _image_processor(path: Path, size: int) -> dict[str, Any] | None:
             continue
         try:
             config = json.loads((path / name).read_text())
+            if not isinstance(config, dict):
+                raise ValueError("it is no JSON object")
             if config := (config.get(section) if section else config):
                 return _of_image_processor(config, size)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path / name} prepares pictures in a way that is not known here: {error}; give the weights file to "
-                "an architecture's name and say --preprocess, such as --model ViT-B-32 --weights FILE --preprocess clip"
+                f"{path / name} prepares pictures in a way that is not known here: {error}; name the folder as the "
+                "weights of an architecture and say --preprocess, such as --model ViT-B-32-quickgelu --weights FOLDER "
+                "--preprocess clip"
             ) from error
     return None
 
 
 def _of_image_processor(config: dict[str, Any], size: int) -> dict[str, Any]:
     """The settings of transformers' image processor in open_clip's words. ValueError: see ``_image_processor``."""
+    config = {key: value for key, value in config.items() if value is not None}  # null is the default
     for key, only in {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}.items():
         if not math.isclose(value := config.get(key, only), only, rel_tol=1e-4):
             raise ValueError(f"{key} is {value}, where pictures are always resized, and scaled by 1/255")
@@ -154,6 +159,8 @@ def _of_image_processor(config: dict[str, Any], size: int) -> dict[str, Any]:
     cropped = config.get("do_center_crop", True)
     resized, crop = config.get("size") or size, (config.get("crop_size") or size) if cropped else size
     resized = {"shortest_edge": resized} if isinstance(resized, int) else resized
+    if not isinstance(resized, dict):
+        raise ValueError(f"size {resized} is neither a number nor a shortest_edge or height and width")
     squash = resized.keys() == {"height", "width"}
     known = squash or (resized.keys() == {"shortest_edge"} and cropped)
     sides = {*resized.values(), *(crop.values() if isinstance(crop, dict) else [crop])}
@@ -252,7 +259,7 @@ def find_pretrained(
         chosen = choose_preprocess(name, weights, preprocess, size)
         return Pretrained(None, trained, chosen, partial(read, trained))
     path = named_folder(weights)
-    folder = read_folder(path) if path.is_dir() else None
+    folder = read_folder(path, preprocess is None) if path.is_dir() else None
     file = path if folder is None else folder.weights
     recorded = read_record(file).get("architecture") if folder is None else folder.architecture
     if recorded is None and quick_gelu is None:

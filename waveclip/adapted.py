@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from common.adapters import AdaptedTower
+from common.adapters.tower import observed
+from common.attention import KVCache
 from common.tower import BlockOutput, BlockTower
 from waveclip.tokenizer import WaveletTokenizer
 from waveclip.tower import WaveTower
@@ -48,8 +50,11 @@ class AdaptedWaveTower(WaveTower):
         return self.tower.pool(x, sizes, bias)
 
     def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[tuple[BlockOutput, ...]]:
-        """ValueError: another library's blocks do not show their class attention."""
-        raise ValueError("intermediates read this suite's own blocks; take forward hooks on transformer.resblocks here")
+        """As ``WaveTower.intermediates``; without a class token as ``AdaptedTower.intermediates``."""
+        wanted, cache, leading = self.tower.block_numbers(layers), KVCache(), self.tokenizer.leading
+        bands = enumerate(self.tokenizer.decompose(images))
+        entered = (self.ln_pre(self.tokenizer.embed(band, step)) for step, band in bands)
+        return list(zip(*(observed(self.tower, x, wanted, leading, cache) for x in entered), strict=True))
 
     def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
         """ValueError: a file cannot describe another library's tower."""

@@ -203,7 +203,7 @@ def _accuracy(ends: Sequence[float]) -> str:
 
 
 def _terms(rows: Sequence[dict[str, Any]]) -> str:
-    """Equation 2's terms on val: whether each trains at all."""
+    """Each loss's terms, on val or in training: whether each trains at all."""
     names = list(dict.fromkeys(name for row in rows for name in row["terms"]))
     lines = [
         [_titles()[row["row"]], *(f"{row['terms'][name]:.3f}" if name in row["terms"] else "–" for name in names)]

@@ -80,15 +80,13 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     if not result["rows"]:
         parts = [f"Not run: `{COMMAND}`."]
     seeds = max((len(point["accuracy"]) for row in result["rows"] for point in row["points"]), default=0)
-    counts = result["conditions"].get("reads_of_test", {})
-    reads = ", ".join(f"{task} {count}" for task, count in counts.items())
     note = (
         f"Embedded scale: top-1 on test in %, mean ± standard deviation over up to {seeds} training seeds, by the "
         "share of patch tokens kept from block 1 on. Prompts are tuned with 16 shots, the same steps each: without "
         f"pruning for 100 %, at keep {KEEP} for all other rates. T: text prompts; V+T: visual prompts mapped from "
         "text prompts. GMACs are the image tower's, saved is against all its tokens without prompts. "
         "The paper draws its curves for Caltech101 and prints no numbers."
-        f"{f' Reads of these test pictures so far, by whatever models: {reads}.' if reads else ''}"
+        f"{read_log.remark(result['conditions'])}"
     )
     return {"md": "\n\n".join([*parts, sentence(REVISION), note]) + "\n", "figures": {"patchrank-fig1": _draw(result)}}
 

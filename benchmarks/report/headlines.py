@@ -236,7 +236,8 @@ def table() -> str:
     lines = cells.table(head, [line.cells() for line in LINES], left=(0, 1, 2, 4, 5))
     note = (
         "Accuracies are of the embedded scale, small models that anyone can train again; counts and speeds of ViT-B/16 "
-        "are of its real size. Seeds: trainings behind a line; its interval resamples them and the pictures, and with "
-        "fewer than three it is no headline. Each command prints the whole table with its conditions."
+        "are of its real size. Seeds: trainings behind a line, which is no headline with fewer than three. Intervals "
+        "resample seeds and pictures, MLIP's is Student's over seeds; counts and speeds have none here. Each command "
+        "prints the whole table with its conditions."
     )
     return f"{lines}\n\n{note}\n"

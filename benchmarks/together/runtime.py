@@ -11,12 +11,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from math import ceil
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
+from benchmarks import ROOT, read_log
 from benchmarks.cells import table
-from benchmarks.embedded import MODELS, REVISION
+from benchmarks.embedded import LOGGED, MODELS, REVISION
 from common.cli import main as effclip
 from common.conditions import conditions, digest
 from common.data.embedded.folder import write_folder
@@ -49,6 +50,8 @@ def run(smoke: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder) / "pictures", "test", pictures)
         rows = [_row(Path(folder), *row) for row in ROWS]
+    if not smoke:
+        read_log.record("runtime", LOGGED[REVISION], MODELS[REVISION])
     weights = {path.name: digest(path) for path in MODELS[REVISION]}
     run_conditions = conditions("embedded", seeds=1, weights=weights, pictures=pictures, split="test")
     return {"name": "runtime", "conditions": run_conditions, "rows": rows}
@@ -110,7 +113,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
             "–" if row["threshold"] is None else f"{row['stopped early']:,}",
             f"{row['other labels']:,}",
             f"{row['other levels']:,}",
-            f"within {row['probability']:.0e}",
+            "equal" if not row["probability"] else f"within {ceil(row['probability'] * 1e6):g}e-06",
         ]
         for row in result["rows"]
     ]
@@ -119,6 +122,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     note = (
         "The answers of `predict.py`, in a process where torch and this suite cannot be imported, beside those of "
         f"`effclip classify` on the same files: {run['split']} pictures of scenes of shape. It imported "
-        f"{', '.join(imported)}. {run['device']}; classify by torch {run['torch']}."
+        f"{', '.join(imported)}. Probabilities are compared as both print them, by six digits. {run['device']}; "
+        f"classify by torch {run['torch']}."
     )
     return {"md": f"{table(head, rows)}\n\n{note}\n", "figures": {}}

@@ -97,10 +97,10 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     times_head = ["every picture refined", "batch", "GMACs cached", "naive", "s a batch cached", "naive", "time saved"]
     run = result["conditions"]
     note = (
-        "Encoding anew costs what the coarse tokens cost: their linear layers, and their attention to all "
-        "tokens (a masked product is computed in full). The paper's values fit 16.87 minus the refinement's "
-        "13.12, a count without attention products minus one with them. The figure names no points; that its values "
-        "are those of these four, in order of cost, is our inference. Times: "
+        "Encoding anew costs what the coarse tokens cost: their linear layers, and their attention to each other, "
+        "since one pass under the block-causal mask forms no product that it hides. The paper's values fit 16.87 minus "
+        "the refinement's 13.12, a count without attention products minus one with them. The figure names no points; "
+        "that its values are those of these four, in order of cost, is our inference. Times: "
         f"{run['dtype']}, {run['device']}, {run['threads']} threads, medians of alternating rounds."
     )
     parts = [table(costs_head, extra), table(times_head, times), note]

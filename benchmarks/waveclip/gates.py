@@ -38,6 +38,7 @@ class Pictures(NamedTuple):
     """A data set: its name, where its WaveCLIPs' answers lie by training seed, its classes, what trains them."""
 
     name: str
+    logged: str
     files: tuple[Path, ...]
     classes: int
     command: str
@@ -51,17 +52,25 @@ def _by_seed(pattern: str) -> tuple[Path, ...]:
 SETS = (
     Pictures(
         "scenes of shape",
+        LOGGED[REVISION],
         tuple(STORED / f"shapes-waveclip-{seed}.npz" for seed in range(SEEDS)),
         len(class_names()),
         "make retrain ONLY='shapes-waveclip-*'",
     ),
     Pictures(
         "CIFAR-10",
+        "photos-cifar10",
         _by_seed("photos-cifar10-waveclip"),
         10,
         "make reproduce-photos PHOTOS=DIR/cifar10 OUT=benchmarks SEEDS=3",
     ),
-    Pictures("Fashion-MNIST", _by_seed("fashion-mnist-waveclip"), 10, "make reproduce-fashion-mnist SEEDS=3"),
+    Pictures(
+        "Fashion-MNIST",
+        "fashion-mnist",
+        _by_seed("fashion-mnist-waveclip"),
+        10,
+        "make reproduce-fashion-mnist SEEDS=3",
+    ),
 )
 Gate = Callable[[Answers, int], np.ndarray]
 """(answers, number of classes) -> the first level's confidence [M]."""
@@ -96,7 +105,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
             seeds=min(map(len, found.values()), default=0),
             chosen_on="val",
             reported_on="test",
-            reads_of_test=read_log.reads_of_all(LOGGED[REVISION]),
+            reads_of_test={each.name: read_log.reads_of_all(each.logged) for each in SETS},
         ),
         "seeds": {name: len(seeds) for name, seeds in found.items()},
         "shares": at_shares(found, 20 if smoke else RESAMPLES) if len(found) > 1 else [],
@@ -244,7 +253,8 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"{'One training seed' if seeds == 1 else f'{seeds} training seeds'}; intervals resample seeds and pictures, p "
         f"is adjusted over the leads of a column.{read_log.remark(result['conditions'])}"
     )
-    parts = [table(head, lines, left=(1,)), note, sentence(REVISION), *([f"Not run:\n\n{lacking}"] if lacking else [])]
+    ladder = sentence(REVISION).replace("Reference ladder", "Reference ladder of scenes of shape")
+    parts = [table(head, lines, left=(1,)), note, ladder, *([f"Not run:\n\n{lacking}"] if lacking else [])]
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
 
 

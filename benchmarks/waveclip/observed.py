@@ -110,13 +110,13 @@ def costs(teacher: CLIP, student: WaveTower) -> tuple[Cost, list[Cost]]:
     return cost(teacher.image_tower, size), exit_costs(student, size)
 
 
-def sweep_conditions() -> dict[str, Any]:
-    """The conditions of a figure that shows the committed models at every threshold."""
+def sweep_conditions(seeds: int = 1) -> dict[str, Any]:
+    """The conditions of a figure that shows models at every threshold. seeds: trainings behind it."""
     weights = {path.name: digest(path) for path in MODELS[REVISION]}
     chosen = "nothing is chosen: a sweep"
     reads = read_log.reads_of_all(LOGGED[REVISION])
     run = {"dtype": "float32", "batch": 1, "weights": weights, "chosen_on": chosen, "reads_of_test": reads}
-    return conditions("embedded", seeds=1, **run)
+    return conditions("embedded", seeds=seeds, **run)
 
 
 def counts(right: Mapping[str, np.ndarray]) -> dict[str, list[int]]:

@@ -151,6 +151,14 @@ def by_seed(families: Known, split: str) -> list[SeedAnswers]:
     return [controls.seed_answers(teacher, wave[seed], half[seed], longer[seed]) for seed in shared]
 
 
+def controlled(split: str) -> list[SeedAnswers]:
+    """``by_seed`` of what is trained. ValueError: WaveCLIP or a control has left no answers."""
+    families = trained.finished()
+    if lacking := CONTROLLED - families.keys():
+        raise ValueError(f"no answers of {', '.join(sorted(lacking))}; `make retrain ONLY='shapes-*'` trains them")
+    return by_seed(families, split)
+
+
 def rows(families: Known, costs: dict[str, float], resamples: int) -> list[dict[str, Any]]:
     """Accuracy of every finished line with its interval, and its difference from the teacher, Holm-adjusted."""
     result, gaps = [], {}

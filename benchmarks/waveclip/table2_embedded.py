@@ -21,12 +21,12 @@ from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, batches, models,
 from benchmarks.together.compositions import HalfResolution
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.together.frontier import cascade
-from benchmarks.training.shapes import HALF, LONGER, finished
+from benchmarks.training.shapes import HALF, LONGER
 from benchmarks.waveclip import controls
 from benchmarks.waveclip.controls import CASCADE, TEACHER, TRAINED_ON, WAVE
 from benchmarks.waveclip.observed import counts
 from benchmarks.waveclip.saving import ALLOWANCE, RESAMPLES
-from benchmarks.waveclip.shapes import CONTROLLED, by_seed, prices
+from benchmarks.waveclip.shapes import controlled, prices
 from common.adaptive import probabilities
 from common.clip import CLIP
 from common.conditions import conditions, digest
@@ -46,10 +46,7 @@ def measure(shares: Mapping[str, float], smoke: bool = False) -> dict[str, Any]:
     shares: of refined images on val, by the operating point's name; coarse-only and full are added.
     ValueError: a training of WaveCLIP or of a control has left no answers.
     """
-    families = finished()
-    if lacking := CONTROLLED - families.keys():
-        raise ValueError(f"no answers of {', '.join(sorted(lacking))}; `make retrain ONLY='shapes-*'` trains them")
-    val, test = (by_seed(families, split) for split in ("val", "test"))
+    val, test = (controlled(split) for split in ("val", "test"))
     run_conditions = conditions(
         "embedded",
         seeds=len(test),
@@ -89,9 +86,7 @@ def throughput(rows: Sequence[Mapping[str, Any]], smoke: bool = False) -> list[d
     rates: list[dict[str, float]] = [{} for _ in rows]
     for batch, total in ((1, 8), (64, 64)) if smoke else ((1, 128), (64, 448)):
         parts = images[:total].split(batch)
-        rounds = {
-            row: lambda call=call, parts=parts: [call(part) for part in parts] for row, call in classifiers.items()
-        }
+        rounds = {row: partial(_answer, call, parts) for row, call in classifiers.items()}
         for rate, duration in zip(rates, seconds(rounds, 1 if smoke else 7).values(), strict=True):
             rate[str(batch)] = total / duration
     return rates
@@ -170,7 +165,8 @@ def _note(block: dict[str, Any]) -> str:
         f"Zero-shot among {run['names']:,} names on scenes of shape, {run['seeds']} training seeds. "
         f"{pictures['test']:,} test pictures; thresholds are chosen on {pictures['val']:,} of val: a row's for the "
         f"refined share of the paper's row, a saving's as the cheapest whose paired interval stays above "
-        f"-{100 * ALLOWANCE:.1f} points. Intervals resample seeds and pictures. GMACs count attention on both sides, "
+        f"-{100 * ALLOWANCE:.1f} points. Intervals resample seeds and pictures; the teacher is one training, that of "
+        "seed 0, from which the students start, so its own spread is in none. GMACs count attention on both sides, "
         "the image tower's alone, and combine each exit's count by the shares measured on test. The cascade asks the "
         "half-resolution CLIP first, then the teacher trained on, shares nothing, and pays both; `make "
         "reproduce-waveclip-shapes` has WaveCLIPs from that teacher too. Test was read "

@@ -15,7 +15,7 @@ from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.adapters.tower import AdaptedBlock, AdaptedTower, PatchMap, Reader, mean_of, no_class_attention
+from common.adapters.tower import AdaptedBlock, AdaptedTower, MeanPooled, PatchMap, Reader, mean_of
 from common.attention import Mask
 
 
@@ -157,7 +157,7 @@ class TimmTower(AdaptedTower):
         reader: Reader | None = None
         if trunk.cls_token is None:
             name = type(trunk).__name__
-            reader = no_class_attention(name) if map_head is None else partial(_query_logits, map_head, trunk.norm)
+            reader = MeanPooled(name) if map_head is None else partial(_query_logits, map_head, trunk.norm)
         if isinstance(trunk, Eva):
             blocks = [EvaStyleBlock(block, reader, leading, trunk.rope) for block in trunk.blocks]
         elif isinstance(trunk, VisionTransformerRelPos):
@@ -195,8 +195,8 @@ class TimmTower(AdaptedTower):
             raise ValueError("rotary and relative positions know no token that covers several patches")
         if not isinstance(stem, PatchEmbed) or not isinstance(stem.norm, nn.Identity):
             raise ValueError(f"its patches come from {type(stem).__name__}, which is not one linear map")
-        if self.leading > 1:
-            raise ValueError(f"it has {self.leading - 1} registers beside the class token")
+        if self.leading > (self.source.cls_token is not None):
+            raise ValueError(f"it has registers, {self.leading} tokens before its patches")
         class_token, positions = self.source.cls_token, positions[0]
         if class_token is not None:
             class_token = class_token[0, 0]

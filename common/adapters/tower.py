@@ -222,19 +222,7 @@ class AdaptedTower(BlockTower, ABC):
 
         Without a class token it is that of the pooling head's query, and None where the tower pools by the mean.
         """
-        wanted, x, outputs = self.block_numbers(layers), self.embed(images), {}
-        for layer, block in enumerate(self.transformer.resblocks):
-            entered, x = x, block(x)
-            if layer in wanted:
-                try:
-                    logits = block.class_logits(entered)
-                except ValueError:  # neither a class token nor a head that attends
-                    attention = None
-                else:
-                    attention = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32))
-                class_token = x[:, 0] if self.leading else None
-                outputs[layer] = BlockOutput(x[:, self.leading :], class_token, attention)
-        return [outputs[layer] for layer in wanted]
+        return observed(self, self.embed(images), self.block_numbers(layers))
 
     def check_size(self, images: Tensor) -> None:
         """ValueError: the images are not S×S."""
@@ -242,6 +230,28 @@ class AdaptedTower(BlockTower, ABC):
             raise ValueError(
                 f"pictures of {tuple(images.shape[-2:])} pixels given to a tower for {self.image_size}; resize them"
             )
+
+
+def observed(
+    tower: AdaptedTower, x: Tensor, wanted: Sequence[int], leading: int | None = None, cache: KVCache | None = None
+) -> list[BlockOutput]:
+    """What the ``wanted`` blocks of a tower make of tokens x [B,N,D], see ``AdaptedTower.intermediates``.
+
+    leading: how many tokens stand before the patches, as in the tower.  cache: see ``Attention.forward``; class
+    attention is to its M tokens too, but that of a pooling head.
+    """
+    leading, outputs, cached = tower.leading if leading is None else leading, {}, cache is not None and cache.tokens > 0
+    for layer, block in enumerate(tower.transformer.resblocks):
+        entered, past = x, cache.keys(layer) if cached else None
+        x = block(x, None, cache, layer)
+        if layer in wanted:
+            attention = None
+            if not isinstance(block.reader, MeanPooled):
+                logits = block.class_logits(entered, past=past)
+                attention = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32))
+            class_token = x[:, 0] if block.reader is None else None
+            outputs[layer] = BlockOutput(x[:, leading:], class_token, attention)
+    return [outputs[layer] for layer in wanted]
 
 
 def mean_of(tokens: Tensor, sizes: Tensor | None) -> Tensor:
@@ -252,13 +262,14 @@ def mean_of(tokens: Tensor, sizes: Tensor | None) -> Tensor:
     return (weights[:, None] @ tokens).squeeze(1)
 
 
-def no_class_attention(name: str) -> Reader:
-    """A reader for towers that pool by the mean: it raises ValueError."""
+class MeanPooled:
+    """A reader for towers that pool by the mean, which have no class attention. ValueError: it is asked for it."""
 
-    def refuse(x: Tensor) -> Tensor:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, x: Tensor) -> Tensor:
         raise ValueError(
-            f"{name} pools by the mean and has no class token, so there is no class attention; take a reducer that "
-            "reads features, such as DivPrune or ToMe"
+            f"{self.name} pools by the mean and has no class token, so there is no class attention; take a reducer "
+            "that reads features, such as DivPrune or ToMe"
         )
-
-    return refuse

@@ -53,6 +53,7 @@ FAMILIES = {
     "CoCa": lambda: VisionTransformer(**OPEN_CLIP, attentional_pool=True, attn_pooler_queries=5, attn_pooler_heads=4),
     "CLIP of timm": lambda: TimmVisionTransformer(**TIMM, pre_norm=True),
     "registers": lambda: TimmVisionTransformer(**TIMM, reg_tokens=3, qk_norm=True, init_values=0.1),
+    "registers alone": lambda: TimmVisionTransformer(**TIMM, class_token=False, reg_tokens=3, global_pool="map"),
     "SigLIP": lambda: TimmVisionTransformer(**TIMM, class_token=False, global_pool="map"),
     "gap": lambda: _projected(TimmVisionTransformer(**TIMM, class_token=False, global_pool="avg", init_values=0.1)),
     "MobileCLIP-B": lambda: TimmVisionTransformer(**HYBRID, no_embed_class=True, embed_layer=_hybrid_stem()),

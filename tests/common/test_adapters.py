@@ -24,6 +24,7 @@ from patchrank.tower import PatchRankTower
 from tests.common.foreign import FAMILIES, OPEN_CLIP, TIMM, foreign, once, twice
 
 WITHOUT_CLASS_ATTENTION = {"gap", "ViTamin", "relative table, shared"}
+WITHOUT_CLASS_TOKEN = {"SigLIP", "registers alone", *WITHOUT_CLASS_ATTENTION}
 POSITIONAL = {"relative positions", "relative table, shared", "EVA02", "PE"}
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -56,10 +57,10 @@ def test_intermediates_are_what_hooks_on_the_originals_blocks_see(name):
     images = pictures(tower)
     original(images)
     for layer, output in zip([2, 0], tower.intermediates(images, [-1, 0]), strict=True):
-        leading = [] if output.class_token is None else [output.class_token]
-        assert output.patches.shape[1] == 16 and bool(leading) == (tower.leading > 0)
+        classes = [] if output.class_token is None else [output.class_token]
+        assert output.patches.shape[1] == 16 and bool(classes) == (name not in WITHOUT_CLASS_TOKEN)
         torch.testing.assert_close(output.patches, seen[layer][:, tower.leading :], atol=1e-10, rtol=0)
-        for token in leading:
+        for token in classes:
             torch.testing.assert_close(token, seen[layer][:, 0], atol=1e-10, rtol=0)
         assert (output.class_attention is None) == (name in WITHOUT_CLASS_ATTENTION)
         if output.class_attention is not None:
@@ -130,7 +131,8 @@ def test_class_attention_is_the_row_of_the_class_token_or_of_the_pooling_query(n
     ReducedTower(tower, {1: look})(pictures(tower))
     ReducedTower(tower, {(1, "middle"): look})(pictures(tower))
     x, block = tower.run_blocks(tower.embed(pictures(tower)), stop=1), tower.transformer.resblocks[1]
-    if name == "SigLIP":
+    pooled = name in WITHOUT_CLASS_TOKEN
+    if pooled:
         pool = tower.source.attn_pool
         query = pool.q(pool.latent[0]).unflatten(-1, (2, 16)).transpose(0, 1)
         key = pool.kv(tower.source.norm(x))[..., :32].unflatten(-1, (2, 16)).transpose(1, 2)
@@ -142,7 +144,7 @@ def test_class_attention_is_the_row_of_the_class_token_or_of_the_pooling_query(n
             logits = logits + block.relative.get_bias()[:, :, :1]
     expected = logits.softmax(-1)[:, :, 0, tower.leading :].mean(1)
     torch.testing.assert_close(seen, [expected, expected])
-    if name != "SigLIP":  # whose pooling query is no row of the block's attention
+    if not pooled:  # whose pooling query is no row of the block's attention
         torch.testing.assert_close(whole, [expected, expected])
 
 

@@ -108,6 +108,15 @@ def test_a_resnet(tmp_path):
     torch.testing.assert_close(found.images.encode_image(images), theirs.encode_image(images, normalize=True))
 
 
+def test_a_file_may_lack_the_counters_of_batch_normalisation(tmp_path):
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    (tmp_path / "resnet-old.json").write_text(json.dumps({**SMALL, "vision_cfg": vision}))
+    open_clip.add_model_config(tmp_path / "resnet-old.json")
+    state = open_clip.create_model("resnet-old").state_dict()
+    torch.save({key: value for key, value in state.items() if "num_batches" not in key}, tmp_path / "old.pt")
+    assert load_model("resnet-old", f"{tmp_path}/old.pt", False).image_size == 64
+
+
 @torch.no_grad()
 def test_training_branches_are_folded_without_changing_the_answers(tmp_path):
     """A FastViT, as MobileCLIP's smaller image towers are."""
@@ -136,7 +145,7 @@ def test_refusals_before_anything_is_fetched(small, clip, tmp_path, monkeypatch)
         ("ViT-B-16", "laion9b"): "'laion9b' is no weights tag of ViT-B-16",
         ("ViT-B-16", "openai"): "ViT-B-16 has GELU; name the matching one, ViT-B-16-quickgelu",
         ("roberta-ViT-B-32", file, False): "roberta-ViT-B-32 has QuickGELU .* such weights need another architecture",
-        ("ViT-B-16-quickgelu", "openai", False): "--quick-gelu says GELU",
+        ("ViT-B-16-quickgelu", "openai", False): "and --quick-gelu says GELU; leave --quick-gelu out",
         (name, file): "--quick-gelu yes or no",
         (name, f"{tmp_path}/wrong.pt", False): "does not fit evaluated-small: missing ln_final.bias; missing ",
         (name, f"{tmp_path}/none.pt", False): "no weights at",

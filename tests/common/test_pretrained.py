@@ -100,7 +100,8 @@ def test_pictures_are_prepared_as_the_file_of_a_whole_processor_says(folder, tmp
         ({"size": {"shortest_edge": 16}, "do_center_crop": False}, "do_center_crop False do not resize to"),
         ({"size": {"longest_edge": 16}, "crop_size": 16}, "size {'longest_edge': 16}"),
         ("no json", "preprocessor_config.json prepares pictures in a way that is not known here"),
-        ("[1]", "say --preprocess, such as --model ViT-B-32 --weights FILE --preprocess clip"),
+        ("[]", "it is no JSON object; name the folder as the weights of an architecture and say --preprocess"),
+        ({"size": [16, 16]}, r"size \[16, 16\] is neither a number nor"),
     ],
     ids=str,
 )
@@ -108,6 +109,18 @@ def test_a_preparation_of_transformers_that_is_not_known_is_refused(folder, tmp_
     config = config if isinstance(config, str) else {"size": 16, "crop_size": 16} | config
     with pytest.raises(ValueError, match=message):
         load_model(described(folder, tmp_path, "preprocessor_config.json", config))
+
+
+def test_who_says_how_pictures_are_prepared_needs_no_file_about_it(folder, tmp_path):
+    other = described(folder, tmp_path, "preprocessor_config.json", {"do_resize": False})
+    (tmp_path / "plain.json").write_text(json.dumps(load_model(str(folder)).images.architecture))
+    clip = CLIP.from_open_clip(f"{tmp_path}/plain.json", other, preprocess="clip")
+    assert clip.preprocess == Preprocess(16)
+
+
+def test_null_in_a_preparation_of_transformers_is_the_default(folder, tmp_path):
+    config = {"size": 16, "crop_size": 16, "do_resize": None, "rescale_factor": None, "resample": None}
+    assert load_model(described(folder, tmp_path, "preprocessor_config.json", config)).preprocess == Preprocess(16)
 
 
 def test_a_file_of_transformers(folder, tmp_path):

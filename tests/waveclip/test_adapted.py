@@ -19,7 +19,8 @@ FIT = [
     "CLIP of timm", "SigLIP", "gap", "EVA", "EVA, post-norm",
 ]  # fmt: skip
 REFUSED = {
-    "MobileCLIP-B": "HybridEmbed", "ViTamin": "HybridEmbed", "registers": "3 registers",
+    "MobileCLIP-B": "HybridEmbed", "ViTamin": "HybridEmbed", "registers": "registers, 4 tokens",
+    "registers alone": "registers, 3 tokens",
     "EVA02": "rotary", "PE": "rotary", "relative positions": "relative", "relative table, shared": "relative",
 }  # fmt: skip
 
@@ -120,6 +121,22 @@ def repeated(x, context):
     return context.select(x, torch.tensor([0, 1, 1, 2, 2, 2]).expand(len(x), -1))
 
 
+@pytest.mark.parametrize("name", FIT)
+@torch.no_grad()
+def test_intermediates_are_the_tokens_of_the_masked_pass(name):
+    """A token has seen its own level and the earlier ones; a later level's class token attends to all of them."""
+    wave = wave_of(name)
+    (outputs,) = wave.intermediates(images(), [-1])
+    tokens = wave.run_blocks(wave.embed(images()), mask=wave.mask).split(wave.mask, dim=1)
+    for step, (output, expected) in enumerate(zip(outputs, tokens, strict=True)):
+        leading = wave.tokenizer.leading
+        torch.testing.assert_close(output.patches, expected[:, leading:], atol=1e-10, rtol=0)
+        assert (output.class_token is None) == (leading == 0)
+        if leading:
+            assert output.class_attention.shape[-1] == sum(wave.mask[: step + 1])
+            torch.testing.assert_close(output.class_token, expected[:, 0], atol=1e-10, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["CLIPA", "CLIP, mean of normed tokens", "CoCa", "gap", "SigLIP"])
 @torch.no_grad()
 def test_a_token_is_pooled_as_often_as_it_counts(name):
@@ -132,8 +149,6 @@ def test_what_only_this_suites_towers_do_is_refused(tmp_path):
     wave, small = wave_of("CLIP", levels=2), wave_of("CLIP")
     with pytest.raises(ValueError, match="use AdaptedWaveTower"):
         WaveTower.from_image_tower(adapt(foreign("CLIP")))
-    with pytest.raises(ValueError, match="intermediates read this suite's own blocks"):
-        wave.intermediates(images(), [0])
     with pytest.raises(ValueError, match="not saved here"):
         wave.save(tmp_path / "wave.safetensors", OPEN_CLIP)
     with pytest.raises(ValueError, match="another library's"):

@@ -117,9 +117,8 @@ def test_figures_1_and_4_render():
     assert "AUROC" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig4"}
     point = {"gmacs": 0.03, "accuracy": 0.8, "low": 0.7, "high": 0.9}
     result = {
-        "conditions": {"reads_of_test": 7},
+        "conditions": {"seeds": 3, "reads_of_test": 7},
         "pictures": 50,
-        "seeds": 3,
         "teacher": point,
         "half": point,
         "frontier": [point | {"refined": i / 10, "gmacs": 0.01 + i / 400} for i in range(11)],
@@ -127,5 +126,5 @@ def test_figures_1_and_4_render():
     }
     rendered = fig1.render(result)
     assert "| 0 % | 0.0100 | 80.0 [70.0, 90.0] | 33 % |" in rendered["md"]
-    assert "50 test pictures" in rendered["md"] and "read 7 times by then" in rendered["md"]
+    assert "50 test pictures" in rendered["md"] and "whatever models: 7." in rendered["md"]
     assert set(rendered["figures"]) == {"waveclip-fig1"}

@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from benchmarks.embedded import PART, batches
-from benchmarks.training.shapes import finished
-from benchmarks.waveclip import table2_embedded
+from benchmarks.training import shapes as trained
 from benchmarks.waveclip.controls import CASCADE, HALF, TEACHER, TRAINED_ON, WAVE
-from benchmarks.waveclip.shapes import by_seed
+from benchmarks.waveclip.shapes import controlled
 from benchmarks.waveclip.table2_embedded import _classifiers, markdown, measure
 from common.early_exit import NEVER
 
 
 def test_a_control_that_is_not_trained_is_named(monkeypatch):
-    monkeypatch.setattr(table2_embedded, "finished", lambda: {"shapes-teacher": {}, "shapes-waveclip": {}})
+    monkeypatch.setattr(trained, "finished", lambda: {"shapes-teacher": {}, "shapes-waveclip": {}})
     with pytest.raises(ValueError, match=r"no answers of shapes-half, shapes-longer; `make retrain ONLY='shapes-\*'`"):
         measure({})
 
@@ -27,7 +26,7 @@ def test_what_is_timed_answers_as_the_rows_of_seed_0():
 
     Another machine left the answers, and halved pictures were rounded to eight bits there.
     """
-    seen, margin = by_seed(finished(), "test")[0], 0.3
+    seen, margin = controlled("test")[0], 0.3
     rows = [{"method": name} for name in (TEACHER, TRAINED_ON, HALF)]
     rows += [{"method": f"{name} mid", "thresholds": [margin]} for name in (WAVE, CASCADE)]
     right = {**seen.right(), TEACHER: seen.right()["teacher"]}
