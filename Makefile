@@ -26,6 +26,7 @@ help: ## explain every target and variable
 ## = DOWNLOAD=1       reproduce-fashion-mnist fetches its data into EFFCLIP_DATA
 ## = PHOTOS=DIR       reproduce-photos: pictures, one folder a class; OUT=DIR takes its results (docs/photos.md)
 ## = DENSE=DIR WAVECLIP=DIR FIRST=DIR DATA=NAME EVERY=N  reproduce-deploy measures these too (docs/deploy.md)
+## = TIMES=NAME,NAME    reproduce-deploy measures the times of these stored tables again, and nothing else
 ## = CLIP=DIR MLIP=DIR DATA=NAME  reproduce-mlip-fig2, -fig5, -fig6, -fig7 show these model directories (docs/mlip.md)
 ## = SEEDS=N          training seeds of reproduce-photos and reproduce-fashion-mnist (default 1)
 ## = COMPILE=1        speed and reproduce-deploy also measure torch.compile, which needs a C++ compiler and minutes

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=f"The papers' tables and figures, each beside ours.\n\n{listing()}",
         epilog="environment: SMOKE=1 (smallest runs, written to the run directory), IMAGENET and WEIGHTS "
         "(table2's accuracies at paper scale), ONLY (retrain, photos and fashion-mnist), CONFIG (retrain), "
-        "EFFCLIP_DATA and DOWNLOAD=1 (fashion-mnist), DENSE, WAVECLIP, FIRST, DATA and EVERY (deploy), "
+        "EFFCLIP_DATA and DOWNLOAD=1 (fashion-mnist), DENSE, WAVECLIP, FIRST, DATA, EVERY and TIMES (deploy), "
         "PHOTOS, OUT, ARCHITECTURE and CREDIT (photos), SEEDS (photos and fashion-mnist), CLIP, MLIP, DATA, CAPTIONS "
         "and OUT (MLIP's figures), EFFCLIP_RUNS (run directory)",
     )

@@ -71,23 +71,62 @@ def measure(smoke: bool = False) -> dict[str, Any]:
         missing["CIFAR-10"] = "DATA=DIR, its folder as docs/photos.md says"
     stored = None if smoke else _Stored(given, list(found))
     result: dict[str, Any] = {"missing": missing, "tables": stored.tables() if stored else {}}
+    makers = _makers(given, smoke)
     with TemporaryDirectory() as place:
-        makers: dict[str, Callable[[Path], Case]] = {SHAPES: partial(of_shapes, smoke=smoke)}
-        if given:
-            makers[title(given["DATA"])] = partial(of_user, given, smoke=smoke)
-        makers[RANDOM] = partial(of_random_weights, smoke=smoke)
         folders = {name: Path(place) / str(number) for number, name in enumerate(makers)}  # a name may hold a slash
         # All exports come first, so that models which cannot be exported are known before anything is measured.
         cases = {name: make(folders[name]) for name, make in makers.items() if name not in result["tables"]}
         for name, case in cases.items():
             _forget(cases.values())
-            rounds = 1 if smoke else 3 if name == RANDOM else 11
-            result["tables"][name] = _table(case, found, folders[name], rounds, smoke)
+            result["tables"][name] = _table(case, found, folders[name], _rounds(name, smoke), smoke)
             if stored:
                 stored.write(result["tables"])
     if stored:
         stored.forget()
     return result
+
+
+def timed_again(costs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Costs that were measured before, with the images/s of the tables of these names measured anew.
+
+    Accuracies, thresholds and everything else stay, since they do not depend on what else the machine did.
+    ValueError: there is no such table, or its models have other weights now.
+    """
+    makers, (found, _) = _makers(named(), smoke=False), engines()
+    if unknown := set(names) - (costs["tables"].keys() & makers.keys()):
+        raise ValueError(f"TIMES: no table {sorted(unknown)}; there are {list(costs['tables'])}, with the DATA of each")
+    tables = dict(costs["tables"])
+    with TemporaryDirectory() as place:
+        for number, name in enumerate(names):
+            case, table = makers[name](Path(place) / str(number)), tables[name]
+            if {side: _files(prepared.deployed) for side, prepared in case.models.items()} != table["weights"]:
+                raise ValueError(f"TIMES: {name} was measured with other weights; leave TIMES out to measure it whole")
+            _forget([case])
+            measured = {row["engine"] for row in table["rows"]}
+            here = {engine: made for engine, made in found.items() if engine in measured}
+            groups = [[engine for engine in group if engine in here] for group in table["groups"]]
+            rows, lost = _in_groups(case, here, groups, partial(_kept, table["rows"]), table["timed"], _rounds(name))
+            answered = table.get("answered", table["conditions"])
+            again = {"rows": rows, "answered": answered, "conditions": conditions("embedded")}
+            tables[name] = {**table, **again, "missing": table["missing"] | lost}
+    return {**costs, "tables": tables}
+
+
+def _kept(rows: Sequence[Mapping[str, Any]], keys: Sequence[Key], team: Workers) -> list[dict[str, Any]]:
+    """A copy of the rows that were measured before, of some engines and models."""
+    return [dict(row) for row in rows if (row["engine"], row["side"]) in keys]
+
+
+def _makers(given: Mapping[str, str] | None, smoke: bool) -> dict[str, Callable[[Path], Case]]:
+    """What makes the case of each table. given: as of ``named``."""
+    makers: dict[str, Callable[[Path], Case]] = {SHAPES: partial(of_shapes, smoke=smoke)}
+    if given:
+        makers[title(given["DATA"])] = partial(of_user, given, smoke=smoke)
+    return makers | {RANDOM: partial(of_random_weights, smoke=smoke)}
+
+
+def _rounds(name: str, smoke: bool = False) -> int:
+    return 1 if smoke else 3 if name == RANDOM else 11
 
 
 class _Stored:
@@ -127,16 +166,14 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
             made.options[name] for made in case.models.values() for name in ("model", "first") if name in made.options
         ]
         read_log.record("deploy", case.logged, map(Path, dict.fromkeys(read)))
-    groups, rows, lost, pictures = _groups(list(found), case.at_once), [], {}, {}
-    for group in groups:
-        again = REFERENCES if rows else ()  # their own rows are those of the first group
-        keys = [(name, side) for name in group for side in case.models if side == DENSE or name not in again]
-        with workers({name: found[name] for name in group}, case.work) as team:
-            some, pictures = _accuracies(case, keys, team)
-            _time(some, timed, team, rounds)
-        rows += [row for row in some if row["engine"] not in (*team.lost, *again)]
-        lost |= team.lost
-    rows.sort(key=lambda row: list(found).index(row["engine"]))
+    groups, pictures = _groups(list(found), case.at_once), {}
+
+    def rows_of(keys: Sequence[Key], team: Workers) -> list[dict[str, Any]]:
+        some, counted = _accuracies(case, keys, team)
+        pictures.update(counted)
+        return some
+
+    rows, lost = _in_groups(case, found, groups, rows_of, timed, rounds)
     needs = _needs(case, {name: engine for name, engine in found.items() if name not in lost}, folder, lost, smoke)
     return {
         "conditions": at_start,
@@ -150,6 +187,32 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
         "rounds": rounds,
         "timed": timed,
     }
+
+
+def _in_groups(
+    case: Case,
+    found: Mapping[str, Engine],
+    groups: Sequence[Sequence[str]],
+    rows_of: Callable[[Sequence[Key], Workers], list[dict[str, Any]]],
+    timed: int,
+    rounds: int,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The rows of all groups of engines with their speed, and the engines that were lost with the reason.
+
+    rows_of: the rows of some engines and models without their speed.  timed: images in a pass.
+    """
+    rows: list[dict[str, Any]] = []
+    lost: dict[str, str] = {}
+    for group in groups:
+        again = REFERENCES if rows else ()  # their own rows are those of the first group
+        keys = [(name, side) for name in group for side in case.models if side == DENSE or name not in again]
+        with workers({name: found[name] for name in group}, case.work) as team:
+            some = rows_of(keys, team)
+            _time(some, timed, team, rounds)
+        rows += [row for row in some if row["engine"] not in (*team.lost, *again)]
+        lost |= team.lost
+    rows.sort(key=lambda row: list(found).index(row["engine"]))
+    return rows, lost
 
 
 def _groups(names: Sequence[str], at_once: int | None) -> list[list[str]]:

@@ -61,6 +61,7 @@ def parts(result: dict[str, Any], run: Mapping[str, Any]) -> list[str]:
             f"{found['rounds']} rounds in which all rows take turns, on {found['timed']} pictures drawn at random. "
             "Every engine runs in a process of its own and sleeps between its turns. "
             + _machine(found.get("conditions", run))
+            + _answered(found)
             + _grouped(found.get("groups", ())),
             *_training(found.get("steps", {})),
             table(head, lines, left=(0, 1)),
@@ -69,6 +70,14 @@ def parts(result: dict[str, Any], run: Mapping[str, Any]) -> list[str]:
         texts += _not_measured(found["missing"])
         texts += goals(found["rows"]) if tested else []
     return texts + _not_measured(result["missing"])
+
+
+def _answered(found: Mapping[str, Any]) -> str:
+    """When the accuracies were measured, where the times are of a later run."""
+    if "answered" not in found:
+        return ""
+    answered, timed = (found[name]["date"][:16].replace("T", " ") for name in ("answered", "conditions"))
+    return f" The times were measured at {timed}, all else before, at {answered}."
 
 
 def _machine(run: Mapping[str, Any]) -> str:
