@@ -87,7 +87,7 @@ def throughput(rows: Sequence[Mapping[str, Any]], smoke: bool = False) -> list[d
     for batch, total in ((1, 8), (64, 64)) if smoke else ((1, 128), (64, 448)):
         parts = images[:total].split(batch)
         rounds = {row: partial(_answer, call, parts) for row, call in classifiers.items()}
-        for rate, duration in zip(rates, seconds(rounds, 1 if smoke else 7).values(), strict=True):
+        for rate, duration in zip(rates, seconds(rounds, 1 if smoke else 15).values(), strict=True):
             rate[str(batch)] = total / duration
     return rates
 
