@@ -28,7 +28,8 @@ def wave():
 def test_graphs_exit_as_their_tower_does(wave):
     classes, images = torch.eye(32)[:5], pictures(12)
     first = ProgressiveClassifier(wave, classes, 10.0, MarginGate(2.0)).probabilities(wave(images)[0])
-    gate = MarginGate(MarginGate(0.0).confidence(first).median().item())
+    # Between two pictures: no margin is at the threshold, where rounding would decide.
+    gate = MarginGate(MarginGate(0.0).confidence(first).sort().values[5:7].mean().item())
     graphs = [stage.module for stage in stages_of(wave)]
     expected, found = (ProgressiveClassifier(tower, classes, 10.0, gate)(images) for tower in (wave, Levels(graphs)))
     assert 0 < (expected.exit_step == 0).sum() < 12
