@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import tower as tower_module
+from common import attention
 from common.clip import CLIP
 from common.flops import count_macs
 from patchrank.predictor import RankPredictor
@@ -99,13 +99,13 @@ def test_a_compiled_tower_with_prompts_is_one_graph_and_equal(parts):
 def test_every_block_attends_by_the_fused_kernel_to_the_tokens_that_are_left(parts, monkeypatch):
     tower, predictor, images = parts
     seen = []
-    fused = tower_module.fused_attention
+    fused = attention.fused_attention
 
     def spy(query, key, value, mask=None):
         seen.append((query.shape[2], key.shape[2], mask))
         return fused(query, key, value, mask)
 
-    monkeypatch.setattr(tower_module, "fused_attention", spy)
+    monkeypatch.setattr(attention, "fused_attention", spy)
     PatchRankTower(tower, predictor, 0.5, 1)(images)
     assert seen == [(17, 17, None), (9, 9, None)]
 
