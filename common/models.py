@@ -256,8 +256,10 @@ def _from_open_clip(name: str, weights: str | None, quick_gelu: bool | None, pre
     if quick_gelu not in (None, trained) or native > trained or (source.file is None and native != trained):
         activation = {True: "QuickGELU", False: "GELU"}
         matching = name.removesuffix(QUICK) + (QUICK if trained else "")
-        mend = "such weights need another architecture" if matching == name else f"name the matching one, {matching}"
-        mend = "leave --quick-gelu out" if native == trained else mend
+        if native == trained:
+            mend = "leave --quick-gelu out"
+        else:
+            mend = f"name the matching one, {matching}" if matching != name else "they need another architecture"
         raise ValueError(
             f"{weights} was trained with {activation[trained]}; the architecture {name} has {activation[native]}"
             f"{'' if quick_gelu is None else f' and --quick-gelu says {activation[quick_gelu]}'}; {mend}"

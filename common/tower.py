@@ -95,34 +95,44 @@ class BlockOutput(NamedTuple):
 
 
 class BlockTower(nn.Module):
-    """The base of every tower: a stack of blocks, run in part or whole."""
+    """The base of every tower: a stack of blocks, run in part or whole.
+
+    leading: how many tokens stand before the patches; the first is the class token where ``has_class_token``.
+    """
 
     transformer: Transformer
+    leading = 1
+    has_class_token = True
 
     def observed_blocks(self, x: Tensor, layers: Sequence[int], cache: KVCache | None = None) -> list[BlockOutput]:
-        """Run x [B,N,D], class token first, through the blocks -> what each of ``layers`` returns, in their order.
+        """Run x [B,N,D], leading tokens first, through the blocks -> what each of ``layers`` returns, in their order.
 
         layers: numbers of blocks from 0, or from the end as -1, -2, ...  cache: see ``Attention.forward``.
         ValueError: a block that the tower does not have.
         """
-        blocks, wanted = self.transformer.resblocks, self.block_numbers(layers)
+        blocks = self.transformer.resblocks
+        for layer in layers:
+            if not -len(blocks) <= layer < len(blocks):
+                raise ValueError(f"block {layer} of a tower of {len(blocks)}; take {-len(blocks)} to {len(blocks) - 1}")
+        wanted = [layer % len(blocks) for layer in layers]
         outputs, cached = {}, cache is not None and cache.tokens > 0
         for layer, block in enumerate(blocks):
             entered, past = x, cache.keys(layer) if cached else None
             x = block(x, None, cache, layer)
             if layer in wanted:
-                logits = class_logits(block.attn, block.ln_1(entered), past)
-                attention = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32))
-                outputs[layer] = BlockOutput(x[:, 1:], x[:, 0], attention)
+                logits = self.class_logits(block, entered, past)
+                wide = torch.promote_types(x.dtype, torch.float32)
+                attention = None if logits is None else logits.softmax(-1, wide)
+                class_token = x[:, 0] if self.has_class_token else None
+                outputs[layer] = BlockOutput(x[:, self.leading :], class_token, attention)
         return [outputs[layer] for layer in wanted]
 
-    def block_numbers(self, layers: Sequence[int]) -> list[int]:
-        """Numbers of blocks from 0, of which some may count from the end. ValueError: the tower has no such block."""
-        depth = len(self.transformer.resblocks)
-        for layer in layers:
-            if not -depth <= layer < depth:
-                raise ValueError(f"block {layer} of a tower of {depth}; take {-depth} to {depth - 1}")
-        return [layer % depth for layer in layers]
+    def class_logits(self, block: nn.Module, x: Tensor, past: Tensor | None) -> Tensor | None:
+        """Attention logits [B,H,M+N] of the class token in a block that x [B,N,D] enters; None: there are none.
+
+        past: keys [B,H,M,D/H] of cached tokens.
+        """
+        return class_logits(block.attn, block.ln_1(x), past)
 
     def run_blocks(
         self,
@@ -159,8 +169,6 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
 
 class ImageTower(BlockTower):
     """CLIP's vision transformer: patches and a class token -> blocks -> joint embedding of the class token."""
-
-    leading = 1  # the class token
 
     def __init__(
         self,

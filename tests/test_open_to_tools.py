@@ -3,10 +3,12 @@
 import copy
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor import compile_fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.ao.quantization import quantize_dynamic
 from torch.utils._pytree import tree_leaves, tree_map
@@ -177,12 +179,16 @@ def test_an_exported_program_runs_where_this_suite_is_not(name, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["image", "refine"])
-def test_inductor_freezes_the_weights(name):
+def test_inductor_freezes_the_weights(name, monkeypatch):
+    froze = Mock(wraps=compile_fx.fw_compiler_freezing)
+    monkeypatch.setattr(compile_fx, "fw_compiler_freezing", froze)
     torch.manual_seed(0)
     torch.compiler.reset()
     model, given = MODELS[name](CLIP.tiny().image_tower).eval(), pictures(3)
+    expected = model(given)
     with torch._inductor.config.patch(freezing=True):
-        assert_same(torch.compile(model, fullgraph=True)(given), model(given))
+        assert_same(torch.compile(model, fullgraph=True)(given), expected)
+    assert froze.called
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from common.adapters import AdaptedTower
-from common.adapters.tower import observed
 from common.attention import KVCache
 from common.tower import BlockOutput, BlockTower
 from waveclip.tokenizer import WaveletTokenizer
@@ -51,10 +50,9 @@ class AdaptedWaveTower(WaveTower):
 
     def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[tuple[BlockOutput, ...]]:
         """As ``WaveTower.intermediates``; without a class token as ``AdaptedTower.intermediates``."""
-        wanted, cache, leading = self.tower.block_numbers(layers), KVCache(), self.tokenizer.leading
-        bands = enumerate(self.tokenizer.decompose(images))
+        cache, bands = KVCache(), enumerate(self.tokenizer.decompose(images))
         entered = (self.ln_pre(self.tokenizer.embed(band, step)) for step, band in bands)
-        return list(zip(*(observed(self.tower, x, wanted, leading, cache) for x in entered), strict=True))
+        return list(zip(*(self.tower.observed_blocks(x, layers, cache) for x in entered), strict=True))
 
     def save(self, path: str | Path, architecture: dict, dtype: torch.dtype = torch.float32) -> None:
         """ValueError: a file cannot describe another library's tower."""

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from benchmarks import read_log
 from benchmarks.cells import Result, missing_runs, percent, saved, table
-from benchmarks.embedded import REVISION
 from benchmarks.figures import legend_entries
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.rows import ROWS, Known, Source, attended, planned, pruned, tuned
@@ -39,14 +38,9 @@ def curves() -> dict[str, dict[float, Source]]:
 
 def run(smoke: bool = False) -> dict[str, Any]:
     """The curves from the results of the finished runs. smoke: the same."""
-    known, setting = (
-        results(),
-        conditions(
-            "embedded",
-            chosen_on="nothing is chosen: a sweep",
-            reads_of_test={task.name: read_log.reads_of_all(task.logged) for task in TASKS},
-        ),
-    )
+    known, chosen = results(), "nothing is chosen: a sweep"
+    reads = {task.name: read_log.reads_of_all(task.logged) for task in TASKS}
+    setting = conditions("embedded", chosen_on=chosen, reads_of_test=reads)
     whole = {task: entries[0] for task in TASKS if (entries := ROWS[DENSE].entries_of(task, known))}
     dense, unpruned = ({task: entry[what] for task, entry in whole.items()} for what in ("gmacs", "accuracy"))
     rows = [
@@ -88,7 +82,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "The paper draws its curves for Caltech101 and prints no numbers."
         f"{read_log.remark(result['conditions'])}"
     )
-    return {"md": "\n\n".join([*parts, sentence(REVISION), note]) + "\n", "figures": {"patchrank-fig1": _draw(result)}}
+    return {"md": "\n\n".join([*parts, sentence(), note]) + "\n", "figures": {"patchrank-fig1": _draw(result)}}
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:

@@ -135,9 +135,8 @@ def _draw(result: dict[str, Any]) -> Figure:
             means = [100 * fmean(row["accuracy"]) for row in rows]
             keeps = [100 * row["keep"] for row in rows]
             (line,) = axes.plot(keeps, means, "o-", markersize=4, label=name)
-            if all("interval" in row for row in rows):
-                low, high = ([100 * row["interval"][end] for row in rows] for end in (0, 1))
-                axes.fill_between(keeps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            low, high = ([100 * row["interval"][end] for row in rows] for end in (0, 1))
+            axes.fill_between(keeps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(title="pruned before the first block", xlabel="patch tokens kept, %", ylabel="top-1, %")
     axes.invert_xaxis()
     name_lines(axes, 0.45)

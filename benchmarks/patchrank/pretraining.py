@@ -85,7 +85,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "SimCLR and BYOL. Intervals resample training seeds and pictures; a row of one seed leaves the spread of "
         f"trainings out, and no headline rests on it.{read_log.remark(result['conditions'])}"
     )
-    return {"md": f"{text}\n\n{sentence(REVISION)}\n\n{note}\n", "figures": {}}
+    return {"md": f"{text}\n\n{sentence()}\n\n{note}\n", "figures": {}}
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:

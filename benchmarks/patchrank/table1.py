@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from benchmarks import read_log
 from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, saved, table
-from benchmarks.embedded import REVISION as SCENES
 from benchmarks.figures import COLOURS, legend_entries
 from benchmarks.patchrank import comparisons
 from benchmarks.patchrank.methods import DENSE, remark
@@ -120,7 +119,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         comparisons.learned_table(result["learned"]),
         comparisons.oracle_table(result["oracle"]),
         _paper_table(),
-        sentence(SCENES),
+        sentence(),
         _reading(result),
     ]
     return {"md": "\n\n".join(parts) + "\n", "figures": {"patchrank-table1": _draw(result)}}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import RESULTS, WEIGHTS, cells
-from benchmarks.embedded import TEACHER, first_pictures
+from benchmarks.embedded import REVISION, TEACHER, first_pictures
 from benchmarks.together.reference_ladder import (
     BINS,
     FULL,
@@ -92,12 +92,12 @@ def ladder(revision: int, count: int, trained_on: int) -> dict[str, Any]:
     return {"revision": revision, "names": len(names), "pictures": count, "rows": rows}
 
 
-def sentence(revision: int) -> str:
-    """The stored ladder of a revision in one sentence, for the tables of models on its scenes."""
+def sentence() -> str:
+    """The stored ladder of scenes of shape in one sentence, for the tables of models on them."""
     stored = json.loads((RESULTS / "embedded-reference.json").read_text())
-    (block,) = (block for block in stored["ladders"] if block["revision"] == revision)
+    (block,) = (block for block in stored["ladders"] if block["revision"] == REVISION)
     rungs = "; ".join(f"{row['row']} {100 * row['accuracy']:.1f}" for row in block["rows"] if "accuracy" in row)
-    return f"Reference ladder, % of val (`make reproduce-embedded-reference`): {rungs}."
+    return f"Reference ladder of scenes of shape, % of val (`make reproduce-embedded-reference`): {rungs}."
 
 
 def missing(result: dict[str, Any]) -> Iterable[tuple[str, str]]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.cells import Result, accuracy, points, table
-from benchmarks.embedded import REVISION
 from benchmarks.patchrank.methods import remark
 from benchmarks.together.compositions import DENSE
 from benchmarks.together.embedded_reference import sentence
@@ -26,7 +25,7 @@ def render(result: Result) -> dict[str, Any]:
     by_name = {named: [row for row in rows if row.get("named", True) == named] for named in (True, False)}
     blocks = [rows_table(by_name[True], rows[0]), *verdicts(rows)]
     blocks += [f"{name}: not run; `{command}`." for name, command in result["missing"].items()]
-    blocks += [sentence(REVISION)] if "names" in result["conditions"] else []
+    blocks += [sentence()] if "names" in result["conditions"] else []
     blocks.append(_note(result))
     if by_name[False]:
         summary = "The other reducers alone: none is the best on val within a budget"

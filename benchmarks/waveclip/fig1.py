@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import read_log
 from benchmarks.cells import Comparison, Result, accuracy, table
-from benchmarks.embedded import REVISION, models
+from benchmarks.embedded import models
 from benchmarks.printed import paper_numbers
 from benchmarks.statistics import mean_interval
 from benchmarks.together.embedded_reference import sentence
@@ -86,7 +86,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "Paper scale: the printed points, whose GFLOPs mix two accounts (see Table 2). "
         "The two panels share no axis."
     )
-    return {"md": f"{curve}\n\n{sentence(REVISION)}\n\n{note}\n", "figures": {"waveclip-fig1": _draw(result)}}
+    return {"md": f"{curve}\n\n{sentence()}\n\n{note}\n", "figures": {"waveclip-fig1": _draw(result)}}
 
 
 def _draw(result: dict[str, Any]) -> Figure:

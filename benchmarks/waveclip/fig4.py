@@ -13,7 +13,6 @@ from torch import Tensor
 
 from benchmarks import read_log
 from benchmarks.cells import table
-from benchmarks.embedded import REVISION
 from benchmarks.statistics import share_interval
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.waveclip.exits import curve_by_share, separation
@@ -89,7 +88,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "refined, of one training seed. Brackets: paired bootstrap intervals at 95 %, and bands those of each curve "
         f"alone. The paper draws this comparison without numbers.{read_log.remark(result['conditions'])}"
     )
-    parts = [table(head, rows), beside, sentence(REVISION), note]
+    parts = [table(head, rows), beside, sentence(), note]
     return {"md": "\n\n".join(parts) + "\n", "figures": {"waveclip-fig4": _draw(result)}}
 
 
@@ -101,9 +100,8 @@ def _draw(result: dict[str, Any]) -> Figure:
         points = gate["frontier"]
         shares = [100 * share for share in points["refined"]]
         (line,) = curve.plot(shares, [100 * right for right in points["accuracy"]], label=GATES[name])
-        if "interval" in points:
-            low, high = ([100 * value for value in ends] for ends in zip(*points["interval"], strict=True))
-            curve.fill_between(shares, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        low, high = ([100 * value for value in ends] for ends in zip(*points["interval"], strict=True))
+        curve.fill_between(shares, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         for outcome, colour in (("right", "C2"), ("wrong", "C1")):
             values = gate["histograms"][outcome]
             panel.bar(edges, values, 1 / BINS, align="edge", alpha=0.55, color=colour, label=f"coarse {outcome}")

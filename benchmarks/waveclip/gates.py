@@ -253,8 +253,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         f"{'One training seed' if seeds == 1 else f'{seeds} training seeds'}; intervals resample seeds and pictures, p "
         f"is adjusted over the leads of a column.{read_log.remark(result['conditions'])}"
     )
-    ladder = sentence(REVISION).replace("Reference ladder", "Reference ladder of scenes of shape")
-    parts = [table(head, lines, left=(1,)), note, ladder, *([f"Not run:\n\n{lacking}"] if lacking else [])]
+    parts = [table(head, lines, left=(1,)), note, sentence(), *([f"Not run:\n\n{lacking}"] if lacking else [])]
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
 
 

@@ -87,7 +87,7 @@ def costs() -> dict[str, Cost]:
 
 
 def prices() -> controls.Costs:
-    """The same of WaveCLIP and its controls."""
+    """The ``costs`` as tables of WaveCLIP and its controls take them."""
     priced = costs()
     return controls.Costs(priced["dense"], [priced["coarse"], priced["fine"]], priced["half"])
 
@@ -224,7 +224,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         count = result["seeds"][FROM_LONGER]
         said = f"{controls.LATER_WAVE}, {count} training seed{'s' if count > 1 else ''}:"
         parts += [said, controls.savings_table(result["savings_from_longer"])]
-    return {"md": "\n\n".join([*parts, sentence(2), _note(result)]) + "\n", "figures": figures}
+    return {"md": "\n\n".join([*parts, sentence(), _note(result)]) + "\n", "figures": figures}
 
 
 def _kept_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -130,7 +130,7 @@ def markdown(block: dict[str, Any]) -> str:
     seeds = block["conditions"]["seeds"]
     said = controls.headline(block["savings"], seeds, "`make retrain ONLY='shapes-*'`")
     parts = [table(head, rows), said, controls.savings_table(block["savings"]), *_won_nothing(block)]
-    return "\n\n".join([*parts, sentence(REVISION), _note(block)]) + "\n"
+    return "\n\n".join([*parts, sentence(), _note(block)]) + "\n"
 
 
 def _won_nothing(block: dict[str, Any]) -> list[str]:

@@ -222,7 +222,16 @@ class AdaptedTower(BlockTower, ABC):
 
         Without a class token it is that of the pooling head's query, and None where the tower pools by the mean.
         """
-        return observed(self, self.embed(images), self.block_numbers(layers))
+        return self.observed_blocks(self.embed(images), layers)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first leading token is a class token, not a register."""
+        return self.transformer.resblocks[0].reader is None
+
+    def class_logits(self, block: AdaptedBlock, x: Tensor, past: Tensor | None) -> Tensor | None:
+        """As ``BlockTower.class_logits``; without a class token those of the pooling head's query [B,H,N], or None."""
+        return None if isinstance(block.reader, MeanPooled) else block.class_logits(x, past=past)
 
     def check_size(self, images: Tensor) -> None:
         """ValueError: the images are not S×S."""
@@ -230,28 +239,6 @@ class AdaptedTower(BlockTower, ABC):
             raise ValueError(
                 f"pictures of {tuple(images.shape[-2:])} pixels given to a tower for {self.image_size}; resize them"
             )
-
-
-def observed(
-    tower: AdaptedTower, x: Tensor, wanted: Sequence[int], leading: int | None = None, cache: KVCache | None = None
-) -> list[BlockOutput]:
-    """What the ``wanted`` blocks of a tower make of tokens x [B,N,D], see ``AdaptedTower.intermediates``.
-
-    leading: how many tokens stand before the patches, as in the tower.  cache: see ``Attention.forward``; class
-    attention is to its M tokens too, but that of a pooling head.
-    """
-    leading, outputs, cached = tower.leading if leading is None else leading, {}, cache is not None and cache.tokens > 0
-    for layer, block in enumerate(tower.transformer.resblocks):
-        entered, past = x, cache.keys(layer) if cached else None
-        x = block(x, None, cache, layer)
-        if layer in wanted:
-            attention = None
-            if not isinstance(block.reader, MeanPooled):
-                logits = block.class_logits(entered, past=past)
-                attention = logits.softmax(-1, torch.promote_types(x.dtype, torch.float32))
-            class_token = x[:, 0] if block.reader is None else None
-            outputs[layer] = BlockOutput(x[:, leading:], class_token, attention)
-    return [outputs[layer] for layer in wanted]
 
 
 def mean_of(tokens: Tensor, sizes: Tensor | None) -> Tensor:

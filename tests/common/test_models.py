@@ -144,7 +144,7 @@ def test_refusals_before_anything_is_fetched(small, clip, tmp_path, monkeypatch)
         ("ViT-B-16",): r"without weights is random; give --weights with one of \['openai'",
         ("ViT-B-16", "laion9b"): "'laion9b' is no weights tag of ViT-B-16",
         ("ViT-B-16", "openai"): "ViT-B-16 has GELU; name the matching one, ViT-B-16-quickgelu",
-        ("roberta-ViT-B-32", file, False): "roberta-ViT-B-32 has QuickGELU .* such weights need another architecture",
+        ("roberta-ViT-B-32", file, False): "roberta-ViT-B-32 has QuickGELU .* they need another architecture",
         ("ViT-B-16-quickgelu", "openai", False): "and --quick-gelu says GELU; leave --quick-gelu out",
         (name, file): "--quick-gelu yes or no",
         (name, f"{tmp_path}/wrong.pt", False): "does not fit evaluated-small: missing ln_final.bias; missing ",

@@ -103,4 +103,4 @@ def test_the_ladder_in_one_sentence_leaves_out_what_was_not_run(monkeypatch, tmp
     rows = [{"row": "chance", "accuracy": 0.004}, {"row": "teacher", "accuracy": 0.77}, {"row": HALF, "command": "x"}]
     (tmp_path / "embedded-reference.json").write_text(json.dumps({"ladders": [{"revision": 2, "rows": rows}]}))
     monkeypatch.setattr(embedded_reference, "RESULTS", tmp_path)
-    assert sentence(2).endswith(": chance 0.4; teacher 77.0.")
+    assert sentence().endswith(": chance 0.4; teacher 77.0.")
