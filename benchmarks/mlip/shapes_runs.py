@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice, product
@@ -25,26 +25,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import WEIGHTS, read_log, read_recipe
 from benchmarks.cells import accuracy_of
 from benchmarks.embedded import right_answers
-from benchmarks.mlip import ablations
 from benchmarks.training.drift import built
-from benchmarks.training.run import RECIPES, STORED, Run, folder_of, work
+from benchmarks.training.run import RECIPES, STORED, Run, Settings, folder_of, work
 from benchmarks.training.shapes import candidates, labelled
 from common.data.embedded.module import EmbeddedDataModule
 from common.flops import count_macs
 from common.models import load_model
+from common.retrieval import ranks
 from common.stages import EncodeImage
+from common.zeroshot import embed_prompts
 from mlip.model import MLIP
 from mlip.pretraining import MLIPPretraining
 
 COMMAND = "python -m benchmarks mlip-shapes-runs"
 SEEDS = range(3)
 SPLITS, TEXTURE_SPLITS = ("test", "unseen", "retrieval"), ("test",)
+ANSWERS = ("test", "unseen", "i2t", "t2i")
+"""A row's kinds of answers: two splits, and on "retrieval" a picture's own caption and a caption's own picture."""
 RATES, DECAYS, TRIAL_STEPS = (1e-3, 2e-3, 4e-3), (0.1, 0.5), 775
 """What the trials choose from, and their length, half of a row's."""
 SHAPES, TEXTURES = "mlip/shapes.yaml", "mlip/textures.yaml"
@@ -57,15 +60,17 @@ class Row:
     """A row of the table.
 
     chosen_with: the row whose trials give its learning rate and weight decay: clip for CLIP's tower, mlip for MLIP's.
-    setting: the name of its changes in ``ablations.ROWS``, where it is not its own.
+    settings: its changes of the recipe: arguments of the "model" and of the "data".
+    length: training steps where they are not the recipe's.
     output: where the weights of seed 0 go if they are committed.
     """
 
     name: str
     title: str
     chosen_with: str
+    settings: Settings = field(default_factory=dict)
     recipe: str = SHAPES
-    setting: str | None = None
+    length: int | None = None
     output: Path | None = None
 
     @property
@@ -75,33 +80,65 @@ class Row:
 
     def run(self, name: str, seed: int, chosen: Mapping[str, float], **others: Any) -> Run:
         """A training of this row. others: fields of the run."""
-        settings = {"model": {**ablations.ROWS[self.setting or self.name], **chosen}}
+        settings = {**self.settings, "model": {**self.settings.get("model", {}), **chosen}}
         target = f"{COMMAND} --only {name}"
-        fields = {"minutes": RECIPES[self.recipe], "settings": settings, "target": target, **others}
-        return Run(f"mlip-shapes/{name}", self.recipe, seed=seed, **fields)
+        fields = {"minutes": RECIPES[self.recipe], "settings": settings, "target": target, "length": self.length}
+        return Run(f"mlip-shapes/{name}", self.recipe, seed=seed, **fields | others)
 
 
+_DENSE = {"keep_rates": None, "guide": None}
+_TOWER_OF_CLIP = {**_DENSE, "frequency_layers": 0, "frequency_weight": 0.0, "frequency_token_weight": 0.0}
+_CLIP = {"model": {**_TOWER_OF_CLIP, "spatial_token_weight": 0.0, "spatial_weight": 1.0}}
+_TOKENS = {"model": {**_TOWER_OF_CLIP, "spatial_token_weight": 0.1, "spatial_matching": "one_to_many"}}
+_LATE = {"model": {**_TOWER_OF_CLIP, "spatial_weight": 0.5, "spatial_token_weight": 0.5, "spatial_matching": "filip"}}
+_FREQUENCY = {"model": {**_DENSE, "frequency_token_weight": 0.0, "spatial_token_weight": 0.0}}
+_LINEAR = {"model": {**_FREQUENCY["model"], "spectrum": "linear"}}
+_SMOOTHING, _GROWING = {"label_smoothing": 0.1}, {"label_smoothing": 0.1, "smoothing_grows": True}
+_NEIGHBOURS = {"neighbour_weight": 0.325, "neighbour_queue": 2048}
+_PART, PART_STEPS = {"data": {"train_fraction": 0.1166}}, 1395
+"""Seven of the eight thousand pictures, about as often."""
+_FILIP, _SLIP, _DECLIP = (f"mlip/{name}_shapes.yaml" for name in ("filip", "slip", "declip"))
 ROWS = (
-    Row("clip", "CLIP", CLIP, output=WEIGHTS / "shapes_mlip_baseline.safetensors"),
-    Row("frequency", "CLIP + frequency transform", MLIP_ROW),
-    Row("tokens", "CLIP + token alignment", CLIP),
-    Row("frequency-tokens", "CLIP + both", MLIP_ROW),
+    Row("clip", "CLIP", CLIP, _CLIP, output=WEIGHTS / "shapes_mlip_baseline.safetensors"),
+    Row("frequency", "CLIP + frequency transform", MLIP_ROW, _FREQUENCY),
+    Row("frequency-linear", "CLIP + frequency transform of Y, not of its square", MLIP_ROW, _LINEAR),
+    Row("tokens", "CLIP + token alignment", CLIP, _TOKENS),
+    Row("late-interaction", "CLIP + late interaction", CLIP, _LATE),
+    Row("frequency-tokens", "CLIP + both", MLIP_ROW, {"model": _DENSE}),
     Row("mlip", "MLIP (one to many, one to one)", MLIP_ROW, output=WEIGHTS / "shapes_mlip.safetensors"),
-    Row("no-guide", "MLIP without Guide", MLIP_ROW),
-    Row("one-many", "MLIP, one to one, one to many", MLIP_ROW),
-    Row("one-one", "MLIP, one to one, one to one", MLIP_ROW),
-    Row("many-many", "MLIP, one to many, one to many", MLIP_ROW),
-    Row("smoothing", "MLIP + label smoothing", MLIP_ROW),
-    Row("neighbours", "MLIP + nearest neighbours", MLIP_ROW),
-    Row("growing-smoothing", "MLIP + LightCLIP's growing smoothing", MLIP_ROW),
-    Row("masking", "MLIP + LightCLIP's masked language modelling", MLIP_ROW),
-    Row("filip", "FILIP", CLIP, "mlip/filip_shapes.yaml"),
-    Row("slip", "SLIP", CLIP, "mlip/slip_shapes.yaml"),
-    Row("declip", "DeCLIP", CLIP, "mlip/declip_shapes.yaml"),
-    Row("texture-clip", "CLIP, scenes of texture", CLIP, TEXTURES, "clip", WEIGHTS / "textures_clip.safetensors"),
-    Row("texture-frequency", "CLIP + frequency transform, scenes of texture", MLIP_ROW, TEXTURES, "frequency"),
+    Row("mlip-part", "MLIP, 7 of 8 pictures", MLIP_ROW, _PART, length=PART_STEPS),
+    Row("no-guide", "MLIP without Guide", MLIP_ROW, {"model": {"guide": None}}),
+    Row(
+        "one-many",
+        "MLIP, one to one, one to many",
+        MLIP_ROW,
+        {"model": {"frequency_matching": "one_to_one", "spatial_matching": "one_to_many"}},
+    ),
+    Row("one-one", "MLIP, one to one, one to one", MLIP_ROW, {"model": {"frequency_matching": "one_to_one"}}),
+    Row("many-many", "MLIP, one to many, one to many", MLIP_ROW, {"model": {"spatial_matching": "one_to_many"}}),
+    Row("smoothing", "MLIP + label smoothing", MLIP_ROW, {"model": _SMOOTHING}),
+    Row("neighbours", "MLIP + nearest neighbours", MLIP_ROW, {"model": _NEIGHBOURS}),
+    Row("growing-smoothing", "MLIP + LightCLIP's growing smoothing", MLIP_ROW, {"model": _GROWING}),
+    Row("masking", "MLIP + LightCLIP's masked language modelling", MLIP_ROW, {"model": {"masking_weight": 0.2}}),
+    Row("filip", "FILIP", CLIP, recipe=_FILIP),
+    Row("slip", "SLIP", CLIP, recipe=_SLIP),
+    Row("declip", "DeCLIP", CLIP, recipe=_DECLIP),
+    Row(
+        "declip-no-neighbours",
+        "DeCLIP without nearest neighbours",
+        CLIP,
+        {"model": {"neighbour_weight": 0.0}},
+        recipe=_DECLIP,
+    ),
+    Row("texture-clip", "CLIP, scenes of texture", CLIP, _CLIP, TEXTURES, output=WEIGHTS / "textures_clip.safetensors"),
+    Row("texture-frequency", "CLIP + frequency transform, scenes of texture", MLIP_ROW, _FREQUENCY, TEXTURES),
 )
-"""Every row. Pairs of matchings name that of the frequency tokens, then that of the spatial ones."""
+"""Every row. Pairs of matchings name that of the frequency tokens, then that of the spatial ones.
+
+The paper states no smoothing, and no weight or queue of the neighbours; those are our choice: the weight is half of
+InfoNCE's own, as in DeCLIP, and the queue has 16 batches. "late-interaction" gives half of the loss to InfoNCE and half
+to FILIP's.
+"""
 BY_NAME = {row.name: row for row in ROWS}
 GUIDE = Run(
     "mlip-shapes/guide",
@@ -151,7 +188,7 @@ def stored(run: Run) -> dict[str, Any] | None:
 
 
 def answers_file(row: str, seed: int) -> Path:
-    """Where a row's answers to every picture lie: bool [M] by split."""
+    """Where a row's answers lie: bool [M] by kind, see ANSWERS."""
     return STORED / "mlip-shapes" / f"{row}-{seed}.npz"
 
 
@@ -214,7 +251,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy on each split, and the image tower's GMACs; the answers go to ``output``. A look at test is logged.
 
-    On "unseen" the held-out names are told apart, on "retrieval" a picture's own caption from the others', by the
+    On "unseen" the held-out names are told apart. "retrieval" gives two sets of answers, "i2t" and "t2i", both by the
     embeddings; elsewhere FILIP compares tokens.
     batches: how many of 250 pictures of a split; None: all.
     """
@@ -224,9 +261,12 @@ def evaluate(
     for split in splits:
         if split == "test":
             read_log.record("mlip-shapes-runs", {2: "shapes", 3: "textures"}[data.revision], [weights])
-        prompts, first = candidates(split, data)
+        texts, first = candidates(split, data)
         loader = labelled(islice(data.dataloader(split, train=False), batches), first)
-        right[split] = right_answers(model, loader, prompts, by_tokens=split != "retrieval")
+        if split == "retrieval":
+            right["i2t"], right["t2i"] = retrieved(model, loader, texts)
+        else:
+            right[split] = right_answers(model, loader, texts)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(output, **{split: part.numpy() for split, part in right.items()})
@@ -234,6 +274,14 @@ def evaluate(
     picture = torch.zeros(1, 3, loaded.image_size, loaded.image_size)
     accuracies = {split: {"top1": {**accuracy_of(part), "pictures": len(part)}} for split, part in right.items()}
     return {"names": len(data.class_names), **accuracies, "gmacs": count_macs(EncodeImage(images), picture).gmacs}
+
+
+def retrieved(model: nn.Module, loader: Iterable[Mapping[str, Any]], captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Whether each picture's own caption is the nearest to it, and each caption's own picture; both bool [M]."""
+    images = torch.cat([model.encode_image(batch["image"]) for batch in loader])
+    texts = embed_prompts(model, captions[: len(images)])
+    of_images, of_texts = ranks(images, texts, torch.arange(len(images)))
+    return of_images == 1, of_texts == 1
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import read_log, read_recipe
-from benchmarks.mlip import ablations, shapes, shapes_runs
+from benchmarks.mlip import shapes, shapes_runs
 from benchmarks.mlip.shapes_runs import BY_NAME, CLIP, MLIP_ROW, ROWS, SHAPES, TEXTURES, trials
 from benchmarks.together.embedded_reference import TOWERS
 from benchmarks.training.drift import built
@@ -25,7 +25,7 @@ CHOSEN = {
 RUNS = {run.name.removeprefix("mlip-shapes/"): run for run in shapes_runs.rows(CHOSEN)}
 
 
-@pytest.mark.parametrize("row", ["clip", "no-guide", "declip", "texture-frequency"])
+@pytest.mark.parametrize("row", ["clip", "no-guide", "mlip-part", "declip", "texture-frequency"])
 def test_a_row_is_a_command_that_lightning_accepts(row, capsys):
     with pytest.raises(SystemExit) as stop:
         lightning(["fit", *RUNS[f"{row}-1"].arguments(), "--print_config"])
@@ -36,7 +36,7 @@ def test_rows_take_the_rate_and_decay_chosen_with_their_tower():
     for name, row in BY_NAME.items():
         settings = RUNS[f"{name}-0"].settings["model"]
         assert CHOSEN[row.chosen_with].items() <= settings.items()
-        changed = ablations.ROWS[row.setting or name]
+        changed = row.settings.get("model", {})
         plain = row.recipe not in (SHAPES, TEXTURES) or changed.get("frequency_layers") == 0
         assert (row.chosen_with == CLIP) == plain
 
@@ -58,6 +58,11 @@ def test_all_rows_are_trained_alike_and_as_often_over_their_pictures_as_the_prot
     data = embedded.EmbeddedDataModule(**reference["data"]["init_args"])
     read = per_shard * len(data.part("train", range(pictures // per_shard)))
     assert read == 8000 and reference["trainer"]["max_steps"] == 25 * (read // 128)
+    part = RUNS["mlip-part-0"]
+    fewer = embedded.EmbeddedDataModule(**reference["data"]["init_args"] | part.settings["data"])
+    assert per_shard * len(fewer.part("train", range(pictures // per_shard))) == 7000
+    passes = [run.steps * 128 / read for run, read in ((part, 7000), (RUNS["mlip-0"], 8000))]
+    assert passes == pytest.approx([25, 25], rel=0.03)
     textures = recipes[TEXTURES]
     assert textures["trainer"]["max_steps"] == 6 * (embedded.SPLITS[3]["train"][0] // 128)
     for part, key in (("model", "learning_rate"), ("model", "weight_decay"), ("model", "optimizer")):
@@ -80,8 +85,8 @@ def test_both_rows_have_as_many_trials_and_all_runs_fit_the_budget():
     of = {row: [run for _, run in trials(row)] for row in (CLIP, MLIP_ROW)}
     assert len(of[CLIP]) == len(of[MLIP_ROW]) == 6
     every = [shapes_runs.GUIDE, *of[CLIP], *of[MLIP_ROW], *RUNS.values()]
-    assert len({run.name for run in every}) == len(every) == 67
-    assert sum(run.minutes for run in every) <= 10 * 60
+    assert len({run.name for run in every}) == len(every) == 79
+    assert sum(run.minutes for run in every) <= 12 * 60
     assert all(2 * run.steps == read_recipe(SHAPES)["trainer"]["max_steps"] for run in of[CLIP])
 
 
@@ -114,7 +119,7 @@ def test_the_listing_has_the_rows_wait_for_the_trials(stored, monkeypatch, capsy
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
     assert shapes_runs.main(["--list"]) == 0
     printed = capsys.readouterr().out
-    assert "mlip-shapes/guide" in printed and "54 runs of rows" in printed and "wait for the trials" in printed
+    assert "mlip-shapes/guide" in printed and "66 runs of rows" in printed and "wait for the trials" in printed
     finish(stored, CLIP, 0)
     finish(stored, MLIP_ROW, 0)
     assert shapes_runs.main(["--list", "--only", "frequency-[02]"]) == 0
@@ -156,9 +161,10 @@ def test_a_trained_row_leaves_its_answers_and_what_its_terms_do(row, few):
     save(module, few / "weights.safetensors")
     splits, file = BY_NAME[row].splits, few / "made" / "answers.npz"
     result = shapes_runs.measure(few / "weights.safetensors", run.recipe, run, splits, file, batches=1)
-    counts = {"test": 12, "unseen": 6, "retrieval": 9}
+    counts = {"test": 12, "unseen": 6, "i2t": 9, "t2i": 9}
     with np.load(file) as answers:
-        assert {split: answers[split].shape for split in answers} == {split: (counts[split],) for split in splits}
+        kinds = counts if "retrieval" in splits else splits
+        assert {kind: answers[kind].shape for kind in answers} == {kind: (counts[kind],) for kind in kinds}
         assert result["test"]["top1"]["accuracy"] == answers["test"].mean()
     assert "shapes" in (few / "reads.jsonl").read_text() or row.startswith("texture")
     expected = {
@@ -179,7 +185,7 @@ def drawn(accuracy, seeds=3, gmacs=0.03, precision="bf16-mixed"):
         right = 0.9 * luck + 0.1 * np.random.default_rng((seed, int(1000 * accuracy))).random(4000) < accuracy
         run_conditions = {"seed": seed, "precision": precision}
         result = {"conditions": run_conditions, "gmacs": gmacs, "minutes": 8.0, "terms": {"spatial": 3.0}}
-        runs.append((result, dict.fromkeys(shapes_runs.SPLITS, right)))
+        runs.append((result, dict.fromkeys(shapes_runs.ANSWERS, right)))
     return runs
 
 
@@ -219,7 +225,8 @@ def test_the_reference_ladders_tower_of_revision_3_is_a_row_here():
 
 def test_every_row_is_trained_for_a_comparison():
     claims, comparisons = ({row for claim in part for row in claim[1:]} for part in (shapes.CLAIMS, shapes.COMPARISONS))
-    assert claims | comparisons == set(BY_NAME) and comparisons - claims == {"growing-smoothing", "masking"}
+    beyond_the_paper = {"growing-smoothing", "masking", "frequency-linear", "late-interaction"}
+    assert claims | comparisons == set(BY_NAME) and comparisons - claims == beyond_the_paper
 
 
 def test_the_page_shows_what_is_trained_and_names_the_command_of_the_rest(stored, monkeypatch):
