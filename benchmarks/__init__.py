@@ -12,5 +12,5 @@ RESULTS, WEIGHTS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "weigh
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """The contents of a recipe of this checkout, such as ``mlip/embedded.yaml``."""
+    """The contents of a recipe of this checkout, such as ``mlip/shapes.yaml``."""
     return yaml.safe_load((ROOT / recipe).read_text())

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from scipy.stats import t as student
 from torch import Tensor
 
 from benchmarks.statistics import share_interval
@@ -132,10 +131,3 @@ def p_value(p: float) -> str:
 def saved(cost: float, dense: float) -> str:
     """The saving of a cost against the dense one, in %."""
     return f"{100 * (1 - cost / dense):.1f} %"
-
-
-def student_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """The mean of at least two differences between paired runs, with Student's interval."""
-    middle, pairs = fmean(differences), len(differences)
-    half = student.ppf((1 + confidence) / 2, pairs - 1) * stdev(differences) / pairs**0.5
-    return middle, middle - half, middle + half

@@ -30,15 +30,13 @@ from waveclip import WaveTower
 REVISION = 2
 """The scenes of WAVECLIP's and Patch Ranking's tables and figures, the frontier and the packaged model: of shape."""
 TEACHER = WEIGHTS / "embedded_clip.safetensors"
-"""Revision 1's CLIP, from which the models start that are still of revision 1."""
+"""Revision 1's CLIP, for its reference ladder."""
 MODELS = {REVISION: (WEIGHTS / "shapes_clip.safetensors", WEIGHTS / "shapes_waveclip.safetensors")}
 """Teacher and student of one level for 48 px, those of training seed 0, by revision."""
 TEACHER_96, STUDENT_96 = WEIGHTS / "shapes_clip_96.safetensors", WEIGHTS / "shapes_waveclip_96.safetensors"
 """Revision 2's for scenes of 96 px; this WaveCLIP has two levels."""
 LOGGED = {1: "embedded", 2: "shapes"}
 """The data's name in the log of reads of test, by revision."""
-GUIDE = WEIGHTS / "embedded_guide.safetensors"
-"""The Guide of MLIP's embedded models."""
 RULES = {
     1: "every emoji of one code point that Twemoji draws and whose CLDR short name has at most 11 characters "
     "(no country flags, keycaps, skin tones or joined sequences), held-out names aside",

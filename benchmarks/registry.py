@@ -130,8 +130,7 @@ def _mlip(item: str, about: str, maker: str, **others: str) -> Benchmark:
 
 
 def _ablation(number: int, about: str, **others: str) -> Benchmark:
-    trains = f"mlip-ablations --table {number}"
-    return _mlip(f"Table {number}", about, f"tables_3_5_6_7_8:TABLE_{number}", trains=trains, **others)
+    return _mlip(f"Table {number}", about, f"tables_3_5_6_7_8:TABLE_{number}", trains="mlip-shapes-runs", **others)
 
 
 def _patchrank(name: str, item: str, about: str, maker: str | None = None, **others: str) -> Benchmark:
@@ -162,7 +161,7 @@ BENCHMARKS = (
     _ablation(7, "the matchings of tokens", fill=_CC3M),
     _ablation(8, "with and without the Guide", fill=_CC3M),
     _mlip("Table 9", "multiply-adds", "table9", fill=_CC3M),
-    _mlip("Table 10", "training time, and accuracy for it", "table10", fill=_CC3M, trains="mlip-ablations"),
+    _mlip("Table 10", "training time, and accuracy for it", "table10", fill=_CC3M, trains="mlip-shapes-runs"),
     _mlip("Figure 2", "likeness of tokens, and removing some at random", "fig2"),
     _mlip("Figure 5", "pictures found for a caption", "fig5"),
     _mlip("Figure 6", "what the Lego-Filter passes", "fig6"),
@@ -246,7 +245,6 @@ ABSENT = (
 """The other tables and figures of the papers."""
 ACTIONS = (
     Action("retrain", "train the embedded models again (--list; ONLY=NAME)", "training.retrain"),
-    Action("mlip-ablations", "train the rows of MLIP's tables 3 and 5 to 8 (--table N, --list)", "mlip.ablations"),
     Action("mlip-shapes-runs", "train MLIP and its rivals from scratch (--only NAME, --list)", "mlip.shapes_runs"),
     Action("mlip-dry-run", "fill every cell of MLIP's tables with the numbers of a miniature", "mlip.dry_run"),
     Action("patchrank-runs", "train what Patch Ranking's tables show (--list, --seeds N)", "patchrank.runs"),

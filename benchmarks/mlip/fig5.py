@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.cells import table
+from benchmarks.embedded import REVISION
 from benchmarks.mlip.models import BASELINE, MODEL, TITLES, Subject, compared, folder, not_run, shown
-from common.data.embedded.module import indices, scene
-from common.data.embedded.scenes import CANVAS, VIEW
+from common.data.embedded.splits import indices, scene
+from common.data.embedded.twemoji import CANVAS, VIEW
 from common.preprocess import Preprocess
 from common.retrieval import ranks, recall
 from common.zeroshot import embed_prompts
@@ -124,5 +125,5 @@ def _pictures(result: dict[str, Any]) -> Callable[[int], Image.Image]:
     """Gives a picture of the result's set by its place; those of the embedded set are drawn, as a model sees them."""
     if "shown" in result:
         return lambda place: Image.open(BytesIO(b64decode(result["shown"][str(place)])))
-    drawn = indices("retrieval")
-    return lambda place: ImageOps.crop(scene("retrieval", drawn[place])[0].render(), (CANVAS - VIEW) // 2)
+    drawn = indices("retrieval", REVISION)
+    return lambda place: ImageOps.crop(scene("retrieval", drawn[place], REVISION)[0].render(), (CANVAS - VIEW) // 2)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.cells import table
-from benchmarks.mlip.models import MODEL, TRAINED_BEFORE, Subject, folder, not_run, shown
+from benchmarks.mlip.models import MODEL, Subject, folder, not_run, shown
 from mlip.fourier import LegoFilter
 
 __all__ = ["folder", "render", "rings", "run", "spectra", "whole"]
@@ -100,7 +100,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
             gains = [f"{values['rings'][distance]:.4f}" for distance in distances]
             rows.append([number, layer["pieces"], when, *gains, f"{values['deviation']:.2f}"])
     grid = len(result["layers"][0]["mean"])
-    committed = {"mlip": f"Embedded scale, the row `mlip` of the ablations, seed 0, {TRAINED_BEFORE}"}
+    committed = {"mlip": "Embedded scale, scenes of shape, the row `mlip`, seed 0"}
     whose = result.get("subject", committed)["mlip"]
     note = (
         f"{whose}: mean modulus of the filter over all channels, by "

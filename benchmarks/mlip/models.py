@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import RESULTS
-from benchmarks.embedded import GUIDE
-from benchmarks.mlip.ablations import BASELINE, COMMAND, DATA, MODEL
+from benchmarks.mlip.shapes_runs import BY_NAME, COMMAND, MLIP_ROW
+from benchmarks.mlip.shapes_runs import CLIP as CLIP_ROW
+from benchmarks.mlip.shapes_runs import GUIDE as GUIDE_RUN
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.data.lookup import REVISIONS, Captioned, Labelled, Place, source
@@ -32,19 +33,17 @@ from common.models import load_model
 from common.paths import runs_directory
 from mlip.model import MLIP
 
+DATA = "embedded"
+BASELINE, MODEL, GUIDE = BY_NAME[CLIP_ROW].output, BY_NAME[MLIP_ROW].output, GUIDE_RUN.output
+"""The committed weights, of seed 0."""
 MAKE = {
-    GUIDE: "make retrain ONLY=guide",
-    BASELINE: f"{COMMAND} --only clip-seed0",
-    MODEL: f"{COMMAND} --only mlip-seed0",
+    GUIDE: f"{COMMAND} --only guide",
+    BASELINE: f"{COMMAND} --only clip-0",
+    MODEL: f"{COMMAND} --only mlip-0",
 }
 """The weights that a benchmark may need with the command that trains each, in the order of training."""
 TITLES = {"clip": "CLIP", "mlip": "MLIP"}
-TRAINED_BEFORE = "trained while the Lego-Filter's inverse was 6 times the printed one"
-"""What notes say of the committed MLIP; it is to be trained again."""
-COMPARED = (
-    "Embedded scale, two models of one start, length and data (rows `clip` and `mlip` of the ablations, seed 0; "
-    f"MLIP was {TRAINED_BEFORE})"
-)
+COMPARED = "Embedded scale, scenes of shape, two models trained alike from scratch (rows `clip` and `mlip`, seed 0)"
 """How notes describe the two models."""
 
 

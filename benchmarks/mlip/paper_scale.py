@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import number, table
-from benchmarks.mlip import ablations
+from benchmarks.mlip.shapes_runs import BY_NAME
 from benchmarks.training.run import Settings, options
 from common.paths import runs_directory
 
@@ -41,7 +41,9 @@ class Training:
 
 def _ablated(row: str) -> Training:
     """A row of the ablations on CC3M: its settings at embedded scale change the recipe of CC3M in the same way."""
-    return Training((_CC3M,), {"model": ablations.ROWS[row]})
+    settings = BY_NAME[row].settings["model"]
+    without_guide = {"guide_heads": None} if "guide" in settings else {}  # which the recipe states for its Guide
+    return Training((_CC3M,), {"model": settings | without_guide})
 
 
 def _part(recipe: str, fraction: float, steps: int) -> Training:
@@ -85,7 +87,7 @@ MODELS: dict[str, Training] = {
     },
     "slip-cc3m": Training(("mlip/slip_cc3m.yaml",)),
     "declip-cc3m": Training((_DECLIP_CC3M,)),
-    "declip-no-neighbours-cc3m": Training((_DECLIP_CC3M,), {"model": ablations.ROWS["declip-no-neighbours"]}),
+    "declip-no-neighbours-cc3m": Training((_DECLIP_CC3M,), BY_NAME["declip-no-neighbours"].settings),
 }
 """Every model of the paper's tables that we can train, by the name of its model directory.
 

@@ -7,7 +7,10 @@ Every number is of test, from the answers that each training left (``benchmarks.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ import numpy as np
 
 from benchmarks.cells import Result, p_value, points, table
 from benchmarks.mlip import shapes_runs
-from benchmarks.mlip.shapes_runs import COMMAND, GUIDE, ROWS, SEEDS
+from benchmarks.mlip.shapes_runs import BY_NAME, COMMAND, GUIDE, ROWS, SEEDS
 from benchmarks.statistics import RESAMPLES, adjusted_p, difference, mean_interval
 from common.conditions import conditions
 from common.data.embedded.module import SPLITS, scenes_of
@@ -35,6 +38,8 @@ CLAIMS = (
     Claim("token alignment helps", "tokens", "clip"),
     Claim("both together help", "frequency-tokens", "clip"),
     Claim("the Guide helps", "mlip", "no-guide"),
+    Claim("without the Guide too MLIP is better than CLIP", "no-guide", "clip"),
+    Claim("merging without the Guide loses", "frequency-tokens", "no-guide"),
     Claim("frequency one to many, spatial one to one is the best: not one to one, one to many", "mlip", "one-many"),
     Claim("nor one to one twice", "mlip", "one-one"),
     Claim("nor one to many twice", "mlip", "many-many"),
@@ -62,16 +67,18 @@ Known = dict[str, list[tuple[dict[str, Any], dict[str, np.ndarray]]]]
 """By row: the result and the answers, bool [M] by kind (ANSWERS), of every finished seed."""
 
 
-def known() -> Known:
-    """What every finished run left; a row without any is left out."""
+def known(dry: Path | None = None) -> Known:
+    """What every finished run left; a row without any is left out.
+
+    dry: the folder of a dry run (``benchmarks.mlip.dry_run``) whose results take their place.
+    """
     found: Known = {}
-    for seed in SEEDS:
-        for row in ROWS:
-            result = shapes_runs.stored(row.run(f"{row.name}-{seed}", seed, {}))
-            path = shapes_runs.answers_file(row.name, seed)
-            if result and path.is_file():
-                with np.load(path, allow_pickle=False) as file:
-                    found.setdefault(row.name, []).append((result, dict(file)))
+    for row, seed in product(BY_NAME, SEEDS):
+        path = dry / "trained" / f"{row}-{seed}.npz" if dry else shapes_runs.answers_file(row, seed)
+        if path.is_file() and path.with_suffix(".json").is_file():
+            with np.load(path, allow_pickle=False) as file:
+                result = json.loads(path.with_suffix(".json").read_text())
+                found.setdefault(row, []).append((result, dict(file)))
     return found
 
 
@@ -86,14 +93,14 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "trials": {row: shapes_runs.tried(row) for row in (shapes_runs.CLIP, shapes_runs.MLIP_ROW)},
         "chosen": shapes_runs.choice(),
         "precisions": sorted({_alike(result)[1] for runs in found.values() for result, _ in runs}),
-        "rows": [_row(row, found[row.name], resamples) for row in ROWS if row.name in found],
+        "rows": [measured_row(each, found[each.name], resamples) for each in ROWS if each.name in found],
         "claims": claims(found, resamples),
         "comparisons": claims(found, resamples, COMPARISONS),
         "guide_minutes": guide and guide["minutes"],
     }
 
 
-def _row(row: shapes_runs.Row, runs: Sequence[tuple[dict, dict]], resamples: int) -> dict[str, Any]:
+def measured_row(of: shapes_runs.Row, runs: Sequence[tuple[dict, dict]], resamples: int = RESAMPLES) -> dict[str, Any]:
     """The share of right answers of each kind with its interval, cost, and means of ``shapes_runs.terms``."""
     results = [result for result, _ in runs]
     accuracies = {
@@ -101,7 +108,7 @@ def _row(row: shapes_runs.Row, runs: Sequence[tuple[dict, dict]], resamples: int
     }
     means = {name: fmean(result["terms"][name] for result in results) for name in results[0]["terms"]}
     minutes = fmean(result["minutes"] for result in results)
-    return {"row": row.name, "gmacs": results[0]["gmacs"], "minutes": minutes, "terms": means} | accuracies
+    return {"row": of.name, "gmacs": results[0]["gmacs"], "minutes": minutes, "terms": means} | accuracies
 
 
 def claims(found: Known, resamples: int, among: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
@@ -111,11 +118,7 @@ def claims(found: Known, resamples: int, among: Sequence[Claim] = CLAIMS) -> lis
     """
     measured = []
     for claim in among:
-        better, worse = (
-            {_alike(result): answers["test"] for result, answers in found.get(row, [])} for row in claim[1:]
-        )
-        if shared := sorted(better.keys() & worse.keys()):
-            pair = (np.stack([side[seed] for seed in shared]) for side in (better, worse))
+        if pair := paired(found, claim.better, claim.worse):
             measured.append((claim, difference(*pair, paired_seeds=True, resamples=resamples)))
     adjusted = adjusted_p({claim.text: gap for claim, gap in measured})
     return [
@@ -129,6 +132,13 @@ def claims(found: Known, resamples: int, among: Sequence[Claim] = CLAIMS) -> lis
         }
         for claim, gap in measured
     ]
+
+
+def paired(found: Known, better: str, worse: str, about: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+    """Two rows' answers of one kind, bool [S,M] each, of the seeds that both have in one precision; None: no seed."""
+    sides = [{_alike(result): answers[about] for result, answers in found.get(row, [])} for row in (better, worse)]
+    shared = sorted(sides[0].keys() & sides[1].keys())
+    return tuple(np.stack([side[each] for each in shared]) for side in sides) if shared else None
 
 
 def _alike(result: Mapping[str, Any]) -> tuple[int, str]:
@@ -197,12 +207,13 @@ def _accuracies(rows: Sequence[dict[str, Any]]) -> str:
     ]
     lines = []
     for row in rows:
-        shown = [_accuracy(row[about]) if about in row else "–" for about in shapes_runs.ANSWERS]
+        shown = [accuracy(row[about]) if about in row else "–" for about in shapes_runs.ANSWERS]
         lines.append([_titles()[row["row"]], *shown, f"{row['gmacs']:.4f}", f"{row['minutes']:.1f}"])
     return table(head, lines)
 
 
-def _accuracy(ends: Sequence[float]) -> str:
+def accuracy(ends: Sequence[float]) -> str:
+    """A share of right answers and its interval, in %."""
     middle, low, high = (100 * value for value in ends)
     return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 

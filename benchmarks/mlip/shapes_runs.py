@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from benchmarks import WEIGHTS, read_log, read_recipe
 from benchmarks.cells import accuracy_of
-from benchmarks.embedded import right_answers
+from benchmarks.embedded import PART, right_answers
 from benchmarks.training.drift import built
 from benchmarks.training.run import RECIPES, STORED, Run, Settings, folder_of, work
 from benchmarks.training.shapes import candidates, labelled
@@ -51,6 +51,7 @@ ANSWERS = ("test", "unseen", "i2t", "t2i")
 RATES, DECAYS, TRIAL_STEPS = (1e-3, 2e-3, 4e-3), (0.1, 0.5), 775
 """What the trials choose from, and their length, half of a row's."""
 SHAPES, TEXTURES = "mlip/shapes.yaml", "mlip/textures.yaml"
+IN_TRAINING = " in training"
 CLIP, MLIP_ROW = "clip", "mlip"
 """The rows that the trials are run with."""
 
@@ -188,8 +189,13 @@ def stored(run: Run) -> dict[str, Any] | None:
 
 
 def answers_file(row: str, seed: int) -> Path:
-    """Where a row's answers lie: bool [M] by kind, see ANSWERS."""
+    """Where a row's answers lie, beside its result: bool [M] by kind, see ANSWERS."""
     return STORED / "mlip-shapes" / f"{row}-{seed}.npz"
+
+
+def batch_size() -> int:
+    """The number of pairs in a training step."""
+    return read_recipe(SHAPES)["data"]["init_args"]["batch_size"]
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -233,16 +239,20 @@ def _work(runs: Sequence[Run], only: str, listing: bool) -> bool:
             how = partial(measure, run=run, splits=BY_NAME[row].splits, output=answers_file(row, int(seed)))
         else:
             how = partial(evaluate, splits=("val",))
-        work([run], how, listing)
+        work([run], how, listing, committed=True)
     return bool(fitting)
 
 
 def measure(
     weights: Path, recipe: str, run: Run, splits: Sequence[str], output: Path, batches: int | None = None
 ) -> dict[str, Any]:
-    """``evaluate``, and what says whether each term of the loss trains at all."""
-    found = terms(weights, run, batches or 8) or logged_terms(folder_of(run))
-    return evaluate(weights, recipe, splits, output, batches) | {"terms": found}
+    """``evaluate``, and what says whether each term of the loss trains at all.
+
+    A term whose queue or head is not kept is known from the training alone.
+    """
+    on_val, logged = terms(weights, run, batches or 8), logged_terms(folder_of(run))
+    unknown = {name: value for name, value in logged.items() if name.removesuffix(IN_TRAINING) not in on_val}
+    return evaluate(weights, recipe, splits, output, batches) | {"terms": on_val | unknown}
 
 
 @torch.no_grad()
@@ -272,7 +282,10 @@ def evaluate(
         np.savez_compressed(output, **{split: part.numpy() for split, part in right.items()})
     images = getattr(loaded.images, "image_tower", loaded.images)  # a FILIP counts its head too
     picture = torch.zeros(1, 3, loaded.image_size, loaded.image_size)
-    accuracies = {split: {"top1": {**accuracy_of(part), "pictures": len(part)}} for split, part in right.items()}
+    accuracies = {
+        about: {"top1": {**accuracy_of(part), "pictures": len(part), "first": int(part[:PART].sum())}}
+        for about, part in right.items()
+    }
     return {"names": len(data.class_names), **accuracies, "gmacs": count_macs(EncodeImage(images), picture).gmacs}
 
 
@@ -308,7 +321,7 @@ def terms(weights: Path, run: Run, batches: int = 8) -> dict[str, float]:
 
 
 def logged_terms(folder: Path) -> dict[str, float]:
-    """Means of a training's losses over the last tenth of its steps, "NAME in training", from its folder of logs."""
+    """Means of a training's losses over the last tenth of its steps, by name + IN_TRAINING, from its folder of logs."""
     rows = [
         row for file in sorted(folder.glob("*/metrics.csv")) for row in csv.DictReader(file.read_text().splitlines())
     ]
@@ -318,7 +331,7 @@ def logged_terms(folder: Path) -> dict[str, float]:
         for column, value in row.items():
             term = re.fullmatch("train_(.+)_loss", column)
             if term and value and int(row["step"]) >= 0.9 * last:
-                values.setdefault(f"{term[1]} in training", []).append(float(value))
+                values.setdefault(term[1] + IN_TRAINING, []).append(float(value))
     return {name: fmean(each) for name, each in values.items()}
 
 

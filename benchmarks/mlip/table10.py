@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import read_recipe
-from benchmarks.cells import Comparison, Result, mean, missing_runs, number, percent, table
-from benchmarks.embedded import GUIDE
-from benchmarks.mlip import ablations
-from benchmarks.mlip.ablations import RECIPE, ROWS, runs
-from benchmarks.mlip.models import needing, not_run
+from benchmarks.cells import Comparison, Result, missing_runs, number, table
+from benchmarks.mlip import shapes
+from benchmarks.mlip.models import GUIDE, needing, not_run
 from benchmarks.mlip.paper_scale import COLUMNS, how, result_of, stored
+from benchmarks.mlip.shapes_runs import BY_NAME, COMMAND, ROWS, SEEDS, SHAPES, TEXTURES
 from benchmarks.printed import paper_numbers
 from benchmarks.speed.training import train_step
 from benchmarks.training.drift import built
@@ -40,27 +39,27 @@ def run(smoke: bool = False, dry: Path | None = None) -> dict[str, Any]:
 
 
 def _measure(names: list[str], rounds: int, pairs: int | None, dry: Path | None) -> dict[str, Any]:
-    first = dict(zip(names, runs(names), strict=False))  # the runs of the first seed, which come first
+    first = {name: BY_NAME[name].run(f"{name}-0", 0, {}) for name in names}  # rate and decay take no time
     device = "cuda" if torch.cuda.is_available() else "cpu"
     modules = {name: built(run.recipe, run.settings)[0].to(device) for name, run in first.items()}
     batches = {recipe: _batch(recipe, pairs, device) for recipe in {run.recipe for run in first.values()}}
     steps = {name: train_step(module, batches[first[name].recipe], torch.bfloat16) for name, module in modules.items()}
-    times, trained = alternate(steps, rounds), ablations.results(dry)
+    times, trained = alternate(steps, rounds), shapes.known(dry)
     rows = [
         {
             "run": name,
             "seconds": times[name]["seconds"],
             "of_reference": ratio(times[name], times[REFERENCE]),
-            "steps": trained[name][0]["steps"] if trained[name] else first[name].steps,
-            "seeds": [result["test"]["top1"]["accuracy"] for result in trained[name]],
-            "superseded": ablations.reasons(trained[name]),
+            "steps": first[name].steps,
+            "seeds": len(trained.get(name, ())),
+            "accuracy": shapes.measured_row(BY_NAME[name], trained[name])["test"] if name in trained else None,
         }
         for name in names
     ]
     return {
-        "batch": len(batches[RECIPE]["image"]),
+        "batch": len(batches[SHAPES]["image"]),
         "rows": rows,
-        "planned": len(ablations.SEEDS),
+        "planned": len(SEEDS),
         "paper": paper_numbers("mlip")["table10"],
         "evaluated": _evaluated(stored(dry)),
     }
@@ -106,25 +105,25 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     (step,) = (row["seconds"] for row in result["rows"] if row["run"] == REFERENCE)
     for row in result["rows"]:
         # By the ratio within rounds: a median of seconds alone follows what else the machine did.
-        seconds, seeds = step * row["of_reference"], row["seeds"]
+        seconds, found = step * row["of_reference"], row["accuracy"]
         minutes = seconds * row["steps"] / 60
-        reached = [percent(seeds), f"{100 * mean(seeds) / minutes:.1f}"] if seeds else ["not run", "not run"]
+        reached = [shapes.accuracy(found), f"{100 * found[0] / minutes:.1f}"] if found else ["not run", "not run"]
         measured = [f"{seconds:.3f}", f"{row['of_reference']:.2f}", f"{minutes:.2f}"]
-        rows.append([row["run"], *measured, len(seeds), *reached])
+        rows.append([row["run"], *measured, row["seeds"], *reached])
     rows += [[name, *["not run"] * 3, "–", "not run", "not run"] for name in _unmeasured(result)]
     setting = result["conditions"]
-    incomplete = any(len(row["seeds"]) < result["planned"] for row in result["rows"])
+    incomplete = any(row["seeds"] < result["planned"] for row in result["rows"])
     note = (
         f"Steps (forward, backward, clipped AdamW) of {result['batch']} pairs, {setting['dtype']}: {REFERENCE}'s "
         f"median of {setting['rounds']} rounds in which all rows take turns in one process, and of each other row the "
         "median of its ratio to it in the same round, without an interval: a tenth more or less tells nothing. "
         f"{setting['device']}, {setting['threads']} threads, torch {setting['torch']}. Reading pictures is no part of "
-        "a step. Accuracies are the ablations', on embedded `test`, mean ± standard deviation over their seeds. The "
-        "paper prints MLIP's row shifted by a column, and its text calls 370 GPU hours fewer than 361."
+        "a step. Accuracies are those of `make reproduce-mlip-shapes`. The paper prints MLIP's row shifted by a "
+        "column, and its text calls 370 GPU hours fewer than 361."
     )
     if incomplete:
-        note += f" Not all of {result['planned']} seeds were run: `{ablations.COMMAND}`."
-    head = ["embedded row", "s a step", f"of {REFERENCE}'s", "minutes for its steps", "seeds", "zero-shot"]
+        note += f" Not all of {result['planned']} seeds were run: `{COMMAND}`."
+    head = ["embedded row", "s a step", f"of {REFERENCE}'s", "minutes for its steps", "seeds", "zero-shot [95 %]"]
     printed = "zero-shot", "GPU hours", "zero-shot / hours of all GPUs"
     parts = [
         table(["ViT-B/16 on CC3M", *(f"{title}, {whose}" for title in printed for whose in ("paper", "ours"))], paper),
@@ -132,7 +131,6 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         + f" GPU hours are those that the model directory records; the ratio's hours are theirs over {GPUS}.",
         table([*head, "of it a minute"], rows),
         note,
-        *ablations.superseded({row["run"]: row["superseded"] for row in result["rows"]}),
     ]
     return {"md": "\n\n".join(parts) + "\n", "figures": {}}
 
@@ -141,7 +139,7 @@ def compare(result: Result) -> Iterator[Comparison]:
     """The printed numbers; then MLIP's time and accuracy in CLIP's, which hold on another machine too."""
     printed = {row["method"]: row for row in result["paper"]}
     ours = {row["run"]: row for row in result["rows"]}
-    reached = {run: mean(row["seeds"]) for run, row in ours.items()}
+    reached = {run: row["accuracy"] and row["accuracy"][0] for run, row in ours.items()}
     for method, row in printed.items():
         alike, embedded = result.get("evaluated", {}).get(method, {}), reached.get(row.get("run"))
         if alike.get("accuracy") is not None:
@@ -161,14 +159,14 @@ def compare(result: Result) -> Iterator[Comparison]:
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:
     """The trainings of rows that were not run."""
-    rows = [(row["run"], len(row["seeds"]), result["planned"]) for row in result["rows"]]
+    rows = [(row["run"], row["seeds"], result["planned"]) for row in result["rows"]]
     rows += [(name, 0, result["planned"]) for name in _unmeasured(result)]
-    yield from missing_runs(rows, ablations.COMMAND)
+    yield from missing_runs(rows, COMMAND)
 
 
 def _measured_rows() -> list[str]:
-    """The rows of a whole run: all but those that differ in their data alone."""
-    return [name for name, row in ROWS.items() if "train_fraction" not in row]
+    """The rows of a whole run: those on scenes of shape, but for those that differ in their data alone."""
+    return [row.name for row in ROWS if row.recipe != TEXTURES and "data" not in row.settings]
 
 
 def _unmeasured(result: Result) -> list[str]:

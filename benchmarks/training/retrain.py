@@ -20,19 +20,16 @@ import numpy as np
 import torch
 
 from benchmarks import ROOT, cells, read_recipe
-from benchmarks.embedded import GUIDE, PART, TEACHER, batches, prompts, right_answers
+from benchmarks.embedded import PART, TEACHER, batches, prompts, right_answers
 from benchmarks.statistics import mean_interval
 from benchmarks.training import shapes
 from benchmarks.training.run import STORED, Evaluation, Run, announce, command, folder_of, is_finished, train
 from benchmarks.waveclip import answers
 from common.models import load_model
 
-FIRST = (
-    Run("teacher", "common/embedded_clip.yaml", 26, output=TEACHER),
-    Run("guide", "mlip/guide_mae.yaml", 3, output=GUIDE),
-)
-"""Those of revision 1, from which models start that are still of it."""
-RUNS = (*FIRST, *shapes.RUNS)
+FIRST = Run("teacher", "common/embedded_clip.yaml", 26, output=TEACHER)
+"""That of revision 1, whose reference ladder shows why the revision left."""
+RUNS = (FIRST, *shapes.RUNS)
 
 
 def chosen(only: str | None) -> list[Run]:
@@ -121,14 +118,12 @@ def results() -> dict[str, dict[str, Any]]:
 def table() -> str:
     """All runs as a Markdown table, with the command of those that were not run; a line for the seeds of a family."""
     known, rows = results(), []
-    for run in FIRST:
-        if run.name not in known:
-            rows.append([run.name, "–", "not run", "not run", f"`make retrain ONLY={run.name}`"])
-            continue
-        result = known[run.name]
-        level = result.get("test", {}).get("top1")  # a Guide has none
-        accuracy = cells.accuracy(level["accuracy"], level["interval"]) if level else "–"
-        rows.append([run.name, f"{result['minutes']:.0f}", "–", accuracy, f"`{shlex.join(command(run))}`"])
+    if first := known.get(FIRST.name):
+        top1 = first["test"]["top1"]
+        accuracy = cells.accuracy(top1["accuracy"], top1["interval"])
+        rows.append([FIRST.name, f"{first['minutes']:.0f}", "–", accuracy, f"`{shlex.join(command(FIRST))}`"])
+    else:
+        rows.append([FIRST.name, "–", "not run", "not run", f"`make retrain ONLY={FIRST.name}`"])
     for name, runs in (*shapes.FAMILIES, *shapes.FEWER_PATCHES):
         finished = [run.name for run in runs if run.name in known]
         rows.append(_family(name, finished, [known[run]["minutes"] for run in finished]))
@@ -137,8 +132,8 @@ def table() -> str:
     first, shape = (len(prompts(revision)) for revision in (1, 2))
     note = (
         f"Top-1; a CLIP has one level. Intervals resample seeds and pictures. The runs named shapes tell {shape} names "
-        f"apart, on scenes of shape. Teacher and Guide are revision 1's, of {first} names; the models that are still "
-        "of that revision start from them."
+        f"apart, on scenes of shape. The teacher is revision 1's, of {first} names; its reference ladder shows why the "
+        "revision left."
     )
     return f"{runs}\n\n{note}\n"
 

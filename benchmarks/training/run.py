@@ -44,11 +44,6 @@ RECIPES = {
     "common/shapes_clip_96.yaml": 35,
     "waveclip/shapes.yaml": 45,
     "waveclip/shapes_96.yaml": 35,
-    "mlip/guide_mae.yaml": 3,
-    "mlip/embedded.yaml": 2,
-    "mlip/filip_embedded.yaml": 4,
-    "mlip/slip_embedded.yaml": 4,
-    "mlip/declip_embedded.yaml": 4,
     "mlip/guide_shapes.yaml": 3,
     "mlip/shapes.yaml": 9,
     "mlip/filip_shapes.yaml": 9,
@@ -156,11 +151,19 @@ class Run:
 
 
 def work(
-    runs: Sequence[Run], evaluate: Evaluation, listing: bool, overlay: str | None = None, apart: bool = True
+    runs: Sequence[Run],
+    evaluate: Evaluation,
+    listing: bool,
+    overlay: str | None = None,
+    apart: bool = True,
+    committed: bool = False,
 ) -> None:
-    """Print each run with its state; unless ``listing``, train the runs that are not finished. apart: see ``fit``."""
+    """Print each run with its state; unless ``listing``, train the runs that are not finished.
+
+    apart: see ``fit``.  committed: see ``is_finished``.
+    """
     for run in runs:
-        finished = is_finished(run, overlay)
+        finished = is_finished(run, overlay, committed)
         announce(run, finished, overlay)
         if not listing and not finished:
             train(run, folder_of(run, overlay), evaluate, overlay, apart)

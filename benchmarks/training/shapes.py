@@ -39,7 +39,7 @@ _CLIP, _HALF, _WAVE = "common/shapes_clip.yaml", "common/shapes_clip_half.yaml",
 _CLIP_96, _WAVE_96 = "common/shapes_clip_96.yaml", "waveclip/shapes_96.yaml"
 STEPS = read_recipe(_CLIP)["trainer"]["max_steps"]
 """Training steps of the teacher."""
-_ON_FRONTIER = ("half", "waveclip", "longer", "waveclip-longer")
+_ON_FRONTIER = ("teacher", "half", "waveclip", "longer", "waveclip-longer")
 """The families of which the frontier needs every seed's weights."""
 _COSINE = {"model": {"distribution_weight": 0, "contrastive_weight": 0}}
 _LONGER, _FROM_LONGER = ({"model": {"weights": str(file.relative_to(ROOT))}} for file in (TEACHER, LONGER))

@@ -176,8 +176,10 @@ def test_without_weights_the_commands_that_make_them_are_named(name, monkeypatch
             monkeypatch.setattr(module, constant, tmp_path / getattr(module, constant).name)
     result = module.run(smoke=True)
     text = module.render(json.loads(json.dumps(result)))["md"]
-    assert text.startswith("Not run: `make retrain ONLY=guide`") and text.endswith(f"`python -m benchmarks {name}`.\n")
-    assert ("--only mlip-seed0" in text) == (name != "mlip-table10")
+    assert text.startswith("Not run: `python -m benchmarks mlip-shapes-runs --only guide`") and text.endswith(
+        f"`python -m benchmarks {name}`.\n"
+    )
+    assert ("--only mlip-0" in text) == (name != "mlip-table10")
 
 
 def test_the_guide_is_asked_for_only_where_mlip_must_be_trained(monkeypatch, tmp_path):
@@ -260,17 +262,15 @@ def test_what_is_needed_and_there_is_measured(tmp_path, monkeypatch):
 
 def test_table_10_puts_time_and_accuracy_beside_the_papers():
     rows = [
-        {"run": "clip", "seconds": 0.5, "of_reference": 1.0, "steps": 240, "seeds": [0.3, 0.4]}
-        | {"superseded": ["its batches were smaller"]},
-        {"run": "mlip", "seconds": 0.25, "of_reference": 0.5, "steps": 240, "seeds": [], "superseded": []},
+        {"run": "clip", "seconds": 0.5, "of_reference": 1.0, "steps": 240, "seeds": 2, "accuracy": [0.35, 0.3, 0.4]},
+        {"run": "mlip", "seconds": 0.25, "of_reference": 0.5, "steps": 240, "seeds": 0, "accuracy": None},
     ]
     stated = {"dtype": "bfloat16 autocast", "rounds": 7, "device": "CPU", "threads": 2, "torch": "2"}
     result = {"missing": [], "conditions": stated, "batch": 128, "rows": rows, "planned": 2}
     text = mlip_table10.render(result | {"paper": paper_numbers("mlip")["table10"]})["md"]
     assert "| MLIP | 18.4 | not run | 370 | not run | 1.59 | not run |" in text and "-c mlip/slip_cc3m.yaml`" in text
-    assert "| clip | 0.500 | 1.00 | 2.00 | 2 | 35.0 ± 7.1 | 17.5 |" in text
+    assert "| clip | 0.500 | 1.00 | 2.00 | 2 | 35.0 [30.0, 40.0] | 17.5 |" in text
     assert "| mlip | 0.250 | 0.50 | 1.00 | 0 | not run | not run |" in text
-    assert "Not all of 2 seeds were run: `python -m benchmarks mlip-ablations`." in text
-    assert "Being made again, since in these runs its batches were smaller: clip." in text
+    assert "Not all of 2 seeds were run: `python -m benchmarks mlip-shapes-runs`." in text
     for row in paper_numbers("mlip")["table10"]:  # accuracy over the hours of 32 GPUs together
         assert row["accuracy"] / (row["gpu_hours"] / 32) == pytest.approx(row["ratio"], abs=0.012)

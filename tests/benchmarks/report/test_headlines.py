@@ -101,25 +101,11 @@ def test_a_line_says_how_many_seeds_are_behind_it():
     assert said == ("+0.4 [-0.1, +0.9] points, 75.0 % saved", 2)
 
 
-def test_mlip_is_compared_seed_by_seed():
-    def rows(clip, mlip):
-        seeds = {"clip": clip, "mlip": mlip}
-        return {
-            "rows": [
-                {"run": run, "seeds": {seed: {"test": value} for seed, value in found.items()}}
-                for run, found in seeds.items()
-            ]
-        }
-
-    assert mlip_against_clip(rows({"0": 0.5}, {})) is None
-    assert mlip_against_clip(rows({"0": 0.5, "1": 0.1}, {"0": 0.52})) == ("+2.0 points", 1)
-    # Student's 95 % for two pairs: 12.706 standard errors, and half the difference is one.
-    said = mlip_against_clip(rows({"0": 0.5, "1": 0.5}, {"0": 0.52, "1": 0.54}))
-    assert said == (f"no difference shown: +3.0 [{3 - 12.7062:+.1f}, {3 + 12.7062:+.1f}] points", 2)
-    known = rows({"0": 0.5, "1": 0.5}, {"0": 0.52, "1": 0.52})
-    known["rows"][1]["superseded"] = ["its filter was stronger"]
-    said = mlip_against_clip(known)
-    assert said.cell == "+2.0 [+2.0, +2.0] points; being made again, since its filter was stronger"
+def test_mlips_line_is_the_verdict_on_its_claim():
+    claim = {"rows": ["mlip", "clip"], "difference": [0.02, 0.01, 0.03], "verdict": "holds here", "seeds": 3}
+    other = claim | {"rows": ["frequency", "clip"], "verdict": "not shown"}
+    assert mlip_against_clip({"claims": [other, claim]}) == ("+2.0 [+1.0, +3.0] points: holds here", 3)
+    assert mlip_against_clip({"claims": [other]}) is None
 
 
 def test_mlips_saving_is_that_of_its_tower():

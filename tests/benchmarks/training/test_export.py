@@ -69,13 +69,13 @@ def test_a_guides_checkpoint_becomes_its_encoder_and_its_card_states_the_loss(tm
     module = GuideMAE()
     saved(module, tmp_path / "guide.ckpt")
     path = tmp_path / "guide.safetensors"
-    loaded = export.from_checkpoint(tmp_path / "guide.ckpt", "mlip/guide_mae.yaml")
+    loaded = export.from_checkpoint(tmp_path / "guide.ckpt", "mlip/guide_shapes.yaml")
     export.save(loaded, path)
     images = torch.randn(3, 3, 48, 48)
     torch.testing.assert_close(Guide.from_weights(str(path))(images), module.guide(images), atol=2e-2, rtol=0)
     batches = [{"image": images[:2]}, {"image": images[2:]}]
     monkeypatch.setattr(run.EmbeddedDataModule, "dataloader", lambda self, split: batches)
-    losses = run.reconstruction(loaded, "mlip/guide_mae.yaml")
+    losses = run.reconstruction(loaded, "mlip/guide_shapes.yaml")
     first, second = (
         module.loss(part, torch.Generator().manual_seed(place)) for place, part in enumerate((images[:2], images[2:]))
     )
