@@ -231,7 +231,7 @@ def table() -> str:
     note = (
         "Accuracies are of the embedded scale, small models that anyone can train again; counts and speeds of ViT-B/16 "
         "are of its real size. Seeds: trainings behind a line, which is no headline with fewer than three. Intervals "
-        "resample seeds and pictures, MLIP's is Student's over seeds; counts and speeds have none here. Each command "
+        "resample seeds and pictures; counts and speeds have none here. Each command "
         "prints the whole table with its conditions."
     )
     return f"{lines}\n\n{note}\n"
