@@ -28,6 +28,7 @@ OTHERS: dict[str, Callable[[], str]] = {
     "deploy-python": lambda: _newest("deploy", deploy.in_python),
     "frontier-summary": lambda: _newest("frontier", frontier_tables.summary),
     "headlines": headlines.table,
+    "reducer-picks": sweeps.picks,
     "reducers": reducers.overview,
     "reducers-at-equal-cost": sweeps.at_equal_cost,
     "reducers-in-tiles": reducers.in_tiles,
