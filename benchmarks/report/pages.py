@@ -26,6 +26,7 @@ OTHERS: dict[str, Callable[[], str]] = {
     "deploy-commands": lambda: _newest("deploy", deploy.commands),
     "deploy-costs": lambda: _newest("deploy", deploy.costs) + _elsewhere("deploy", deploy.goals),
     "deploy-python": lambda: _newest("deploy", deploy.in_python),
+    "frontier-reducers": lambda: _newest("frontier", frontier_tables.reducers_on_test),
     "frontier-summary": lambda: _newest("frontier", frontier_tables.summary),
     "headlines": headlines.table,
     "reducer-picks": sweeps.picks,
