@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.cells import percent, points, table
 from benchmarks.patchrank.evaluate import RIVALS
-from benchmarks.patchrank.methods import DENSE, OURS
+from benchmarks.patchrank.methods import DENSE, OURS, titled
 from benchmarks.patchrank.rows import ROWS, Known, at_equal_cost, correct, planned
 from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import SEEDS, TASKS, Task
@@ -109,7 +109,7 @@ def rivals_table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys((row["task"], basis) for row in rows for basis in BASES))
     cells = {(row["rival"], row["task"], row["basis"]): f"{points(row['lead'])} {verdict(row)}" for row in rows}
     lines = [
-        [name, *(cells.get((name, *column), "–") for column in columns)]
+        [titled(name), *(cells.get((name, *column), "–") for column in columns)]
         for name in dict.fromkeys(row["rival"] for row in rows)
     ]
     note = (

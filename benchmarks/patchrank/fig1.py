@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks import read_log
 from benchmarks.cells import Result, missing_runs, percent, saved, table
 from benchmarks.figures import legend_entries
-from benchmarks.patchrank.methods import DENSE, OURS
+from benchmarks.patchrank.methods import DENSE, OURS, which_attention
 from benchmarks.patchrank.rows import ROWS, Known, Source, attended, planned, pruned, tuned
 from benchmarks.patchrank.runs import COMMAND, KINDS, results
 from benchmarks.patchrank.tasks import KEEP, KEEPS, TASKS, Task
@@ -79,7 +79,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "share of patch tokens kept from block 1 on. Prompts are tuned with 16 shots, the same steps each: without "
         f"pruning for 100 %, at keep {KEEP} for all other rates. T: text prompts; V+T: visual prompts mapped from "
         "text prompts. GMACs are the image tower's, saved is against all its tokens without prompts. "
-        "The paper draws its curves for Caltech101 and prints no numbers."
+        f"{which_attention()} The paper draws its curves for Caltech101 and prints no numbers."
         f"{read_log.remark(result['conditions'])}"
     )
     return {"md": "\n\n".join([*parts, sentence(), note]) + "\n", "figures": {"patchrank-fig1": _draw(result)}}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.equal_cost import between
 from benchmarks.patchrank.evaluate import FEWER, MORE, RIVALS
 from benchmarks.patchrank.methods import DENSE, OURS
 from benchmarks.patchrank.runs import KINDS
@@ -105,5 +106,4 @@ def at_equal_cost(name: str, task: Task, known: Known, budget: float) -> Tensor 
     if not all(sides):
         return None
     (fewer,), (more,) = sides
-    share = (budget - fewer["gmacs"]) / (more["gmacs"] - fewer["gmacs"])
-    return (1 - share) * correct([fewer]).float() + share * correct([more]).float()
+    return between(budget, *((side["gmacs"], correct([side])) for side in (fewer, more)))

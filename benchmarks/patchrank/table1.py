@@ -16,7 +16,7 @@ from benchmarks import read_log
 from benchmarks.cells import Comparison, Result, mean, missing_runs, percent, points, saved, table
 from benchmarks.figures import COLOURS, legend_entries
 from benchmarks.patchrank import comparisons
-from benchmarks.patchrank.methods import DENSE, remark
+from benchmarks.patchrank.methods import DENSE, remark, titled, which_attention
 from benchmarks.patchrank.rows import ROWS, Known, correct, name_of_tuned, planned, tuned
 from benchmarks.patchrank.runs import COMMAND, KINDS, results
 from benchmarks.patchrank.tasks import KEEP, PRUNE_LAYER, SHAPES, TASKS, Task
@@ -107,10 +107,8 @@ def _val_accuracy(known: Known, task: Task, kind: str) -> float | None:
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
     names = [task.name for task in TASKS]
-    head = [
-        "method", *names, *(f"GMACs, {name}" for name in names[:2]), *(f"saved, {name}" for name in names[:2]),
-        "paper, mean of 8 sets",
-    ]  # fmt: skip
+    costs = [f"{what}, {name}" for what in ("GMACs", "saved") for name in names]
+    head = ["method", *names, *costs, "paper, mean of 8 sets"]
     dense = next(row for row in result["rows"] if row["row"] == DENSE)
     parts = [
         table(head, [_cells(row, dense) for row in result["rows"]]),
@@ -149,12 +147,10 @@ def missing(result: Result) -> Iterator[tuple[str, str]]:
 def _cells(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     names = [task.name for task in TASKS]
     cells = [_accuracy(row, name) for name in names]
-    costs = [f"{row['gmacs'][name]:.4f}" if name in row["gmacs"] else "not run" for name in names[:2]]
-    less = [
-        saved(row["gmacs"][name], dense["gmacs"][name]) if name in row["gmacs"] else "not run" for name in names[:2]
-    ]
+    costs = [f"{row['gmacs'][name]:.4f}" if name in row["gmacs"] else "not run" for name in names]
+    less = [saved(row["gmacs"][name], dense["gmacs"][name]) if name in row["gmacs"] else "not run" for name in names]
     printed = {line["row"]: f"{fmean(line['accuracy']):.1f}" for line in paper_numbers("patchrank")["table1"]}
-    return [row["row"], *cells, *costs, *less, printed.get(row["row"], "–")]
+    return [titled(row["row"]), *cells, *costs, *less, printed.get(row["row"], "–")]
 
 
 def _accuracy(row: dict[str, Any], task: str) -> str:
@@ -213,6 +209,7 @@ def _reading(result: dict[str, Any]) -> str:
         "its control take ten times the steps of the others. GMACs have attention on both sides; A-ViT's are "
         "measured means, and it is run masked. Each task has one CLIP of its own, with which all seeds begin: the "
         "spread between CLIPs is in no interval, and the paper's row of one predictor for all sets has none here. "
+        f"{which_attention()} "
         f"Trained in {made['precision'] or 'no run yet'}, evaluated in {setting['dtype']}, on {made['device']}, torch "
         f"{made['torch']}."
         f"{remark(setting)}{not_run}"
@@ -229,7 +226,9 @@ def _draw(result: dict[str, Any]) -> Figure:
                 # Every row has its own pair of colour and mark, on all panels the same, hollow where two coincide.
                 style = {"color": COLOURS[number % len(COLOURS)], "marker": "osD"[number // len(COLOURS)]}
                 top1 = 100 * fmean(row["accuracy"][task])
-                axes.plot(row["gmacs"][task], top1, linestyle="none", fillstyle="none", label=row["row"], **style)
+                axes.plot(
+                    row["gmacs"][task], top1, linestyle="none", fillstyle="none", label=titled(row["row"]), **style
+                )
                 if row["row"] == DENSE:
                     axes.axhline(top1, color="0.7", linewidth=1, zorder=0)
         axes.set(title=f"{task}, keep {KEEP}", xlabel="GMACs a picture", ylabel="top-1, %")

@@ -8,8 +8,10 @@ reducer thins the tokens of the fine level, while the cached coarse tokens stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -21,8 +23,10 @@ from benchmarks.patchrank.tasks import COMMITTED, PRUNE_LAYER
 from benchmarks.training import shapes
 from benchmarks.waveclip.controls import CASCADE, HALF, LATER_WAVE, TRAINED_ON, WAVE
 from common.clip import CLIP
+from common.evaluate.points import greatest_keep, mean_macs
 from common.reducer_registry import Entry, Setting, installed_reducers, named, setting_for
 from common.reduction import ReducedTower
+from common.tower import ImageTower
 from mlip.model import MLIP
 from patchrank.predictor import load_predictor
 from patchrank.tower import PatchRankTower
@@ -35,9 +39,10 @@ FEW = ("random", "class-attention", "evit", "tome", "mlip-merging")
 """The reducers that are measured where time is short, on photographs of a user's."""
 RANDOM = "random"
 """The reducer that every composition must beat, so that it is composed whether it is good or not."""
-KEEPS = (0.25, 0.45, 0.65, 0.85)
+BUDGETS = (0.4, 0.6, 0.8, 0.9, 1.0)
+"""Shares of the dense teacher's multiply-adds."""
 FINE_KEEPS = (0.25, 0.5, 0.75)
-"""Shares of the patch tokens that stay: of the teacher's 36, and of the fine level's 27."""
+"""Shares of the fine level's 27 patch tokens that stay."""
 DENSE = "dense teacher"
 RANKED = "teacher + rank predictor"
 TRAINED = {
@@ -113,25 +118,53 @@ def families(
     teacher: CLIP,
     waves: Mapping[int, WaveTower],
     reducers: Sequence[str],
-    smoke: bool = False,
+    budgets: Sequence[float] = BUDGETS,
     controls: Sequence[Family] | None = None,
 ) -> list[Family]:
     """Every method alone whose weights exist, the dense teacher first.
 
-    waves: of one level, by training seed; the teacher is that of all.  reducers: names.  smoke: one keep rate.
+    waves: of one level, by training seed; the teacher is that of all.  reducers: names.  budgets: shares of the
+        teacher's multiply-adds; a reducer, and the rank predictor, stands at its greatest keep rate within each of them
+        below 1, since within 1 that is the teacher itself.
     controls: those of this teacher; None: those of the embedded one, and the methods that were trained for it.
     """
-    tower, keeps = teacher.image_tower, KEEPS[1:2] if smoke else KEEPS
-    methods = [Family(DENSE, {None: [ReducedTower(tower, {})]}, [teacher])]
+    tower = teacher.image_tower
+    dense = ReducedTower(tower, {})
+    limits = [share * _gmacs(dense) for share in budgets if share < 1]
+    methods = [Family(DENSE, {None: [dense]}, [teacher])]
     for entry in map(named, reducers):
-        rates = dict.fromkeys(map(entry.rate, keeps))
-        models = {keep: [ReducedTower(tower, entry.reducers(setting_for(tower, keep, LAYER)))] for keep in rates}
+        models = fitted_to(partial(_reduced, tower, entry), limits, entry.rate)
         methods.append(Family(f"teacher + {entry.title}", models, [teacher], reducer=entry.name))
     embedded = controls is None
-    methods += [*trained(teacher, keeps), *embedded_controls()] if embedded else controls
+    methods += [*trained(teacher, limits), *embedded_controls()] if embedded else controls
     runs = dict(shapes.FAMILIES)[SEEDED[WAVE]] if embedded else ()
     left = {run.seed: path for run in runs if run.seed not in waves and (path := shapes.file(run.name)).is_file()}
     return [*methods, Family(WAVE, {None: list(waves.values())}, [teacher] * len(waves), tuple(waves), left=left)]
+
+
+def _reduced(tower: ImageTower, entry: Entry, keep: float) -> ReducedTower:
+    """A tower with a reducer from block LAYER on."""
+    return ReducedTower(tower, entry.reducers(setting_for(tower, keep, LAYER)))
+
+
+def _gmacs(model: ReducedTower | PatchRankTower) -> float:
+    return mean_macs(model, model.tower.image_size).gmacs
+
+
+def fitted_to(
+    build: Callable[[float], nn.Module], limits: Sequence[float], rate: Callable[[float], float] = float
+) -> dict[float, list[nn.Module]]:
+    """A reducer's model at its greatest keep rate, to 1 %, within each budget of GMACs that it can meet.
+
+    build: keep rate -> model.  rate: the keep rate at which it works where one is asked for, see ``Entry.rate``.
+    """
+    models = {}
+    for limit in limits:
+        # Some cost more than the least budget however few tokens stay.
+        with suppress(ValueError):
+            keep = rate(greatest_keep(lambda keep: _gmacs(build(rate(keep))), limit))
+            models[keep] = [build(keep)]
+    return models
 
 
 def compose(
@@ -139,7 +172,7 @@ def compose(
 ) -> list[Family]:
     """WaveCLIPs whose fine level has fewer tokens, for each of ``reducers`` that works in a level.
 
-    teacher, waves, smoke: see ``families``.
+    teacher, waves: see ``families``.  smoke: one keep rate.
     """
     methods, keeps = [], FINE_KEEPS[1:2] if smoke else FINE_KEEPS
     for entry in (entry for entry in map(named, reducers) if "levels" not in entry.exceptions):
@@ -157,16 +190,16 @@ def _fine(wave: WaveTower, entry: Entry, keep: float) -> ReducedWaveTower:
     return ReducedWaveTower(wave, {level: entry.reducers(setting)})
 
 
-def trained(teacher: CLIP, keeps: Sequence[float]) -> list[Family]:
-    """The methods of TRAINED whose weights exist; the rank predictor prunes the teacher at ``keeps``."""
+def trained(teacher: CLIP, limits: Sequence[float]) -> list[Family]:
+    """The methods of TRAINED whose weights exist; the rank predictor prunes the teacher to each budget of GMACs."""
     methods = []
     for name, (path, _) in TRAINED.items():
         if not path.is_file():
             continue
         if name == RANKED:
             predictor = load_predictor(path, teacher.image_tower, PRUNE_LAYER).eval()
-            towers = {keep: PatchRankTower(teacher.image_tower, predictor, keep, PRUNE_LAYER) for keep in keeps}
-            methods.append(Family(name, {keep: [tower] for keep, tower in towers.items()}, [teacher]))
+            build = partial(PatchRankTower, teacher.image_tower, predictor, prune_layer=PRUNE_LAYER)
+            methods.append(Family(name, fitted_to(lambda keep, build=build: build(keep=keep), limits), [teacher]))
         else:
             clip = MLIP.load(path).eval()
             methods.append(Family(name, {None: [clip.image_tower]}, [clip]))

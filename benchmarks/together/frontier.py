@@ -19,6 +19,7 @@ from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, batches, models,
 from benchmarks.patchrank.methods import REVISION as REDUCERS
 from benchmarks.together import compositions
 from benchmarks.together.compositions import (
+    BUDGETS,
     DENSE,
     FEW,
     RANDOM,
@@ -37,9 +38,9 @@ from benchmarks.together.operating_points import (
     Key,
     Setting,
     best_within,
+    compare,
     mark_dominated,
     operating_points,
-    set_against_rivals,
     settings,
     table_row,
 )
@@ -56,8 +57,6 @@ from waveclip.reduced import ReducedWaveTower
 
 __all__ = ["measure", "missing", "render", "run"]
 
-BUDGETS = (0.4, 0.6, 0.8, 1.0)
-"""Shares of the dense teacher's multiply-adds."""
 PICTURES = {"val": 2000, "test": 4000}
 """How many of the first images of each split: more would take longer than half an hour."""
 TIMED, BATCH, ROUNDS = 256, 64, 3
@@ -70,18 +69,18 @@ Classify = Callable[[Tensor], Any]
 def run(smoke: bool = False) -> dict[str, Any]:
     """Every method's operating points with accuracy, GMACs and time, and what each composition adds.
 
-    smoke: few reducers, one keep rate, two budgets, 250 pictures. ValueError: no weights of teacher or WaveCLIP.
+    smoke: few reducers, two budgets, 250 pictures. ValueError: no weights of teacher or WaveCLIP.
     """
     teacher, wave = models()
     trained = {seed: WaveTower.load(path).eval() for seed, path in weights_of(WAVE).items() if seed}
     waves = {0: wave} | trained
-    methods = families(teacher, waves, FEW if smoke else training_free(), smoke)
+    few = (dict.fromkeys(PICTURES, 250), BUDGETS[1:3], 1)
+    pictures, budgets, rounds = few if smoke else (PICTURES, BUDGETS, ROUNDS)
+    methods = families(teacher, waves, FEW if smoke else training_free(), budgets)
     weights = {*MODELS[REVISION], *(path for path, _ in TRAINED.values() if path.is_file())}
     weights = sorted(weights.union(*(weights_of(name).values() for name in SEEDED)))
     if not smoke:
         read_log.record("frontier", LOGGED[REVISION], weights)
-    few = (dict.fromkeys(PICTURES, 250), BUDGETS[1:3], 1)
-    pictures, budgets, rounds = few if smoke else (PICTURES, BUDGETS, ROUNDS)
     run_conditions = conditions(
         "embedded",
         seeds=len(methods[-1].all_seeds),
@@ -136,8 +135,9 @@ def measure(
     rows = [table_row(method, point, on_val, on_test, costs) for method, point in chosen]
     for row, (method, _) in zip(rows, chosen, strict=True):
         row["named"] = method.composed or not method.reducer or method.reducer in best
-    # 3. WaveCLIP and each composition against the best other method alone, then all rows by the clock.
-    set_against_rivals(rows, methods, on_val, on_test, costs)
+    # 3. WaveCLIP and each composition against the best other method alone, each reducer against the best one within
+    # its budget, then all rows by the clock.
+    compare(rows, methods, on_val, on_test, costs, limits)
     texts = class_texts(methods, prompts)
     for row, duration in zip(rows, seconds_per_image(rows, methods, timed, texts, rounds), strict=True):
         row["seconds"] = duration

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.cells import Result, accuracy, points, table
 from benchmarks.patchrank.methods import remark
-from benchmarks.together.compositions import DENSE
+from benchmarks.together.compositions import DENSE, RANKED
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.together.frontier_figure import CONTROLS, draw
 from benchmarks.waveclip.controls import HEADLINE_SEEDS, WAVE, counted, no_headline
@@ -36,7 +36,8 @@ def render(result: Result) -> dict[str, Any]:
 def rows_table(results: Sequence[Row], dense: Row) -> str:
     """Rows of ``measure`` as a Markdown table. dense: the dense teacher's, whose costs theirs are compared with."""
     head = ["method", "seeds", "keep", "refined", "GMACs", "of dense", "accuracy [95 %]"]
-    head += ["against the best alone, no dearer", "ms a picture", "dominated in"]
+    head += ["against the best alone, no dearer", "against the best reducer within its budget", "ms a picture"]
+    head += ["dominated in"]
     rows = []
     for row in results:
         rows.append(
@@ -48,12 +49,47 @@ def rows_table(results: Sequence[Row], dense: Row) -> str:
                 f"{row['gmacs']:.4f}",
                 f"{100 * row['gmacs'] / dense['gmacs']:.0f} %",
                 accuracy(row["accuracy"], row["interval"]),
-                _against(row),
+                _against(row["rival"]),
+                _against(row.get("best")),
                 f"{1000 * row['seconds']:.3f} (×{dense['seconds'] / row['seconds']:.2f})",
                 ", ".join({"gmacs": "GMACs", "seconds": "time"}[cost] for cost in row["dominated"]) or "–",
             ]
         )
-    return table(head, rows, left=(0, 7, 9))
+    return table(head, rows, left=(0, 7, 8, 10))
+
+
+def compared(rows: Sequence[Row]) -> bool:
+    """Whether reducers are compared with the best one within their budget."""
+    return any(row.get("best") for row in rows)
+
+
+def reducers_on_test(result: Result) -> str:
+    """The best reducers on val within each budget, four a budget, with their accuracy on test."""
+    rows, lines = result["rows"], []
+    alone = [row for row in rows if row["keep"] is not None and not row["composed"] and row["method"] != RANKED]
+    for share in (share for share in result["budgets"] if share < 1):
+        best: dict[str, Row] = {}
+        for row in (row for row in alone if row["gmacs"] <= share * rows[0]["gmacs"] * (1 + 1e-9)):
+            best[row["method"]] = max(best.get(row["method"], row), row, key=lambda row: row["val"]["accuracy"])
+        ranked = sorted(best.values(), key=lambda row: row["val"]["accuracy"], reverse=True)
+        for row in ranked[:4]:
+            cost = f"{100 * row['gmacs'] / rows[0]['gmacs']:.0f} %"
+            cells = [row["method"].removeprefix("teacher + "), _share(row["keep"]), cost]
+            found = row.get("best")
+            word = {1: "ahead", 0: "not shown", -1: "behind"}[_sign(found)] if found else ""
+            gap = f"{points(found['difference'])} {word}" if found else "–"
+            lines.append([f"{100 * share:.0f} %", *cells, accuracy(row["accuracy"], row["interval"]), gap])
+    head = ["within", "best on val", "keep", "of the GMACs", "test, %", "less the best on val"]
+    note = (
+        f"Scenes of shape: chosen on the first {result['pictures']['val']:,} pictures of val, read on the first "
+        f"{result['pictures']['test']:,} of test; four reducers a budget, the best on val first. The whole tower names "
+        f"{accuracy(rows[0]['accuracy'], rows[0]['interval'])} %. "
+    )
+    if compared(rows):
+        note += "Behind, ahead: p below .05 after Holm's correction over all comparisons of the frontier."
+    else:
+        note += "Keep rates are of a grid, and nothing is compared: `make reproduce-frontier` does both anew."
+    return f"{table(head, lines, left=(0, 1))}\n\n{note} [All of them](../benchmarks/results/frontier.md).\n"
 
 
 def composed(rows: Sequence[Row]) -> list[Row]:
@@ -65,8 +101,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def _against(row: Row) -> str:
-    rival = row["rival"]
+def _against(rival: Row | None) -> str:
     if rival is None:
         return "–"
     keep = "" if rival["keep"] is None else f", {_share(rival['keep'])}"
@@ -75,7 +110,11 @@ def _against(row: Row) -> str:
 
 def verdict(row: Row) -> int:
     """1 where a row is clearly above its rival, -1 where it is clearly below, else 0."""
-    difference, p = row["rival"]["difference"][0], row["rival"]["p"]
+    return _sign(row["rival"])
+
+
+def _sign(rival: Row) -> int:
+    difference, p = rival["difference"][0], rival["p"]
     return 0 if p >= SIGNIFICANT else 1 if difference > 0 else -1
 
 
@@ -157,8 +196,7 @@ def _note(result: Result) -> str:
         "WaveCLIP's fine level, whose cached coarse tokens all stay; merging methods reach that share over "
         "several blocks, and EViT adds one token, fused of those that go. Nothing was trained for a composition. "
         "Each reducer that alone is the best on val within a budget is composed, unless it reads what a level has not; "
-        "and random tokens are, as their control. With four keep rates a reducer that costs little more than a budget "
-        "stands there at its next lower rate: docs/which-reducer.md compares them at equal multiply-adds. "
+        f"and random tokens are, as their control. {_keeps(result)}"
         "WaveCLIPs and the teacher trained on start from this teacher, the WaveCLIP that says so from the latter: it "
         "has had half as many steps again as any other, so it is no rival (decided after a run in which it was one, "
         "and in which it led WaveCLIP and all compositions). The half-resolution CLIP sees means of 2 x 2 pixels; "
@@ -172,6 +210,19 @@ def _note(result: Result) -> str:
         f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, "
         f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no "
         f"more.{reads}{remark(run)}"
+    )
+
+
+def _keeps(result: Result) -> str:
+    """At which keep rates reducers stand."""
+    if not compared(result["rows"]):  # stored before they were compared
+        return (
+            "With four keep rates a reducer that costs little more than a budget stands there at its next lower rate: "
+            "docs/which-reducer.md compares them at equal multiply-adds. "
+        )
+    return (
+        "A reducer alone, and the rank predictor, stands at its greatest keep rate within each budget below 100 %. It "
+        "is compared with the reducer that is the best on val within that budget, by the same correction. "
     )
 
 

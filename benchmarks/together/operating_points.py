@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.statistics import adjusted_p, difference, mean_interval
+from benchmarks.statistics import Interval, adjusted_p, difference, mean_interval
 from benchmarks.together.compositions import Family
 from benchmarks.waveclip.controls import LATER_WAVE, WAVE
 from benchmarks.waveclip.exits import refined_by_share
@@ -120,7 +120,29 @@ def table_row(
         "interval": [low, high],
         "of_models": {"accuracy": float(of_models.correct.mean()), "gmacs": of_models.gmacs},
         "rival": None,
+        "best": None,
     }
+
+
+def compare(
+    rows: Sequence[dict[str, Any]],
+    methods: Sequence[Family],
+    val: Mapping[Key, BySeed],
+    test: Mapping[Key, BySeed],
+    costs: Costs,
+    limits: Sequence[float],
+) -> None:
+    """Give rows under "rival" and "best" what they are compared with, the difference on ``test``, and its p.
+
+    See ``set_against_rivals`` and ``set_against_best``; differences are paired by picture, and by seed where both have
+    the same ones. p is adjusted over all of them.
+    """
+    of_rivals = set_against_rivals(rows, methods, val, test, costs)
+    gaps = {(number, "rival"): gap for number, gap in of_rivals.items()}
+    of_best = set_against_best(rows, methods, val, test, costs, limits)
+    gaps |= {(number, "best"): gap for number, gap in of_best.items()}
+    for (number, what), p in adjusted_p(gaps).items():
+        rows[number][what]["p"] = p
 
 
 def set_against_rivals(
@@ -129,15 +151,14 @@ def set_against_rivals(
     val: Mapping[Key, BySeed],
     test: Mapping[Key, BySeed],
     costs: Costs,
-) -> None:
+) -> dict[int, Interval]:
     """Give WaveCLIP's rows and every composed one their rival: the best other method alone that costs no more on val.
 
     A rival with early exit may take any share, so that a composition gains nothing by falling between two budgets; the
     others take the settings that were evaluated on ``test``. The WaveCLIP from the teacher trained on is no rival: it
     had half as many steps again as all others have at most. A composition has the seeds whose models are here, and its
-    rivals are seen by these alone, so that none gains by luckier trainings. The difference on ``test`` is paired by
-    picture, and by seed where both have the same ones; ``p`` is adjusted over all rows. A row has no rival where
-    nothing else is as cheap.
+    rivals are seen by these alone, so that none gains by luckier trainings. A row has no rival where nothing else is as
+    cheap. Returns the differences by the rows' numbers.
     """
     rivals = [method for method in methods if not method.composed and method.name != LATER_WAVE]
     gaps = {}
@@ -155,11 +176,40 @@ def set_against_rivals(
                 outcome(on_val[key], on_test[key], costs[key], share).correct
                 for key, share in (((row["method"], row["keep"]), row["share"]), (rival.key, rival.share))
             )
-            gap = difference(ours, theirs, seeds[row["method"]] == seeds[rival.method])
-            row["rival"] = {"method": rival.method, "keep": rival.keep, "difference": list(gap.ends)}
-            gaps[number] = gap
-    for number, p in adjusted_p(gaps).items():
-        rows[number]["rival"]["p"] = p
+            gaps[number] = difference(ours, theirs, seeds[row["method"]] == seeds[rival.method])
+            row["rival"] = _against(rival, gaps[number])
+    return gaps
+
+
+def set_against_best(
+    rows: Sequence[dict[str, Any]],
+    methods: Sequence[Family],
+    val: Mapping[Key, BySeed],
+    test: Mapping[Key, BySeed],
+    costs: Costs,
+    limits: Sequence[float],
+) -> dict[int, Interval]:
+    """Give each reducer's row, and each of the rank predictor, the reducer that is the best on val within its budget.
+
+    A row's budget is the least of ``limits``, in GMACs, that it keeps. Without training there is one seed. The best
+    itself has none to be compared with. Returns the differences by the rows' numbers.
+    """
+    reducers = [method for method in methods if method.reducer and not method.composed]
+    alone = [setting for method in reducers for setting in settings(method, val, costs) if setting.key in test]
+    gaps = {}
+    for number, row in enumerate(rows):
+        if row["composed"] or row["keep"] is None:
+            continue
+        best = best_within(alone, min(limit for limit in limits if row["gmacs"] <= limit * (1 + 1e-9)))
+        if best.key != (row["method"], row["keep"]):
+            gaps[number] = difference(test[row["method"], row["keep"]], test[best.key], paired_seeds=True)
+            row["best"] = _against(best, gaps[number])
+    return gaps
+
+
+def _against(setting: Setting, gap: Interval) -> dict[str, Any]:
+    """What a row says of the setting with which it is compared."""
+    return {"method": setting.method, "keep": setting.keep, "difference": list(gap.ends)}
 
 
 def of_models(methods: Sequence[Family], seen: Mapping[Key, BySeed]) -> dict[Key, BySeed]:

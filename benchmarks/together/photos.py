@@ -268,9 +268,9 @@ def _reducers(
         batches[split] = loader(spread, data.preprocess, frontier.BATCH)
     timed = torch.cat([batch["image"] for batch in batches["test"]])[: frontier.BATCH if smoke else frontier.TIMED]
     beside = controls_of({0: models[TRAINED_ON]}, {0: models[HALF]}, data.preprocess.interpolation)
-    methods = families(teacher, {0: wave}, FEW, smoke=smoke, controls=beside)
-    composing = partial(compose, teacher=teacher, waves={0: wave}, smoke=smoke)
     budgets, rounds = (frontier.BUDGETS[1:3], 1) if smoke else (frontier.BUDGETS, frontier.ROUNDS)
+    methods = families(teacher, {0: wave}, FEW, budgets, controls=beside)
+    composing = partial(compose, teacher=teacher, waves={0: wave}, smoke=smoke)
     splits = batches["val"], batches["test"]
     return frontier.measure(methods, composing, *splits, data.class_prompts, budgets, timed, rounds)
 

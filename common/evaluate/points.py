@@ -294,13 +294,22 @@ def fitted(model: Model, point: Point, gmacs: float, classes: Classes | None = N
             mend = f"find one by `effclip calibrate --gmacs {gmacs:g}` and give it as --threshold"
         raise ValueError(f"--gmacs {gmacs:g}: {model.name} has no keep rate that this could set; {mend}")
 
-    def cost(hundredths: int) -> float:
-        images = images_at(model, replace(point, keep=hundredths / _HUNDREDTHS), classes)
-        return mean_macs(images, model.image_size).gmacs
+    def cost(keep: float) -> float:
+        return mean_macs(images_at(model, replace(point, keep=keep), classes), model.image_size).gmacs
+
+    return replace(point, keep=greatest_keep(cost, gmacs))
+
+
+def greatest_keep(cost: Callable[[float], float], gmacs: float) -> float:
+    """The greatest keep rate, to 1 %, that costs at most ``gmacs``.
+
+    cost: a keep rate in (0, 1] -> GMACs of a picture; a ValueError says that so few tokens are too few.
+    ValueError: not even 1 % does.
+    """
 
     def cost_if_it_works(hundredths: int) -> float | None:
         try:
-            return cost(hundredths)
+            return cost(hundredths / _HUNDREDTHS)
         except ValueError:  # so few tokens that the reducer cannot work
             return None
 
@@ -309,7 +318,7 @@ def fitted(model: Model, point: Point, gmacs: float, classes: Classes | None = N
         return found is None or found <= gmacs  # if any rate fits where it cannot work, a higher one
 
     # The rate ``low`` fits; every rate above ``high`` does not. Near 1, ranking may cost more than it saves.
-    low, high = (_HUNDREDTHS,) * 2 if cost(_HUNDREDTHS) <= gmacs else (0, _HUNDREDTHS - 1)
+    low, high = (_HUNDREDTHS,) * 2 if cost(1.0) <= gmacs else (0, _HUNDREDTHS - 1)
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle):
@@ -320,4 +329,4 @@ def fitted(model: Model, point: Point, gmacs: float, classes: Classes | None = N
         rates = range(low + 1, _HUNDREDTHS + 1)
         least = next(found for rate in rates if (found := cost_if_it_works(rate)) is not None)
         raise ValueError(f"--gmacs {gmacs:g}: a picture costs {least:.4g} GMACs at least; give that or more")
-    return replace(point, keep=low / _HUNDREDTHS)
+    return low / _HUNDREDTHS

@@ -19,7 +19,7 @@ from benchmarks.patchrank.evaluate import (
     evaluate_prompts,
     gmacs,
 )
-from benchmarks.patchrank.methods import DENSE, OURS, methods, training_free
+from benchmarks.patchrank.methods import DENSE, OURS, methods, titled, training_free
 from benchmarks.patchrank.rows import BASELINES, ROWS
 from benchmarks.patchrank.runs import KINDS, items, results
 from benchmarks.patchrank.tasks import (
@@ -279,7 +279,8 @@ def test_the_table_states_every_row_the_headline_and_what_the_oracle_is(with_res
     lines = [line for line in text.splitlines() if line.startswith("|")]
     ours = next(line for line in lines if line.startswith("| Patch Ranking |"))
     assert " ± " in ours and "| 65.4 |" in ours, "the paper's mean of its row"
-    assert [line.split(" | ")[0] for line in lines[2 : len(ROWS) + 2]] == [f"| {name}" for name in ROWS]
+    assert [line.split(" | ")[0] for line in lines[2 : len(ROWS) + 2]] == [f"| {titled(name)}" for name in ROWS]
+    assert "| GMACs, Fashion-MNIST |" in lines[0] and "| saved, Fashion-MNIST |" in lines[0]
     assert "| not run |" in ours  # Fashion-MNIST
     # Text prompts were the better ones on val: their row, 0.02 per row, stands some rows above the pruned model.
     assert "**Headline**: at keep 0.6, Patch Ranking + V+T prompts" in text
@@ -297,7 +298,7 @@ def test_every_row_has_a_mark_of_its_own_beside_a_line_of_the_unpruned_model(wit
         marks = [(line.get_color(), line.get_marker()) for line in axes.lines if line.get_linestyle() == "None"]
         assert len(set(marks)) == len(marks) == len(ROWS)
         assert len(axes.lines) == len(ROWS) + 1
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(ROWS)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(map(titled, ROWS))
     (curves,) = rendered("patchrank-fig1")["figures"].values()
     assert all("unpruned, untuned" in axes.get_legend_handles_labels()[1] for axes in curves.axes)
 
@@ -306,7 +307,7 @@ def test_one_legend_names_what_any_panel_shows_and_a_curve_has_one_look(with_res
     untuned = tuple(f"{CIFAR.key}-{kind}" for kind in KINDS)
     with_results({name: run for name, run in known_results().items() if not name.startswith(untuned)})
     (table,), (curves,) = (rendered(name)["figures"].values() for name in ("patchrank-table1", "patchrank-fig1"))
-    assert {text.get_text() for text in table.legends[0].get_texts()} == set(ROWS)
+    assert {text.get_text() for text in table.legends[0].get_texts()} == set(map(titled, ROWS))
     looks = {}
     for axes in curves.axes:
         for line in axes.containers:
@@ -358,7 +359,7 @@ def test_table_and_figure_render_before_anything_is_run_and_with_fewer_seeds(wit
     with_results({})
     table, figure = rendered("patchrank-table1"), rendered("patchrank-fig1")
     assert "Headline: not run (`python -m benchmarks patchrank-runs`)" in table["md"] and "Not run:" in figure["md"]
-    assert all(f"| {name} | not run |" in table["md"] for name in BASELINES)
+    assert all(f"| {titled(name)} | not run |" in table["md"] for name in BASELINES)
     with_results(known_results(TASKS, seeds=(0,)))
     table, figure = rendered("patchrank-table1"), rendered("patchrank-fig1")
     assert "mean of 3 tasks" in table["md"] and "1 training seeds, intervals over" in table["md"]

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.together.compositions import DENSE
 from benchmarks.together.frontier_figure import draw
-from benchmarks.together.frontier_tables import rows_table, summary, verdict, verdicts
+from benchmarks.together.frontier_tables import reducers_on_test, rows_table, summary, verdict, verdicts
 from benchmarks.waveclip.controls import CASCADE, HALF, TRAINED_ON, WAVE
 
 JOINED = f"{WAVE} + ToMe"
@@ -91,3 +91,22 @@ def test_the_picture_shows_waveclip_above_all_and_no_composition_that_refines_no
         assert set(drawn) == {DENSE, WAVE, HALF, CASCADE, TRAINED_ON} and max(drawn, key=drawn.get) == WAVE
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.texts][:2] == [WAVE, DENSE]
+
+
+def test_reducers_on_test_stand_by_budget_with_the_best_on_val_first():
+    """Of two keep rates of ToMe within 80 % the better one on val stands; ATC is better on val and not on test."""
+    rows = [row(DENSE, 0.75, 0.03)]
+    settings = {("ToMe", 0.4): (0.6, 0.02), ("ToMe", 0.6): (0.7, 0.022), ("ATC", 0.5): (0.72, 0.023)}
+    for (name, keep), (val, gmacs) in settings.items():
+        rows.append(row(f"teacher + {name}", 0.71, gmacs, composed=False, keep=keep, val={"accuracy": val}, best=None))
+    rows[2]["best"] = rival("teacher + ATC", -0.02, 0.01)
+    said = reducers_on_test({"rows": rows, "budgets": [0.6, 0.8, 1.0], "pictures": {"val": 2000, "test": 4000}})
+    lines = [line for line in said.splitlines() if line.startswith("| 80 %")]
+    assert [line.split(" | ")[1:4] for line in lines] == [["ATC", "50 %", "77 %"], ["ToMe", "60 %", "73 %"]]
+    assert (
+        lines[1].endswith("| -2.0 [-3.0, -1.0] behind |") and "60 % |" not in said.split("80 %")[0].split("GMACs")[-1]
+    )
+    rows[2]["best"] = None
+    assert "nothing is compared: `make reproduce-frontier`" in reducers_on_test(
+        {"rows": rows, "budgets": [0.8], "pictures": {"val": 1, "test": 1}}
+    )

@@ -8,11 +8,11 @@ from benchmarks.statistics import adjusted_p, difference, mean_interval
 from benchmarks.together.compositions import Family
 from benchmarks.together.operating_points import (
     best_within,
+    compare,
     mark_dominated,
     of_models,
     operating_points,
     outcome,
-    set_against_rivals,
     settings,
     table_row,
 )
@@ -113,7 +113,7 @@ def compared(costs_alone, test_seed=5):
     known = {method.name: settings(method, val, costs) for method in methods}
     (setting,) = (s for s in known["both"] if s.share == 0.5)
     row = table_row(methods[2], setting, val, test, costs)
-    set_against_rivals([row], methods, val, test, costs)
+    compare([row], methods, val, test, costs, [3.0])
     return row, known, val, test, costs
 
 
@@ -143,7 +143,7 @@ def test_a_composition_meets_waveclip_by_the_seed_that_both_have():
             (wave, best_within(settings(wave, of_models([wave], {(WAVE, None): answers[WAVE, None]}), costs), 2.0)),
         )
     )
-    set_against_rivals([row], [wave, both], answers, answers, costs)
+    compare([row], [wave, both], answers, answers, costs, [2.0])
     assert row["rival"]["method"] == WAVE and row["rival"]["difference"] == [0, 0, 0]
     rows = [row | {"seconds": 1.0}, of_wave | {"seconds": 0.9}]
     mark_dominated(rows)
@@ -154,6 +154,23 @@ def test_a_cheap_and_better_method_of_one_seed_is_the_rival():
     row, _, _, test, _ = compared(costs_alone=1.4)
     assert row["rival"]["method"] == "alone"
     assert row["rival"]["difference"][0] == pytest.approx(row["accuracy"] - test["alone", None][0].mean())
+
+
+def test_a_reducer_is_compared_with_the_best_one_on_val_within_its_budget_and_all_p_are_adjusted_together():
+    """Within 2 GMACs "b" is the best on val, "d" costs more; "a" is far behind it on test, "c" close to it."""
+    draw, shares = np.random.default_rng(0), {"a": 0.5, "b": 0.8, "c": 0.79, "d": 0.9}
+    methods = [Family(name, {0.5: [MODEL]}, [None], reducer=name) for name in shares]
+    costs = {(name, 0.5): [3.0 if name == "d" else 1.5] for name in shares}
+    val, test = ({(name, 0.5): [draw.random(2000) < share] for name, share in shares.items()} for _ in range(2))
+    val["b", 0.5] = [val["a", 0.5][0] | True]
+    rows = [table_row(method, settings(method, val, costs)[0], val, test, costs) for method in methods]
+    compare(rows, methods, val, test, costs, [2.0, 4.0])
+    a, b, c, d = (row["best"] for row in rows)
+    assert b is None and a["method"] == c["method"] == "b", "d is dearer than the budget"
+    assert d["method"] == "b", "within 4 GMACs"
+    gaps = {name: difference(test[name, 0.5], test["b", 0.5], paired_seeds=True) for name in "acd"}
+    assert a["difference"] == list(gaps["a"].ends)
+    assert [each["p"] for each in (a, c, d)] == list(adjusted_p(gaps).values())
 
 
 def row_at(gmacs, seconds, accuracy, composed=False, of_models=None):
