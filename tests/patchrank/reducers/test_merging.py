@@ -205,11 +205,15 @@ def every_fourth_and_one(attention):
 
 
 @pytest.mark.parametrize(
-    ("reducer", "choice"), [(PruMerge(8 / 16), most_attended), (PruMergePlus(5 / 16), every_fourth_and_one)]
+    ("reducer", "choice", "count"),
+    [
+        (PruMerge(8 / 16, neighbours=4), most_attended, 4),
+        (PruMergePlus(5 / 16, neighbours=20), every_fourth_and_one, 15),
+        (PruMerge(8 / 16), most_attended, 1),
+    ],
 )
 @torch.no_grad()
-def test_prumerge_adds_what_is_like_each_kept_token(tower, reducer, choice):
-    reducer.neighbours = 4
+def test_prumerge_adds_what_is_like_each_kept_token(tower, reducer, choice, count):
     x, y, keys, outcome = at_middle(tower, reducer)
     block = tower.transformer.resblocks[1]
     for row in range(2):
@@ -219,13 +223,24 @@ def test_prumerge_adds_what_is_like_each_kept_token(tower, reducer, choice):
         kept = choice(attention)
         flat, picture = keys[row].transpose(0, 1).flatten(1)[1:], y[row, 1:]
         for place, i in enumerate(kept):
-            near = sorted((j for j in range(16) if j != i), key=lambda j: -cosine(flat[i], flat[j]))[:4]
+            near = sorted((j for j in range(16) if j != i), key=lambda j: -cosine(flat[i], flat[j]))[:count]
             expected = picture[i] + sum(attention[j] * picture[j] for j in near)
             torch.testing.assert_close(outcome.result[row, 1 + place], expected)
         extra = sum(attention[j] * picture[j] for j in range(16) if j not in kept)
         torch.testing.assert_close(outcome.result[row, -1], extra)
         sizes = [1.0] * len(kept) + [16.0 - len(kept)]
         assert outcome.positions[row].tolist() == [*kept, -1] and outcome.sizes[row].tolist() == sizes
+
+
+@pytest.mark.parametrize(("patches", "near"), [(576, 32), (196, 11), (36, 2), (16, 1), (4, 1), (2, 1)])
+def test_prumerge_takes_in_the_released_share_of_the_patches(patches, near):
+    assert PruMerge(0.5).near(patches) == PruMergePlus(0.5).near(patches) == near
+    assert PruMerge(0.5, neighbours=32).near(patches) == min(32, patches - 1)
+
+
+def test_prumerge_needs_a_neighbour():
+    with pytest.raises(ValueError, match="neighbours 0 is below 1; leave it out"):
+        PruMerge(0.5, neighbours=0)
 
 
 def test_prumerge_plus_keeps_what_the_released_code_keeps():
