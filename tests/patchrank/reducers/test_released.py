@@ -7,7 +7,16 @@ from torch.nn import functional as F
 from common.reducer_registry import named, setting_for
 from common.reduction import ReducedTower, ReductionContext
 from patchrank.golden import golden_ranking
-from patchrank.reducers import ClassAttention, EViT, GoldenOracle, HiRED, RandomKeep, ToMe
+from patchrank.reducers import (
+    ClassAttention,
+    EViT,
+    GoldenOracle,
+    HiRED,
+    RandomKeep,
+    RandomPerBatch,
+    RandomPerPicture,
+    ToMe,
+)
 from patchrank.reducers.tome import bipartite_soft_matching
 from tests.patchrank.reducers.slow import PATCHES, class_row, images, rest, slow_attention, small_tower
 
@@ -89,6 +98,30 @@ def test_random_tells_merged_tokens_apart():
         assert len(set(chosen)) == 4
         kept[chosen] += 1
     assert (kept - 100).abs().max() < 5 * 50**0.5
+
+
+@torch.no_grad()
+def test_random_per_batch_draws_once_a_call_and_a_seed_gives_its_draws_again(tower):
+    reduced = ReducedTower(tower, {1: RandomPerBatch(0.5)})
+
+    def places(seed):
+        torch.manual_seed(seed)
+        return reduced.run(images(3))[1].positions
+
+    kept = torch.zeros(PATCHES)
+    for seed in range(200):
+        first, *others = places(seed)
+        assert len(set(first.tolist())) == 8 and all(torch.equal(first, other) for other in others)
+        kept[first] += 1
+    assert (kept - 100).abs().max() < 5 * 50**0.5  # each place binomial: 200 draws at one half
+    assert torch.equal(places(3), places(3)) and not torch.equal(places(3), places(4))
+
+
+@pytest.mark.parametrize(("cls", "fixed"), [(RandomKeep, True), (RandomPerBatch, False), (RandomPerPicture, False)])
+@torch.no_grad()
+def test_an_exported_graph_holds_the_one_draw_or_draws_in_each_call(tower, cls, fixed):
+    exported = torch.export.export(ReducedTower(tower, {1: cls(0.5)}), (images(2),)).module()
+    assert torch.equal(exported(images(2)), exported(images(2))) == fixed
 
 
 @torch.no_grad()
