@@ -8,8 +8,8 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 from torch.nn import functional as F
 
-from common.reducer_registry import Setting
-from common.reduction import ReductionContext
+from common.reducer_registry import Setting, named, setting_for
+from common.reduction import ReducedTower, ReductionContext
 from mlip.merging import equal_cost
 from patchrank.reducers import (
     ATC,
@@ -31,6 +31,7 @@ from tests.patchrank.reducers.slow import (
     at_middle,
     class_row,
     cosine,
+    images,
     plain,
     slow_attention,
     slow_density_peaks,
@@ -192,6 +193,20 @@ def test_visionzip_keeps_the_attended_and_gathers_the_rest(tower, form):
             else:
                 expected.append(picture[target] + (mean(members) if members else 0))
         torch.testing.assert_close(outcome.result[row, 1:], torch.stack(expected))
+
+
+@pytest.mark.parametrize("split", [(54, 10), (108, 20), (162, 30)])
+def test_visionzip_splits_the_576_patches_of_llava_as_released(split):
+    assert VisionZip(sum(split) / 576).split(576) == split
+
+
+@torch.no_grad()
+def test_the_released_visionzip_has_a_name_of_its_own(tower):
+    for name, form in {"visionzip": "averaged", "visionzip-released": "released"}.items():
+        listed = ReducedTower(tower, named(name).reducers(setting_for(tower, 0.5, 1)))
+        expected = ReducedTower(tower, {(1, "middle"): VisionZip(0.5, form=form)})
+        torch.testing.assert_close(listed(images()), expected(images()))
+    assert named("visionzip").title != named("visionzip-released").title
 
 
 def most_attended(attention):
