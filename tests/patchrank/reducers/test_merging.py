@@ -165,6 +165,20 @@ def test_diffrate_prunes_and_merges_by_attention(tower):
             assert outcome.sizes[row, k].item() == pytest.approx(size, abs=1e-5)
 
 
+@torch.no_grad()
+def test_opposite_tokens_leave_diffrate_a_size_that_has_a_logarithm(tower):
+    """Merged with 15 of its opposites, a token would have the size 1 - 15."""
+
+    def behind(x, context):
+        head = context.class_attention().argmax(1)
+        signs = torch.full(context.positions.shape, -1.0).scatter(1, head[:, None], 1.0)
+        return DiffRate(16, 1)(context.with_patches(x, signs[..., None] * x[:, 1:2]), context)
+
+    outcome = at_middle(tower, behind)[3]
+    assert outcome.sizes.tolist() == [[2.0**-14]] * 2
+    torch.testing.assert_close(outcome.bias[:, 0, 0, 1:], outcome.sizes.double().log())
+
+
 def test_the_released_schedule_of_diffrate_fits_other_towers():
     plan = schedule(Setting(0.6, 3, 196, 12, 14))
     assert (1, "middle") in plan and (0, "middle") not in plan
