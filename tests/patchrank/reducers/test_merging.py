@@ -209,11 +209,6 @@ def test_visionzip_keeps_the_attended_and_gathers_the_rest(tower, form):
         torch.testing.assert_close(outcome.result[row, 1:], torch.stack(expected))
 
 
-@pytest.mark.parametrize("split", [(54, 10), (108, 20), (162, 30)])
-def test_visionzip_splits_the_576_patches_of_llava_as_released(split):
-    assert VisionZip(sum(split) / 576).split(576) == split
-
-
 @torch.no_grad()
 def test_the_released_visionzip_has_a_name_of_its_own(tower):
     for name, form in {"visionzip": "averaged", "visionzip-released": "released"}.items():
