@@ -28,7 +28,7 @@ NEEDS = {
     "grid": "every patch of a square grid, as in a whole tower",
     "places": "where patches stand in a square grid, of which some may be gone",
     "pixels": "the picture, of which tokens are patches",
-    "readout": "the tower's last norm and projection",
+    "readout": "the tower's last norm and projection, or what it pools of a token alone",
     "texts": "the embeddings of the classes, on which a picture's own embedding then depends",
     "training": "modules that a training has made for this tower",
 }

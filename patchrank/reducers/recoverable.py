@@ -33,7 +33,7 @@ _NAME = "recoverable-compression"
     "picture; here R is fixed, and the threshold only divides R - M between the first two steps. Ours are the rule for "
     "outliers with t = 1, the greatest similarity over the classes, M = R / 10, and clusters by density peaks.",
     build=lambda setting: {
-        setting.layer: RecoverableCompression(setting.keep, readout_of(setting, _NAME), setting.texts)
+        setting.layer: RecoverableCompression(setting.keep, readout_of(setting, _NAME, class_token=True), setting.texts)
     },
 )
 class RecoverableCompression(Keeping):
