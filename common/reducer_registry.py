@@ -8,7 +8,7 @@ Shapes: C classes, E joint dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -28,7 +28,7 @@ NEEDS = {
     "grid": "every patch of a square grid, as in a whole tower",
     "places": "where patches stand in a square grid, of which some may be gone",
     "pixels": "the picture, of which tokens are patches",
-    "readout": "the tower's last norm and projection",
+    "readout": "the tower's last norm and projection, or what it pools of a token alone",
     "texts": "the embeddings of the classes, on which a picture's own embedding then depends",
     "training": "modules that a training has made for this tower",
 }
@@ -87,6 +87,7 @@ class Entry:
     untrained: (width D, blocks L) -> the modules with which its training begins; None: it is not trained.
     options: arguments of ``cls`` beside the keep rate, where it has another form than the class by itself.
     rates: the only keep rates that it can have; none: it can have any.
+    same: what settings have in common at which it does the same; None: no two keep rates are known to.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Entry:
     tiled: Callable[[Setting], dict[Place, Reducer]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     rates: tuple[float, ...] = ()
+    same: Callable[[Setting], Hashable] | None = None
 
     def rate(self, keep: float) -> float:
         """The keep rate at which it works where ``keep`` is asked for: ``keep``, or the nearest of ``rates``."""
@@ -211,6 +213,7 @@ def reducer(
     tiled: Callable[[Setting], dict[Place, Reducer]] | None = None,
     options: Mapping[str, Any] | None = None,
     rates: tuple[float, ...] = (),
+    same: Callable[[Setting], Hashable] | None = None,
 ) -> Callable[[type], type]:
     """Put a class on the list; see ``Entry``. A class may join more than once, under another name and in another form.
 
@@ -221,7 +224,7 @@ def reducer(
     def register(cls: type) -> type:
         builder = build or (lambda setting: {at(setting.layer, place): cls(setting.keep, **(options or {}))})
         stated = (name, title, cls, place, builder, needs, source, licence, differs)
-        REDUCERS[name] = Entry(*stated, exceptions or {}, untrained, tiled, options or {}, rates)
+        REDUCERS[name] = Entry(*stated, exceptions or {}, untrained, tiled, options or {}, rates, same)
         return cls
 
     return register

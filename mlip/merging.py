@@ -147,8 +147,8 @@ class Merging:
             return kept_tokens(self.rate, patches)
         return patches - min(self.removed, patches // 2)
 
-    def macs(self, call) -> int:
-        """Multiply-adds of one call for one picture; call: ``patchrank.reducers.base.Call``."""
+    def macs(self, call) -> int:  # of patchrank.reducers.base.Call, which this package must not import
+        """The class token's row, and the cosines of the tokens that go with as many others."""
         gone = call.patches - self.left(call.patches)
         return (call.class_row + gone**2 * call.width) if gone else 0
 

@@ -125,11 +125,21 @@ def _section(entry: Entry) -> str:
     if entry is first:
         lines.append(_markdown(inspect.getdoc(entry.cls)))
     else:
-        lines.append(f"Described under [{first.title}](#{first.title.lower().replace(' ', '-')}).")
+        anchor = re.sub(r"[^\w -]", "", first.title.lower()).replace(" ", "-")
+        lines.append(f"Described under [{first.title}](#{anchor}).")
+    lines.append(f"Own cost: {_own_cost(entry)}")
+    if entry.needs:
+        lines.append(f"Needs: {', '.join(entry.needs)}.")
     if entry.differs:
         lines.append(f"Differs: {entry.differs}")
     lines += [f"{EXCEPTIONS[kind]}: {reason}." for kind, reason in entry.exceptions.items()]
     return "\n\n".join(lines)
+
+
+def _own_cost(entry: Entry) -> str:
+    """What a reducer's own multiply-adds are for, in the words of its ``macs``."""
+    words = inspect.getdoc(next(iter(_at_the_setting(entry).values())).macs)
+    return "none." if words == inspect.getdoc(TokenReducer.macs) else words[0].lower() + " ".join(words[1:].split())
 
 
 _ARGUMENT = re.compile(r"^([a-z_]+(?:, [a-z_]+)*): (.*)$", re.S)

@@ -16,7 +16,7 @@ from patchrank.reducers.kmedoids import KMedoids
 from patchrank.reducers.mctf import MCTF
 from patchrank.reducers.pitome import PiToMe
 from patchrank.reducers.prumerge import PruMerge, PruMergePlus
-from patchrank.reducers.random import RandomKeep, RandomPerPicture
+from patchrank.reducers.random import RandomKeep, RandomPerBatch, RandomPerPicture
 from patchrank.reducers.recoverable import RecoverableCompression
 from patchrank.reducers.tca import TokenCondensation
 from patchrank.reducers.tiles import GlobalCom2
@@ -48,6 +48,7 @@ __all__ = [
     "PruMerge",
     "PruMergePlus",
     "RandomKeep",
+    "RandomPerBatch",
     "RandomPerPicture",
     "RecoverableCompression",
     "ToFu",

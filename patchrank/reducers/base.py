@@ -137,29 +137,41 @@ def spread(make: Callable[[int, Setting, int], Reducer]) -> Callable[[Setting], 
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """A tower's last norm and projection, in the tower's own precision under autocast too.
+    """A tower's last norm and projection of each token, in the tower's own precision under autocast too.
+
+    For a tower of another library it is what that pools of a token alone: where the class token is read, its norm and
+    projection of the token; where patches are averaged, that of the token's mean; behind a pooling head, the head's
+    answer to this token.
 
     An object, so that copies of a reducer and its tower read the copy's.
     """
 
-    tower: ImageTower
+    tower: ImageTower | AdaptedTower
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """tokens [B,K,D] -> [B,K,E]."""
+        tower = self.tower
         with without_autocast(tokens):
-            return self.tower.ln_post(tokens.to(self.tower.proj.dtype)) @ self.tower.proj
+            if not isinstance(tower, AdaptedTower):
+                return tower.ln_post(tokens.to(tower.proj.dtype)) @ tower.proj
+            weights = next(part for part in tower.source.parameters() if part.is_floating_point())
+            # A mean leaves the leading tokens out, so the token stands in their places too.
+            alone = tokens.to(weights.dtype).flatten(0, 1)[:, None]
+            read = tower.pool(alone if tower.reads_class else alone.expand(-1, 1 + tower.leading, -1))
+            return read.unflatten(0, tokens.shape[:2])
 
 
-def readout_of(setting: Setting, name: str) -> Readout:
+def readout_of(setting: Setting, name: str, class_token: bool = False) -> Readout:
     """The readout of a setting's tower.
 
-    name: of the reducer that reads it. ValueError: the tower of another library.
+    name: of the reducer that reads it.  class_token: whether the reducer reads that of the class token, too.
+    ValueError: then, a tower without a class token.
     """
     tower = setting.tower
-    if isinstance(tower, AdaptedTower):
+    if class_token and isinstance(tower, AdaptedTower) and not tower.has_class_token:
         raise ValueError(
-            f"{name} reads ln_post and proj, which a tower of another library has under other names; take a tower of "
-            "this suite, or divprune"
+            f"{name} compares patches with the class token's readout, and this tower has no class token; take "
+            "zoo-prune, or divprune"
         )
     return Readout(tower)
 

@@ -41,16 +41,22 @@ SCHEDULES = {
 }
 """The released numbers for DeiT-B by its GFLOPs: tokens, class token included, after pruning and after merging."""
 _BLOCKS, _PATCHES = 12, 196
+_LEAST = 2.0**-14  # a size whose logarithm every precision has
+
+
+def nearest(setting: Setting) -> float:
+    """The GFLOPs of the schedule whose mean share of tokens is nearest to that of pruning to ``keep`` at ``layer``."""
+    share = (setting.layer + setting.keep * (setting.blocks - setting.layer)) / setting.blocks
+    return min(SCHEDULES, key=lambda gflops: abs(sum(SCHEDULES[gflops][1]) / (_BLOCKS * (_PATCHES + 1)) - share))
 
 
 def schedule(setting: Setting) -> dict[Place, Reducer]:
-    """The released schedule whose mean share of tokens is nearest to that of pruning to ``keep`` before ``layer``.
+    """The reducers of the ``nearest`` released schedule.
 
     A tower of other depth or other numbers of patches has the same shares at the same relative depths. Numbers never
     rise from block to block.
     """
-    share = (setting.layer + setting.keep * (setting.blocks - setting.layer)) / setting.blocks
-    pruned, merged = min(SCHEDULES.values(), key=lambda pair: abs(sum(pair[1]) / (_BLOCKS * (_PATCHES + 1)) - share))
+    pruned, merged = SCHEDULES[nearest(setting)]
     places: dict[Place, Reducer] = {}
     patches = setting.patches
     for block in range(setting.blocks):
@@ -71,9 +77,11 @@ def schedule(setting: Setting) -> dict[Place, Reducer]:
     source="Chen et al., ICCV 2023 (DiffRate)",
     licence="released code has no licence; nothing of it is here",
     differs="The released schedules for DeiT-B serve every tower; the keep rate chooses the nearest of the five, and "
-    "the layer is not read: in 12 blocks they begin in the second, that of 11.5 G in the third. Its search is a "
-    "training of its own and is not here.",
+    "the layer is not read: in 12 blocks they begin in the second, that of 11.5 G in the third. MAE's released "
+    "schedules are not here, nor is the search, a training of its own. Where cosines below 0 would make a size 0 or "
+    "less, which has no logarithm, it counts as 1/16384 of a patch.",
     build=schedule,
+    same=nearest,
     exceptions={"identity": "its schedules all lose tokens"},
 )
 class DiffRate(TokenReducer):
@@ -114,6 +122,6 @@ class DiffRate(TokenReducer):
             group = numbered((places[:, :merged], places[0, :merged]), (places[:, merged:], into))
             sizes = sizes_of(context)
             soft = torch.cat([sizes[:, :merged], sizes[:, merged:] * cosine], dim=1)
-            soft = grouped_sum(soft[..., None], group, merged).squeeze(-1)
+            soft = grouped_sum(soft[..., None], group, merged).squeeze(-1).clamp(min=_LEAST)
         x, context = merge_groups(x, context, group, merged, torch.ones_like(sizes), proportional=True)
         return x, replace(context, sizes=soft, bias=log_sizes(context, x, soft))

@@ -30,7 +30,7 @@ def density_peaks(tokens: Tensor, count: int, neighbours: int) -> Tensor:
     equal = earlier & (density[:, None] == density[..., None])
     higher = (density[:, None] > density[..., None]).logical_or(equal)
     apart = distances.masked_fill(~higher, torch.inf).amin(-1)
-    apart = apart.where(apart.isfinite(), distances.amax(-1))
+    apart = apart.where(apart.isfinite(), distances.flatten(1).amax(1, keepdim=True))
     centres = in_order(most(density * apart, count))
     same = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
     return assigned(distances.masked_fill(same, -1), centres)
@@ -48,8 +48,9 @@ class DPCKNN(Keeping):
     """Merge the patches into R clusters around density peaks, each the mean of its tokens.
 
     δ_ij = |x_i - x_j| / √D, density ρ_i = exp(-mean of the 5 smallest δ_ij², its own among them); a token's score is
-    ρ_i times its distance to the nearest token of higher density (for the densest, to the farthest token). The R
-    highest scores are centres, and every token joins the nearest.
+    ρ_i times its distance to the nearest token of higher density; for the densest, times the largest distance between
+    any two tokens of the picture, as released, so that it is always a centre. The R highest scores are centres, and
+    every token joins the nearest.
     """
 
     neighbours = 5

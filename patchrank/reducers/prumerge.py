@@ -17,6 +17,9 @@ from common.reduction import ReductionContext
 from patchrank.reducers.base import Call, Keeping, in_order, marked, most
 from patchrank.reducers.groups import append_fused
 
+RELEASED_NEIGHBOURS, RELEASED_PATCHES = 32, 576
+"""Of LLaVA's pictures."""
+
 
 @reducer(
     "prumerge",
@@ -26,17 +29,29 @@ from patchrank.reducers.groups import append_fused
     source="Shang et al., ICCV 2025 (LLaVA-PruMerge)",
     licence="released code Apache-2.0",
     differs="Released, the number of kept patches is that of outliers (above the third quartile by 1.5 interquartile "
-    "ranges) and differs from picture to picture; here it is keep·K. It reads the last block there. `prumerge-plus` is "
-    "its other form.",
+    "ranges) and differs from picture to picture; here it is keep·K. Each takes in 32 others of 576 there, here the "
+    "same share of K: 32 of 36 would be nearly all. It reads the last block there. `prumerge-plus` is its other form.",
 )
 class PruMerge(Keeping):
-    """Keep the R patches of highest a, and add to each what is like it: x_i' = x_i + Σ_j a_j x_j over 32 others.
+    """Keep the R patches of highest a, and add to each what is like it: x_i' = x_i + Σ_j a_j x_j over n others.
 
-    a is the class token's attention with its heads taken as one: softmax of q·k/√D. The 32 are the patches with the
+    a is the class token's attention with its heads taken as one: softmax of q·k/√D. The n are the patches with the
     most similar keys (cosine, all heads as one vector). One more token is Σ_j a_j x_j over all that go.
+
+    neighbours: n; None: the released share of K, round(32/576·K), 11 of 196 patches and at least one.
+    ValueError: no neighbour.
     """
 
-    neighbours = 32
+    def __init__(self, keep: float, neighbours: int | None = None) -> None:
+        super().__init__(keep)
+        if neighbours is not None and neighbours < 1:
+            raise ValueError(f"neighbours {neighbours} is below 1; leave it out for the released share, 32 of 576")
+        self.neighbours = neighbours
+
+    def near(self, patches: int) -> int:
+        """n of ``patches``: all others at most."""
+        share = max(1, round(RELEASED_NEIGHBOURS / RELEASED_PATCHES * int(patches)))  # a traced size is a tensor
+        return min(share if self.neighbours is None else self.neighbours, int(patches) - 1)
 
     def left(self, patches: int) -> int:
         kept = super().left(patches)
@@ -70,7 +85,7 @@ class PruMerge(Keeping):
             keys = F.normalize(wide(context.patches(context.block_keys().transpose(1, 2).flatten(2))), dim=-1)
             likeness = products(keys.gather(1, kept[..., None].expand(-1, -1, keys.shape[-1])), keys)  # [B,R,K]
             likeness = likeness.scatter(2, kept[..., None], -torch.inf)  # a token is not its own neighbour
-            near = likeness.topk(min(self.neighbours, tokens - 1), dim=-1).indices
+            near = likeness.topk(self.near(tokens), dim=-1).indices
             taken = torch.zeros_like(likeness).scatter(2, near, 1.0)
         weights = (taken * attention[:, None]).to(x.dtype)
         gone = ~marked(attention, kept)
@@ -88,8 +103,8 @@ class PruMerge(Keeping):
     licence="released code Apache-2.0",
     differs="Released, outliers are chosen as in `prumerge`, a share r of all, and every int(int(1/r)/3)-th patch "
     "joins them, the last patch aside. So about three patches by place come to one by attention. Here that is the "
-    "ratio at every keep rate, with steps that need not be whole, and R is keep·K in every picture. It reads the last "
-    "block there.",
+    "ratio at every keep rate, with steps that need not be whole, and R is keep·K in every picture. Neighbours are as "
+    "in `prumerge`. It reads the last block there.",
 )
 class PruMergePlus(PruMerge):
     """PruMerge with other patches that stay: three quarters of the R stand at even steps, the others get the most a.

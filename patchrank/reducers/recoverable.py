@@ -33,7 +33,7 @@ _NAME = "recoverable-compression"
     "picture; here R is fixed, and the threshold only divides R - M between the first two steps. Ours are the rule for "
     "outliers with t = 1, the greatest similarity over the classes, M = R / 10, and clusters by density peaks.",
     build=lambda setting: {
-        setting.layer: RecoverableCompression(setting.keep, readout_of(setting, _NAME), setting.texts)
+        setting.layer: RecoverableCompression(setting.keep, readout_of(setting, _NAME, class_token=True), setting.texts)
     },
 )
 class RecoverableCompression(Keeping):
@@ -43,7 +43,7 @@ class RecoverableCompression(Keeping):
     above the picture's mean of v by t standard deviations, the highest first, at most R - M. Then, until there are
     R - M, patches of the highest s_j = max over the classes c of cos(p_j, text_c) are recovered. The n others form M
     clusters of p, as `dpc-knn` does, and each becomes the mean of its tokens, by size. Kept tokens come first, in their
-    order. Own cost: (K + 1)(5D + DE) + KE + KCE + n²E.
+    order.
 
     The texts choose the tokens, so a picture's embedding depends on the classes: it has one for each set of classes.
 
@@ -81,7 +81,10 @@ class RecoverableCompression(Keeping):
         return left - merged, merged
 
     def macs(self, call: Call) -> int:
-        """The readout of all patches and the class token, its products, and the distances of the others."""
+        """The readout of all patches and the class token, its products, and the distances of the others.
+
+        (K + 1)(5D + DE) + KE + KCE + n²E.
+        """
         kept, merged = self.split(call.patches)
         if not merged:
             return 0

@@ -17,17 +17,28 @@ from common.reduction import ReductionContext
 from patchrank.reducers.base import Call, Keeping, in_order, most
 from patchrank.reducers.groups import grouped_sum, merge_groups, numbered
 
+_RELEASED = "It works there on the last block but one, after the tower ran, where a token's scale is free."
+
 
 @reducer(
-    "visionzip",
-    "VisionZip",
+    "visionzip-released",
+    "VisionZip, released",
     place="middle",
     needs=("class token", "keys"),
     source="Yang et al., CVPR 2025 (VisionZip)",
     licence="released code Apache-2.0",
-    differs="It works on the last block but one, after the tower ran, where a token's scale is free. The default "
-    "inside a tower, `form=averaged`, is ours: a contextual token is its group's mean. The share of contextual tokens "
-    "is ours, near the released 10 of 64.",
+    differs=f"{_RELEASED} This is the released form; `visionzip` is the other one.",
+    options={"form": "released"},
+)
+@reducer(
+    "visionzip",
+    "VisionZip, averaged",
+    place="middle",
+    needs=("class token", "keys"),
+    source="Yang et al., CVPR 2025 (VisionZip)",
+    licence="released code Apache-2.0",
+    differs=f"{_RELEASED} Here a contextual token is its group's mean, which has the scale of a token. Otherwise it is "
+    "`visionzip-released`, which does what the released code does.",
 )
 class VisionZip(Keeping):
     """Keep the R - C patches to which the class token attends most; the others form C contextual tokens.
@@ -35,13 +46,13 @@ class VisionZip(Keeping):
     Every (n // C)-th of the n others, in their order, is a target; each of the rest joins the target of the most
     similar key (cosine, keys averaged over heads). Dominant tokens keep their order.
 
-    contextual: C's share of R; at least one, at most all of the others.
+    contextual: C's share of R, rounded; at least one. The default gives the released 10 of 64, 20 of 128, 30 of 192.
     form: "averaged", the mean of target and members by size; "released", target + mean of the members, which has
         about twice a token's scale.
     """
 
     def __init__(
-        self, keep: float, contextual: float = 0.15, form: Literal["averaged", "released"] = "averaged"
+        self, keep: float, contextual: float = 10 / 64, form: Literal["averaged", "released"] = "averaged"
     ) -> None:
         super().__init__(keep)
         if not 0 < contextual < 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = points(model, args)
     choice, scorings = _scorings(model, sources, place, settings, args)
     _say_fixed_rates(asked, args.keeps)
+    asked = _distinct(asked, model)
     folder = args.out or runs_directory() / "sweeps" / _name(model, args)
     journal = Journal(folder / JOURNAL, _identity(model, choice, settings, args))
     sweep(Measure(model, settings.device, args.batches), asked, scorings, journal, args.budget)
@@ -230,6 +231,23 @@ def _say_fixed_rates(asked: Sequence[Point], keeps: Sequence[float]) -> None:
         if rates and set(rates) != set(keeps):
             only = ", ".join(map(str, rates))
             print(f"{name} keeps {only} of the patches whatever --keep says; it is measured there")
+
+
+def _distinct(asked: Sequence[Point], model: Model) -> list[Point]:
+    """The points without those at which a reducer does what it does at an earlier one; prints a line for each such."""
+    from common.reducer_registry import named, setting_for
+
+    if not _takes_reducers(model) or setting_of(model) == "threshold":
+        return list(asked)
+    first: dict[tuple[Hashable, ...], Point] = {}
+    for point in asked:
+        key: tuple[Hashable, ...] = (point,)
+        if point.reducer is not None and point.places and (same := named(point.reducer).same) is not None:
+            key = (point.reducer, point.places, same(setting_for(tower_of(model), point.keep, point.places[0])))
+        known = first.setdefault(key, point)
+        if known != point:
+            print(f"{point.name} is the same setting as keep {known.keep:g}; it is measured there")
+    return list(first.values())
 
 
 def _schedules(model: Model, given: list[tuple[int, ...]]) -> list[tuple[int, ...]]:

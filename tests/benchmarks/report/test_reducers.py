@@ -20,3 +20,10 @@ def test_a_class_with_two_names_is_described_once_and_the_second_says_what_diffe
 def test_a_name_for_another_place_points_to_the_class_too():
     assert "Described under [class attention](#class-attention)." in section("class-attention-after")
     assert "top R of a_j" in section("class-attention")
+
+
+def test_a_section_says_what_the_reducer_itself_costs_and_reads():
+    divprune, centre = section("divprune"), section("centre-crop")
+    assert "\nOwn cost: the cosines between all pairs, and keys that are not there yet.\n" in divprune
+    assert "\nOwn cost: none.\n" in centre and "\nNeeds: places.\n" in centre and "Needs:" not in divprune
+    assert "Described under [ZOO-Prune, ours](#zoo-prune-ours)." in section("zoo-prune-released")

@@ -40,7 +40,8 @@ def slow_density_peaks(picture, count):
     places = range(len(picture))
     away = [[float((a - b).norm()) / picture.shape[1] ** 0.5 for b in picture] for a in picture]
     density = [math.exp(-sum(d**2 for d in sorted(line)[:5]) / min(5, len(picture))) for line in away]
-    apart = [min((away[i][j] for j in places if density[j] > density[i]), default=max(away[i])) for i in places]
+    widest = max(max(line) for line in away)
+    apart = [min((away[i][j] for j in places if density[j] > density[i]), default=widest) for i in places]
     centres = sorted(sorted(places, key=lambda i: -density[i] * apart[i])[:count])
     groups = {c: [c] for c in centres}
     for i in set(places) - set(centres):

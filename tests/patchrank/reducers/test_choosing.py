@@ -172,29 +172,59 @@ def test_the_graph_of_neighbours_is_symmetric_and_has_no_loops():
     assert torch.equal(graph, graph.T) and graph.diagonal().eq(0).all() and (graph[5] > 0).sum() == 8
 
 
-def test_zoo_prune_weighs_distance_by_sensitivity():
-    x = tokens(1)
-    norm = torch.nn.LayerNorm(6).double()
-    readout = torch.randn(6, 4, dtype=torch.float64)
-    prune = ZOOPrune(0.5, lambda t: norm(t) @ readout, directions=3)
-    with torch.no_grad():
-        _, context = prune(x, plain(x))
-        scores = []
-        for token in x[0, 1:]:
-            step, changes = 0.01 * token.norm(), []
-            for direction in prune.directions[:, :6].double():
-                unit = direction / direction.norm()
-                moved = norm(token + step * unit) @ readout - norm(token - step * unit) @ readout
-                changes.append(float(moved.norm() / (2 * step)))
-            scores.append(sum(changes) / 3)
-    chosen = [scores.index(max(scores))]
-    while len(chosen) < 8:
+def slow_zoo(prune, readout, picture, count):
+    """Places of tokens [K,F] by sensitivity and distance, in ascending order."""
+    released, sensitivity = prune.form == "released", []
+    for token in picture:
+        step, changes = 0.01 if released else 0.01 * float(token.norm()), []
+        for direction in prune.directions[:, : len(token)].to(token):
+            unit = direction / direction.norm()
+            changes.append(float((readout(token + step * unit) - readout(token - step * unit)).norm()) / (2 * step))
+        sensitivity.append(sum(changes) / len(changes))
+    low = min(sensitivity) if released else 0.0
+    weight = [(value - low) / (max(sensitivity) - low) for value in sensitivity]
+    compared = [readout(token) if released else token for token in picture]
+    chosen = [weight.index(max(weight))]
+    while len(chosen) < count:
         near = [
-            -1 if i in chosen else scores[i] * min(1 - cosine(x[0, 1 + i], x[0, 1 + j]) for j in chosen)
-            for i in range(PATCHES)
+            -1 if i in chosen else weight[i] * min(1 - cosine(compared[i], compared[j]) for j in chosen)
+            for i in range(len(picture))
         ]
         chosen.append(near.index(max(near)))
-    assert context.positions[0].tolist() == sorted(chosen)
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize(("form", "directions", "count"), [("ours", 3, 11), ("released", None, 10)])
+@torch.no_grad()
+def test_zoo_prune_weighs_distance_by_sensitivity(form, directions, count):
+    """10.7 of 16 patches: ours is rounded, the released form rounds down."""
+    torch.manual_seed(0)
+    x, norm, projection = tokens(2), torch.nn.LayerNorm(6).double(), torch.randn(6, 4, dtype=torch.float64)
+
+    def readout(patches):
+        return norm(patches) @ projection
+
+    prune = ZOOPrune(0.67, readout, form, directions)
+    assert len(prune.directions) == (directions or 64)
+    _, context = prune(x, plain(x))
+    for picture, kept in zip(x[:, 1:], context.positions.tolist(), strict=True):
+        assert kept == slow_zoo(prune, readout, picture, count)
+
+
+@torch.no_grad()
+def test_the_released_zoo_prune_has_a_name_of_its_own_and_works_on_equal_tokens(tower):
+    x = torch.ones(1, 1 + PATCHES, 64, dtype=torch.float64)
+    for name, form in {"zoo-prune": "ours", "zoo-prune-released": "released"}.items():
+        prune = named(name).reducers(setting_for(tower, 0.67, 1))[1]
+        assert prune.form == form
+        assert len(set(prune(x, plain(x))[1].positions[0].tolist())) == prune.left(PATCHES)
+
+
+def test_zoo_prune_refuses_forms_and_directions_that_are_none():
+    with pytest.raises(ValueError, match="form 'few' is none of ours, released"):
+        ZOOPrune(0.5, torch.nn.Identity(), "few")
+    with pytest.raises(ValueError, match="directions 0 is below 1; leave it out"):
+        ZOOPrune(0.5, torch.nn.Identity(), directions=0)
 
 
 def test_the_centre_of_a_grid_of_four():

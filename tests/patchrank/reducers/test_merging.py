@@ -8,8 +8,8 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 from torch.nn import functional as F
 
-from common.reducer_registry import Setting
-from common.reduction import ReductionContext
+from common.reducer_registry import Setting, named, setting_for
+from common.reduction import ReducedTower, ReductionContext
 from mlip.merging import equal_cost
 from patchrank.reducers import (
     ATC,
@@ -31,6 +31,7 @@ from tests.patchrank.reducers.slow import (
     at_middle,
     class_row,
     cosine,
+    images,
     plain,
     slow_attention,
     slow_density_peaks,
@@ -164,6 +165,20 @@ def test_diffrate_prunes_and_merges_by_attention(tower):
             assert outcome.sizes[row, k].item() == pytest.approx(size, abs=1e-5)
 
 
+@torch.no_grad()
+def test_opposite_tokens_leave_diffrate_a_size_that_has_a_logarithm(tower):
+    """Merged with 15 of its opposites, a token would have the size 1 - 15."""
+
+    def behind(x, context):
+        head = context.class_attention().argmax(1)
+        signs = torch.full(context.positions.shape, -1.0).scatter(1, head[:, None], 1.0)
+        return DiffRate(16, 1)(context.with_patches(x, signs[..., None] * x[:, 1:2]), context)
+
+    outcome = at_middle(tower, behind)[3]
+    assert outcome.sizes.tolist() == [[2.0**-14]] * 2
+    torch.testing.assert_close(outcome.bias[:, 0, 0, 1:], outcome.sizes.double().log())
+
+
 def test_the_released_schedule_of_diffrate_fits_other_towers():
     plan = schedule(Setting(0.6, 3, 196, 12, 14))
     assert (1, "middle") in plan and (0, "middle") not in plan
@@ -194,6 +209,15 @@ def test_visionzip_keeps_the_attended_and_gathers_the_rest(tower, form):
         torch.testing.assert_close(outcome.result[row, 1:], torch.stack(expected))
 
 
+@torch.no_grad()
+def test_the_released_visionzip_has_a_name_of_its_own(tower):
+    for name, form in {"visionzip": "averaged", "visionzip-released": "released"}.items():
+        listed = ReducedTower(tower, named(name).reducers(setting_for(tower, 0.5, 1)))
+        expected = ReducedTower(tower, {(1, "middle"): VisionZip(0.5, form=form)})
+        torch.testing.assert_close(listed(images()), expected(images()))
+    assert named("visionzip").title != named("visionzip-released").title
+
+
 def most_attended(attention):
     """Eight of 16 places."""
     return sorted(ranked(attention)[:8])
@@ -205,11 +229,15 @@ def every_fourth_and_one(attention):
 
 
 @pytest.mark.parametrize(
-    ("reducer", "choice"), [(PruMerge(8 / 16), most_attended), (PruMergePlus(5 / 16), every_fourth_and_one)]
+    ("reducer", "choice", "count"),
+    [
+        (PruMerge(8 / 16, neighbours=4), most_attended, 4),
+        (PruMergePlus(5 / 16, neighbours=20), every_fourth_and_one, 15),
+        (PruMerge(8 / 16), most_attended, 1),
+    ],
 )
 @torch.no_grad()
-def test_prumerge_adds_what_is_like_each_kept_token(tower, reducer, choice):
-    reducer.neighbours = 4
+def test_prumerge_adds_what_is_like_each_kept_token(tower, reducer, choice, count):
     x, y, keys, outcome = at_middle(tower, reducer)
     block = tower.transformer.resblocks[1]
     for row in range(2):
@@ -219,13 +247,24 @@ def test_prumerge_adds_what_is_like_each_kept_token(tower, reducer, choice):
         kept = choice(attention)
         flat, picture = keys[row].transpose(0, 1).flatten(1)[1:], y[row, 1:]
         for place, i in enumerate(kept):
-            near = sorted((j for j in range(16) if j != i), key=lambda j: -cosine(flat[i], flat[j]))[:4]
+            near = sorted((j for j in range(16) if j != i), key=lambda j: -cosine(flat[i], flat[j]))[:count]
             expected = picture[i] + sum(attention[j] * picture[j] for j in near)
             torch.testing.assert_close(outcome.result[row, 1 + place], expected)
         extra = sum(attention[j] * picture[j] for j in range(16) if j not in kept)
         torch.testing.assert_close(outcome.result[row, -1], extra)
         sizes = [1.0] * len(kept) + [16.0 - len(kept)]
         assert outcome.positions[row].tolist() == [*kept, -1] and outcome.sizes[row].tolist() == sizes
+
+
+@pytest.mark.parametrize(("patches", "near"), [(576, 32), (196, 11), (36, 2), (16, 1), (4, 1), (2, 1)])
+def test_prumerge_takes_in_the_released_share_of_the_patches(patches, near):
+    assert PruMerge(0.5).near(patches) == PruMergePlus(0.5).near(patches) == near
+    assert PruMerge(0.5, neighbours=32).near(patches) == min(32, patches - 1)
+
+
+def test_prumerge_needs_a_neighbour():
+    with pytest.raises(ValueError, match="neighbours 0 is below 1; leave it out"):
+        PruMerge(0.5, neighbours=0)
 
 
 def test_prumerge_plus_keeps_what_the_released_code_keeps():

@@ -4,10 +4,23 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.reducer_registry import named, setting_for
+from common.reducer_registry import Setting, named, setting_for
 from common.reduction import ReducedTower, ReductionContext
 from patchrank.golden import golden_ranking
-from patchrank.reducers import ClassAttention, EViT, GoldenOracle, HiRED, RandomKeep, ToMe
+from patchrank.reducers import (
+    ClassAttention,
+    DivPrune,
+    EViT,
+    GlobalCom2,
+    GoldenOracle,
+    HiRED,
+    RandomKeep,
+    RandomPerBatch,
+    RandomPerPicture,
+    ToMe,
+    VisionZip,
+)
+from patchrank.reducers.diffrate import schedule
 from patchrank.reducers.tome import bipartite_soft_matching
 from tests.patchrank.reducers.slow import PATCHES, class_row, images, rest, slow_attention, small_tower
 
@@ -92,6 +105,30 @@ def test_random_tells_merged_tokens_apart():
 
 
 @torch.no_grad()
+def test_random_per_batch_draws_once_a_call_and_a_seed_gives_its_draws_again(tower):
+    reduced = ReducedTower(tower, {1: RandomPerBatch(0.5)})
+
+    def places(seed):
+        torch.manual_seed(seed)
+        return reduced.run(images(3))[1].positions
+
+    kept = torch.zeros(PATCHES)
+    for seed in range(200):
+        first, *others = places(seed)
+        assert len(set(first.tolist())) == 8 and all(torch.equal(first, other) for other in others)
+        kept[first] += 1
+    assert (kept - 100).abs().max() < 5 * 50**0.5  # each place binomial: 200 draws at one half
+    assert torch.equal(places(3), places(3)) and not torch.equal(places(3), places(4))
+
+
+@pytest.mark.parametrize(("cls", "fixed"), [(RandomKeep, True), (RandomPerBatch, False), (RandomPerPicture, False)])
+@torch.no_grad()
+def test_an_exported_graph_holds_the_one_draw_or_draws_in_each_call(tower, cls, fixed):
+    exported = torch.export.export(ReducedTower(tower, {1: cls(0.5)}), (images(2),)).module()
+    assert torch.equal(exported(images(2)), exported(images(2))) == fixed
+
+
+@torch.no_grad()
 def test_the_oracle_keeps_the_head_of_the_golden_order(tower):
     pictures = images(3)
     order = golden_ranking(tower, pictures, prune_layer=1).order
@@ -147,6 +184,35 @@ def test_after_proportional_attention_the_fused_token_counts_as_its_patches(towe
     context = ReducedTower(tower, {(0, "middle"): ToMe(2), (1, "middle"): EViT(0.5)}).run(images())[1]
     assert context.sizes.sum(1).tolist() == [PATCHES] * 2
     torch.testing.assert_close(context.bias[:, 0, 0, 1:], context.sizes.double().log())
+
+
+def diffrate_schedule(patches):
+    """Tokens after pruning and merging, class token included, in each block of DiffRate's smallest schedule."""
+    places = schedule(Setting(0.3, 3, patches, 12))
+    return [places[block, "middle"].pruned + 1 for block in range(1, 12)], [
+        places[block, "middle"].merged + 1 for block in range(1, 12)
+    ]
+
+
+RELEASED = {
+    "DivPrune's default rate for LLaVA": (DivPrune(0.098).left, 576, 56),
+    "VisionZip's 64, dominant and contextual": (VisionZip(64 / 576).split, 576, (54, 10)),
+    "VisionZip's 128": (VisionZip(128 / 576).split, 576, (108, 20)),
+    "VisionZip's 192": (VisionZip(192 / 576).split, 576, (162, 30)),
+    "EViT's 137.2 rounded up, and the fused token": (EViT(0.7).left, 196, 138 + 1),
+    "GlobalCom2's default rate for LLaVA": (GlobalCom2(0.25).left, 576, 144),
+    "DiffRate's schedule of 8.7 G behind the first block, which loses none": (
+        diffrate_schedule,
+        196,
+        ([192, 172, 156, 131, 107, 90, 72, 56, 33, 17, 3], [178, 162, 141, 115, 96, 78, 60, 47, 21, 13, 3]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_settings_leave_the_released_numbers_of_tokens(name):
+    count, patches, expected = RELEASED[name]
+    assert count(patches) == expected
 
 
 @torch.no_grad()

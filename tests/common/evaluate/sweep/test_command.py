@@ -122,6 +122,15 @@ def test_a_reducer_of_one_keep_rate_is_measured_there_once(model, sweep, tmp_pat
     assert capsys.readouterr().out.startswith(said)
 
 
+def test_keep_rates_of_one_schedule_are_measured_once(model, sweep, tmp_path, capsys):
+    """In blocks 1 and 2 of 2: DiffRate's largest schedule is the nearest at 0.9 and 0.8, its smallest at 0.1."""
+    assert sweep(model, "--reducers", "diffrate,divprune", "--keep", "0.9,0.8,0.1", "--place", "0") == 0
+    rows = [(row["reducer"], row["keep"]) for row in result(tmp_path / "out")["rows"][1:]]
+    assert rows == [("diffrate", 0.9), ("diffrate", 0.1), *[("divprune", keep) for keep in (0.9, 0.8, 0.1)]]
+    said = "diffrate, keep 0.8, place 0 is the same setting as keep 0.9; it is measured there\n"
+    assert capsys.readouterr().out.startswith(said)
+
+
 def test_an_interrupted_sweep_goes_on_to_the_same_result(model, sweep, tmp_path, monkeypatch, capsys):
     line = ["--reducers", "random-per-picture,divprune", *KEEP]
     assert sweep(model, *line, out="at once") == 0
