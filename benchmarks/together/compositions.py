@@ -54,12 +54,17 @@ TRAINED = {
 
 
 SEEDED = {
+    DENSE: "shapes-teacher",
     WAVE: "shapes-waveclip",
     TRAINED_ON: "shapes-longer",
     HALF: "shapes-half",
     LATER_WAVE: "shapes-waveclip-longer",
 }
 """The methods that are trained once a seed: the family of their runs in ``benchmarks.training.shapes``."""
+
+
+Students = Mapping[int, tuple[WaveTower, CLIP]]
+"""WaveCLIPs of one level by training seed, each with the CLIP from which it started."""
 
 
 @dataclass(frozen=True)
@@ -115,31 +120,34 @@ def training_free() -> list[str]:
 
 
 def families(
-    teacher: CLIP,
-    waves: Mapping[int, WaveTower],
+    teachers: Mapping[int, CLIP],
+    students: Students,
     reducers: Sequence[str],
     budgets: Sequence[float] = BUDGETS,
     controls: Sequence[Family] | None = None,
 ) -> list[Family]:
     """Every method alone whose weights exist, the dense teacher first.
 
-    waves: of one level, by training seed; the teacher is that of all.  reducers: names.  budgets: shares of the
-        teacher's multiply-adds; a reducer, and the rank predictor, stands at its greatest keep rate within each of them
-        below 1, since within 1 that is the teacher itself.
-    controls: those of this teacher; None: those of the embedded one, and the methods that were trained for it.
+    teachers: by training seed, 0 first.  reducers: names.  budgets: shares of the teacher's multiply-adds; a reducer,
+        and the rank predictor, stands at its greatest keep rate within each of them below 1, since within 1 that is the
+        teacher itself.
+    controls: those of these teachers; None: those of the embedded one, and the methods that were trained for it.
     """
-    tower = teacher.image_tower
-    dense = ReducedTower(tower, {})
-    limits = [share * _gmacs(dense) for share in budgets if share < 1]
-    methods = [Family(DENSE, {None: [dense]}, [teacher])]
+    clips, seeds = list(teachers.values()), tuple(teachers)
+    towers = [clip.image_tower for clip in clips]
+    dense = [ReducedTower(tower, {}) for tower in towers]
+    limits = [share * _gmacs(dense[0]) for share in budgets if share < 1]
+    methods = [Family(DENSE, {None: dense}, clips, seeds)]
     for entry in map(named, reducers):
-        models = fitted_to(partial(_reduced, tower, entry), limits, entry.rate)
-        methods.append(Family(f"teacher + {entry.title}", models, [teacher], reducer=entry.name))
+        builders = [partial(_reduced, tower, entry) for tower in towers]
+        models = fitted_to(builders, limits, entry.rate)
+        methods.append(Family(f"teacher + {entry.title}", models, clips, seeds, reducer=entry.name))
     embedded = controls is None
-    methods += [*trained(teacher, limits), *embedded_controls()] if embedded else controls
+    methods += [*trained(clips[0], limits), *embedded_controls()] if embedded else controls
     runs = dict(shapes.FAMILIES)[SEEDED[WAVE]] if embedded else ()
-    left = {run.seed: path for run in runs if run.seed not in waves and (path := shapes.file(run.name)).is_file()}
-    return [*methods, Family(WAVE, {None: list(waves.values())}, [teacher] * len(waves), tuple(waves), left=left)]
+    left = {run.seed: path for run in runs if run.seed not in students and (path := shapes.file(run.name)).is_file()}
+    waves, started = zip(*students.values(), strict=True)
+    return [*methods, Family(WAVE, {None: waves}, started, tuple(students), left=left)]
 
 
 def _reduced(tower: ImageTower, entry: Entry, keep: float) -> ReducedTower:
@@ -152,34 +160,36 @@ def _gmacs(model: ReducedTower | PatchRankTower) -> float:
 
 
 def fitted_to(
-    build: Callable[[float], nn.Module], limits: Sequence[float], rate: Callable[[float], float] = float
+    builders: Sequence[Callable[[float], nn.Module]],
+    limits: Sequence[float],
+    rate: Callable[[float], float] = float,
 ) -> dict[float, list[nn.Module]]:
-    """A reducer's model at its greatest keep rate, to 1 %, within each budget of GMACs that it can meet.
+    """A reducer's models at its greatest keep rate, to 1 %, within each budget of GMACs that it can meet.
 
-    build: keep rate -> model.  rate: the keep rate at which it works where one is asked for, see ``Entry.rate``.
+    builders: keep rate -> model, one of each training seed; all cost the same.
+    rate: the keep rate at which it works where one is asked for, see ``Entry.rate``.
     """
     models = {}
     for limit in limits:
         # Some cost more than the least budget however few tokens stay.
         with suppress(ValueError):
-            keep = rate(greatest_keep(lambda keep: _gmacs(build(rate(keep))), limit))
-            models[keep] = [build(keep)]
+            keep = rate(greatest_keep(lambda keep: _gmacs(builders[0](rate(keep))), limit))
+            models[keep] = [build(keep) for build in builders]
     return models
 
 
-def compose(
-    reducers: Sequence[str], teacher: CLIP, waves: Mapping[int, WaveTower], smoke: bool = False
-) -> list[Family]:
+def compose(reducers: Sequence[str], students: Students, smoke: bool = False) -> list[Family]:
     """WaveCLIPs whose fine level has fewer tokens, for each of ``reducers`` that works in a level.
 
-    teacher, waves: see ``families``.  smoke: one keep rate.
+    smoke: one keep rate.
     """
     methods, keeps = [], FINE_KEEPS[1:2] if smoke else FINE_KEEPS
+    waves, started = zip(*students.values(), strict=True)
     for entry in (entry for entry in map(named, reducers) if "levels" not in entry.exceptions):
         rates = dict.fromkeys(map(entry.rate, keeps))
-        models = {keep: [_fine(wave, entry, keep) for wave in waves.values()] for keep in rates}
-        clips, seeds = [teacher] * len(waves), tuple(waves)
-        methods.append(Family(f"{WAVE} + {entry.title}", models, clips, seeds, composed=True, reducer=entry.name))
+        models = {keep: [_fine(wave, entry, keep) for wave in waves] for keep in rates}
+        name, seeds = f"{WAVE} + {entry.title}", tuple(students)
+        methods.append(Family(name, models, started, seeds, composed=True, reducer=entry.name))
     return methods
 
 
@@ -199,7 +209,7 @@ def trained(teacher: CLIP, limits: Sequence[float]) -> list[Family]:
         if name == RANKED:
             predictor = load_predictor(path, teacher.image_tower, PRUNE_LAYER).eval()
             build = partial(PatchRankTower, teacher.image_tower, predictor, prune_layer=PRUNE_LAYER)
-            methods.append(Family(name, fitted_to(lambda keep, build=build: build(keep=keep), limits), [teacher]))
+            methods.append(Family(name, fitted_to([lambda keep, build=build: build(keep=keep)], limits), [teacher]))
         else:
             clip = MLIP.load(path).eval()
             methods.append(Family(name, {None: [clip.image_tower]}, [clip]))

@@ -72,11 +72,12 @@ def run(smoke: bool = False) -> dict[str, Any]:
     smoke: few reducers, two budgets, 250 pictures. ValueError: no weights of teacher or WaveCLIP.
     """
     teacher, wave = models()
-    trained = {seed: WaveTower.load(path).eval() for seed, path in weights_of(WAVE).items() if seed}
-    waves = {0: wave} | trained
+    teachers = {0: teacher} | {seed: CLIP.load(path).eval() for seed, path in weights_of(DENSE).items() if seed}
+    waves = {0: wave} | {seed: WaveTower.load(path).eval() for seed, path in weights_of(WAVE).items() if seed}
+    students = {seed: (each, teacher) for seed, each in waves.items()}  # all start from the teacher of seed 0
     few = (dict.fromkeys(PICTURES, 250), BUDGETS[1:3], 1)
     pictures, budgets, rounds = few if smoke else (PICTURES, BUDGETS, ROUNDS)
-    methods = families(teacher, waves, FEW if smoke else training_free(), budgets)
+    methods = families(teachers, students, FEW if smoke else training_free(), budgets)
     weights = {*MODELS[REVISION], *(path for path, _ in TRAINED.values() if path.is_file())}
     weights = sorted(weights.union(*(weights_of(name).values() for name in SEEDED)))
     if not smoke:
@@ -91,7 +92,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     )
     timed = torch.cat([batch["image"] for batch in batches("test", PART)])[: BATCH if smoke else TIMED]
     splits = [list(batches(split, pictures[split])) for split in ("val", "test")]
-    composing = partial(compose, teacher=teacher, waves=waves, smoke=smoke)
+    composing = partial(compose, students=students, smoke=smoke)
     rows = measure(methods, composing, *splits, prompts(), budgets, timed, rounds)
     return {
         "name": "frontier",

@@ -191,9 +191,10 @@ def set_against_best(
 ) -> dict[int, Interval]:
     """Give each reducer's row, and each of the rank predictor, the reducer that is the best on val within its budget.
 
-    A row's budget is the least of ``limits``, in GMACs, that it keeps. Without training there is one seed. The best
-    itself has none to be compared with. Returns the differences by the rows' numbers.
+    A row's budget is the least of ``limits``, in GMACs, that it keeps. The best itself has none to be compared with.
+    Returns the differences by the rows' numbers.
     """
+    seeds = {method.name: method.seeds for method in methods}
     reducers = [method for method in methods if method.reducer and not method.composed]
     alone = [setting for method in reducers for setting in settings(method, val, costs) if setting.key in test]
     gaps = {}
@@ -202,7 +203,9 @@ def set_against_best(
             continue
         best = best_within(alone, min(limit for limit in limits if row["gmacs"] <= limit * (1 + 1e-9)))
         if best.key != (row["method"], row["keep"]):
-            gaps[number] = difference(test[row["method"], row["keep"]], test[best.key], paired_seeds=True)
+            gaps[number] = difference(
+                test[row["method"], row["keep"]], test[best.key], seeds[row["method"]] == seeds[best.method]
+            )
             row["best"] = _against(best, gaps[number])
     return gaps
 

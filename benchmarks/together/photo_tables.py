@@ -50,10 +50,16 @@ def _ladder(result: dict[str, Any]) -> list[str]:
     return [table(head, rows)]
 
 
+def _whose(reducers: Sequence[Mapping[str, Any]]) -> str:
+    """Of which trainings the rows of reducers are; the first is the dense teacher's."""
+    seeds = reducers[0]["seeds"]
+    return "seed 0" if seeds == 1 else f"{seeds} seeds"
+
+
 def _reducers(result: dict[str, Any]) -> list[str]:
     rows = result["reducers"]
     said = (
-        f"Token reducers, seed 0, on {PICTURES['test']:,} of the test pictures at most, with settings chosen on "
+        f"Token reducers, {_whose(rows)}, on {PICTURES['test']:,} of the test pictures at most, with settings chosen on "
         f"{PICTURES['val']:,} of val at most."
     )
     if HALF not in {row["method"] for row in rows}:

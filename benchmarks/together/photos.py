@@ -192,7 +192,7 @@ def evaluate(
         "savings": controls.savings(val, test, costs, 20 if smoke else RESAMPLES),
         "curves": controls.curves(test, costs),
         "ladder": _ladder(models, data, parts["val"], smoke),
-        "reducers": _reducers(models[0], parts, data, smoke),
+        "reducers": _reducers(models, parts, data, smoke),
     }
 
 
@@ -251,26 +251,27 @@ def _arrays(pictures: ClassificationSet, preprocess: Preprocess) -> reference_la
 
 
 def _reducers(
-    models: SeedModels,
+    models: Sequence[SeedModels],
     parts: Mapping[str, ClassificationSet],
     data: ClassificationDataModule,
     smoke: bool,
 ) -> list[dict[str, Any]]:
     """Token reducers, alone and within WaveCLIP's fine level, beside its controls, as on the frontier.
 
-    models: of seed 0. All see some pictures of each class.
+    models: of every seed. All see some pictures of each class.
     """
-    teacher, wave = models[TEACHER], models[WAVE]
     batches = {}
     for split, part in parts.items():
         count = min(len(part), 250 if smoke else frontier.PICTURES[split])
         spread = part.subset([index * len(part) // count for index in range(count)])  # classes follow one another
         batches[split] = loader(spread, data.preprocess, frontier.BATCH)
     timed = torch.cat([batch["image"] for batch in batches["test"]])[: frontier.BATCH if smoke else frontier.TIMED]
-    beside = controls_of({0: models[TRAINED_ON]}, {0: models[HALF]}, data.preprocess.interpolation)
+    by_name = {name: {seed: of_seed[name] for seed, of_seed in enumerate(models)} for name in MODELS}
+    beside = controls_of(by_name[TRAINED_ON], by_name[HALF], data.preprocess.interpolation)
     budgets, rounds = (frontier.BUDGETS[1:3], 1) if smoke else (frontier.BUDGETS, frontier.ROUNDS)
-    methods = families(teacher, {0: wave}, FEW, budgets, controls=beside)
-    composing = partial(compose, teacher=teacher, waves={0: wave}, smoke=smoke)
+    students = {seed: (wave, by_name[TEACHER][seed]) for seed, wave in by_name[WAVE].items()}
+    methods = families(by_name[TEACHER], students, FEW, budgets, controls=beside)
+    composing = partial(compose, students=students, smoke=smoke)
     splits = batches["val"], batches["test"]
     return frontier.measure(methods, composing, *splits, data.class_prompts, budgets, timed, rounds)
 

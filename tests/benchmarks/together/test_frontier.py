@@ -85,7 +85,7 @@ def four_blocks(image_size=32):
 @pytest.fixture(scope="module")
 def methods(tiny):
     clip, wave = tiny
-    return [*families(clip, {0: wave}, FEW), *compose(FEW, clip, {0: wave})]
+    return [*families({0: clip}, {0: (wave, clip)}, FEW), *compose(FEW, {0: (wave, clip)})]
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def controlled(tiny, untrained):
         paths[-1].parent.mkdir(parents=True)
         CLIP(four_blocks(size)).save(paths[-1])
     clip, wave = tiny
-    yield families(clip, {0: wave, 1: WaveTower.from_image_tower(clip.image_tower).eval()}, FEW)
+    yield families({0: clip}, {0: (wave, clip), 1: (WaveTower.from_image_tower(clip.image_tower).eval(), clip)}, FEW)
     for path in paths:
         path.unlink(), path.parent.rmdir()
 
@@ -130,8 +130,8 @@ def test_every_reducer_that_needs_no_training_stands_on_the_frontier():
     names = training_free()
     assert {"divprune", "atc", "diffrate", "gtp", "zoo-prune"} <= set(names)
     assert not {"crossget", "dynamicvit", "recoverable-compression"} & set(names)
-    alone = [method for method in families(clip, {0: wave}, names) if method.reducer]
-    joined = compose(names, clip, {0: wave})
+    alone = [method for method in families({0: clip}, {0: (wave, clip)}, names) if method.reducer]
+    joined = compose(names, {0: (wave, clip)})
     assert [method.reducer for method in alone] == names
     assert {method.reducer for method in joined} == {name for name in names if "levels" not in named(name).exceptions}
     pictures = torch.randn(2, 3, 48, 48)
@@ -342,7 +342,7 @@ def test_trained_methods_are_there_when_their_weights_are(tiny, untrained):
     save_predictor(predictor, paths[RANKED], 1, torch.float32)
     mlip.save(paths["MLIP"])
     try:
-        by_name = {method.name: method for method in families(clip, {0: wave}, FEW)}
+        by_name = {method.name: method for method in families({0: clip}, {0: (wave, clip)}, FEW)}
     finally:
         paths[RANKED].unlink(), paths["MLIP"].unlink()
     assert by_name.keys() & TRAINED.keys() == {RANKED, "MLIP"}
