@@ -223,7 +223,7 @@ def test_a_cut_vocabulary_goes_along_with_our_own_ids(tmp_path, capsys):
 def test_an_export_that_a_full_disk_stops_leaves_nothing(tmp_path, monkeypatch, capsys):
     folder = tiny_directory(tmp_path / "model", levels=0)
 
-    def half(clip, target):
+    def half(clip, target, credit):
         target.mkdir()
         (target / "open_clip_model.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
