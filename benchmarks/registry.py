@@ -171,7 +171,7 @@ BENCHMARKS = (
     _patchrank("fig4", "Figure 4", "the patches kept at 50 %"),
     _patchrank("fig5", "Figure 5", "pruning before the first block, without tuning", trains=_RUNS),
     _patchrank("table1", "The table of its code", "methods and data sets at one keep rate", trains=_RUNS),
-    _patchrank("costs", "Costs", "every method by keep rate, of which the paper prints one number"),
+    _patchrank("costs", "Costs", "every method by keep rate, of which the paper prints one number", each="device"),
     Benchmark(
         "waveclip-shapes", "WaveCLIP and its controls on scenes of shape, over training seeds", "waveclip.shapes"
     ),
@@ -207,6 +207,7 @@ BENCHMARKS = (
         "reducer-costs",
         "every token reducer at ViT-B/16: multiply-adds, and speed beside the whole tower",
         "together.reducer_costs",
+        each="device",
     ),
     Benchmark("fewer-patches", "FLIP and A-CLIP: pretraining on a part of each picture", "patchrank.pretraining"),
     Benchmark("models", "what works on each of open_clip's architectures", "together.architectures"),

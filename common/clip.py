@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.arguments import PREFIXES
+from common.hub_card import UNKNOWN, hub_card
 from common.layouts import of_timm
 from common.preprocess import Preprocess, choose_preprocess
 from common.pretrained import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, find_pretrained
@@ -240,11 +241,13 @@ class CLIP(nn.Module):
         model.load_weights(read_state_dict(path), str(path))
         return model
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, credit: str = UNKNOWN) -> None:
         """Write a folder in open_clip's hub layout, which ``open_clip.create_model("local-dir:FOLDER")`` loads.
 
-        The weights' file also records what ``load`` needs, such as a cut vocabulary, which open_clip does not know.
-        ``huggingface_hub.upload_folder`` publishes the folder.
+        The weights' file also records what ``load`` needs, such as a cut vocabulary, which open_clip does not know. A
+        README.md is the model card; one that is there stays. ``huggingface_hub.upload_folder`` publishes the folder.
+
+        credit: Markdown of the card about licence and attribution.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,6 +256,8 @@ class CLIP(nn.Module):
         config["text_cfg"] = {key: value for key, value in config["text_cfg"].items() if key != "vocabulary"}
         described = {"model_cfg": config, "preprocess_cfg": asdict(self.preprocess)}
         (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
+        if not (folder / "README.md").exists():
+            (folder / "README.md").write_text(hub_card(self.architecture, self.quick_gelu, credit))
 
     def _record(self) -> dict[str, Any]:
         return {"architecture": {**self.architecture, "quick_gelu": self.quick_gelu}}

@@ -37,6 +37,10 @@ VOCABULARY = 49_408
 """The ids of CLIP's byte-pair vocabulary."""
 QUICK = "-quickgelu"
 """How open_clip's names of architectures with that activation end, where there is one without it too."""
+_SIGLIP = (
+    " (a SigLIP is read by its name in open_clip, such as ViT-B-16-SigLIP with --weights webli; `adapt` of "
+    "common.adapters takes the image tower of one that transformers has loaded)"
+)
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers, which transformers writes."""
 
@@ -91,7 +95,8 @@ def _of_open_clip(config: dict[str, Any]) -> dict[str, Any]:
 def _of_transformers(config: dict[str, Any]) -> dict[str, Any]:
     """The architecture of a CLIPConfig, which leaves out what equals its defaults."""
     if config.get("model_type") != "clip":
-        raise ValueError(f"its model_type is {config.get('model_type')!r}, not 'clip'")
+        kind = config.get("model_type")
+        raise ValueError(f"its model_type is {kind!r}, not 'clip'{_SIGLIP if str(kind).startswith('siglip') else ''}")
     vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     vision |= {"image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu"} | (config.get("vision_config") or {})
     text = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}

@@ -66,8 +66,8 @@ class MLIPPretraining(ContrastivePretraining):
             read-out; 0: the whole image tower starts at random.
         frequency_layers: number of Fourier blocks, the tower's first ones.
         keep_rates: acceleration blocks, as a map of layer (from 1) to the share of patch tokens kept; null for none.
-        guide: what the acceleration blocks attend to: null (nothing), random (an untrained DeiT-Tiny, for trials), or
-            a local weights file of a masked autoencoder, with ${VARIABLES}.
+        guide: what the acceleration blocks attend to: null (nothing), random (an untrained DeiT-Tiny, for trials; not
+            made without keep_rates), or a local weights file of a masked autoencoder, with ${VARIABLES}.
         guide_heads: attention heads of a Guide whose file does not record them: 12 for the paper's light MAE encoder.
         train_guide: whether the Guide learns too; the paper does not say.
         guide_tokens: all of the Guide's tokens, or its class token alone.
@@ -155,7 +155,7 @@ class MLIPPretraining(ContrastivePretraining):
             sizes,
             frequency_layers=frequency_layers,
             keep_rates=keep_rates,
-            guide=_guide(guide, train_guide, guide_heads),
+            guide=_guide(guide, keep_rates, train_guide, guide_heads),
             guide_tokens=guide_tokens,
             spectrum=spectrum,
             pieces=pieces,
@@ -287,9 +287,9 @@ def _architecture(
     return sizes if preprocess is None else choose_preprocess(name, None, preprocess, size).recorded_in(sizes)
 
 
-def _guide(setting: str | None, train: bool, heads: int | None) -> Guide | None:
+def _guide(setting: str | None, keep_rates: Mapping[int, float] | None, train: bool, heads: int | None) -> Guide | None:
     """The Guide that a setting names. ValueError: a variable that is not set, or no such file."""
-    if setting is None:
+    if setting is None or (setting == "random" and not keep_rates):  # one overlay of trials is for plain towers too
         return None
     if setting == "random":
         return Guide(train=train)

@@ -14,6 +14,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
+from benchmarks import read_recipe
+from benchmarks.mlip.paper_scale import MODELS
 from common import pretrained as pretrained_module
 from common.clip import CLIP
 from common.data import catalogue
@@ -89,6 +91,21 @@ def test_model_optimiser_and_schedule_of_the_real_run(path, without_weights):
 def test_patch_rankings_recipes_hold_for_each_of_its_data_sets(file, name, without_weights):
     recipe = yaml.safe_load((ROOT / "patchrank" / file).read_text())
     recipe["data"]["init_args"]["name"] = name
+    check(recipe)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_line_of_mlips_tables_builds_its_model(name, without_weights):
+    training = MODELS[name]
+    recipe = read_recipe(training.files[0])
+    for overlay in training.files[1:]:
+        for part, changed in yaml.safe_load((ROOT / overlay).read_text()).items():
+            recipe[part]["init_args"] |= changed["init_args"]
+    for part, changed in training.settings.items():
+        recipe[part]["init_args"] |= changed
+    recipe["trainer"] |= {} if training.steps is None else {"max_steps": training.steps}
+    if recipe["model"]["init_args"].get("guide"):
+        recipe["model"]["init_args"] |= {"guide": "random", "guide_heads": None}
     check(recipe)
 
 

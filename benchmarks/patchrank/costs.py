@@ -19,6 +19,7 @@ from benchmarks.cells import Comparison, Result, table
 from benchmarks.patchrank.methods import DENSE, OURS, methods, remark
 from benchmarks.patchrank.tasks import PRUNE_LAYER, SHAPES
 from benchmarks.printed import paper_numbers
+from benchmarks.registry import benchmark
 from benchmarks.statistics import median_interval
 from common.clip import CLIP
 from common.conditions import conditions
@@ -171,7 +172,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     )
     demands = "\n".join(f"- {line}" for line in verdicts(result))
     parts = [_pruning_table(result), _golden_table(result["golden"]), demands, note]
-    return {"md": "\n\n".join(parts) + "\n", "figures": {"patchrank-costs": _draw(result)}}
+    return {"md": "\n\n".join(parts) + "\n", "figures": {benchmark("patchrank-costs").stem(result): _draw(result)}}
 
 
 def compare(result: Result) -> Iterator[Comparison]:

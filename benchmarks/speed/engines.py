@@ -45,19 +45,26 @@ GOALS = (
 """Rival, dtype, and the least ratio to it by batch size, which the optimised dense tower was to reach on a CPU."""
 COARSE_GOALS = {1: 0.85, 8: 0.92}
 """The least share of the counted saving that the optimised coarse level was to show in fp32, by batch size."""
-OPTIONAL = {"transformers", "ONNX Runtime", "OpenVINO"}
+COMPILED = "ours, torch.compile"
+_INSTALL = "`pip install -e '.[export,rivals]'`"
+OPTIONAL = {
+    "transformers": _INSTALL,
+    "ONNX Runtime": _INSTALL,
+    "OpenVINO": _INSTALL,
+    COMPILED: "`make speed COMPILE=1`",
+}
+"""The engines that a run may lack, and what adds each."""
 
 
 def measure(architecture: dict[str, Any], device: str, rounds: int) -> dict[str, Any]:
-    """A row for each dtype, batch size and engine, and the engines that are missing.
+    """A row for each dtype, batch size and engine.
 
     A row has seconds, their 95 % interval, the speed over open_clip's with its interval, and the greatest difference
     from open_clip's embeddings (None for an engine with other weights). bfloat16 is left out on a processor that does
     not multiply in it.
     """
     dtypes = (torch.float32, torch.bfloat16) if device != "cpu" or BF16_PRODUCTS else (torch.float32,)
-    rows = [row for dtype in dtypes for row in _rows(architecture, dtype, device, rounds)]
-    return {"rows": rows, "missing": sorted(OPTIONAL - {row["engine"] for row in rows})}
+    return {"rows": [row for dtype in dtypes for row in _rows(architecture, dtype, device, rounds)]}
 
 
 def _rows(architecture: dict[str, Any], dtype: torch.dtype, device: str, rounds: int) -> list[dict[str, Any]]:
@@ -120,7 +127,7 @@ def _our_engines(ours: CLIP, wave: WaveTower) -> dict[str, Engine]:
     for tower in (optimized, coarse):
         optimize_for_inference(tower)
     if os.environ.get("COMPILE", "0") not in ("", "0"):
-        engines["ours, torch.compile"] = torch.compile(ours.encode_image)
+        engines[COMPILED] = torch.compile(ours.encode_image)
     return engines
 
 
@@ -189,7 +196,7 @@ def _transformers(architecture: dict[str, Any], device: str, dtype: torch.dtype)
 
 
 def parts(result: dict[str, Any]) -> list[str]:
-    """The rows as Markdown: a table, how far cost becomes time, and what is missing."""
+    """The rows as Markdown: a table, how far cost becomes time, and the engines that are missing."""
     rows = result["rows"]
     head = ["engine", "weights", "batch", "images/s [95 %]", "× open_clip [95 %]", "difference"]
     lines = [
@@ -198,8 +205,9 @@ def parts(result: dict[str, Any]) -> list[str]:
     ]
     texts = [table(head, lines, left=(0, 1)), _realised(rows)]
     texts += [goals(rows)] if rows[0]["peak_bytes"] is None else []
-    if result["missing"]:
-        texts.append(f"Not measured: {', '.join(result['missing'])} (`pip install -e '.[export,rivals]'`).")
+    measured = {row["engine"] for row in rows}
+    if missing := [f"{name} ({how})" for name, how in OPTIONAL.items() if name not in measured]:
+        texts.append(f"Not measured: {'; '.join(missing)}.")
     return texts
 
 

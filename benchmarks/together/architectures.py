@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import open_clip
@@ -242,9 +243,20 @@ def waved(config: dict[str, Any], tower: AdaptedTower) -> bool:
 
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
-    """The Markdown table."""
+    """The Markdown table, and below it how many architectures each column says yes to, and why not the others."""
     cells = [
         [row["name"], *(f"{row[key]:.4g}" if key == "GMACs" else row[key] for key in COLUMNS)] for row in result["rows"]
     ]
     left = [0, *(1 + index for index, key in enumerate(COLUMNS) if key != "GMACs")]
-    return {"md": table(["architecture", *COLUMNS], cells, left) + "\n", "figures": {}}
+    parts = [table(["architecture", *COLUMNS], cells, left), totals(result["rows"])]
+    return {"md": "\n\n".join(parts) + "\n", "figures": {}}
+
+
+def totals(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line: of each column how many rows say yes, and how many say each other thing."""
+    counted = []
+    for key in (key for key in COLUMNS if key != "GMACs"):
+        said = Counter(row[key] for row in rows)
+        others = [f"{number} {text}" for text, number in said.most_common() if text != "yes"]
+        counted.append(f"{key} {said['yes']}" + (f" ({', '.join(others)})" if others else ""))
+    return f"Of {len(rows)} architectures: {'; '.join(counted)}."

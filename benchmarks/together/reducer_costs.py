@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.cells import table
+from benchmarks.registry import benchmark
 from benchmarks.statistics import median_interval
 from common.clip import CLIP
 from common.conditions import conditions
@@ -123,7 +124,7 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
     )
     failed = "\n".join(f"- `{name}` did not run: {reason}" for name, reason in result["reasons"].items())
     parts = [table(head, cells), *([failed] if failed else []), note]
-    return {"md": "\n\n".join(parts) + "\n", "figures": {"reducer-costs": _draw(result)}}
+    return {"md": "\n\n".join(parts) + "\n", "figures": {benchmark("reducer-costs").stem(result): _draw(result)}}
 
 
 def _ratio(ratios: Sequence[float]) -> str:

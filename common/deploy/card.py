@@ -31,7 +31,7 @@ def card(described: Description, deployed: Deployed, name: str) -> str:
     }
     lines = [f"# {name}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
-    lines += ["", "## Licence and attribution", "", *_licence(run), "", "## Use", "", "```bash"]
+    lines += ["", "## Licence and attribution", "", *licence(run), "", "## Use", "", "```bash"]
     lines += [f"effclip classify PICTURES --model {shlex.quote(name)}", "```", ""]
     if run.get("card"):
         lines += ["## The card of the weights it was made from", "", run["card"].strip(), ""]
@@ -72,7 +72,8 @@ def _training(run: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _licence(run: dict[str, Any]) -> list[str]:
+def licence(run: dict[str, Any]) -> list[str]:
+    """The lines of a card about licence and attribution, from the record of a training."""
     initial_weights = run.get("arguments", {}).get("weights")
     sentences = ["The code that made and runs this model is under the MIT licence."]
     if initial_weights:

@@ -154,6 +154,8 @@ def _reduction(args: argparse.Namespace) -> Reduction:
 
 def write_open_clip(deployed: Deployed, folder: Path) -> None:
     """Write a plain CLIP as a folder that open_clip loads. ValueError: the model is of another type."""
+    from common import directory
+    from common.deploy.card import licence
     from common.models import OPEN_CLIP
 
     if deployed.model.type == OPEN_CLIP:
@@ -164,7 +166,8 @@ def write_open_clip(deployed: Deployed, folder: Path) -> None:
             "a plain CLIP can go back"
         )
     clip = deployed.model.images
-    clip.save_pretrained(folder)
+    run = {} if deployed.model.folder is None else directory.read(deployed.model.folder).run
+    clip.save_pretrained(folder, "\n".join(licence(run)))
     vocabulary = clip.architecture["text_cfg"].get("vocabulary")
     if vocabulary is not None:
         print(f"its vocabulary is cut to {len(vocabulary):,} ids: make text ids by common.tokenizer, not by open_clip")

@@ -9,6 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from timm import create_model
 from torch import nn
@@ -163,6 +164,18 @@ def test_a_saved_clip_is_a_folder_of_open_clip(tmp_path):
     assert torch.equal(again.images.encode_image(pictures(2)), clip.encode_image(pictures(2)))
 
 
+def test_a_saved_clip_has_a_card_that_a_writer_may_change(tmp_path):
+    clip = CLIP.tiny()
+    clip.save_pretrained(tmp_path / "saved", "Trained on pictures of ours, CC-BY 4.0.")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "open_clip"
+    assert "| preprocessing | bicubic, shortest; mean (0.48145466," in card and "| activation | GELU |" in card
+    assert "local-dir:FOLDER" in card and card.endswith("\n\nTrained on pictures of ours, CC-BY 4.0.\n")
+    (tmp_path / "saved" / "README.md").write_text("my own words")
+    clip.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "README.md").read_text() == "my own words"
+
+
 def test_a_model_of_the_hub_is_fetched_as_a_folder(folder, monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
@@ -276,7 +289,10 @@ def test_a_file_that_holds_no_weights_says_what_to_do(name, content, message, tm
     ("files", "message"),
     [
         ({"config.json": "{}"}, r"config.json describes no CLIP: its model_type is None"),
-        ({"config.json": '{"model_type": "siglip"}'}, "its model_type is 'siglip', not 'clip'"),
+        (
+            {"config.json": '{"model_type": "siglip"}'},
+            "its model_type is 'siglip', not 'clip' .*ViT-B-16-SigLIP.*`adapt",
+        ),
         ({"config.json": "no json"}, "config.json describes no CLIP"),
         ({"open_clip_config.json": "{}"}, "'model_cfg' is missing"),
         ({"config.json": '{"model_type": "clip"}'}, "has no weights, model.safetensors or pytorch_model.bin; several"),

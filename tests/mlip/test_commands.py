@@ -85,11 +85,23 @@ def test_missing_data_is_said_in_one_message_with_the_way_to_it(name, bare, caps
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_smoke_overlay_runs_any_of_them(name, bare, capsys):
     assert main(["fit", "-c", f"mlip/{name}.yaml", "-c", "mlip/smoke.yaml"]) == 0
-    (config,) = (bare / "runs").rglob("config.yaml")
-    rates = yaml.safe_load(config.read_text())["model"]["init_args"]["keep_rates"]
-    assert {int(layer): rate for layer, rate in rates.items()} == {2: 0.5, 3: 0.5}  # not the recipe's 9 and 11
     (checkpoint,) = (bare / "runs").rglob("last.ckpt")
-    assert torch.load(checkpoint, weights_only=True)["global_step"] == 4
+    saved = torch.load(checkpoint, weights_only=True)
+    stated = yaml.safe_load((ROOT / f"mlip/{name}.yaml").read_text())["model"]["init_args"]
+    tower = saved["hyper_parameters"]
+    assert tower["frequency_layers"] == stated["frequency_layers"]
+    assert {int(layer): rate for layer, rate in tower["keep_rates"].items()} == stated["keep_rates"]
+    assert saved["global_step"] == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("overlay", ["clip", "vit_l_14"])
+def test_the_smoke_overlay_runs_it_under_another(overlay, bare):
+    assert main(["fit", "-c", "mlip/yfcc15m.yaml", "-c", f"mlip/{overlay}.yaml", "-c", "mlip/smoke.yaml"]) == 0
+    (checkpoint,) = (bare / "runs").rglob("last.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["hyper_parameters"]["frequency_layers"] == {"clip": 0, "vit_l_14": 8}[overlay]
+    assert any("guide." in key for key in saved["state_dict"]) == (overlay == "vit_l_14")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.cli import main
 from common.clip import CLIP
 from common.data.lookup import Labelled
 from common.evaluate.tasks import Settings, scorer, zero_shot
@@ -13,7 +12,6 @@ from common.testing import TINY_CAPTIONS, tiny_architecture
 from mlip.alignment import caption_mask, late_interaction
 from mlip.filip import FILIP, FILIPPretraining
 from mlip.model import MLIP
-from tests.readme import ROOT
 
 
 @pytest.fixture
@@ -105,10 +103,3 @@ def test_senseless_settings_are_refused(tmp_path, options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name} 0 must be at least 1"):
         FILIPPretraining(architecture=tiny_architecture(tmp_path), **options)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_smoke_overlay_runs_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    monkeypatch.chdir(ROOT)
-    assert main(["fit", "-c", "mlip/filip.yaml", "-c", "mlip/smoke.yaml"]) == 0

@@ -163,25 +163,44 @@ def test_missing_views_are_said_with_the_setting_that_makes_them(make):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["slip", "declip"])
-def test_the_smoke_overlay_runs_them(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["slip", "declip", "filip"])
+def test_the_smoke_overlay_trains_the_plain_tower_of_a_baseline(name, tmp_path, monkeypatch):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(ROOT)
-    small = {"slip": ["--model.hidden_width", "16"], "declip": ["--model.neighbour_queue", "16"]}[name]
-    assert main(["fit", "-c", f"mlip/{name}.yaml", "-c", "mlip/smoke.yaml", *small]) == 0
+    assert main(["fit", "-c", f"mlip/{name}.yaml", "-c", "mlip/smoke.yaml"]) == 0
     (checkpoint,) = (tmp_path / "runs").rglob("last.ckpt")
-    arguments = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
-    assert "frequency_weight" not in arguments  # only what the class takes
+    saved = torch.load(checkpoint, weights_only=True)
+    assert "frequency_weight" not in saved["hyper_parameters"]  # only what the class takes
+    tower = {key.partition("image_tower.")[2] for key in saved["state_dict"] if "image_tower." in key}
+    assert "vit.class_embedding" in tower and {key.partition(".")[0] for key in tower} == {"vit"}
 
 
-@pytest.mark.parametrize("name", ["slip", "declip"])
+def stated(*files):
+    """The model's and the data's settings of a recipe under overlays."""
+    contents = [yaml.safe_load((ROOT / f"mlip/{file}.yaml").read_text()) for file in files]
+    model, data = {}, {}
+    for content in contents:
+        model |= content["model"]["init_args"]
+        data |= content.get("data", {}).get("init_args", {})
+    return model, data
+
+
+@pytest.mark.parametrize("name", ["slip", "declip", "filip"])
 def test_recipes_state_cui_and_others_settings(name):
-    recipe = yaml.safe_load((ROOT / f"mlip/{name}.yaml").read_text())
-    model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
-    assert model["learning_rate"] == {"slip": 5e-4, "declip": 1e-3}[name] and model["warmup_steps"] == 2500
-    assert model["weight_decay"] == {"slip": 0.5, "declip": 0.1}[name]
-    assert data["image_views"] == ["mocov2"] * {"slip": 2, "declip": 1}[name]
-    assert data["augmentation"] == {"slip": "slip", "declip": "mocov2"}[name]
+    model, data = stated(name)
+    assert model["learning_rate"] == {"slip": 5e-4, "declip": 1e-3, "filip": 5e-4}[name]
+    assert model["weight_decay"] == {"slip": 0.5, "declip": 0.1, "filip": 0.5}[name]
+    assert model["warmup_steps"] == 2500
+    assert data.get("image_views", []) == ["mocov2"] * {"slip": 2, "declip": 1, "filip": 0}[name]
+    assert data["augmentation"] == {"slip": "slip", "declip": "mocov2", "filip": "mocov2"}[name]
+
+
+@pytest.mark.parametrize("name", ["slip", "slip_cc3m", "declip", "declip_cc3m", "filip"])
+def test_a_baseline_may_have_mlips_rate_decay_and_warm_up(name):
+    shared = ("learning_rate", "weight_decay", "warmup_steps")
+    (baseline, data), (mlip, _) = stated(name, "as_mlip"), stated("yfcc15m")
+    assert [baseline[key] for key in shared] == [mlip[key] for key in shared]
+    assert data == stated(name)[1]
 
 
 @pytest.mark.parametrize("training", [SLIPPretraining, DeCLIPPretraining])

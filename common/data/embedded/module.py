@@ -16,20 +16,16 @@ from functools import partial
 from pathlib import Path
 
 from common.data.augmentations import Augmentation, after, sometimes_grey
-from common.data.embedded.scenes import ATTRIBUTION, VIEWS, class_names
-from common.data.embedded.splits import SPLITS, indices, pack, recipe_hash, sample, samples, scene, scenes_of
+from common.data.embedded.splits import CURRENT, SPLITS, indices, pack, recipe_hash, sample, samples, scene, scenes_of
 from common.data.embedded.twemoji import TEMPLATES, VIEW, prompt
 from common.data.shards import ShardDataModule
 from common.data.transforms import Transform, center_view, random_view
 
-__all__ = [  # the names in capitals and ``class_names`` are revision 1's
-    "ATTRIBUTION",
+__all__ = [
     "SPLITS",
     "TEMPLATES",
     "VIEW",
-    "VIEWS",
     "EmbeddedDataModule",
-    "class_names",
     "indices",
     "pack",
     "prompt",
@@ -66,7 +62,7 @@ class EmbeddedDataModule(ShardDataModule):
 
     def __init__(
         self,
-        architecture: str = "common/embedded_clip.json",
+        architecture: str = "common/shapes_clip.json",
         batch_size: int = 128,
         num_workers: int = 1,
         seed: int = 0,
@@ -76,7 +72,7 @@ class EmbeddedDataModule(ShardDataModule):
         image_size: int | None = None,
         train_fraction: float = 1.0,
         augment: bool = True,
-        revision: int = 1,
+        revision: int = CURRENT,
         grey: float = 0.0,
         image_views: Sequence[str] = (),
         text_view: str | None = None,

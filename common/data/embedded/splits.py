@@ -44,6 +44,8 @@ SPLITS = {
     3: {"train": (20_000, 500), "val": (4000, 500), "test": (10_000, 500)},
 }
 """(pictures, pictures per shard) of every split, by revision."""
+CURRENT = 2
+"""The revision that is drawn where none is named."""
 _SCENES = {1: scenes, 2: shapes, 3: textures}
 
 
@@ -62,7 +64,7 @@ def _seed(split: str, revision: int) -> str:
 
 
 @cache
-def _order(split: str, cycle: int, revision: int = 1) -> list[int]:
+def _order(split: str, cycle: int, revision: int = CURRENT) -> list[int]:
     labels = list(_labels(split, revision))
     Random(f"{_seed(split, revision)}/order/{cycle}").shuffle(labels)
     return labels
@@ -73,7 +75,7 @@ def _labels(split: str, revision: int) -> range:
     return range(seen, both) if split == "unseen" else range(seen)
 
 
-def scene(split: str, index: int, revision: int = 1) -> tuple[scenes.Scene | shapes.Scene | textures.Scene, str]:
+def scene(split: str, index: int, revision: int = CURRENT) -> tuple[scenes.Scene | shapes.Scene | textures.Scene, str]:
     """Picture ``index`` of a split and its caption; each cycle of pictures shows every name once."""
     rng, drawing = Random(f"{_seed(split, revision)}/{index}"), scenes_of(revision)
     labels = _labels(split, revision)
@@ -82,7 +84,7 @@ def scene(split: str, index: int, revision: int = 1) -> tuple[scenes.Scene | sha
     return drawn, drawn.caption() if split == "retrieval" else drawn.caption(*drawing.draw_mentions(rng))
 
 
-def indices(split: str, revision: int = 1) -> list[int]:
+def indices(split: str, revision: int = CURRENT) -> list[int]:
     """The pictures of a split; "retrieval" leaves out those whose caption an earlier one has."""
     scenes_of(revision)
     splits = SPLITS[revision]
@@ -99,7 +101,7 @@ def indices(split: str, revision: int = 1) -> list[int]:
     return list(first.values())
 
 
-def recipe_hash(view: int = VIEW, revision: int = 1) -> str:
+def recipe_hash(view: int = VIEW, revision: int = CURRENT) -> str:
     """Names the packed data: equal exactly when recipe, pixels of the view, splits and names are."""
     drawing = scenes_of(revision)
     recipe = drawing.RECIPE | {"canvas": canvas_size(view)}
@@ -107,7 +109,7 @@ def recipe_hash(view: int = VIEW, revision: int = 1) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def sample(split: str, index: int, view: int = VIEW, revision: int = 1) -> dict[str, str | bytes]:
+def sample(split: str, index: int, view: int = VIEW, revision: int = CURRENT) -> dict[str, str | bytes]:
     """Picture ``index`` of a split as its shard holds it: key, JPEG of the whole canvas, caption, and facts as JSON."""
     drawn, caption = scene(split, index, revision)
     jpeg, quality = io.BytesIO(), scenes_of(revision).RECIPE["quality"]
@@ -126,7 +128,7 @@ def _folder(split: str, root: Path | None, view: int, revision: int) -> Path:
     return (root or runs_directory() / "data") / f"embedded-{recipe_hash(view, revision)}" / split
 
 
-def pack(split: str, root: Path | None = None, view: int = VIEW, revision: int = 1) -> Path:
+def pack(split: str, root: Path | None = None, view: int = VIEW, revision: int = CURRENT) -> Path:
     """The folder of a split's shards; a missing one is written first, complete or not at all.
 
     view: pixels at which the scenes are drawn, one of the revision's VIEWS.
@@ -151,7 +153,7 @@ def pack(split: str, root: Path | None = None, view: int = VIEW, revision: int =
     return folder
 
 
-def samples(split: str, count: int, view: int = VIEW, revision: int = 1) -> Iterator[Mapping[str, str | bytes]]:
+def samples(split: str, count: int, view: int = VIEW, revision: int = CURRENT) -> Iterator[Mapping[str, str | bytes]]:
     """The first ``count`` pictures of a split, as ``sample`` gives them: read from its shards where it is packed."""
     folder = _folder(split, None, view, revision)
     if not folder.exists():

@@ -25,6 +25,16 @@ from tests.benchmarks.mlip.test_shapes import drawn
 from tests.benchmarks.mlip.test_tables_1_2_4 import result as evaluated
 from tests.readme import ROOT
 
+RECALLS = {side: {f"R@{k}": 0.25 for k in (1, 5, 10)} for side in ("image_to_text", "text_to_image")}
+MEASURED = {
+    "zeroshot": {"top1": 0.25, "mean_per_class": 0.3},
+    "linear-probe": {"shots": {"full": {"top1": 0.5, "mean_per_class": 0.6}}},
+    "retrieval": RECALLS,
+    "device_hours": 0.1,
+    "gmacs": 0.09,
+}
+"""What a miniature gives."""
+
 
 @pytest.fixture
 def counted(monkeypatch):
@@ -69,10 +79,7 @@ def test_every_cell_is_filled_but_those_that_the_paper_leaves_empty(number, ever
 
 def test_the_page_of_a_dry_run_says_that_its_numbers_mean_nothing(tmp_path, monkeypatch, counted, capsys):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    recalls = {side: {f"R@{k}": 0.25 for k in (1, 5, 10)} for side in ("image_to_text", "text_to_image")}
-    measured = {"zeroshot": {"top1": 0.25, "mean_per_class": 0.25}, "retrieval": recalls}
-    measured |= {"linear-probe": {"shots": {"full": {"top1": 0.5}}}, "device_hours": 0.1, "gmacs": 0.09}
-    monkeypatch.setattr(dry_run, "miniature", lambda folder: measured)
+    monkeypatch.setattr(dry_run, "miniature", lambda folder, kind: MEASURED)
     assert dry_run.main() == 0
     assert "every cell of 10 tables is filled" in capsys.readouterr().out
     page = (tmp_path / "dry-run" / "report.html").read_text()
@@ -81,10 +88,26 @@ def test_the_page_of_a_dry_run_says_that_its_numbers_mean_nothing(tmp_path, monk
 
 def test_a_dry_run_names_the_cell_that_stays_empty(tmp_path, monkeypatch, counted):
     monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
-    monkeypatch.setattr(dry_run, "miniature", lambda folder: {})
+    monkeypatch.setattr(dry_run, "miniature", lambda folder, kind: {})
     monkeypatch.setattr(dry_run, "file_results", lambda folder, measured: folder.mkdir())
     with pytest.raises(ValueError, match="Table 1 has no number in CLIP B/32, ours / zero-shot"):
         dry_run.main()
+
+
+def test_a_dry_run_reads_each_set_by_the_metric_of_the_catalogue(tmp_path):
+    dry_run.file_results(tmp_path, dict.fromkeys(dry_run.RECIPES, MEASURED))
+    known = stored(tmp_path)
+    numbers = {"imagenet": 25.0, "food101": 25.0, "oxford_pets": 30.0, "fgvc_aircraft": 30.0}
+    assert {data: cell(known, "slip-b32", Column(data, data, "zeroshot")) for data in numbers} == numbers
+    assert cell(known, "slip-b32", Column("PETS", "oxford_pets", "linear-probe")) == 60.0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_miniature_is_trained_converted_and_evaluated_on_what_the_tables_read_of_its_kind(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFCLIP_RUNS", str(tmp_path))
+    measured = dry_run.miniature(tmp_path, "filip")  # `make smoke` has the others
+    assert measured.keys() == {"zeroshot", "device_hours"}
+    assert 0 <= measured["zeroshot"]["mean_per_class"] <= 1
 
 
 def test_what_is_printed_only_has_no_line_of_ours(everything):

@@ -61,3 +61,9 @@ def test_the_table_has_a_column_for_all():
     row = dict.fromkeys(architectures.COLUMNS, "yes") | {"name": "ViT-X", "GMACs": 12.3456}
     lines = render({"rows": [row]})["md"].splitlines()
     assert lines[0].startswith("| architecture | load |") and lines[2].startswith("| ViT-X | yes | yes | 12.35 |")
+
+
+def test_the_totals_name_the_reasons():
+    row = dict.fromkeys(architectures.COLUMNS, "yes") | {"name": "ViT-X", "GMACs": 12.3456}
+    text = render({"rows": [row, row | {"wave": "no: windows"}, row | {"wave": "no: windows"}]})["md"]
+    assert "Of 3 architectures: load 3; evaluate 3; reduce 3; golden 3; wave 1 (2 no: windows); export 3." in text

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from benchmarks.training import export, run
 from common.clip import CLIP
-from common.data.embedded.module import ATTRIBUTION
+from common.data.embedded.shapes import ATTRIBUTION
 from common.pretraining import CLIPPretraining
 from common.testing import tiny_architecture
 from mlip import Guide

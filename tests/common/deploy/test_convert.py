@@ -189,7 +189,7 @@ def test_a_plain_clip_goes_back_to_open_clip(tmp_path, quick_gelu, capsys):
     }
     torch.manual_seed(0)
     clip = CLIP(architecture).eval()
-    directory.write(tmp_path / "model", clip, None)
+    directory.write(tmp_path / "model", clip, None, run={"attribution": "Pictures of ours, CC-BY 4.0."})
     assert main(["export", str(tmp_path / "model"), "--format", "open-clip"]) == 0
     folder = tmp_path / "model" / "open-clip"
     assert f"open_clip.create_model('local-dir:{folder}')" in capsys.readouterr().out
@@ -198,6 +198,7 @@ def test_a_plain_clip_goes_back_to_open_clip(tmp_path, quick_gelu, capsys):
     torch.testing.assert_close(theirs.encode_image(images), clip.encode_image(images, False), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(theirs.encode_text(ids), clip.encode_text(ids, False), atol=1e-5, rtol=1e-5)
     assert theirs.logit_scale == clip.logit_scale
+    assert (folder / "README.md").read_text().endswith("Pictures of ours, CC-BY 4.0.\n")  # as the directory's card
     assert (
         theirs.visual.preprocess_cfg["mean"]
         == json.loads((folder / "open_clip_config.json").read_text())["preprocess_cfg"]["mean"]
@@ -222,7 +223,7 @@ def test_a_cut_vocabulary_goes_along_with_our_own_ids(tmp_path, capsys):
 def test_an_export_that_a_full_disk_stops_leaves_nothing(tmp_path, monkeypatch, capsys):
     folder = tiny_directory(tmp_path / "model", levels=0)
 
-    def half(clip, target):
+    def half(clip, target, credit):
         target.mkdir()
         (target / "open_clip_model.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(target))

@@ -6,10 +6,10 @@ import torch
 from PIL import ImageOps
 
 from common.data.embedded import tasks as embedded_tasks
-from common.data.embedded.module import VIEW, class_names
+from common.data.embedded.scenes import class_names
 from common.data.embedded.splits import scene, scenes_of
 from common.data.embedded.tasks import NAMES, PER_NAME, STYLES, draw, embedded_task, task_labels
-from common.data.embedded.twemoji import CANVAS
+from common.data.embedded.twemoji import CANVAS, VIEW
 from common.data.lookup import source, splits_of
 from common.data.sources import few_shot
 from common.preprocess import Preprocess
