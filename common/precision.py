@@ -8,7 +8,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def wide(x: Tensor) -> Tensor:
@@ -26,3 +27,11 @@ def products(a: Tensor, b: Tensor) -> Tensor:
     """The products [B,K,K'] of tokens a [B,K,F] with all tokens b [B,K',F], in fp32 at least, under autocast too."""
     with without_autocast(a):
         return wide(a) @ wide(b).transpose(1, 2)
+
+
+def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    """``linear`` of x in fp32 at least, under autocast too."""
+    with without_autocast(x):
+        if not isinstance(linear.weight, Tensor) or linear.weight.dtype == wide(linear.weight).dtype:
+            return linear(wide(x))  # the module's own map, which may be packed or quantised
+        return F.linear(wide(x), wide(linear.weight), None if linear.bias is None else wide(linear.bias))

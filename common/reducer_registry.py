@@ -84,7 +84,7 @@ class Entry:
     exceptions: properties of all other reducers that it lacks, by name, each with the reason; of "batch" (a picture's
         answer does not depend on its batch), "identity" (keep 1 changes nothing), "levels" (works in WaveCLIP's
         levels).
-    untrained: (width D, blocks L) -> the modules with which its training begins; None: it is not trained.
+    untrained: (width D, blocks L, patches K) -> the modules with which its training begins; None: it is not trained.
     options: arguments of ``cls`` beside the keep rate, where it has another form than the class by itself.
     rates: the only keep rates that it can have; none: it can have any.
     same: what settings have in common at which it does the same; None: no two keep rates are known to.
@@ -100,7 +100,7 @@ class Entry:
     licence: str
     differs: str
     exceptions: dict[str, str]
-    untrained: Callable[[int, int], nn.Module] | None = None
+    untrained: Callable[[int, int, int], nn.Module] | None = None
     tiled: Callable[[Setting], dict[Place, Reducer]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     rates: tuple[float, ...] = ()
@@ -209,7 +209,7 @@ def reducer(
     differs: str = "",
     build: Callable[[Setting], dict[Place, Reducer]] | None = None,
     exceptions: dict[str, str] | None = None,
-    untrained: Callable[[int, int], nn.Module] | None = None,
+    untrained: Callable[[int, int, int], nn.Module] | None = None,
     tiled: Callable[[Setting], dict[Place, Reducer]] | None = None,
     options: Mapping[str, Any] | None = None,
     rates: tuple[float, ...] = (),

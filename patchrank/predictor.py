@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from common.adapters import AdaptedTower
 from common.checkpoints import read_plain, training_arguments
+from common.precision import wide_linear
 from common.tower import ImageTower
 from common.weights import read_record, read_state_dict, save_model
-from patchrank.reducers.base import wide_linear
 
 CHANNELS = 64
 _PREFIX = "predictor."
@@ -45,6 +45,13 @@ class RankPredictor(nn.Module):
     def for_tower(cls, tower: ImageTower | AdaptedTower) -> RankPredictor:
         """A predictor with random weights for the tokens of an image tower."""
         return cls(tower.width, tower.leading + tower.grid**2, tower.leading)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one picture: two norms, the two maps of each mixing, and the head."""
+        by_token, by_channel = (mlp.fc1.out_features for mlp in (self.mixer.mlp_tokens, self.mixer.mlp_channels))
+        mixing = 2 * self.tokens * self.channels * (5 + by_token + by_channel)
+        return mixing + (self.tokens - self.leading) * self.channels
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B,P+N,D], leading tokens first -> scores [B,N], in fp32 at least.

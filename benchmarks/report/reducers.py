@@ -59,7 +59,8 @@ def tower_macs(places: Mapping[Place, TokenReducer], tiles: int = 1) -> tuple[in
 
 def _at_the_setting(entry: Entry) -> dict[Place, TokenReducer]:
     with torch.device("meta"):
-        modules, texts = entry.untrained and entry.untrained(WIDTH, BLOCKS), torch.empty(CLASSES, EMBED)
+        modules = entry.untrained and entry.untrained(WIDTH, BLOCKS, GRID**2)
+        texts = torch.empty(CLASSES, EMBED)
     rate = entry.rate(KEEP)
     return entry.reducers(Setting(rate, LAYER, GRID**2, BLOCKS, GRID, tower=object(), trained=modules, texts=texts))
 

@@ -41,7 +41,8 @@ def reduced(tower: ImageTower, keep: float, layer: int) -> tuple[dict[str, Reduc
     texts = torch.randn(CLASSES, tower.embed_dim, generator=torch.Generator().manual_seed(0))
     towers, reasons = {}, {}
     for name, entry in sorted(installed_reducers().items()):
-        modules = entry.untrained(tower.width, len(tower.transformer.resblocks)) if entry.untrained else None
+        sizes = tower.width, len(tower.transformer.resblocks), tower.grid**2
+        modules = entry.untrained(*sizes) if entry.untrained else None
         setting = setting_for(tower, entry.rate(keep), layer, texts=texts)._replace(trained=modules)
         try:
             towers[name] = ReducedTower(tower, entry.reducers(setting)).eval()

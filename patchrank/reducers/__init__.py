@@ -14,6 +14,7 @@ from patchrank.reducers.given import GoldenOracle
 from patchrank.reducers.gtp import GTP
 from patchrank.reducers.kmedoids import KMedoids
 from patchrank.reducers.mctf import MCTF
+from patchrank.reducers.patch_ranking import PatchRanking
 from patchrank.reducers.pitome import PiToMe
 from patchrank.reducers.prumerge import PruMerge, PruMergePlus
 from patchrank.reducers.random import RandomKeep, RandomPerBatch, RandomPerPicture
@@ -44,6 +45,7 @@ __all__ = [
     "HalfResolution",
     "HiRED",
     "KMedoids",
+    "PatchRanking",
     "PiToMe",
     "PruMerge",
     "PruMergePlus",

@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.adapters.tower import AdaptedTower
-from common.precision import wide, without_autocast
+from common.precision import without_autocast
 from common.reducer_registry import Setting
 from common.reduction import Place, Reducer, ReductionContext
 from common.tower import ImageTower
@@ -174,14 +173,6 @@ def readout_of(setting: Setting, name: str, class_token: bool = False) -> Readou
             "zoo-prune, or divprune"
         )
     return Readout(tower)
-
-
-def wide_linear(linear: nn.Linear, x: Tensor) -> Tensor:
-    """``linear`` of x in fp32 at least, under autocast too."""
-    with without_autocast(x):
-        if not isinstance(linear.weight, Tensor) or linear.weight.dtype == wide(linear.weight).dtype:
-            return linear(wide(x))  # the module's own map, which may be packed or quantised
-        return F.linear(wide(x), wide(linear.weight), None if linear.bias is None else wide(linear.bias))
 
 
 def in_order(kept: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ cross_reducers = spread(lambda removed, setting, block: CrossGET(removed, settin
     "are one token up to that attention. Texts are never merged (released: an option). The training differs as "
     "`patchrank/crossget_training.py` says.",
     build=cross_reducers,
-    untrained=cross_tokens,
+    untrained=lambda width, blocks, patches: cross_tokens(width, blocks),
 )
 class CrossGET(Removing):
     """Merge the M patches of least I_i - max_j cos(k_i, k_j) in a block: little important, and like another patch.

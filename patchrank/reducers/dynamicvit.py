@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.precision import wide_linear
 from common.reducer_registry import reducer
 from common.reduction import Place, Reducer, ReductionContext
-from patchrank.reducers.base import Call, TokenReducer, most, wide_linear
+from patchrank.reducers.base import Call, TokenReducer, most
 from patchrank.scores import keep_count
 
 
@@ -91,7 +92,7 @@ def predicted_reducers(predictors: nn.ModuleDict, keep: float, patches: int) -> 
     differs="keep is its base rate ρ: the stages keep ρ, ρ² and ρ³ of the patches, and no layer is read. It learns "
     "from a CLIP's embeddings instead of classes: `patchrank/dynamicvit.yaml`.",
     build=lambda setting: predicted_reducers(setting.trained, setting.keep, setting.patches),
-    untrained=keep_predictors,
+    untrained=lambda width, blocks, patches: keep_predictors(width, blocks),
 )
 class DynamicViT(TokenReducer):
     """Keep the R patches that a trained module gives the highest log p(keep), at three places of the tower.

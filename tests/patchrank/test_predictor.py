@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from common.clip import CLIP
 from common.flops import count_macs
+from common.reducer_registry import named, setting_for
+from common.reduction import ReducedTower
 from patchrank.predictor import RankPredictor, load_predictor, save_predictor
 from patchrank.tower import PatchRankTower
 
@@ -25,6 +27,7 @@ def test_parameters_and_multiply_adds_at_vit_b_16():
     assert macs.params == 46_246
     assert round(macs.gmacs * 1e9) == mixing + norms + 196 * channels
     assert 7.0e-3 < macs.gmacs < 7.5e-3
+    assert predictor.macs == mixing + norms + 196 * channels
 
 
 @pytest.mark.parametrize(("width", "tokens", "channels"), [(768, 197, 64), (128, 37, 64), (64, 17, 64), (96, 65, 48)])
@@ -96,3 +99,11 @@ def test_files_without_a_fitting_predictor_are_refused(tower, tmp_path):
     for file, message in cases.items():
         with pytest.raises(ValueError, match=message):
             load_predictor(tmp_path / file, tower, prune_layer=1)
+
+
+@torch.no_grad()
+def test_on_the_list_it_prunes_as_its_own_tower_does(tower):
+    predictor, images = RankPredictor.for_tower(tower), torch.randn(2, 3, 32, 32)
+    setting = setting_for(tower, 0.5, 1)._replace(trained=predictor)
+    listed = ReducedTower(tower, named("patch-ranking").reducers(setting))
+    torch.testing.assert_close(listed(images), PatchRankTower(tower, predictor, 0.5, 1)(images))
