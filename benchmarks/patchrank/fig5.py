@@ -25,6 +25,7 @@ from benchmarks.patchrank.methods import DENSE, training_free
 from benchmarks.patchrank.runs import COMMAND
 from benchmarks.patchrank.tasks import COMMITTED, KEEPS, SEEDS, SHAPES, answers
 from benchmarks.statistics import difference, mean_interval
+from benchmarks.together.embedded_reference import sentence
 from common.clip import CLIP
 from common.conditions import conditions, digest
 from common.reduction import ReducedTower
@@ -55,6 +56,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
     )
     if not smoke:
         read_log.record("patchrank-fig5", SHAPES.logged, [SHAPES.weights, *files])
+        setting["reads_of_test"] = read_log.reads_of_all(SHAPES.logged)
     clip, pictures = SHAPES.clip(), SHAPES.pictures("test", 8 if smoke else PICTURES)
     size, towers = clip.image_tower.image_size, _towers(clip, files, keeps)
     rankings = golden(clip.image_tower, pictures, LAYER)
@@ -112,11 +114,10 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "golden ranking of the picture itself (feature preservation, greedy) puts first. Predictor: "
         f"{setting['seeds']} training seeds; random places: one draw for all pictures. GMACs leave out the search for "
         "the golden ranking. Differences in points, 95 % intervals over seeds and pictures. The paper draws curves and "
-        "prints no numbers."
-        f"{not_run}"
+        f"prints no numbers.{not_run}{read_log.remark(setting)}"
     )
     text = table(["method", "keep", "GMACs", "saved", "top-1, %", "against class attention"], rows)
-    return {"md": f"{text}\n\n{note}\n", "figures": {"patchrank-fig5": _draw(result)}}
+    return {"md": f"{text}\n\n{sentence()}\n\n{note}\n", "figures": {"patchrank-fig5": _draw(result)}}
 
 
 def missing(result: Result) -> Iterator[tuple[str, str]]:

@@ -166,6 +166,7 @@ def _table(case: Case, found: Mapping[str, Engine], folder: Path, rounds: int, s
             made.options[name] for made in case.models.values() for name in ("model", "first") if name in made.options
         ]
         read_log.record("deploy", case.logged, map(Path, dict.fromkeys(read)))
+        at_start["reads_of_test"] = read_log.reads_of_all(case.logged)
     groups, pictures = _groups(list(found), case.at_once), {}
 
     def rows_of(keys: Sequence[Key], team: Workers) -> list[dict[str, Any]]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks import read_log
 from benchmarks.cells import accuracy, points, table
 from benchmarks.statistics import median_interval
-from benchmarks.together.deploy_cases import BATCHES, CASCADE, DENSE, FIRST, WAVE
+from benchmarks.together.deploy_cases import BATCHES, CASCADE, DENSE, FIRST, SHAPES, WAVE
 from benchmarks.together.deploy_engines import REFERENCE, REFERENCE_INT8
+from benchmarks.together.embedded_reference import sentence
 
 
 class Goal(NamedTuple):
@@ -62,13 +64,15 @@ def parts(result: dict[str, Any], run: Mapping[str, Any]) -> list[str]:
             "Every engine runs in a process of its own and sleeps between its turns. "
             + _machine(found.get("conditions", run))
             + _answered(found)
-            + _grouped(found.get("groups", ())),
+            + _grouped(found.get("groups", ()))
+            + read_log.remark(found.get("answered") or found.get("conditions", run)),
             *_training(found.get("steps", {})),
             table(head, lines, left=(0, 1)),
             _needs(found["needs"]),
         ]
         texts += _not_measured(found["missing"])
         texts += goals(found["rows"]) if tested else []
+    texts += [sentence()] if SHAPES in result["tables"] else []
     return texts + _not_measured(result["missing"])
 
 

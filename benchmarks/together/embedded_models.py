@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import read_log
 from benchmarks.embedded import LOGGED, MODELS, REVISION
+from benchmarks.together.embedded_reference import sentence
 from benchmarks.together.evaluations import collect, markdown
 from common.conditions import conditions
 from common.evaluate import command as evaluate
@@ -44,5 +45,5 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {}}."""
-    reads = result["conditions"]["test_reads"]
-    return {"md": f"{markdown(result['results'])}\nTest was read {reads} times with these models.\n", "figures": {}}
+    reads = f"Test was read {result['conditions']['test_reads']} times with these models."
+    return {"md": f"{markdown(result['results'])}\n{sentence()}\n\n{reads}\n", "figures": {}}

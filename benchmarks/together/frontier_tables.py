@@ -25,7 +25,7 @@ def render(result: Result) -> dict[str, Any]:
     by_name = {named: [row for row in rows if row.get("named", True) == named] for named in (True, False)}
     blocks = [rows_table(by_name[True], rows[0]), *verdicts(rows)]
     blocks += [f"{name}: not run; `{command}`." for name, command in result["missing"].items()]
-    blocks += [sentence()] if "names" in result["conditions"] else []
+    blocks.append(sentence())
     blocks.append(_note(result))
     if by_name[False]:
         summary = "The other reducers alone: none is the best on val within a budget"
@@ -179,12 +179,10 @@ def _cost(row: Row, dense: Row) -> str:
 
 def _note(result: Result) -> str:
     run, pictures = result["conditions"], result["pictures"]
-    shapes = "names" in run  # stored since the scenes are those of shape
-    shown = f"{run['names']} names on scenes of shape" if shapes else "revision 1, which measures colours"
-    reads = f" Test was read {run['test_reads']} times with these models." if shapes else ""
     budgets = ", ".join(f"{100 * share:.0f}" for share in result["budgets"])
     return (
-        f"Embedded scale, {shown}; the first {pictures['test']:,} pictures of test. Each row is the setting with the "
+        f"Embedded scale, {run['names']} names on scenes of shape; the first {pictures['test']:,} pictures of test. "
+        "Each row is the setting with the "
         f"highest accuracy on the first {pictures['val']:,} of val within {budgets} % of the dense teacher's "
         "multiply-adds (image tower, attention on both sides). A setting, a keep rate and the share of val's pictures "
         "that is refined, serves all training seeds of a method; the threshold for this share is each seed's own. "
@@ -209,7 +207,7 @@ def _note(result: Result) -> str:
         "probabilities, of the first seed, × against the dense teacher: batch "
         f"{run['batch']}, medians of {run['rounds']} alternating rounds, {run['dtype']}, {run['device']}, "
         f"{run['threads']} threads, torch {run['torch']}. Dominated: another row is as accurate for no "
-        f"more.{reads}{remark(run)}"
+        f"more. Test was read {run['test_reads']} times with these models.{remark(run)}"
     )
 
 

@@ -53,7 +53,10 @@ def run(smoke: bool = False) -> dict[str, Any]:
     if not smoke:
         read_log.record("runtime", LOGGED[REVISION], MODELS[REVISION])
     weights = {path.name: digest(path) for path in MODELS[REVISION]}
-    run_conditions = conditions("embedded", seeds=1, weights=weights, pictures=pictures, split="test")
+    reads = read_log.reads_of_all(LOGGED[REVISION])
+    run_conditions = conditions(
+        "embedded", seeds=1, weights=weights, pictures=pictures, split="test", reads_of_test=reads
+    )
     return {"name": "runtime", "conditions": run_conditions, "rows": rows}
 
 
@@ -123,6 +126,6 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
         "The answers of `predict.py`, in a process where torch and this suite cannot be imported, beside those of "
         f"`effclip classify` on the same files: {run['split']} pictures of scenes of shape. It imported "
         f"{', '.join(imported)}. Probabilities are compared as both print them, by six digits. {run['device']}; "
-        f"classify by torch {run['torch']}."
+        f"classify by torch {run['torch']}.{read_log.remark(run)}"
     )
     return {"md": f"{table(head, rows)}\n\n{note}\n", "figures": {}}

@@ -18,7 +18,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from benchmarks.waveclip.saving import Exits
+from benchmarks.waveclip.saving import Exits, Steps
 from common.clip import CLIP
 from common.zeroshot import embed_prompts, similarity
 from waveclip import MarginGate, MaxProbabilityGate, WaveTower
@@ -52,6 +52,10 @@ class Answers:
     def exits(self, reference: np.ndarray) -> Exits:
         """Early exit from the first level to the last, compared with the answers [M] of a reference."""
         return Exits(self.margin[0], self.correct[0], self.last, reference)
+
+    def steps(self, reference: np.ndarray) -> Steps:
+        """Early exit after any level, by one threshold for all, compared with the answers [M] of a reference."""
+        return Steps(np.maximum.accumulate(self.margin, axis=0), self.correct, reference)
 
     def cascade(self, second: Answers, reference: np.ndarray) -> Exits:
         """This model first and ``second`` where it is not confident; they share nothing."""

@@ -196,6 +196,13 @@ def draw_curve(axes: Axes, line: Curve, label: str, scale: float = 1, **style: A
         axes.fill_between(xs, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
 
 
+def draw_point(axes: Axes, gmacs: float, accuracy: Sequence[float], label: str, mark: str = "o") -> None:
+    """A model that does not exit early, in %, with its interval. accuracy: middle, low, high."""
+    middle, low, high = (100 * value for value in accuracy)
+    axes.errorbar(gmacs, middle, [[middle - low], [high - middle]], fmt=f"k{mark}", markersize=5, capsize=3)
+    axes.annotate(label, (gmacs, low), (0, -5), textcoords="offset points", fontsize=8, ha="center", va="top")
+
+
 def savings_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """The savings as a Markdown table."""
     head = ["at the accuracy of", "model", "refined", "GMACs saved, % [95 %]", "accuracy against it", "verdict"]

@@ -15,15 +15,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import read_log
-from benchmarks.cells import Result, accuracy, accuracy_of, points, table
-from benchmarks.embedded import LOGGED, MODELS, PART, REVISION, STUDENT_96, TEACHER_96, batches, models, prompts
+from benchmarks.cells import Result, table
+from benchmarks.waveclip import highres_embedded
 from benchmarks.waveclip.costs import WavePath, cost, exit_costs
-from benchmarks.waveclip.exits import curve_by_threshold
-from benchmarks.waveclip.observed import Observed, costs, observe, observed
 from common.clip import CLIP
-from common.conditions import conditions, digest
-from common.evaluate.accuracy import paired_difference
+from common.conditions import conditions
 from common.timing import seconds
 from common.tower import ImageTower
 from waveclip.tower import WaveTower
@@ -31,26 +27,22 @@ from waveclip.tower import WaveTower
 SIZES = ((224, 1), (448, 2), (512, 2), (512, 3))
 """Image size and levels of the towers that are counted at paper scale."""
 BATCH, ROUNDS = 4, 3
-COMMANDS = ("make retrain ONLY=shapes-teacher96-0", "make retrain ONLY=shapes-waveclip96-0")
-"""The commands that train the embedded models of 96 px, in this order."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
-    """Every exit's tokens, GMACs and images/s at paper scale, and both embedded students' accuracy by cost.
+    """Every exit's tokens, GMACs and images/s at paper scale, and the embedded block of 96 px where it is trained.
 
-    smoke: 224 px, one image, one round; the embedded block on the first 500 images of val.
-    The embedded block is None without the weights of 96 px. ValueError: those are there, the ones of 48 px are not.
+    smoke: 224 px, one image, one round; few resamples.
     """
     sizes, batch, rounds = (SIZES[:1], 1, 1) if smoke else (SIZES, BATCH, ROUNDS)
-    known = [path for path in (*MODELS[REVISION], TEACHER_96, STUDENT_96) if path.is_file()]
     run_conditions = conditions(
-        "paper and embedded",
-        seeds=1,
+        "paper",
+        seeds=None,
         dtype="float32",
         batch=batch,
         rounds=rounds,
-        weights={"paper scale": "random"} | {path.name: digest(path) for path in known},
-        chosen_on="nothing is chosen: a sweep",
+        weights="random",
+        chosen_on="nothing is chosen",
     )
     priced = []
     for size, levels in sizes:
@@ -60,7 +52,7 @@ def run(smoke: bool = False) -> dict[str, Any]:
         "name": "waveclip-highres",
         "conditions": run_conditions,
         "paper_scale": priced,
-        "embedded": embedded(smoke) if {TEACHER_96, STUDENT_96} <= set(known) else None,
+        "embedded": highres_embedded.measure(smoke),
     }
 
 
@@ -86,46 +78,14 @@ def price(tower: ImageTower, levels: int, batch: int, rounds: int) -> list[dict[
     return rows
 
 
-def embedded(smoke: bool) -> dict[str, Any]:
-    """Both embedded students on the same scenes, drawn at 48 px for one and at 96 px for the other."""
-    split = "val" if smoke else "test"
-    one = observed(split, smoke)
-    teacher, student = CLIP.load(TEACHER_96).eval(), WaveTower.load(STUDENT_96).eval()
-    images = batches(split, PART if smoke else None, teacher.image_tower.image_size)
-    if not smoke:
-        read_log.record("waveclip-highres", LOGGED[REVISION], [TEACHER_96, STUDENT_96])
-    two = observe(teacher, student, images, prompts())
-    return {
-        "split": split,
-        "pictures": len(two.teacher),
-        "models": [measured(*models(), one), measured(teacher, student, two)],
-        "twice_the_pixels": {
-            "teacher": paired_difference(two.teacher, one.teacher),
-            "student": paired_difference(two.fine, one.fine),
-        },
-        "behind": paired_difference(two.fine, two.teacher),
-    }
-
-
-def measured(teacher: CLIP, student: WaveTower, answers: Observed) -> dict[str, Any]:
-    """The dense teacher, the student when all images exit at one level, and the curve of its margin gate."""
-    dense, exits = costs(teacher, student)
-    names = ["dense teacher", *(f"all leave after step {step}" for step in range(student.steps))]
-    rows = []
-    for name, path_cost, correct in zip(names, [dense, *exits], [answers.teacher, *answers.correct], strict=True):
-        gmacs = path_cost.macs.gmacs
-        rows.append({"path": name, "tokens": path_cost.tokens, "gmacs": gmacs, **accuracy_of(correct)})
-    size, levels = teacher.image_tower.image_size, student.steps - 1
-    return {"image_size": size, "levels": levels, "rows": rows, "frontier": curve_by_threshold(answers, exits)}
-
-
 def render(result: dict[str, Any]) -> dict[str, Any]:
     """The result as {"md": Markdown, "figures": {name: Figure}}."""
     blocks = [_paper_markdown(result)]
     if result["embedded"] is None:
-        blocks.append(f"Embedded scale, 96 px: not run; `{COMMANDS[0]}`, then `{COMMANDS[1]}`.")
+        first, then = highres_embedded.COMMANDS
+        blocks.append(f"Embedded scale, {highres_embedded.SIZE} px: not run; `{first}`, then `{then}`.")
     else:
-        blocks += _embedded_markdown(result["embedded"])
+        blocks += highres_embedded.markdown(result["embedded"])
     return {"md": "\n\n".join(blocks) + "\n", "figures": {"waveclip-highres": _draw(result)}}
 
 
@@ -157,36 +117,6 @@ def _first_exit(model: dict[str, Any]) -> str:
     return f"{100 * first['gmacs'] / dense['gmacs']:.1f} % ({_name(model)})"
 
 
-def _embedded_markdown(block: dict[str, Any]) -> list[str]:
-    rows, sweep = [], []
-    for model in block["models"]:
-        for row in model["rows"]:
-            cell = accuracy(row["accuracy"], row["interval"])
-            rows.append([_name(model), row["path"], f"{row['tokens']:g}", f"{row['gmacs']:.4f}", cell])
-        for point in model["frontier"][:: max(1, len(model["frontier"]) // 10)]:
-            shares = " / ".join(f"{100 * share:.0f}" for share in point["shares"])
-            cells = [f"{shares} %", f"{point['gmacs']:.4f}", f"{100 * point['accuracy']:.1f}"]
-            sweep.append([_name(model), *cells])
-    gained = block["twice_the_pixels"]
-    note = (
-        f"{block['pictures']:,} pictures of {block['split']}, the same scenes at both sizes; one training seed. Twice "
-        f"the pixels change the teacher's accuracy by {points(gained['teacher'])} points and that of the student's "
-        f"last level by {points(gained['student'])}; at 96 px that level is {points(block['behind'])} points "
-        "from its teacher (paired intervals). The 96 px teacher is the 48 px one, trained on at that size. Within a "
-        "point of its own last level a student comes, at a threshold chosen on these pictures, with "
-        f"{' and '.join(_saving(model) for model in block['models'])} of its dense teacher's multiply-adds."
-    )
-    exits = table(["embedded scale", "path", "tokens", "GMACs", "accuracy [95 %]"], rows, left=(0, 1))
-    gated = table(["embedded scale, margin gate", "leave after each step", "GMACs", "accuracy"], sweep)
-    return [exits, gated, note]
-
-
-def _saving(model: dict[str, Any]) -> str:
-    dense, *_, last = model["rows"]
-    near = [point["gmacs"] for point in model["frontier"] if point["accuracy"] >= last["accuracy"] - 0.01]
-    return f"{100 * min(near) / dense['gmacs']:.0f} % ({model['image_size']} px)"
-
-
 def _name(model: dict[str, Any]) -> str:
     return f"{model['image_size']} px, {_levels(model)}"
 
@@ -201,7 +131,7 @@ def _draw(result: dict[str, Any]) -> Figure:
     left, *right = figure.subplots(1, 2 if block else 1, squeeze=False)[0]
     _draw_costs(left, result["paper_scale"])
     if block:
-        _draw_curves(right[0], block["models"])
+        highres_embedded.draw(right[0], block)
     return figure
 
 
@@ -220,18 +150,6 @@ def _draw_costs(axes: Axes, priced: list[dict[str, Any]]) -> None:
     axes.legend()
 
 
-def _draw_curves(axes: Axes, students: list[dict[str, Any]]) -> None:
-    for number, model in enumerate(students):
-        xs, ys = ([point[key] for point in model["frontier"]] for key in ("gmacs", "accuracy"))
-        axes.plot(xs, [100 * y for y in ys], f"C{number}", label=f"WaveCLIP, {_name(model)}")
-        dense = model["rows"][0]
-        star = {"markersize": 11, "linestyle": "none", "label": f"dense teacher, {model['image_size']} px"}
-        axes.plot(dense["gmacs"], 100 * dense["accuracy"], f"C{number}*", **star)
-    axes.set(title="embedded scale, margin gate", xlabel="GMACs a picture", ylabel="top-1, %", xscale="log")
-    axes.legend()
-
-
 def missing(result: Result) -> Iterator[tuple[str, str]]:
-    """The embedded models of 96 px, if they were not trained."""
-    if result["embedded"] is None:
-        yield "the embedded models of 96 px", " && ".join(COMMANDS)
+    """The embedded trainings of 96 px that the result lacks."""
+    yield from highres_embedded.missing(result["embedded"])

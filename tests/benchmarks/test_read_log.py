@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from benchmarks import read_log
+from benchmarks import RESULTS, read_log
+from benchmarks.registry import benchmark, results
+from benchmarks.together import embedded_reference
 
 
 @pytest.fixture
@@ -52,3 +54,23 @@ def test_reads_of_a_set_count_whatever_the_models(weights):
         weights.write_bytes(contents)
         read_log.record("a table", "cats", [weights])
     assert (read_log.reads_of_all("cats"), read_log.reads_of_all("dogs")) == (2, 0)
+
+
+ON_SHAPES = (
+    *("table2", "waveclip-fig1", "waveclip-fig4", "waveclip-shapes", "waveclip-gates", "frontier", "fewer-patches"),
+    *("patchrank-table1", "patchrank-fig1", "patchrank-fig5", "embedded-models", "deploy"),
+)
+
+
+@pytest.mark.parametrize("name", ON_SHAPES)
+def test_every_page_on_scenes_of_shape_has_the_reference_ladder(name):
+    for result in results(name, RESULTS):
+        assert embedded_reference.sentence() in benchmark(name).load().render(result)["md"], result["name"]
+
+
+@pytest.mark.parametrize("name", ["patchrank-fig5", "runtime", "deploy"])
+def test_a_page_says_how_often_its_test_pictures_had_been_read_where_that_is_stored(name):
+    (result, *_) = results(name, RESULTS)
+    for found in (result, *result.get("costs", {"tables": {}})["tables"].values()):
+        found["conditions"]["reads_of_test"] = 7
+    assert "with whatever models: 7." in benchmark(name).load().render(result)["md"]

@@ -17,6 +17,7 @@ from benchmarks.report.page import build, gallery
 from benchmarks.report.page.build import stored
 from benchmarks.report.page.markup import conditions, markdown
 from benchmarks.report.page.slider import Axis, _histogram
+from benchmarks.waveclip import highres_embedded
 from benchmarks.waveclip.sweep import BINS, margins, sweep
 from common.early_exit import NEVER
 from tests.benchmarks.samples import COSTS, PICTURES, answers, write_results
@@ -121,8 +122,11 @@ def test_what_a_result_lacks_is_listed_with_what_would_make_it():
     assert lacking({"conditions": {"seeds": 3}}, "patchrank-fig5") == []
     assert lacking({"missing": {"MLIP": "train it"}}, "frontier") == [("not trained: MLIP", "train it")]
     ((_, commands),) = lacking({"embedded": None}, "waveclip-highres")
-    assert commands.split(" && ") == list(benchmark("waveclip-highres").load().COMMANDS)
-    assert lacking({"embedded": {}}, "waveclip-highres") == lacking({}, "speed") == []
+    assert commands.split(" && ") == list(highres_embedded.COMMANDS)
+    two = {"embedded": {"seeds": {"shapes-teacher96": 3, "shapes-waveclip96": 2}}}
+    one_lacks = [("1 of 3 runs of shapes-waveclip96", highres_embedded.COMMANDS[1])]
+    assert lacking(two, "waveclip-highres") == one_lacks
+    assert lacking({}, "speed") == []
 
 
 def test_every_table_and_figure_of_the_papers_has_an_entry():

@@ -327,7 +327,7 @@ def test_what_the_figure_cuts_off_is_named_at_its_edge():
     row["seeds"] = 1
     numbers = {DENSE: (0.03, 0.62), "MLIP": (0.02, 0.41), WAVE: (0.01, 0.6)}
     rows = [row | {"method": m, "gmacs": g, "seconds": g / 10, "accuracy": a} for m, (g, a) in numbers.items()]
-    stated = dict.fromkeys(("batch", "rounds", "dtype", "device", "threads", "torch"), 1)
+    stated = dict.fromkeys(("names", "test_reads", "batch", "rounds", "dtype", "device", "threads", "torch"), 1)
     result = {"conditions": stated, "pictures": {"val": 1, "test": 1}, "budgets": [1.0], "rows": rows, "missing": {}}
     for axes, x in zip(render(result)["figures"]["frontier"].axes, (20, 2), strict=True):
         (name,) = axes.texts

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.training import shapes as trained
-from benchmarks.waveclip import shapes
+from benchmarks.waveclip import controls, shapes
 from benchmarks.waveclip.answers import Answers
 from common.early_exit import NEVER
 
@@ -40,17 +40,17 @@ def families():
 
 def test_rows_have_the_accuracy_and_its_distance_from_the_teacher(families):
     rows = {row["row"]: row for row in shapes.rows(families, COSTS, 400)}
-    assert list(rows) == [line.name for line in shapes.LINES[:7]]
+    assert list(rows) == [line.name for line in shapes.LINES[:8]]
     fine, half = rows["WaveCLIP, fine level"], rows["half-resolution CLIP"]
     right = np.mean([part.correct[1].mean() for part in families["shapes-waveclip"]["test"].values()])
     assert fine["accuracy"][0] == pytest.approx(right) and fine["gmacs"] == COSTS["fine"]
     assert half["difference"][2] < 0 and half["p"] < 0.05
-    assert "difference" not in rows["teacher"]
+    assert "difference" not in rows["teacher, seed 0 (students start here)"]
 
 
 def test_what_is_kept_beyond_the_trained_names_is_each_lines_own(families):
     rows = {row["row"]: row for row in shapes.kept(families, 200)}
-    assert list(rows) == [line.name for line in shapes.LINES[:7]]
+    assert list(rows) == [line.name for line in shapes.LINES[:8]]
     for split in ("unseen", "retrieval"):
         right = np.mean([part.correct[0].mean() for part in families["shapes-waveclip"][split].values()])
         assert rows["WaveCLIP, coarse level"][split][0] == pytest.approx(right)
@@ -77,6 +77,35 @@ def test_models_of_one_seed_meet_also_where_other_seeds_are_not_finished(familie
     right = [families[name]["test"] for name in ("shapes-half", "shapes-teacher")]
     unpaired = np.mean([part.last.mean() for part in right[0].values()]) - right[1][0].last.mean()
     assert half["difference"][0] == pytest.approx(unpaired)
+
+
+def test_of_three_teachers_all_rows_meet_seed_0_and_the_others_show_the_spread(families):
+    families["shapes-teacher"] = {
+        split: {seed: drawn([right], seed) for seed, right in enumerate((0.7, 0.6, 0.65))} for split in trained.SPLITS
+    }
+    by_seed = {seed: part.last.mean() for seed, part in families["shapes-teacher"]["test"].items()}
+    rows = {row["row"]: row for row in shapes.rows(families, COSTS, 200)}
+    first, spread = rows["teacher, seed 0 (students start here)"], rows["teacher, all seeds (spread)"]
+    assert (first["seeds"], first["accuracy"][0]) == (1, pytest.approx(by_seed[0]))
+    assert (spread["seeds"], spread["accuracy"][0]) == (3, pytest.approx(np.mean(list(by_seed.values()))))
+    assert "difference" not in first and "difference" not in spread
+    for name in ("half-resolution CLIP", "teacher, trained on", "WaveCLIP, fine level"):
+        assert rows[name]["difference"][0] == pytest.approx(rows[name]["accuracy"][0] - by_seed[0]), name
+
+
+def test_both_tables_compare_the_half_resolution_clip_alike(families):
+    """This one and Table 2."""
+    families["shapes-teacher"] = family(0.65)
+    half = {row["row"]: row for row in shapes.rows(families, COSTS, 2000)}["half-resolution CLIP"]
+    val, test = (shapes.by_seed(families, split) for split in ("val", "test"))
+    beside = {row["method"]: row for row in controls.rows(val, test, shapes.prices(), {})}[controls.HALF]
+    assert half["difference"][0] == pytest.approx(beside["against_teacher"][0])
+
+
+def test_one_teacher_has_one_row(families):
+    for split in families["shapes-teacher"].values():
+        del split[1], split[2]
+    assert "teacher, all seeds (spread)" not in {row["row"] for row in shapes.rows(families, COSTS, 200)}
 
 
 def test_a_wave_clip_of_the_longer_training_is_compared_with_its_own_teacher(families):
