@@ -130,7 +130,7 @@ def _mlip(item: str, about: str, maker: str, **others: str) -> Benchmark:
 
 
 def _ablation(number: int, about: str, **others: str) -> Benchmark:
-    return _mlip(f"Table {number}", about, f"tables_3_5_6_7_8:TABLE_{number}", trains="mlip-shapes-runs", **others)
+    return _mlip(f"Table {number}", about, f"tables_3_5_6_7_8:TABLE_{number}", **others)
 
 
 def _patchrank(name: str, item: str, about: str, maker: str | None = None, **others: str) -> Benchmark:
@@ -161,7 +161,7 @@ BENCHMARKS = (
     _ablation(7, "the matchings of tokens", fill=_CC3M),
     _ablation(8, "with and without the Guide", fill=_CC3M),
     _mlip("Table 9", "multiply-adds", "table9", fill=_CC3M),
-    _mlip("Table 10", "training time, and accuracy for it", "table10", fill=_CC3M, trains="mlip-shapes-runs"),
+    _mlip("Table 10", "training time, and accuracy for it", "table10", fill=_CC3M),
     _mlip("Figure 2", "likeness of tokens, and removing some at random", "fig2"),
     _mlip("Figure 5", "pictures found for a caption", "fig5"),
     _mlip("Figure 6", "what the Lego-Filter passes", "fig6"),

@@ -38,7 +38,7 @@ from benchmarks.together.operating_points import (
     Key,
     Setting,
     best_within,
-    compare,
+    compare_rows,
     mark_dominated,
     operating_points,
     settings,
@@ -138,7 +138,7 @@ def measure(
         row["named"] = method.composed or not method.reducer or method.reducer in best
     # 3. WaveCLIP and each composition against the best other method alone, each reducer against the best one within
     # its budget, then all rows by the clock.
-    compare(rows, methods, on_val, on_test, costs, limits)
+    compare_rows(rows, methods, on_val, on_test, costs, limits)
     texts = class_texts(methods, prompts)
     for row, duration in zip(rows, seconds_per_image(rows, methods, timed, texts, rounds), strict=True):
         row["seconds"] = duration

@@ -124,7 +124,7 @@ def table_row(
     }
 
 
-def compare(
+def compare_rows(
     rows: Sequence[dict[str, Any]],
     methods: Sequence[Family],
     val: Mapping[Key, BySeed],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -59,8 +59,8 @@ def _whose(reducers: Sequence[Mapping[str, Any]]) -> str:
 def _reducers(result: dict[str, Any]) -> list[str]:
     rows = result["reducers"]
     said = (
-        f"Token reducers, {_whose(rows)}, on {PICTURES['test']:,} of the test pictures at most, with settings chosen on "
-        f"{PICTURES['val']:,} of val at most."
+        f"Token reducers, {_whose(rows)}, on {PICTURES['test']:,} of the test pictures at most, with settings chosen "
+        f"on {PICTURES['val']:,} of val at most."
     )
     if HALF not in {row["method"] for row in rows}:
         said += " This run has no control among the rivals: the half-resolution CLIP and the cascade stand above."

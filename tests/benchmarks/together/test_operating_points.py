@@ -8,7 +8,7 @@ from benchmarks.statistics import adjusted_p, difference, mean_interval
 from benchmarks.together.compositions import Family
 from benchmarks.together.operating_points import (
     best_within,
-    compare,
+    compare_rows,
     mark_dominated,
     of_models,
     operating_points,
@@ -113,7 +113,7 @@ def compared(costs_alone, test_seed=5):
     known = {method.name: settings(method, val, costs) for method in methods}
     (setting,) = (s for s in known["both"] if s.share == 0.5)
     row = table_row(methods[2], setting, val, test, costs)
-    compare([row], methods, val, test, costs, [3.0])
+    compare_rows([row], methods, val, test, costs, [3.0])
     return row, known, val, test, costs
 
 
@@ -143,7 +143,7 @@ def test_a_composition_meets_waveclip_by_the_seed_that_both_have():
             (wave, best_within(settings(wave, of_models([wave], {(WAVE, None): answers[WAVE, None]}), costs), 2.0)),
         )
     )
-    compare([row], [wave, both], answers, answers, costs, [2.0])
+    compare_rows([row], [wave, both], answers, answers, costs, [2.0])
     assert row["rival"]["method"] == WAVE and row["rival"]["difference"] == [0, 0, 0]
     rows = [row | {"seconds": 1.0}, of_wave | {"seconds": 0.9}]
     mark_dominated(rows)
@@ -164,7 +164,7 @@ def test_a_reducer_is_compared_with_the_best_one_on_val_within_its_budget_and_al
     val, test = ({(name, 0.5): [draw.random(2000) < share] for name, share in shares.items()} for _ in range(2))
     val["b", 0.5] = [val["a", 0.5][0] | True]
     rows = [table_row(method, settings(method, val, costs)[0], val, test, costs) for method in methods]
-    compare(rows, methods, val, test, costs, [2.0, 4.0])
+    compare_rows(rows, methods, val, test, costs, [2.0, 4.0])
     a, b, c, d = (row["best"] for row in rows)
     assert b is None and a["method"] == c["method"] == "b", "d is dearer than the budget"
     assert d["method"] == "b", "within 4 GMACs"
