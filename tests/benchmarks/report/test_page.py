@@ -95,20 +95,19 @@ def test_what_a_result_lacks_is_listed_with_what_would_make_it():
     def lacking(result, name):
         return benchmark(name).missing(result)
 
-    seeds = {"0": {}, "1": {}}
     rows = [
-        {"method": "CLIP", "run": "clip", "seeds": seeds},
-        {"method": "MLIP, 90 %", "run": "mlip-90", "seeds": {}},
-        {"method": "FILIP", "run": "filip", "seeds": {}},
-        {"method": "SLIP", "run": None, "seeds": {}},
+        {"method": "CLIP", "run": "clip", "seeds": 2},
+        {"method": "MLIP, 90 %", "run": "mlip-part", "seeds": 0},
+        {"method": "FILIP", "run": "filip", "seeds": 0},
+        {"method": "SLIP", "run": None, "seeds": 0},
     ]
-    train = "python -m benchmarks mlip-ablations --table 3"
-    assert lacking({"planned": [0, 1, 2], "rows": rows}, "mlip-table3") == [
+    train = "python -m benchmarks mlip-shapes-runs"
+    assert lacking({"planned": 3, "rows": rows}, "mlip-table3") == [
         ("1 of 3 runs are missing: CLIP", train),
         ("3 of 3 runs are missing: MLIP, 90 %; FILIP", train),
     ]
     ((others, _),) = lacking({"planned": 2, "rows": rows[:1]}, "mlip-table10")  # rows that came after the result
-    assert others.startswith("2 of 2 runs are missing: late-interaction;") and "; slip;" in others
+    assert others.startswith("2 of 2 runs are missing: frequency;") and "; slip;" in others
     train = "python -m benchmarks patchrank-runs"
     rows = [
         {"row": "random", "accuracy": {"blur": [0.5]}},
@@ -255,18 +254,18 @@ def test_every_printed_number_of_table_2_stands_beside_ours():
 
 def test_an_ablation_is_compared_by_what_it_gains():
     rows = [
-        {"method": "UniCLIP", "run": None, "paper": {"top1": 47.9}, "seeds": {}},
-        {"method": "CLIP", "run": "clip", "paper": {"top1": 16.3}, "seeds": {"0": {"test": 0.5}, "1": {"test": 0.52}}},
-        {"method": "MLIP", "run": "mlip", "paper": {"top1": 18.4}, "seeds": {"0": {"test": 0.53}}},
-        {"method": "extra", "run": "extra", "paper": {}, "seeds": {}},
+        {"method": "UniCLIP", "run": None, "paper": {"top1": 47.9}, "evaluated": {}, "seeds": 0},
+        {"method": "CLIP", "run": "clip", "paper": {"top1": 16.3}, "evaluated": {}, "seeds": 2}
+        | {"ours": {"test": [0.51, 0.5, 0.52]}, "gains": {}},
+        {"method": "MLIP", "run": "mlip", "paper": {"top1": 18.4}, "evaluated": {}, "seeds": 1}
+        | {"ours": {"test": [0.53, 0.52, 0.54]}, "gains": {"test": [0.03, 0.02, 0.04]}},
+        {"method": "extra", "run": "extra", "paper": {}, "evaluated": {}, "seeds": 0},
     ]
     found = {each.what: each for each in benchmark("mlip-table6").compare({"rows": rows})}
     assert found["UniCLIP, zero-shot"].cells()[1:] == ["47.9", "not part of this suite", "–"]
     assert found["CLIP, zero-shot"].ours == pytest.approx(51)
     gain = found["MLIP against CLIP, zero-shot"]
-    assert (gain.paper, gain.ours, gain.same) == (pytest.approx(2.1), pytest.approx(3), False), (
-        "the seed that both have"
-    )
+    assert (gain.paper, gain.ours, gain.same) == (pytest.approx(2.1), pytest.approx(3), False)
     assert len(found) == 4
 
 
@@ -296,15 +295,15 @@ def test_evaluated_tables_are_compared_cell_by_cell():
 def test_hours_are_compared_by_their_ratio():
     printed = paper_numbers("mlip")["table10"]
     rows = [
-        {"run": "clip", "of_reference": 1.0, "seeds": [0.39, 0.41]},
-        {"run": "mlip", "of_reference": 1.4, "seeds": [0.42]},
+        {"run": "clip", "of_reference": 1.0, "seeds": 2, "accuracy": [0.4, 0.39, 0.41]},
+        {"run": "mlip", "of_reference": 1.4, "seeds": 1, "accuracy": [0.42, 0.41, 0.43]},
     ]
     found = {each.what: each.cells() for each in benchmark("mlip-table10").compare({"paper": printed, "rows": rows})}
     assert found["MLIP's training, in CLIP's time (ours: a step's)"][1:] == ["1.02", "1.40", "other scale"]
     assert found["MLIP's zero-shot for its time, in CLIP's"][1:] == ["1.10", "0.75", "other scale"]
     assert found["CLIP, zero-shot"] == ["CLIP, zero-shot, %", "16.3", "40.0", "other scale"]
     assert found["SLIP, training"] == ["SLIP, training, GPU hours", "488", "not run", "–"]
-    rows[0]["seeds"] = []
+    rows[0] |= {"seeds": 0, "accuracy": None}
     found = {each.what: each.ours for each in benchmark("mlip-table10").compare({"paper": printed, "rows": rows})}
     assert found["MLIP's zero-shot for its time, in CLIP's"] is found["CLIP, zero-shot"] is None
 
