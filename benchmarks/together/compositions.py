@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -170,10 +170,11 @@ def fitted_to(
     rate: the keep rate at which it works where one is asked for, see ``Entry.rate``.
     """
     models = {}
+    cost = cache(lambda keep: _gmacs(builders[0](rate(keep))))  # the searches for all budgets meet the same rates
     for limit in limits:
         # Some cost more than the least budget however few tokens stay.
         with suppress(ValueError):
-            keep = rate(greatest_keep(lambda keep: _gmacs(builders[0](rate(keep))), limit))
+            keep = rate(greatest_keep(cost, limit))
             models[keep] = [build(keep) for build in builders]
     return models
 

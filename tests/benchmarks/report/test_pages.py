@@ -128,8 +128,8 @@ def test_what_a_table_lacks_is_trained_first_but_not_by_a_smoke_run(maker, monke
     monkeypatch.setattr(Action, "main", train)
     monkeypatch.setenv("SMOKE", smoke)
     for _ in range(2):
-        runner.run_one(benchmark("mlip-table3"), Console(quiet=True))
-    assert asked == [("mlip-ablations", "--table", "3")] * trains
+        runner.run_one(benchmark("patchrank-table1"), Console(quiet=True))
+    assert asked == [("patchrank-runs",)] * trains
 
 
 def test_a_users_mistake_is_one_line_and_the_others_still_run(monkeypatch, capsys):

@@ -6,10 +6,13 @@ import re
 import pytest
 import torch
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, ROOT
 from benchmarks.equal_cost import At, Sweep, at_share, between, gap_in_words, sweep
+from benchmarks.patchrank.comparisons import EQUAL_COST, verdict
+from benchmarks.patchrank.trained_rivals import DROPPING as DROPPING_TRAINED
+from benchmarks.patchrank.trained_rivals import MERGING
 from benchmarks.report import sweeps
-from benchmarks.report.sweeps import SWEEPS, Choice, at_equal_cost, choices, picks
+from benchmarks.report.sweeps import DROPPING, SWEEPS, Choice, at_equal_cost, choices, picks
 from benchmarks.statistics import Interval, difference
 
 
@@ -111,3 +114,31 @@ def test_what_flatters_token_correlation_stands_beside_it():
 def test_how_one_reducer_lies_from_another_is_said_with_its_interval():
     said = gap_in_words("class-attention-after", "class-attention", 0.75)
     assert re.fullmatch(r"\S+ \[\S+ \S+\] points on scenes of shape and \S+ \[\S+ \S+\] points on CIFAR-10", said)
+
+
+def test_what_the_page_says_of_picks_is_what_the_sweeps_show():
+    found, page = choices(), (ROOT / "docs" / "which-reducer.md").read_text()
+    assert "Every pick among all reducers keeps something of each patch" in page
+    assert not {choice.pick for (*_, dropping), choice in found.items() if not dropping} & {*DROPPING}
+    assert "DiffRate's place on\n  scenes of shape does not carry over" in page
+    assert (
+        found["shapes", 0.75, False].pick == "diffrate" and found["cifar10", 0.75, False].word("diffrate") == "behind"
+    )
+    assert "ATC is nowhere shown to be behind" in page
+    everywhere = [choice for (*_, dropping), choice in found.items() if not dropping]
+    assert all(choice.pick == "atc" or choice.word("atc") != "behind" for choice in everywhere)
+    assert "not shown to beat random places of each picture" in page
+    assert found["cifar10", 0.75, True].word("random-per-picture") == "not shown"
+
+
+def test_what_the_page_says_of_training_is_what_patch_rankings_table_shows():
+    page, stored = (ROOT / "docs" / "which-reducer.md").read_text(), RESULTS / "patchrank-table1.json"
+    measured = json.loads(stored.read_text())
+    words = [verdict(row) for row in measured["rivals"] if (row["rival"], row["basis"]) == ("ToMe", EQUAL_COST)]
+    assert "behind ToMe, untrained, on two of three tasks, and not told from it" in page
+    assert sorted(words) == ["not shown", "worse", "worse"]
+    learned = {(row["of"], row["task"]): verdict(row) for row in measured["learned"]}
+    assert "Training hardly adds to merging" in page and "DynamicViT's modules are not shown to add to it" in page
+    merging = [word for (of, _), word in learned.items() if of in ("CrossGET", MERGING)]
+    assert set(merging) == {"not shown"} and learned["DynamicViT", "shapes"] == "not shown"
+    assert learned[DROPPING_TRAINED, "shapes"] == "better"
