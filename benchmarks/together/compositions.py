@@ -140,8 +140,9 @@ def families(
     methods = [Family(DENSE, {None: dense}, clips, seeds)]
     for entry in map(named, reducers):
         builders = [partial(_reduced, tower, entry) for tower in towers]
-        models = fitted_to(builders, limits, entry.rate)
-        methods.append(Family(f"teacher + {entry.title}", models, clips, seeds, reducer=entry.name))
+        # What costs more than every budget, such as ZOO-Prune's released form, is on no frontier.
+        if models := fitted_to(builders, limits, entry.rate):
+            methods.append(Family(f"teacher + {entry.title}", models, clips, seeds, reducer=entry.name))
     embedded = controls is None
     methods += [*trained(clips[0], limits), *embedded_controls()] if embedded else controls
     runs = dict(shapes.FAMILIES)[SEEDED[WAVE]] if embedded else ()

@@ -57,6 +57,10 @@ PROMPTS = list(TINY_CAPTIONS)
 COMMITTED, FAMILIES = dict(TRAINED), shapes.FAMILIES
 
 
+SOME = (0.8, 1.0)
+"""Budgets of tests that look at something else: the search for keep rates counts many models."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def untrained(tmp_path_factory):
     """No weights of trained methods; gives the folder where they would be."""
@@ -99,7 +103,9 @@ def controlled(tiny, untrained):
         paths[-1].parent.mkdir(parents=True)
         CLIP(four_blocks(size)).save(paths[-1])
     clip, wave = tiny
-    yield families({0: clip}, {0: (wave, clip), 1: (WaveTower.from_image_tower(clip.image_tower).eval(), clip)}, FEW)
+    yield families(
+        {0: clip}, {0: (wave, clip), 1: (WaveTower.from_image_tower(clip.image_tower).eval(), clip)}, FEW, SOME
+    )
     for path in paths:
         path.unlink(), path.parent.rmdir()
 
@@ -130,9 +136,9 @@ def test_every_reducer_that_needs_no_training_stands_on_the_frontier():
     names = training_free()
     assert {"divprune", "atc", "diffrate", "gtp", "zoo-prune"} <= set(names)
     assert not {"crossget", "dynamicvit", "recoverable-compression"} & set(names)
-    alone = [method for method in families({0: clip}, {0: (wave, clip)}, names) if method.reducer]
+    alone = [method for method in families({0: clip}, {0: (wave, clip)}, names, SOME) if method.reducer]
     joined = compose(names, {0: (wave, clip)})
-    assert [method.reducer for method in alone] == names
+    assert [method.reducer for method in alone] == [name for name in names if name != "zoo-prune-released"], "too dear"
     assert {method.reducer for method in joined} == {name for name in names if "levels" not in named(name).exceptions}
     pictures = torch.randn(2, 3, 48, 48)
     for method in (*alone, *joined):
@@ -156,8 +162,8 @@ def test_a_reducer_stands_at_its_greatest_keep_rate_within_each_budget_that_it_c
         return 1 + 100 * model.keep
 
     monkeypatch.setattr(compositions, "_gmacs", cost)
-    assert list(fitted_to(Costing, [3.0, 41.0, 80.5])) == [0.4, 0.79]
-    assert list(fitted_to(Costing, [3.0, 41.0, 80.5], rate=lambda keep: 0.25)) == [0.25]
+    assert list(fitted_to([Costing], [3.0, 41.0, 80.5])) == [0.4, 0.79]
+    assert list(fitted_to([Costing], [3.0, 41.0, 80.5], rate=lambda keep: 0.25)) == [0.25]
 
 
 @torch.no_grad()
@@ -270,6 +276,7 @@ def test_a_half_resolution_clip_of_photographs_sees_what_its_training_read(contr
 def test_missing_weights_and_seeds_are_named_with_the_command_that_trains_them(controlled):
     lacking = {name: command for name, command in compositions.missing().items() if name not in TRAINED}
     assert lacking == {
+        DENSE: "make retrain ONLY='shapes-teacher-*'",
         WAVE: "make retrain ONLY='shapes-waveclip-*'",
         f"{TRAINED_ON}, 1 of 3 training seeds": "make retrain ONLY='shapes-longer-*'",
         f"{HALF}, 2 of 3 training seeds": "make retrain ONLY='shapes-half-*'",

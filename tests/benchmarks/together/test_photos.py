@@ -45,13 +45,12 @@ def outcome(tmp_path_factory):
         patch.setitem(PICTURES, "test", 12)
         patch.setattr(photos.frontier, "ROUNDS", 1)
         patch.setattr(photos.frontier, "BUDGETS", (0.6,))
-        for name, every in (("families", photos.families), ("compose", photos.compose)):
-            patch.setattr(photos, name, partial(_with_few_settings, every))
+        patch.setattr(photos, "compose", partial(_with_few_settings, photos.compose))
         yield folder, json.loads(json.dumps(photos.run()))
 
 
 def _with_few_settings(every, *arguments, smoke, **others):
-    """``families`` or ``compose`` at one keep rate, as a smoke run has."""
+    """``compose`` at one keep rate, as a smoke run has."""
     return every(*arguments, smoke=True, **others)
 
 
