@@ -115,12 +115,12 @@ def accuracy(fraction: float, interval: Sequence[float]) -> str:
     return f"{100 * fraction:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def points(difference: Sequence[float] | None) -> str:
+def points(difference: Sequence[float] | None, decimals: int = 1) -> str:
     """A difference of fractions (mean, low, high) in points of 1 %; a dash for None."""
     if difference is None:
         return "–"
-    middle, low, high = (100 * value for value in difference)
-    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+    middle, low, high = (f"{100 * value:+.{decimals}f}" for value in difference)
+    return f"{middle} [{low}, {high}]"
 
 
 def p_value(p: float) -> str:

@@ -20,7 +20,7 @@ from benchmarks.cells import points, table
 from benchmarks.statistics import Values, adjusted_p, difference, mean_interval
 from benchmarks.waveclip.answers import Answers
 from benchmarks.waveclip.costs import Cost
-from benchmarks.waveclip.exits import refined_by_share
+from benchmarks.waveclip.exits import least_confident_refined, refined_by_share
 from benchmarks.waveclip.saving import ALLOWANCE, RESAMPLES, Exits, Saving, saving
 from common.early_exit import NEVER
 
@@ -175,13 +175,10 @@ def curve(test: Sequence[Exits], steps: Sequence[float], resamples: int = CURVE_
 
     steps: GMACs of leaving at the first step and at the second.
     """
-    ranks = [exits.confidence.argsort(kind="stable").argsort() for exits in test]
     line: Curve = {name: [] for name in ("refined", "gmacs", "accuracy", "low", "high")}
     for share in np.linspace(0, 1, CURVE_POINTS).tolist():
-        refined = round(share * len(ranks[0]))
-        right = [np.where(rank < refined, exits.second, exits.first) for rank, exits in zip(ranks, test, strict=True)]
-        ends = mean_interval(np.stack(right), resamples).ends
-        values = (refined / len(ranks[0]), steps[0] + share * (steps[1] - steps[0]), *ends)
+        right, refined = least_confident_refined(test, share)
+        values = (refined, steps[0] + share * (steps[1] - steps[0]), *mean_interval(right, resamples).ends)
         for name, value in zip(line, values, strict=True):
             line[name].append(value)
     return line

@@ -1,23 +1,20 @@
-"""Operating points of early exit, from answers that were observed once: curves and separation.
+"""Operating points of early exit and what a gate is worth, from answers that trainings left.
 
-Shapes: M images, L levels, S training seeds.
+Shapes: M images, S training seeds.
 
-An image is refined when its confidence at a level is below the threshold; ``common.early_exit`` has the rule.
+An image is refined when its confidence at the first step is below the threshold; ``common.early_exit`` has the rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
+from scipy.stats import rankdata
 
-from benchmarks.waveclip.costs import Cost, expected
-from benchmarks.waveclip.observed import Observed
 from benchmarks.waveclip.saving import Exits
 from common.early_exit import threshold_for
 
@@ -44,37 +41,45 @@ def refined_by_share(val: Sequence[Exits], seen: Sequence[Exits], share: float) 
     return Refined(thresholds, np.stack(correct), fmean(float(rows.mean()) for rows in late))
 
 
-def curve_by_share(
-    confidence: Tensor, coarse: Tensor, fine: Tensor, count: int = 51
-) -> tuple[list[float], list[float]]:
-    """Shares of refined images, spread evenly over [0, 1], and the accuracy when the least confident are refined.
+def least_confident_refined(seen: Sequence[Exits], share: float) -> tuple[np.ndarray, float]:
+    """The answers that stand when each seed refines its least confident images: bool [S,M], and the share refined.
 
-    confidence [M]; coarse, fine: bool [M], correctness.  Images of equal confidence are refined in their order.
+    That share is ``share`` in whole images. Images of equal confidence are refined in their order.
     """
-    # 1. The order in which a rising threshold refines the images.
-    order = confidence.argsort(stable=True)
-    # 2. What refining the first n of them changes in the number of correct answers.
-    gained = torch.cat([torch.zeros(1), (fine.float() - coarse.float())[order].cumsum(0)])
-    # 3. That change at evenly spread n.
-    refined = torch.linspace(0, len(order), count).round().long()
-    accuracy = (coarse.sum() + gained[refined]) / len(order)
-    return (refined / len(order)).tolist(), accuracy.tolist()
+    refined = round(share * len(seen[0].confidence))
+    correct = [np.where(_places(exits) < refined, exits.second, exits.first) for exits in seen]
+    return np.stack(correct), refined / len(seen[0].confidence)
 
 
-def curve_by_threshold(answers: Observed, costs: Sequence[Cost], count: int = 51) -> list[dict[str, Any]]:
-    """Accuracy, expected GMACs and the shares of images that exit at each level, for any number of levels.
+def over_all_shares(exits: Exits) -> np.ndarray:
+    """How often each image's answer is right over all shares of refined images, fp64 [M].
 
-    costs: of an exit at each level [L]. The thresholds part all levels' margins into equal shares, from none refined
-    to all; with one level to refine these are the points of ``curve_by_share``.
+    Of M images 0, 1, ... or M can be refined, the least confident first. The mean over the images is the mean accuracy
+    of these M + 1 operating points.
     """
-    margins, curve = answers.margin.flatten(), []
-    for share in torch.linspace(0, 1, count, dtype=torch.float64).tolist():
-        correct, shares = answers.at(threshold_for(margins, share))
-        gmacs = expected(costs, shares).macs.gmacs
-        curve.append({"shares": shares, "gmacs": gmacs, "accuracy": correct.double().mean().item()})
-    return curve
+    late = (len(exits.confidence) - _places(exits)) / (len(exits.confidence) + 1)
+    return late * exits.second + (1 - late) * exits.first
 
 
-def separation(confidence: Tensor, outcome: Tensor) -> float:
-    """AUROC: how often an image with the outcome (bool [M]) is more confident than one without (ties: half)."""
-    return float(binary_auroc(confidence.double(), outcome.long()))
+def _places(exits: Exits) -> np.ndarray:
+    """Each image's place in the order of confidences, from 0, the least confident; int [M]."""
+    return exits.confidence.argsort(kind="stable").argsort()
+
+
+def separation(confidence: np.ndarray, outcome: np.ndarray) -> np.ndarray:
+    """Each image's part in the AUROC of a confidence for an outcome (bool [M]), fp64 [M].
+
+    The AUROC is how often an image with the outcome is more confident than one without (ties: half). The mean of the
+    parts is the AUROC, their variance over M is its variance by E. R. DeLong, D. M. DeLong and D. L. Clarke-Pearson
+    (1988). So they are values as a mean over images and a paired difference take them.
+    ValueError: all images have the outcome, or none.
+    """
+    if outcome.all() or not outcome.any():
+        raise ValueError(f"{outcome.sum()} of {len(outcome)} images have the outcome; an AUROC needs both kinds")
+    ranks, parts = rankdata(confidence), np.empty(len(confidence))
+    for rows, sign in ((outcome, 1), (~outcome, -1)):
+        # Where an image of one kind lies among those of the other: its rank among all less that among its own.
+        below = (ranks[rows] - rankdata(confidence[rows])) / (~rows).sum()
+        place = below if sign > 0 else 1 - below
+        parts[rows] = place.mean() + (place - place.mean()) / rows.mean()
+    return parts

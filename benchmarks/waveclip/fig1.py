@@ -19,7 +19,6 @@ from benchmarks.statistics import mean_interval
 from benchmarks.together.embedded_reference import sentence
 from benchmarks.waveclip import controls, shapes
 from benchmarks.waveclip.costs import Cost
-from benchmarks.waveclip.observed import costs, observed, sweep_conditions
 from benchmarks.waveclip.sweep import examples, margins, sweep
 
 PLACES = {"CLIP ViT-B/16": ((0, 5), "center"), "TinyCLIP": ((6, -3), "left")}
@@ -31,30 +30,27 @@ FLOOR = 61
 def run(smoke: bool = False) -> dict[str, Any]:
     """The margin gate's curve over all thresholds on ``test``, the teacher's point, and the paper's points.
 
-    The report page's slider reads ``sweep``, ``margins`` and ``examples``.  smoke: the first 500 images.
+    The report page's slider reads ``sweep``, ``margins`` and ``examples``, which are of seed 0.  smoke: few resamples.
     """
     price, seeds = shapes.prices(), shapes.controlled("test")
-    run_conditions = sweep_conditions(len(seeds))
-    test = observed("test", smoke)
-    teacher, student = models()
-    dense, exits = costs(teacher, student)
+    first = seeds[0].wave
     resamples = 20 if smoke else controls.CURVE_RESAMPLES
     line = controls.curve([seen.wave for seen in seeds], [gmacs for _, gmacs in price.steps(controls.WAVE)], resamples)
     printed = paper_numbers("waveclip")
     return {
         "name": "waveclip-fig1",
-        "conditions": run_conditions,
-        "pictures": len(test.teacher),
-        "teacher": _point(dense, [seeds[0].wave.reference]),
+        "conditions": shapes.conditions_of_a_sweep(len(seeds)),
+        "pictures": len(first.reference),
+        "teacher": _point(price.dense, [first.reference]),
         "half": _point(price.half, [seen.cascade.first for seen in seeds]),
         "frontier": [dict(zip(line, values, strict=True)) for values in zip(*line.values(), strict=True)],
         "paper": [
             {key: row[key] for key in ("method", "gflops", "accuracy", "refined") if key in row}
             for row in printed["table2"] + printed["prose"]
         ],
-        "sweep": sweep(test, exits),
-        "margins": margins(test),
-        "examples": examples(teacher, student),
+        "sweep": sweep(first, price.wave),
+        "margins": margins(first),
+        "examples": examples(*models()),
     }
 
 

@@ -132,6 +132,12 @@ def run(smoke: bool = False) -> dict[str, Any]:
     return result | {"savings": controls.savings(val, test, price, resamples), "curves": curves}
 
 
+def conditions_of_a_sweep(seeds: int) -> dict[str, Any]:
+    """The conditions of a figure that shows WaveCLIPs at every threshold. seeds: trainings behind it."""
+    chosen, reads = "nothing is chosen: a sweep", read_log.reads_of_all(LOGGED[REVISION])
+    return conditions("embedded", seeds=seeds, chosen_on=chosen, reported_on="test", reads_of_test=reads)
+
+
 def savings_from_longer(families: Known, costs: Mapping[str, Cost], resamples: int) -> list[dict[str, Any]]:
     """What WaveCLIPs save whose teacher is the one trained on: at its accuracy, and at that of their fine level."""
     teacher, students = families["shapes-longer"], families[FROM_LONGER]

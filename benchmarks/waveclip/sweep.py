@@ -1,6 +1,8 @@
 """Data of the report page's slider: a one-level WaveCLIP at every threshold, its margins, and example images.
 
 Shapes: M images, S image size.
+
+The numbers are of one training seed's stored answers; only the examples are asked anew.
 """
 
 from __future__ import annotations
@@ -10,43 +12,47 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from benchmarks.embedded import PART, REVISION, batches, prompts
 from benchmarks.waveclip.costs import Cost, expected
-from benchmarks.waveclip.observed import Observed, predictions
+from benchmarks.waveclip.saving import Exits
+from common.adaptive import Levels
 from common.clip import CLIP
 from common.data.embedded.module import scenes_of
 from common.early_exit import NEVER
 from common.preprocess import MEAN, STD
-from waveclip import MarginGate, WaveTower
+from common.zeroshot import embed_prompts
+from waveclip import WaveTower
 
 STEPS, BINS, EXAMPLES = 200, 50, 24
 
 
-def sweep(answers: Observed, costs: Sequence[Cost]) -> dict[str, list[float]]:
+def sweep(exits: Exits, costs: Sequence[Cost]) -> dict[str, list[float]]:
     """Operating points at thresholds 0, 1/200, ..., 1, and at one that no margin reaches.
 
     ``refined`` and ``right`` count images; ``gmacs`` is the mean. costs: of an exit at the coarse and the fine level.
     """
     points: dict[str, list[float]] = {"threshold": [], "refined": [], "right": [], "gmacs": []}
     for threshold in [*(step / STEPS for step in range(STEPS + 1)), NEVER]:
-        correct, (_, refined) = answers.at(threshold)
+        correct, late = exits.steps().at(threshold)
+        refined = float(late.mean())
         points["threshold"].append(threshold)
-        points["refined"].append(round(refined * len(correct)))
+        points["refined"].append(int(late.sum()))
         points["right"].append(int(correct.sum()))
         points["gmacs"].append(expected(costs, [1 - refined, refined]).macs.gmacs)
     return points
 
 
-def margins(answers: Observed) -> dict[str, list[int]]:
+def margins(exits: Exits) -> dict[str, list[int]]:
     """Histograms of the coarse margin over [0, 1], by which of the two levels are right: both, one or none."""
-    coarse, fine = answers.coarse, answers.fine
+    coarse, fine = exits.first, exits.second
     groups = {"both": coarse & fine, "fine alone": fine & ~coarse, "coarse alone": coarse & ~fine}
     groups["neither"] = ~coarse & ~fine
-    return {name: torch.histc(answers.margin[0, group], BINS, 0, 1).long().tolist() for name, group in groups.items()}
+    return {name: np.histogram(exits.confidence[group], BINS, (0, 1))[0].tolist() for name, group in groups.items()}
 
 
 @torch.no_grad()
@@ -57,10 +63,9 @@ def examples(teacher: CLIP, student: WaveTower, count: int = EXAMPLES) -> list[d
     """
     names = scenes_of(REVISION).class_names("seen")
     shown = list(batches("test", PART))
-    levels = [probabilities for probabilities, _, _ in predictions(teacher, student, shown, prompts())]
-    coarse, fine = torch.cat(levels, dim=1)
-    margin, images = MarginGate(0.0).confidence(coarse), torch.cat([batch["image"] for batch in shown])
-    labels = torch.cat([batch["label"] for batch in shown])
+    images, labels = (torch.cat([batch[key] for batch in shown]) for key in ("image", "label"))
+    classes, scale = embed_prompts(teacher, prompts()), teacher.logit_scale.exp()
+    (coarse, fine), (margin,) = Levels(student).probabilities_of_all_paths(images, classes, scale)
     places = torch.linspace(0, len(margin) - 1, count).round().long()
     return [
         {

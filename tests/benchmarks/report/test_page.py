@@ -198,12 +198,12 @@ def test_the_sliders_data_are_the_results(sample):
 
 
 def test_sweep_counts_what_a_gate_does_picture_by_picture():
-    observed = answers()
-    points = sweep(observed, COSTS)
+    exits = answers()
+    points = sweep(exits, COSTS)
     assert points["threshold"][0] == 0 and points["threshold"][-1] == NEVER and len(points["threshold"]) == 202
     for place in (0, 1, 77, 200, 201):
         threshold, right, refined = points["threshold"][place], 0, 0
-        for margin, coarse, fine in zip(observed.margin[0], observed.coarse, observed.fine, strict=True):
+        for margin, coarse, fine in zip(exits.confidence, exits.first, exits.second, strict=True):
             goes_on = bool(margin < threshold)
             refined += goes_on
             right += bool(fine if goes_on else coarse)
@@ -212,14 +212,14 @@ def test_sweep_counts_what_a_gate_does_picture_by_picture():
 
 
 def test_margins_are_counted_once_by_who_is_right():
-    observed = answers()
-    histograms = margins(observed)
+    exits = answers()
+    histograms = margins(exits)
     assert sum(map(sum, histograms.values())) == PICTURES
     assert {len(counts) for counts in histograms.values()} == {BINS}
-    assert sum(histograms["both"]) == int((observed.coarse & observed.fine).sum())
-    assert sum(histograms["fine alone"]) + sum(histograms["both"]) == int(observed.fine.sum())
+    assert sum(histograms["both"]) == int((exits.first & exits.second).sum())
+    assert sum(histograms["fine alone"]) + sum(histograms["both"]) == int(exits.second.sum())
     confident = sum(sum(counts[BINS // 2 :]) for counts in histograms.values())
-    assert confident == int((observed.margin >= 0.5).sum())
+    assert confident == int((exits.confidence >= 0.5).sum())
 
 
 @pytest.mark.parametrize(

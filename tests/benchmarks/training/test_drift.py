@@ -10,7 +10,8 @@ from benchmarks.mlip import shapes_runs
 from benchmarks.training import shapes
 from benchmarks.training.drift import SMALL, first_losses
 from benchmarks.training.retrain import RUNS, evaluate
-from benchmarks.waveclip.observed import counts, observe
+from benchmarks.waveclip.answers import answers_of_all
+from benchmarks.waveclip.table2_embedded import counts
 from common.conditions import digest
 from common.inference import BF16_PRODUCTS
 from common.weights import read_record
@@ -26,8 +27,11 @@ SCORED = [run for run in COMMITTED if run.output not in MODELS[REVISION] and "ar
 def test_committed_weights_give_the_stored_accuracy():
     stored = json.loads((RESULTS / "table2.json").read_text())["embedded"]
     assert stored["conditions"]["weights"] == {path.name: digest(path) for path in MODELS[REVISION]}
-    answers = observe(*models(), batches("test", PARTS * PART), prompts())
-    right = {"teacher": answers.teacher.numpy(), "coarse": answers.coarse.numpy(), "fine": answers.fine.numpy()}
+    teacher, student = models()
+    asked = {"teacher": (teacher, teacher), "student": (student, teacher)}
+    answers = answers_of_all(asked, batches("test", PARTS * PART), prompts())
+    coarse, fine = answers["student"].correct
+    right = {"teacher": answers["teacher"].last, "coarse": coarse, "fine": fine}
     for name, by_part in counts(right).items():
         expected = sum(stored["counts"][name][:PARTS])
         assert abs(sum(by_part) - expected) <= 0.001 * PARTS * PART, f"{name}: {sum(by_part)}, stored {expected}"

@@ -1,6 +1,7 @@
 """A model's answers: what they hold, how they are kept, and the early exits that are made of them."""
 
 import numpy as np
+import pytest
 import torch
 
 from benchmarks.waveclip import answers
@@ -8,7 +9,7 @@ from benchmarks.waveclip.answers import Answers
 from common.clip import CLIP
 from common.testing import TINY_CAPTIONS
 from common.zeroshot import embed_prompts
-from waveclip import WaveTower
+from waveclip import MarginGate, MaxProbabilityGate, ProgressiveClassifier, WaveTower
 
 
 def batches(pictures=6):
@@ -32,6 +33,40 @@ def test_answers_are_those_of_the_softmax_over_the_prompts():
     assert np.array_equal(result.correct, torch.stack([coarse.argmax(1) == labels, fine.argmax(1) == labels]).numpy())
     np.testing.assert_allclose(result.margin, (first - second)[None].half(), atol=1e-3)
     np.testing.assert_allclose(result.maximum, first[None].half(), atol=1e-3)
+
+
+def real(wave, clip, gate):
+    """Right answers [M] and exit steps [M] of the real classifier."""
+    prompts = list(TINY_CAPTIONS)
+    classify = ProgressiveClassifier(wave, embed_prompts(clip, prompts), clip.logit_scale.exp(), gate).eval()
+    found = [(classify(batch["image"]), batch["label"]) for batch in batches(16)]
+    right = [prediction.scores.argmax(-1) == label for prediction, label in found]
+    return torch.cat(right).numpy(), torch.cat([prediction.exit_step for prediction, _ in found]).numpy()
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_early_exit_from_answers_is_that_of_the_real_classifier(levels):
+    torch.manual_seed(1)
+    clip = CLIP.tiny().eval()
+    wave = WaveTower.from_image_tower(clip.image_tower, levels=levels).eval()
+    found = answers.answers(wave, clip, batches(16), list(TINY_CAPTIONS))
+    steps = found.steps(found.last)
+    ordered = np.sort(found.margin.ravel())
+    # Half-way between two margins: a picture's own would be rounded otherwise in another batch.
+    for threshold in ((ordered[1:] + ordered[:-1]) / 2)[::4].tolist():
+        correct, goes_on = steps.at(threshold)
+        expected, exit_step = real(wave, clip, MarginGate(threshold))
+        assert np.array_equal(correct, expected) and np.array_equal(goes_on.sum(0), exit_step)
+
+
+def test_the_maximum_probability_is_that_of_the_real_gate():
+    torch.manual_seed(1)
+    clip = CLIP.tiny().eval()
+    wave = WaveTower.from_image_tower(clip.image_tower, levels=1).eval()
+    found = answers.answers(wave, clip, batches(16), list(TINY_CAPTIONS))
+    threshold = float(np.sort(found.maximum[0])[7:9].mean())
+    _, exit_step = real(wave, clip, MaxProbabilityGate(threshold))
+    assert np.array_equal(exit_step == 0, found.maximum[0] >= threshold) and 0 < exit_step.sum() < 16
 
 
 def test_a_plain_clip_has_one_level_with_its_confidence():

@@ -1,74 +1,71 @@
-"""Curves and separation, against brute force on a few images."""
+"""What a gate refines and how well it separates, against brute force on a few images."""
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks.waveclip.costs import Cost
-from benchmarks.waveclip.exits import curve_by_share, curve_by_threshold, separation
-from benchmarks.waveclip.observed import Observed
+from benchmarks.waveclip.exits import least_confident_refined, over_all_shares, refined_by_share, separation
+from benchmarks.waveclip.saving import Exits
 from common.early_exit import threshold_for
-from common.flops import Macs
 
 
-def costs(*gmacs: float) -> list[Cost]:
-    return [Cost(value, Macs(value, value, 0.0, {}, 0)) for value in gmacs]
+def random_exits(total=40, seed=1):
+    rng = np.random.default_rng(seed)
+    first, second, reference = rng.random((3, total)) < 0.5
+    return Exits(rng.random(total), first, second, reference)
 
 
-def answers_with(total: int, coarse: float, fine: float, teacher: float) -> Observed:
-    """Answers with these accuracies; the more confident half of the images is where coarse is right most often."""
-    margin = torch.arange(total) / total
-    place = margin.flip(0)  # the least confident images are the last to be right
-    right = [place < share for share in (coarse, fine, teacher)]
-    return Observed(margin[None], torch.stack(right[:2]), right[2])
+def test_the_least_confident_images_are_those_below_a_threshold():
+    seeds = [random_exits(seed=1), random_exits(seed=2)]
+    for share in (0.0, 0.1, 0.325, 1.0):
+        correct, refined = least_confident_refined(seeds, share)
+        assert refined == round(40 * share) / 40
+        for row, exits in zip(correct, seeds, strict=True):
+            late = exits.confidence < threshold_for(torch.from_numpy(exits.confidence), share)
+            assert (row == np.where(late, exits.second, exits.first)).all()
 
 
-def random_answers(levels: int, total: int = 60) -> Observed:
-    generator = torch.Generator().manual_seed(levels)
-    right = torch.rand(levels + 1, total, generator=generator) < 0.5
-    return Observed(torch.rand(levels - 1, total, generator=generator), right[1:], right[0])
+def test_images_of_equal_confidence_are_refined_in_their_order():
+    exits = Exits(np.zeros(4), np.zeros(4, bool), np.ones(4, bool), np.zeros(4, bool))
+    assert least_confident_refined([exits], 0.5)[0].tolist() == [[True, True, False, False]]
 
 
-def test_curve_by_share_is_the_accuracy_behind_every_threshold():
-    generator = torch.Generator().manual_seed(1)
-    confidence = torch.rand(40, generator=generator)
-    coarse, fine = (torch.rand(40, generator=generator) < 0.5 for _ in range(2))
-    shares, accuracies = curve_by_share(confidence, coarse, fine, 41)
-    for share, accuracy in zip(shares, accuracies, strict=True):
-        refined = confidence < threshold_for(confidence, share)
-        assert accuracy == pytest.approx(torch.where(refined, fine, coarse).float().mean().item())
-    assert accuracies[0] == pytest.approx(coarse.float().mean().item())
-    assert accuracies[-1] == pytest.approx(fine.float().mean().item())
+def test_the_mean_over_all_shares_is_that_of_every_operating_point():
+    exits = random_exits()
+    every = [least_confident_refined([exits], refined / 40)[0].mean() for refined in range(41)]
+    assert over_all_shares(exits).mean() == pytest.approx(np.mean(every))
 
 
-def test_with_one_level_to_refine_both_curves_are_one():
-    answers = random_answers(2)
-    curve = curve_by_threshold(answers, costs(1.0, 3.0), 31)
-    shares, accuracies = curve_by_share(answers.margin[0], answers.coarse, answers.fine, 31)
-    assert [point["shares"][1] for point in curve] == pytest.approx(shares)
-    assert [point["accuracy"] for point in curve] == pytest.approx(accuracies)
-    assert [point["gmacs"] for point in curve] == pytest.approx([1 + 2 * share for share in shares])
+def test_each_seed_refines_by_its_own_threshold_of_val():
+    val, seen = ([random_exits(seed=seed) for seed in seeds] for seeds in ((1, 2), (3, 4)))
+    refined = refined_by_share(val, seen, 0.25)
+    for row, threshold, chosen_on, exits in zip(refined.correct, refined.thresholds, val, seen, strict=True):
+        assert (chosen_on.confidence < threshold).sum() == 10
+        assert (row == np.where(exits.confidence < threshold, exits.second, exits.first)).all()
+    assert refined.share == pytest.approx(
+        np.mean([exits.confidence < threshold for exits, threshold in zip(seen, refined.thresholds, strict=True)])
+    )
 
 
-def test_curve_by_threshold_goes_from_the_first_level_alone_to_the_last():
-    answers = random_answers(4)
-    curve = curve_by_threshold(answers, costs(1.0, 2.0, 4.0, 8.0))
-    assert curve[0]["shares"] == [1, 0, 0, 0] and curve[-1]["shares"] == [0, 0, 0, 1]
-    for point, correct in ((curve[0], answers.coarse), (curve[-1], answers.fine)):
-        assert point["accuracy"] == pytest.approx(correct.double().mean().item())
-    gmacs = [point["gmacs"] for point in curve]
-    assert gmacs == sorted(gmacs) and gmacs[0] == 1.0 and gmacs[-1] == 8.0
+CONFIDENCE, OUTCOME = np.array([0.1, 0.4, 0.4, 0.8, 0.9]), np.array([False, True, False, False, True])
 
 
 def test_separation_counts_ordered_pairs():
-    confidence = torch.tensor([0.1, 0.4, 0.4, 0.8, 0.9])
-    outcome = torch.tensor([False, True, False, False, True])
-    pairs = [(a, b) for a in confidence[outcome].tolist() for b in confidence[~outcome].tolist()]
+    pairs = [(a, b) for a in CONFIDENCE[OUTCOME] for b in CONFIDENCE[~OUTCOME]]
     expected = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
-    assert separation(confidence, outcome) == pytest.approx(expected)
+    assert separation(CONFIDENCE, OUTCOME).mean() == pytest.approx(expected)
 
 
-def test_an_operating_point_is_a_threshold_on_the_margin():
-    answers = answers_with(10, 0.5, 0.8, 0.8)
-    correct, shares = answers.at(0.35)
-    assert shares == pytest.approx([0.6, 0.4])
-    assert correct.tolist() == [*answers.fine[:4].tolist(), *answers.coarse[4:].tolist()]
+def test_separation_has_delongs_variance():
+    exits = random_exits(200)
+    confidence, outcome = exits.confidence, exits.first
+    above = np.array([(a > confidence[~outcome]).mean() for a in confidence[outcome]])
+    below = np.array([(a < confidence[outcome]).mean() for a in confidence[~outcome]])
+    expected = above.var() / len(above) + below.var() / len(below)
+    assert separation(confidence, outcome).var() / 200 == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_separation_needs_both_kinds(value):
+    with pytest.raises(ValueError, match=f"{5 * value} of 5 images have the outcome"):
+        separation(CONFIDENCE, np.full(5, value))

@@ -1,12 +1,13 @@
 """Table 1 and Figures 1, 3 and 4: closed formulas, and that what is rendered says what was run."""
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.printed import paper_numbers
 from benchmarks.waveclip import fig1, fig3, fig4, table1
+from benchmarks.waveclip.answers import Answers
 from benchmarks.waveclip.costs import WavePath, cost
-from benchmarks.waveclip.observed import Observed
 from common.clip import CLIP
 from common.timing import seconds
 from waveclip import WaveTower
@@ -83,38 +84,44 @@ def test_table_1_says_what_two_levels_need():
         WaveTower.from_image_tower(CLIP({**CLIP.tiny().architecture, "vision_cfg": vision}).image_tower, levels=2)
 
 
-def observed(margin, maximum, coarse, fine):
-    """Answers of which the levels agree where both are right or both are wrong."""
-    return Observed(margin[None], torch.stack([coarse, fine]), fine, maximum[None], (coarse == fine)[None])
+def student(margin, maximum, coarse, fine):
+    return Answers(np.stack([coarse, fine]), margin[None], maximum[None])
 
 
-def test_gates_compared_at_equal_shares():
-    """By thousandths: the coarse level is right in the upper half, the fine one in the upper three quarters.
+def by_thousandths():
+    """The coarse level is right in the upper half of the pictures, the fine one in the upper three quarters.
 
     The margin refines from below and the maximum from above, so that the margin comes to the second quarter first.
     """
-    place = torch.arange(1000) / 1000
-    coarse, fine = place >= 0.5, place >= 0.25
-    result = fig4.compare_gates(observed(place, 1 - place, coarse, fine))
-    assert [point["refined"] for point in result["points"]] == [0.148, 0.264, 0.558, 0.743]
-    differences = [point["difference"][0] for point in result["points"]]
-    assert differences == pytest.approx([0, 0.264 - 0.25, 0.25 - (0.558 - 0.5), 0.25 - (0.743 - 0.5)])
-    margin, maximum = result["gates"]["margin"], result["gates"]["maximum"]
-    assert (margin["auroc_right"], maximum["auroc_right"]) == (1, 0)
-    # They disagree in the second quarter: two thirds of the other pictures are above it.
-    assert (margin["auroc_agrees"], maximum["auroc_agrees"]) == pytest.approx((2 / 3, 1 / 3))
+    place = np.arange(1000) / 1000
+    return student(place, 1 - place, place >= 0.5, place >= 0.25)
+
+
+def test_gates_are_compared_at_equal_shares():
+    rows = {row["what"]: row for row in fig4.compare_gates(2 * [by_thousandths()], 20)["rows"]}
+    leads = [rows[f"accuracy, {100 * share:.1f} % refined"]["lead"][0] for share in fig4.SHARES]
+    assert leads == pytest.approx([0, 0.264 - 0.25, 0.25 - (0.558 - 0.5), 0.25 - (0.743 - 0.5)], abs=1e-6)
+    auroc, over_all = rows["AUROC: the coarse level is right"], rows["accuracy, mean over all refined shares"]
+    assert (auroc["margin"][0], auroc["maximum"][0], auroc["lead"][0]) == pytest.approx((1, 0, 1), abs=1e-6)
     # Flat, then a rise by a quarter over a quarter of the pictures, then flat.
-    assert margin["mean_accuracy"] == pytest.approx(0.25 * 0.5 + 0.25 * 0.625 + 0.5 * 0.75, abs=0.005)
-    assert maximum["mean_accuracy"] == pytest.approx(0.5 * 0.5 + 0.25 * 0.625 + 0.25 * 0.75, abs=0.005)
-    assert sum(margin["histograms"]["right"]) == 500 and sum(margin["histograms"]["wrong"]) == 500
+    assert over_all["margin"][0] == pytest.approx(0.25 * 0.5 + 0.25 * 0.625 + 0.5 * 0.75, abs=0.001)
+    assert over_all["maximum"][0] == pytest.approx(0.5 * 0.5 + 0.25 * 0.625 + 0.25 * 0.75, abs=0.001)
+
+
+def test_curves_and_histograms_are_of_all_seeds():
+    result = fig4.compare_gates(2 * [by_thousandths()], 20)
+    curve = result["gates"]["margin"]["curve"]
+    assert (curve["accuracy"][0], curve["accuracy"][-1]) == pytest.approx((0.5, 0.75))
+    assert result["lead"]["lead"][10] == pytest.approx(0.25, abs=1e-6), "where half of the pictures are refined"
+    assert sum(result["gates"]["maximum"]["histograms"]["right"]) == 2 * 500
+    assert sum(result["gates"]["maximum"]["histograms"]["wrong"]) == 2 * 500
 
 
 def test_figures_1_and_4_render():
-    margin = torch.rand(50)
-    coarse, fine = margin > 0.5, margin > 0.2
-    gates = fig4.compare_gates(observed(margin, margin, coarse, fine))
-    rendered = fig4.render({"conditions": {}, "pictures": 50} | gates)
-    assert "AUROC" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig4"}
+    gates = fig4.compare_gates(2 * [by_thousandths()], 20)
+    rendered = fig4.render({"conditions": {"seeds": 2}, "pictures": 1000} | gates)
+    assert "| AUROC: the coarse level is right | 100.00 | 0.00 | +100.00 [" in rendered["md"]
+    assert "1,000 test pictures" in rendered["md"] and set(rendered["figures"]) == {"waveclip-fig4"}
     point = {"gmacs": 0.03, "accuracy": 0.8, "low": 0.7, "high": 0.9}
     result = {
         "conditions": {"seeds": 3, "reads_of_test": 7},

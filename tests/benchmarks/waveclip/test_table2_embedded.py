@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.embedded import PART, batches
 from benchmarks.training import shapes as trained
+from benchmarks.waveclip import table2_embedded
 from benchmarks.waveclip.controls import CASCADE, HALF, TEACHER, TRAINED_ON, WAVE
 from benchmarks.waveclip.shapes import controlled
 from benchmarks.waveclip.table2_embedded import _classifiers, markdown, measure
@@ -79,3 +80,9 @@ def test_block_in_words():
     assert "refining won nothing" not in markdown(block)
     run["seeds"] = 1
     assert "no headline is drawn" in markdown(block)
+
+
+def test_right_answers_are_counted_by_part(monkeypatch):
+    monkeypatch.setattr(table2_embedded, "PART", 2)
+    right = np.array([True, False, True, True, True])
+    assert table2_embedded.counts({"coarse": ~right, "fine": right}) == {"coarse": [1, 0, 0], "fine": [1, 2, 1]}
