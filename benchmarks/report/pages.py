@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.registry import benchmark_of, results
-from benchmarks.report import headlines, reducers, sweeps
+from benchmarks.report import headlines, reducers, sweeps, waveclip_claims
 from benchmarks.report.page import build
 from benchmarks.together import deploy, frontier_tables
 from benchmarks.training import retrain
@@ -35,6 +35,7 @@ OTHERS: dict[str, Callable[[], str]] = {
     "reducers-in-tiles": reducers.in_tiles,
     "reducers-one-by-one": reducers.descriptions,
     "retrain": retrain.table,
+    "waveclip-claims": waveclip_claims.verdicts,
     "table2-embedded": lambda: _newest("table2", lambda result: table2_embedded.markdown(result["embedded"])),
 }
 """Tables that are not the whole Markdown of a benchmark."""

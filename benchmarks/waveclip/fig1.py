@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import read_log
 from benchmarks.cells import Comparison, Result, accuracy, table
 from benchmarks.embedded import models
+from benchmarks.figures import COLOURS
 from benchmarks.printed import paper_numbers
 from benchmarks.statistics import mean_interval
 from benchmarks.together.embedded_reference import sentence
@@ -21,10 +23,20 @@ from benchmarks.waveclip import controls, shapes
 from benchmarks.waveclip.costs import Cost
 from benchmarks.waveclip.sweep import examples, margins, sweep
 
-PLACES = {"CLIP ViT-B/16": ((0, 5), "center"), "TinyCLIP": ((6, -3), "left")}
+PLACES = {
+    "CLIP ViT-B/16": ((0, 5), "center"),
+    "TinyCLIP": ((6, -3), "left"),
+    "WAVECLIP-low": ((7, -3), "left"),
+    "WAVECLIP-mid": ((7, -3), "left"),
+    "WAVECLIP-high": ((0, 6), "right"),
+}
 """Where names stand from their points on the right panel, in points of type; the others to the left."""
 FLOOR = 61
 """The lowest accuracy of the right panel; points below it are named at its edge."""
+
+
+TEXT = {"textcoords": "offset points", "fontsize": 8}
+"""How names are written beside what they name."""
 
 
 def run(smoke: bool = False) -> dict[str, Any]:
@@ -88,38 +100,44 @@ def render(result: dict[str, Any]) -> dict[str, Any]:
 def _draw(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     ours, printed = figure.subplots(1, 2)
-    points, dense = result["frontier"], result["teacher"]
-    line = {name: [point[name] for point in points] for name in points[0]}
-    controls.draw_curve(ours, line, "WaveCLIP, margin gate")
-    for point, mark, label in ((dense, "*", "dense teacher"), (result["half"], "s", "half-resolution CLIP")):
+    _draw_ours(ours, result)
+    _draw_printed(printed, result["paper"])
+    return figure
+
+
+def _draw_ours(axes: Axes, result: dict[str, Any]) -> None:
+    line = {name: [point[name] for point in result["frontier"]] for name in result["frontier"][0]}
+    controls.draw_curve(axes, line, "WaveCLIP")
+    place = len(line["gmacs"]) // 2
+    below = {"color": COLOURS[0], "ha": "right", "va": "top"}
+    axes.annotate("WaveCLIP, margin gate", (line["gmacs"][place], 100 * line["low"][place]), (0, -6), **TEXT, **below)
+    singles = (("teacher", "*", "dense teacher", -7, "right"), ("half", "s", "half-resolution CLIP", 7, "left"))
+    for model, mark, name, offset, side in singles:
+        point = result[model]
         middle, low, high = (100 * point[end] for end in ("accuracy", "low", "high"))
-        ours.errorbar(point["gmacs"], middle, [[middle - low], [high - middle]], fmt=f"k{mark}", capsize=3, label=label)
-    ours.set(
-        title=f"scenes of shape, measured, {result['conditions']['seeds']} seeds",
-        xlabel="GMACs a picture",
-        ylabel="top-1, %",
-    )
-    ours.legend()
-    for wave, style, label in ((True, "o-", "WAVECLIP"), (False, "ks", "others")):
-        rows = sorted(
-            (row for row in result["paper"] if row["method"].startswith("WAVECLIP") is wave),
-            key=lambda row: row["gflops"],
-        )
-        xs, ys = [row["gflops"] for row in rows], [row["accuracy"] for row in rows]
-        printed.plot(xs, ys, style if wave else "ks", label=label, markersize=5)
-    for row in result["paper"]:
-        name, style = row["method"].split(" (")[0], {"textcoords": "offset points", "fontsize": 7}
+        axes.errorbar(point["gmacs"], middle, [[middle - low], [high - middle]], fmt=f"k{mark}", capsize=3)
+        axes.annotate(name, (point["gmacs"], middle), (offset, 0), ha=side, va="center", **TEXT)
+    axes.set(title=f"scenes of shape, measured, {result['conditions']['seeds']} seeds")
+    axes.set(xlabel="GMACs a picture", ylabel="top-1, %")
+
+
+def _draw_printed(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    for wave, style in ((True, "o-"), (False, "ks")):
+        own = [row for row in rows if row["method"].startswith("WAVECLIP") is wave]
+        places = sorted((row["gflops"], row["accuracy"]) for row in own)
+        axes.plot(*zip(*places, strict=True), style, markersize=5)
+    for row in rows:
+        name = row["method"].split(" (")[0]
         if row["accuracy"] < FLOOR:
             below = f"{name}: {row['accuracy']} at {row['gflops']}, below"
-            printed.annotate(below, (1.2, FLOOR + 0.2), xytext=(6, 4), **style)
-        elif not name.startswith("WAVECLIP"):
+            axes.annotate(below, (1.2, FLOOR + 0.2), (6, 4), **TEXT)
+        elif name in PLACES or not name.startswith("WAVECLIP"):
             # Away from WAVECLIP's line, which rises from the left.
             offset, side = PLACES.get(name, ((-6, -3), "right"))
-            printed.annotate(name, (row["gflops"], row["accuracy"]), xytext=offset, ha=side, **style)
-    printed.set(xlim=(1, 18.5), ylim=(FLOOR, 67))
-    printed.set(title="ImageNet-1k, as the paper prints it", xlabel="GFLOPs as printed", ylabel="top-1, %")
-    printed.legend(loc="lower right")
-    return figure
+            colour = COLOURS[0] if name.startswith("WAVECLIP") else "black"
+            axes.annotate(name, (row["gflops"], row["accuracy"]), offset, ha=side, color=colour, **TEXT)
+    axes.set(xlim=(1, 18.5), ylim=(FLOOR, 67))
+    axes.set(title="ImageNet-1k, as the paper prints it", xlabel="GFLOPs as printed", ylabel="top-1, %")
 
 
 def compare(result: Result) -> Iterator[Comparison]:

@@ -71,6 +71,15 @@ def test_a_gate_that_gains_by_refining_few_of_a_set_is_not_the_more_stable_one()
     assert leads["gained"] < 0 < leads["moved"]
 
 
+def test_refining_every_picture_gains_where_the_fine_level_is_better():
+    found = {"CIFAR-10": 3 * [splits(PLACE, PLACE)], "Fashion-MNIST": 3 * [splits(PLACE, PLACE)]}
+    correct = found["Fashion-MNIST"][0]["test"].correct
+    correct[0] = correct[-1]  # all levels are right there
+    better, equal = gates.refining_gains(found, 50)
+    assert better["gain"][0] == pytest.approx(0.5) and better["p"] < 0.001
+    assert equal["gain"] == (0, 0, 0) and equal["p"] == 1
+
+
 def test_a_threshold_relative_to_the_number_of_classes_is_one_of_the_gates():
     given = splits(PLACE, PLACE)["val"]
     relative, classes = 20.0, 252
