@@ -38,13 +38,10 @@ def _of_sets(names: Mapping[str, str]) -> dict[str, Result]:
     return {data: result for data, result in known.items() if result}
 
 
-def _of_each(shown: Mapping[str, bool], true: str, false: str) -> str:
-    """A verdict that names the sets on which something is shown, and those on which it is not."""
-    groups = {
-        words: [data for data, is_shown in shown.items() if is_shown is wanted]
-        for words, wanted in ((true, True), (false, False))
-    }
-    return "; ".join(f"{words}: {', '.join(names)}" for words, names in groups.items() if names)
+def _grouped(words: Mapping[str, str]) -> str:
+    """One verdict of the words said of each data set."""
+    said = dict.fromkeys(words.values())
+    return "; ".join(f"{word}: {', '.join(data for data in words if words[data] == word)}" for word in said)
 
 
 def _by_set(cells: Mapping[str, str]) -> str:
@@ -59,7 +56,7 @@ def saved_at_the_teachers_accuracy() -> tuple[str, str]:
         data: controls.saved_share(lines[data][WAVE]) if saves else controls.verdict(lines[data][WAVE])
         for data, saves in shown.items()
     }
-    return _by_set(cells), _of_each(shown, "a saving is shown", "none is shown")
+    return _by_set(cells), _grouped({data: "shown" if saves else "no saving shown" for data, saves in shown.items()})
 
 
 def more_than_its_controls_save() -> tuple[str, str]:
@@ -67,12 +64,12 @@ def more_than_its_controls_save() -> tuple[str, str]:
     lines = {data: list(_lines(result).values()) for data, result in _of_sets(SETS).items()}
     lines = {data: some for data, some in lines.items() if some}
     cells = {data: controls.beyond_cascade(some) for data, some in lines.items()}
-    shown = {
-        data: cells[data] != controls.NOT_COMPARABLE
-        and next(line for line in some if "chosen" not in line)["saved"][1] > 0
-        for data, some in lines.items()
-    }
-    return _by_set(cells), _of_each(shown, "it saves more than a cascade", "no lead over a cascade is shown")
+    words = {}
+    for data, some in lines.items():
+        more = next(line for line in some if "chosen" not in line)["saved"]
+        leads = cells[data] != controls.NOT_COMPARABLE and more[1] > 0
+        words[data] = "shown beside a cascade" if leads else "no lead over a cascade shown"
+    return _by_set(cells), _grouped(words)
 
 
 def _lines(result: Result) -> dict[str, dict[str, Any]]:
@@ -84,21 +81,23 @@ def refining_wins_accuracy() -> tuple[str, str]:
     rows = (_stored("waveclip-gates") or {}).get("refining", ())
     if not rows:
         return "not run", "open"
-    shown = {row["data"]: row["p"] < SURE and row["gain"][1] > 0 for row in rows}
+    words = {}
+    for row in rows:
+        better = "shown" if row["gain"][0] > 0 else "the coarse level is better"
+        words[row["data"]] = better if row["p"] < SURE else "not shown"
     cells = {row["data"]: points(row["gain"]) for row in rows}
-    return f"fine level less coarse, points: {_by_set(cells)}", _of_each(shown, "shown", "not shown")
+    return f"fine level less coarse, points: {_by_set(cells)}", _grouped(words)
 
 
 def coarse_beats_a_plain_small_model() -> tuple[str, str]:
     """The coarse level and a half-resolution CLIP of the same cost, each against the teacher."""
-    cells, shown = {}, {}
+    cells, words = {}, {}
     for data, rows in _rows().items():
         coarse, half = rows[f"{WAVE} coarse-only"], rows[HALF]
         both = (accuracy(row["accuracy"], row["interval"]) for row in (coarse, half))
         cells[data] = " and ".join(both)
-        shown[data] = coarse["interval"][0] > half["interval"][1]
-    verdict = _of_each(shown, "it is surely better", "not shown")
-    return f"coarse level and half-resolution CLIP, %: {_by_set(cells)}", verdict
+        words[data] = "shown" if coarse["interval"][0] > half["interval"][1] else "not shown"
+    return f"coarse level and half-resolution CLIP, %: {_by_set(cells)}", _grouped(words)
 
 
 def _rows() -> dict[str, dict[str, dict[str, Any]]]:

@@ -114,9 +114,9 @@ def run(smoke: bool = False) -> dict[str, Any]:
 
 
 def refining_gains(found: Mapping[str, Sequence[Splits]], resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """What refining every picture of test gains by data set: the fine level less the coarse one, Holm's p over the sets.
+    """What refining every picture of test gains: the fine level less the coarse one, with Holm's p over the sets.
 
-    It bounds what any gate can lose or win by refining others. found: as of ``at_shares``.
+    It bounds what any gate wins by refining others. found: as of ``at_shares``.
     """
     gains = {}
     for name, seeds in found.items():
