@@ -75,6 +75,8 @@ def answers_of_all(
 ) -> dict[Key, Answers]:
     """Every model's answers for all pictures, which are read once.
 
+    A model that draws, such as one of random places, draws by the number of the batch, so every pass answers alike.
+
     models: each has ``encode_image``, or levels as a WaveTower; with it the CLIP whose text tower and logit scale it
     takes, a CLIP's own.
     loader: batches with "image" [B,3,S,S] and "label" [B].  prompts: one a class, in the order of the labels.
@@ -83,11 +85,14 @@ def answers_of_all(
     texts = {clip: (embed_prompts(clip, prompts), clip.logit_scale.exp()) for clip in clips}
     gates = (MarginGate(0.0), MaxProbabilityGate(0.0))
     parts: dict[Key, list[list[Tensor]]] = {key: [] for key in models}
-    for batch in track(loader, "evaluating"):
+    for number, batch in enumerate(track(loader, "evaluating")):
         for key, (model, clip) in models.items():
             classes, scale = texts[clip]
             images = batch["image"].to(next(model.parameters()).device)
-            levels = model(images) if isinstance(model, WaveTower | ReducedWaveTower) else [model.encode_image(images)]
+            with torch.random.fork_rng():
+                torch.manual_seed(number)
+                leveled = isinstance(model, WaveTower | ReducedWaveTower)
+                levels = model(images) if leveled else [model.encode_image(images)]
             probabilities = torch.stack([(scale * similarity(z, classes)).softmax(-1) for z in levels]).cpu()
             early = probabilities[:-1] if len(levels) > 1 else probabilities
             correct = probabilities.argmax(-1) == batch["label"]

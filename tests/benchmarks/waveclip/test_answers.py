@@ -85,6 +85,20 @@ def test_models_that_are_asked_together_answer_as_alone():
         assert np.array_equal(together[name].margin, alone.margin)
 
 
+class Drawing(CLIP):
+    """Embeds pictures of noise that it draws itself."""
+
+    def encode_image(self, images):
+        return super().encode_image(torch.randn_like(images))
+
+
+def test_a_model_that_draws_answers_alike_in_every_pass():
+    clip = Drawing(CLIP.tiny().architecture).eval()
+    first, again = (answers.answers(clip, clip, batches(), list(TINY_CAPTIONS)) for _ in range(2))
+    assert np.array_equal(first.margin, again.margin)
+    assert len(np.unique(first.margin)) == 6, "each batch has draws of its own"
+
+
 def example(pictures=11, levels=2, seed=0):
     rng = np.random.default_rng(seed)
     confidence = rng.random((max(1, levels - 1), pictures)).astype(np.float32)
