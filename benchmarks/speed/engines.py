@@ -56,6 +56,11 @@ OPTIONAL = {
 """The engines that a run may lack, and what adds each."""
 
 
+def dtypes(device: str) -> tuple[torch.dtype, ...]:
+    """float32, and bfloat16 where the device multiplies in it: an emulation takes minutes, and says nothing."""
+    return (torch.float32, torch.bfloat16) if device != "cpu" or BF16_PRODUCTS else (torch.float32,)
+
+
 def measure(architecture: dict[str, Any], device: str, rounds: int) -> dict[str, Any]:
     """A row for each dtype, batch size and engine.
 
@@ -63,8 +68,7 @@ def measure(architecture: dict[str, Any], device: str, rounds: int) -> dict[str,
     from open_clip's embeddings (None for an engine with other weights). bfloat16 is left out on a processor that does
     not multiply in it.
     """
-    dtypes = (torch.float32, torch.bfloat16) if device != "cpu" or BF16_PRODUCTS else (torch.float32,)
-    return {"rows": [row for dtype in dtypes for row in _rows(architecture, dtype, device, rounds)]}
+    return {"rows": [row for dtype in dtypes(device) for row in _rows(architecture, dtype, device, rounds)]}
 
 
 def _rows(architecture: dict[str, Any], dtype: torch.dtype, device: str, rounds: int) -> list[dict[str, Any]]:

@@ -41,11 +41,12 @@ def run(smoke: bool = False) -> dict[str, Any]:
     rounds, batch, size = (2, 2, 32) if smoke else (ROUNDS, BATCH, SIZE)
     architecture = SMALLEST if smoke else load_architecture("ViT-B-16")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run_conditions = conditions("paper", seeds=None, dtype="float32, bfloat16", batch=batch, rounds=rounds, pixels=size)
+    measured = ", ".join(str(dtype).removeprefix("torch.") for dtype in engines.dtypes(device))
+    run_conditions = conditions("paper", seeds=None, dtype=measured, batch=batch, rounds=rounds, pixels=size)
     return {
         "name": "speed",
         "conditions": run_conditions,
-        "towers": [towers(architecture, batch, dtype, device, rounds) for dtype in (torch.float32, torch.bfloat16)],
+        "towers": [towers(architecture, batch, dtype, device, rounds) for dtype in engines.dtypes(device)],
         "engines": engines.measure(architecture, device, rounds),
         "wavelet": wavelet(batch, size, device, rounds),
         "mlip": mlip_speed.measure(device, rounds, smoke),

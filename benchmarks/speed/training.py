@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cells import table
+from benchmarks.speed import engines
 from common.clip import CLIP, load_architecture
 from common.flops import count_macs
 from common.pretraining import CLIPPretraining, ContrastivePretraining
@@ -34,7 +35,7 @@ def measure(device: str, rounds: int, smoke: bool = False) -> dict[str, Any]:
     return {
         "pairs": PAIRS,
         "matching": alternate(calls, rounds),
-        "steps": [steps(dtype, device, smoke) for dtype in (torch.float32, torch.bfloat16)],
+        "steps": [steps(dtype, device, smoke) for dtype in engines.dtypes(device)],
     }
 
 

@@ -14,7 +14,7 @@ def test_steps_and_matching_are_measured_side_by_side():
         assert row["macs_ratio"] == pytest.approx(row["gmacs"]["clip"] / row["gmacs"]["mlip"])
         assert row["matching"]["tokens"] == [8, 15]  # of 16 patches half are kept; all words but start-of-text
     text = "\n\n".join(mlip_speed.parts(found))
-    assert "| bfloat16 | 2 |" in text and "256 pairs" in text and "196 x 77" in text
+    assert "| float32 | 2 |" in text and "256 pairs" in text and "196 x 77" in text
 
 
 def test_the_matching_that_is_timed_is_one_to_one():
