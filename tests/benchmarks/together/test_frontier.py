@@ -158,8 +158,6 @@ def test_every_reducer_that_needs_no_training_stands_on_the_frontier(monkeypatch
 
 
 class Costing(torch.nn.Module):
-    """A model of a keep rate, as large as it costs."""
-
     def __init__(self, keep):
         super().__init__()
         self.keep = keep
@@ -345,8 +343,8 @@ def test_a_whole_run_and_what_it_says(tiny, monkeypatch):
 
 
 def test_what_the_figure_cuts_off_is_named_at_its_edge():
-    row = {"composed": False, "keep": None, "refined": None, "interval": [0, 1], "rival": None, "dominated": []}
-    row["seeds"] = 1
+    row = dict.fromkeys(("keep", "refined", "rival")) | {"composed": False, "seeds": 1}
+    row |= {"interval": [0, 1], "dominated": []}
     numbers = {DENSE: (0.03, 0.62), "MLIP": (0.02, 0.41), WAVE: (0.01, 0.6)}
     rows = [row | {"method": m, "gmacs": g, "seconds": g / 10, "accuracy": a} for m, (g, a) in numbers.items()]
     stated = dict.fromkeys(("names", "test_reads", "batch", "rounds", "dtype", "device", "threads", "torch"), 1)
